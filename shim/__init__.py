@@ -1,0 +1,1 @@
+"""A containerd shim v2: one small daemon per container."""

@@ -1,0 +1,1 @@
+"""The API of containerd and of runc: messages, stubs and service bases."""

@@ -1,0 +1,1 @@
+"""ttrpc: frames, protocol, client and server."""
