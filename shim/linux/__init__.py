@@ -1,0 +1,1 @@
+"""What the kernel offers and the standard library does not wrap."""

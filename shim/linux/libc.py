@@ -1,0 +1,78 @@
+"""The system calls the standard library does not wrap.  The only ctypes in the tree.
+
+Each function raises OSError as ``os`` would, and returns what the call returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+# Source: linux/prctl.h
+_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NAME = 15
+_PR_SET_THP_DISABLE = 41
+_PR_SCHED_CORE = 62
+_PR_SCHED_CORE_CREATE = 1
+_PIDTYPE_PGID = 2
+
+
+def _checked(result: int, name: str | None = None) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2).  ``data`` must be shorter than a page: the kernel cuts it silently."""
+    _checked(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            os.fsencode(fstype),
+            ctypes.c_ulong(flags),
+            os.fsencode(data) if data else None,
+        ),
+        target,
+    )
+
+
+def umount2(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _checked(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def set_child_subreaper() -> None:
+    """Become the parent of every orphan among our descendants.  prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def set_name(name: str) -> None:
+    """Set the name ``ps -o comm`` shows, cut to 15 bytes.  prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0))
+
+
+def disable_thp() -> None:
+    """Keep transparent huge pages out of this process's memory.  prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+
+
+def create_core_cookie() -> None:
+    """Give this process group a core scheduling cookie of its own.
+
+    Source: Documentation/admin-guide/hw-vuln/core-scheduling.rst.
+    """
+    _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_PGID, 0))
+
+
+def inotify_init() -> int:
+    """Return a new inotify fd, non-blocking and close-on-exec.  inotify(7)."""
+    return _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> int:
+    """Watch ``path`` for the events in ``mask``; return the watch descriptor.  inotify(7)."""
+    return _checked(_libc.inotify_add_watch(fd, os.fsencode(path), mask), path)

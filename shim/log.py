@@ -1,0 +1,81 @@
+"""The shim's own log: key=value lines into containerd's fifo, which never block.
+
+containerd opens ``<bundle>/log`` before it runs us and copies what arrives into
+its own log.  When it stops reading, 64 KiB later a blocking write would freeze
+the shim; so lines that do not fit are dropped, and counted.
+
+Source: protocol section 10; the line format is logrus' text format, which
+containerd's log and people's tools expect.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+
+DEBUG, INFO, WARNING, ERROR = range(4)
+_NAMES = ("debug", "info", "warning", "error")
+
+
+class Log:
+    """Where lines go, and from which level on.  ``fd`` is borrowed, not owned."""
+
+    def __init__(self, fd: int = 2, level: int = INFO) -> None:
+        self.fd = fd
+        self.level = level
+        self.dropped = 0
+
+    def write(self, level: int, message: str, fields: dict[str, object]) -> None:
+        if level < self.level:
+            return
+        if self.dropped:
+            fields["dropped_lines"] = self.dropped
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = f"time={_quoted(stamp)} level={_NAMES[level]} msg={_quoted(message)}"
+        line += "".join(f" {key}={_quoted(str(value))}" for key, value in fields.items())
+        try:
+            # One write of less than PIPE_BUF is taken whole or not at all.
+            os.write(self.fd, line.encode(errors="replace")[:4000] + b"\n")
+        except OSError:
+            self.dropped += 1
+        else:
+            self.dropped = 0
+
+
+def _quoted(text: str) -> str:
+    if text and all(c.isalnum() or c in "-._/@^+:" for c in text):
+        return text
+    body = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{body}"'
+
+
+_log = Log()
+
+
+def configure(fd: int, level: int) -> None:
+    """Send every later line of this process to ``fd``, from ``level`` on."""
+    _log.fd = fd
+    _log.level = level
+
+
+def debug(message: str, **fields: object) -> None:
+    _log.write(DEBUG, message, fields)
+
+
+def info(message: str, **fields: object) -> None:
+    _log.write(INFO, message, fields)
+
+
+def warning(message: str, **fields: object) -> None:
+    _log.write(WARNING, message, fields)
+
+
+def error(message: str, **fields: object) -> None:
+    _log.write(ERROR, message, fields)
+
+
+def crash(message: str, exc: BaseException, **fields: object) -> None:
+    """Log an error that should not have happened, with where it came from."""
+    trace = "".join(traceback.format_exception(exc)).strip()
+    _log.write(ERROR, message, fields | {"error": str(exc) or type(exc).__name__, "trace": trace})
