@@ -1,0 +1,120 @@
+"""The ttrpc wire format: a ten-byte header, then at most 4 MiB of payload.
+
+       0       4       8      9      10
+       +-------+-------+------+------+-----------------
+       |  len  |  id   | kind | flag |  payload (len)
+       +-------+-------+------+------+-----------------
+
+``len`` and ``id`` are big-endian.  Bytes in, frames out; no I/O happens here,
+and nothing here knows what a payload means.
+
+Source: containerd/ttrpc, PROTOCOL.md "Message Frame" and channel.go.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+from grpclib.const import Status
+
+from shim.errors import ShimError
+
+MAX_PAYLOAD = 4 << 20  # bytes, inclusive
+
+_HEADER = struct.Struct(">IIBB")
+
+
+class TooBigError(ShimError):
+    """A message does not fit into one frame, and ttrpc does not split them."""
+
+    status: ClassVar[Status] = Status.RESOURCE_EXHAUSTED
+
+
+class Kind(enum.IntEnum):
+    """What the payload of a frame is."""
+
+    REQUEST = 1
+    RESPONSE = 2
+    DATA = 3
+
+
+class Flag(enum.IntFlag):
+    """What a frame says about the stream it is on.  Bits we do not know are kept."""
+
+    NONE = 0
+    REMOTE_CLOSED = 1  # the sender sends no more
+    REMOTE_OPEN = 2  # the sender goes on with data frames
+    NO_DATA = 4  # the frame carries no message, not an empty one
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message on one stream.
+
+    ``kind`` stays a bare int: a peer may speak a newer ttrpc, and a kind we do
+    not know must be ignored, not rejected.
+    """
+
+    stream_id: int
+    kind: int
+    payload: bytes = b""
+    flags: Flag = Flag.NONE
+
+    def encode(self) -> bytes:
+        """Return the frame as it goes over the wire.
+
+        :raises TooBigError: the payload is over the limit.
+        """
+        length = len(self.payload)
+        if length > MAX_PAYLOAD:
+            raise TooBigError(
+                f"a message of {length} bytes is over ttrpc's limit of {MAX_PAYLOAD}"
+            )
+        return _HEADER.pack(length, self.stream_id, self.kind, self.flags) + self.payload
+
+
+@dataclass(frozen=True, slots=True)
+class Oversize:
+    """A frame that announced ``length`` bytes, more than the limit; its body is discarded."""
+
+    stream_id: int
+    kind: int
+    length: int
+
+
+class FrameDecoder:
+    """Bytes in any pieces in; whole frames, in order, out."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._discard = 0  # bytes of an oversize body that have yet to come
+
+    def receive(self, data: bytes | bytearray) -> list[Frame | Oversize]:
+        """Return what ``data`` completes.  An oversize frame is told by its header alone."""
+        buffer = self._buffer
+        buffer += data
+        items: list[Frame | Oversize] = []
+        start, available = 0, len(buffer)
+        while True:
+            skipped = min(self._discard, available - start)
+            self._discard -= skipped
+            start += skipped
+            body = start + _HEADER.size
+            if body > available:
+                break
+            length, stream_id, kind, flags = _HEADER.unpack_from(buffer, start)
+            if length > MAX_PAYLOAD:
+                items.append(Oversize(stream_id, kind, length))
+                self._discard = length
+                start = body
+                continue
+            end = body + length
+            if end > available:
+                break
+            items.append(Frame(stream_id, kind, bytes(buffer[body:end]), Flag(flags)))
+            start = end
+        del buffer[:start]
+        return items

@@ -1,0 +1,212 @@
+"""The ttrpc conversation, both sides of it: bytes in, events out, bytes to send.
+
+Only unary calls exist here, because the task API has no others: a data frame
+belongs to no stream we know, and is ignored.  No I/O, no clock, no tasks.
+
+Source: containerd/ttrpc, PROTOCOL.md, request.proto, server.go and client.go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+from grpclib.const import Status
+
+from shim.ttrpc import wire_pb2
+from shim.ttrpc.frames import MAX_PAYLOAD, Frame, FrameDecoder, Kind, Oversize, TooBigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAMESPACE = "containerd-namespace-ttrpc"  # the metadata key of containerd's namespace
+
+_MESSAGE_LIMIT = 64 << 10  # characters of an error message that are worth sending
+_LONGEST = 1 << 62  # ns; a century and a half is no limit at all
+_STATUS = {status.value: status for status in Status}
+
+
+class _RefusedError(Exception):
+    """A frame that gets an error for an answer, and nothing else."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """A call by the peer.
+
+    ``timeout`` is in seconds from now: None for no limit, zero or less when the
+    caller's deadline has already passed.  The keys of ``metadata`` are lower case.
+    """
+
+    stream_id: int
+    service: str
+    method: str
+    payload: bytes
+    timeout: float | None = None
+    metadata: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReceived:
+    """The peer's answer to a call.  ``payload`` is empty unless ``status`` is OK."""
+
+    stream_id: int
+    status: Status
+    message: str = ""
+    payload: bytes = b""
+
+
+class ServerProtocol:
+    """One connection, seen from the side that is called."""
+
+    def __init__(self) -> None:
+        self._decoder = FrameDecoder()
+        self._last_id = 0
+        self._out: list[bytes] = []
+        self.unsent = 0  # bytes that data_to_send() would return
+
+    def receive_data(self, data: bytes | bytearray) -> list[RequestReceived]:
+        """Feed bytes from the peer; return the requests they complete.
+
+        A malformed frame costs its own stream an error response, queued for
+        :meth:`data_to_send`.  It never costs the other streams anything.
+        """
+        events = []
+        for item in self._decoder.receive(data):
+            try:
+                event = self._receive(item)
+            except _RefusedError as refusal:
+                self.send_error(item.stream_id, refusal.status, str(refusal))
+            else:
+                if event is not None:
+                    events.append(event)
+        return events
+
+    def _receive(self, item: Frame | Oversize) -> RequestReceived | None:
+        if isinstance(item, Oversize):
+            text = f"a message of {item.length} bytes is over the limit of {MAX_PAYLOAD}"
+            raise _RefusedError(Status.RESOURCE_EXHAUSTED, text)
+        if item.kind != Kind.REQUEST:
+            return None
+        if item.stream_id % 2 == 0:
+            raise _RefusedError(
+                Status.INVALID_ARGUMENT, "StreamID must be odd for client initiated streams"
+            )
+        if item.stream_id <= self._last_id:
+            raise _RefusedError(
+                Status.INVALID_ARGUMENT, "StreamID cannot be re-used and must increment"
+            )
+        self._last_id = item.stream_id
+        try:
+            request = wire_pb2.Request.FromString(item.payload)
+        except DecodeError as exc:
+            text = f"the frame is not a ttrpc Request: {exc}"
+            raise _RefusedError(Status.INVALID_ARGUMENT, text) from exc
+        metadata: dict[str, list[str]] = {}
+        for pair in request.metadata:
+            metadata.setdefault(pair.key.lower(), []).append(pair.value)
+        return RequestReceived(
+            item.stream_id,
+            request.service,
+            request.method,
+            request.payload,
+            request.timeout_nano / 1e9 if request.timeout_nano else None,
+            metadata,
+        )
+
+    def send_reply(self, stream_id: int, payload: bytes) -> None:
+        """Queue a success.  A reply too big for one frame is queued as an error instead."""
+        try:
+            self._send(stream_id, wire_pb2.Response(payload=payload))
+        except TooBigError as exc:
+            self.send_error(stream_id, exc.status, f"the reply does not fit: {exc}")
+
+    def send_error(self, stream_id: int, status: Status, message: str) -> None:
+        """Queue a failure.  What protobuf cannot carry of ``message`` is escaped."""
+        # The text may hold a path, and a path may hold bytes that are not UTF-8.
+        text = message[:_MESSAGE_LIMIT].encode(errors="backslashreplace").decode()
+        error = wire_pb2.Status(code=status.value, message=text)
+        self._send(stream_id, wire_pb2.Response(status=error))
+
+    def _send(self, stream_id: int, response: wire_pb2.Response) -> None:
+        data = Frame(stream_id, Kind.RESPONSE, response.SerializeToString()).encode()
+        self._out.append(data)
+        self.unsent += len(data)
+
+    def data_to_send(self) -> bytes:
+        """Return the bytes for the peer since the last call, in order."""
+        data = b"".join(self._out)
+        self._out.clear()
+        self.unsent = 0
+        return data
+
+
+class ClientProtocol:
+    """One connection, seen from the side that calls."""
+
+    def __init__(self) -> None:
+        self._decoder = FrameDecoder()
+        self._next_id = 1
+
+    def encode_request(
+        self,
+        service: str,
+        method: str,
+        payload: bytes,
+        *,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[int, bytes]:
+        """Return the id of a new stream and the frame that opens it.
+
+        The frames must go out in the order of their ids.  ``timeout`` is in seconds.
+
+        :raises TooBigError: the request does not fit into a frame; no id is used up.
+        """
+        request = wire_pb2.Request(service=service, method=method, payload=payload)
+        if timeout is not None:
+            # Zero would mean no limit, and what has run out is told by a negative number.
+            request.timeout_nano = int(min(max(timeout, 0) * 1e9, _LONGEST)) or -1
+        for key, value in metadata.items():
+            request.metadata.add(key=key.lower(), value=value)
+        stream_id = self._next_id
+        frame = Frame(stream_id, Kind.REQUEST, request.SerializeToString()).encode()
+        self._next_id += 2
+        return stream_id, frame
+
+    def receive_data(self, data: bytes | bytearray) -> list[ResponseReceived]:
+        """Feed bytes from the peer; return the responses they complete.
+
+        Whether a stream is still waited for is the caller's to know: it may have
+        given up, and there is no way to tell the peer.
+        """
+        responses = []
+        for item in self._decoder.receive(data):
+            if isinstance(item, Oversize):
+                text = f"the reply of {item.length} bytes is over the limit of {MAX_PAYLOAD}"
+                response = ResponseReceived(item.stream_id, Status.RESOURCE_EXHAUSTED, text)
+            elif item.kind == Kind.RESPONSE:
+                response = _response(item)
+            else:
+                continue
+            responses.append(response)
+        return responses
+
+
+def _response(frame: Frame) -> ResponseReceived:
+    try:
+        response = wire_pb2.Response.FromString(frame.payload)
+    except DecodeError as exc:
+        text = f"the peer's frame is not a ttrpc Response: {exc}"
+        return ResponseReceived(frame.stream_id, Status.INTERNAL, text)
+    error = response.status
+    if error.code == Status.OK.value:
+        return ResponseReceived(frame.stream_id, Status.OK, payload=response.payload)
+    status = _STATUS.get(error.code, Status.UNKNOWN)
+    return ResponseReceived(frame.stream_id, status, error.message)

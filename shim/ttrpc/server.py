@@ -1,0 +1,310 @@
+"""Services over ttrpc connections: one task a call, one writer a connection.
+
+What a frame means is :mod:`shim.ttrpc.protocol`'s business; what a method does
+is the service's.  Here is who runs when, and who stops when:
+
+- A call ends with its own deadline, or with the server.  The methods named in
+  ``abandon`` (those that only wait) also end with the caller's connection; the
+  others run to their end, so that a manager which dies in the middle of a
+  Create leaves nothing half done.
+- A peer that does not read its replies is not read from either, once
+  ``UNSENT_LIMIT`` is reached.  It is not cut off: containerd takes a closed
+  connection for a dead shim and deletes the container, and a manager that is
+  merely stopped must not come back to that.
+
+Source: containerd/ttrpc server.go, from which the first rule differs on purpose.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import trio
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError, ProtocolError
+
+from shim import log
+from shim.errors import ShimError, status_of
+from shim.ttrpc.protocol import RequestReceived, ServerProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
+
+Service = TypeVar("Service")
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+
+UNSENT_LIMIT = 1 << 20  # bytes of replies for one peer
+
+_CHUNK = 65536  # bytes; one read takes whole bursts of requests
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+class PeerRefusedError(ShimError):
+    """The process at the other end belongs to somebody else."""
+
+    status: ClassVar[Status] = Status.PERMISSION_DENIED
+
+
+class Stream(Generic[Request, Reply]):
+    """One call, as a method of a generated service base gets it.
+
+    ``deadline`` is on trio's clock, infinite when the caller set none.  The keys
+    of ``metadata`` are lower case.
+    """
+
+    def __init__(
+        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
+    ) -> None:
+        self.metadata = metadata
+        self.deadline = deadline
+        self.reply: bytes | None = None
+        self._request: Request | None = request
+
+    async def recv_message(self) -> Request | None:
+        """Return the request; None after it has been received once."""
+        request, self._request = self._request, None
+        return request
+
+    async def send_message(self, message: Reply) -> None:
+        """Answer.  The reply leaves when the method returns, unless it raises."""
+        if self.reply is not None:
+            raise ProtocolError("a unary method sends one reply")
+        self.reply = message.SerializeToString()
+
+
+def unary(
+    method: Callable[[Service, Request], Awaitable[Reply]],
+) -> Callable[[Service, Stream[Request, Reply]], Coroutine[Any, Any, None]]:
+    """Turn ``async def Kill(self, request) -> reply`` into a method of a service base."""
+
+    @functools.wraps(method)
+    async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
+        request = await stream.recv_message()
+        assert request is not None  # nobody received it before us
+        await stream.send_message(await method(service, request))
+
+    return serve_stream
+
+
+class Servable(Protocol):
+    """A generated service base."""
+
+    def __mapping__(self) -> dict[str, Handler]: ...
+
+
+def handlers_of(
+    *services: Servable, aliases: Mapping[str, str] | None = None
+) -> dict[str, Handler]:
+    """Return the methods of ``services`` by their ``/package.Service/Method``.
+
+    ``aliases`` names services (keys) that are served under another full name too.
+    """
+    handlers: dict[str, Handler] = {}
+    for service in services:
+        for name, handler in service.__mapping__().items():
+            handlers[name] = handler
+            full_name, _, method = name.removeprefix("/").rpartition("/")
+            if aliases and full_name in aliases:
+                handlers[f"/{aliases[full_name]}/{method}"] = handler
+    return handlers
+
+
+def check_peer(sock: trio.socket.SocketType) -> None:
+    """Make sure that the process which connected is ours: same user, same group.
+
+    :raises PeerRefusedError: it is not.
+    """
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, gid = _PEERCRED.unpack(raw)
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        raise PeerRefusedError(
+            f"process {pid} of user {uid}, group {gid} may not use the socket of "
+            f"user {os.geteuid()}, group {os.getegid()}; call as that user"
+        )
+
+
+async def serve_connection(
+    stream: trio.abc.Stream,
+    *,
+    handlers: Mapping[str, Handler],
+    abandon: Container[str] = (),
+    shutdown: trio.Event | None = None,
+) -> None:
+    """Own ``stream``, and answer the requests on it until the peer goes.
+
+    Returns when every call has ended.  After ``shutdown`` no new request is
+    taken, the methods in ``abandon`` (short names) end at once, and the rest
+    still get their replies sent.
+    """
+    await _Connection(stream, handlers, abandon).run(shutdown)
+
+
+async def serve(
+    listener: trio.SocketListener,
+    handlers: Mapping[str, Handler],
+    *,
+    shutdown: trio.Event,
+    drain: float,
+    abandon: Container[str] = (),
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Own ``listener``, and serve our own user's processes on it until ``shutdown``.
+
+    What is running then has ``drain`` seconds to end, and is cancelled after.
+    """
+
+    async def converse(stream: trio.SocketStream) -> None:
+        try:
+            async with stream:
+                check_peer(stream.socket)
+                await serve_connection(
+                    stream, handlers=handlers, abandon=abandon, shutdown=shutdown
+                )
+        except PeerRefusedError as exc:
+            log.warning("connection refused", error=exc)
+        except Exception as exc:  # one connection must not cost the others theirs
+            log.crash("connection failed", exc)
+
+    async with trio.open_nursery() as conversations:
+        async with trio.open_nursery() as accepting:
+            accept = functools.partial(
+                trio.serve_listeners, converse, [listener], handler_nursery=conversations
+            )
+            await accepting.start(accept)
+            task_status.started()
+            await shutdown.wait()
+            accepting.cancel_scope.cancel()  # no new callers
+        conversations.cancel_scope.deadline = trio.current_time() + drain  # the rest may finish
+
+
+class _Connection:
+    def __init__(
+        self, stream: trio.abc.Stream, handlers: Mapping[str, Handler], abandon: Container[str]
+    ) -> None:
+        self._stream = stream
+        self._handlers = handlers
+        self._abandon = abandon
+        self._protocol = ServerProtocol()
+        self._running = 0  # calls that outlive the peer
+        self._draining = False
+        self._gone = False
+        self._idle_writer = trio.lowlevel.ParkingLot()
+        self._held_reader = trio.lowlevel.ParkingLot()
+
+    async def run(self, shutdown: trio.Event | None) -> None:
+        async with trio.open_nursery() as lasting:
+            async with self._stream, trio.open_nursery() as writing:
+                writing.start_soon(self._write_loop, writing.cancel_scope)
+                async with trio.open_nursery() as listening:
+                    if shutdown is not None:
+                        listening.start_soon(_cancel_at, shutdown, listening.cancel_scope)
+                    await self._read_loop(lasting, listening)
+                    self._gone = True
+                    listening.cancel_scope.cancel()
+                if self._gone:
+                    writing.cancel_scope.cancel()
+                self._draining = True
+                self._idle_writer.unpark()
+            self._gone = True
+
+    async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        try:
+            while data := await self._stream.receive_some(_CHUNK):
+                for event in self._protocol.receive_data(data):
+                    self._dispatch(event, lasting, listening)
+                self._idle_writer.unpark()  # a refusal may have been queued
+                while self._protocol.unsent > UNSENT_LIMIT:
+                    await self._held_reader.park()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # gone without a good-bye is gone all the same
+
+    async def _write_loop(self, scope: trio.CancelScope) -> None:
+        try:
+            while True:
+                if data := self._protocol.data_to_send():
+                    self._held_reader.unpark()
+                    await self._stream.send_all(data)
+                elif self._draining and not self._running:
+                    return
+                else:
+                    await self._idle_writer.park()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._gone = True
+            scope.cancel()
+
+    def _dispatch(
+        self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
+    ) -> None:
+        name = f"/{event.service}/{event.method}"
+        handler = self._handlers.get(name)
+        refuse = functools.partial(self._protocol.send_error, event.stream_id)
+        if handler is None:
+            return refuse(Status.UNIMPLEMENTED, f"there is no method {name}")
+        if handler.cardinality is not Cardinality.UNARY_UNARY:
+            return refuse(Status.UNIMPLEMENTED, f"{name} streams, which is not supported")
+        if event.timeout is not None and event.timeout <= 0:
+            return refuse(Status.DEADLINE_EXCEEDED, f"{name} came after its deadline")
+        try:
+            request = handler.request_type.FromString(event.payload)
+        except DecodeError as exc:
+            return refuse(Status.INVALID_ARGUMENT, f"the request to {name} is malformed: {exc}")
+        deadline = math.inf if event.timeout is None else trio.current_time() + event.timeout
+        stream: Stream[Any, Any] = Stream(request, event.metadata, deadline)
+        if event.method in self._abandon:
+            listening.start_soon(self._call, event.stream_id, name, handler, stream)
+        else:
+            self._running += 1
+            lasting.start_soon(self._lasting_call, event.stream_id, name, handler, stream)
+        return None
+
+    async def _lasting_call(
+        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
+    ) -> None:
+        try:
+            await self._call(stream_id, name, handler, stream)
+        finally:
+            self._running -= 1
+
+    async def _call(
+        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
+    ) -> None:
+        try:
+            payload = await _reply_of(name, handler, stream)
+        except Exception as exc:  # whatever it is, it is the caller's answer
+            if not _expected(exc):
+                log.crash("method failed", exc, method=name)
+            status, message = status_of(exc)
+            if not self._gone:
+                self._protocol.send_error(stream_id, status, message)
+        else:
+            if not self._gone:
+                self._protocol.send_reply(stream_id, payload)
+        self._idle_writer.unpark()
+
+
+async def _reply_of(name: str, handler: Handler, stream: Stream[Any, Any]) -> bytes:
+    with trio.CancelScope(deadline=stream.deadline) as scope:
+        await handler.func(stream)
+    if scope.cancelled_caught:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, f"{name} was not done in time")
+    if stream.reply is None:
+        raise ProtocolError(f"{name} returned without a reply")
+    return stream.reply
+
+
+def _expected(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return len(exc.exceptions) == 1 and _expected(exc.exceptions[0])
+    return isinstance(exc, (ShimError, GRPCError, OSError))
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()

@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError
+
+from shim import log
+from shim.api.task_grpc import TaskStub
+from shim.api.task_pb2 import (
+    CheckpointTaskRequest,
+    ConnectRequest,
+    CreateTaskRequest,
+    CreateTaskResponse,
+    DeleteRequest,
+    ExecProcessRequest,
+    KillRequest,
+    PauseRequest,
+    PidsRequest,
+    ResizePtyRequest,
+    ResumeRequest,
+    ShutdownRequest,
+    StateRequest,
+    StateResponse,
+    StatsRequest,
+    UpdateTaskRequest,
+    WaitRequest,
+    WaitResponse,
+)
+from shim.ttrpc import wire_pb2
+from shim.ttrpc.client import ConnectionLostError, UnaryUnaryMethod, open_channel
+from shim.ttrpc.frames import Frame, Kind
+from shim.ttrpc.protocol import ClientProtocol, ResponseReceived
+from shim.ttrpc.server import (
+    UNSENT_LIMIT,
+    PeerRefusedError,
+    Servable,
+    check_peer,
+    handlers_of,
+    serve,
+    serve_connection,
+)
+from tests.ttrpc.fake import V3_AS_V2, FakeTask, connected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Path]:
+    """Return the file that this test's log goes to."""
+    path = tmp_path / "log"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    log.configure(fd, log.INFO)
+    yield path
+    log.configure(2, log.INFO)
+    os.close(fd)
+
+
+async def status_of_call(method: UnaryUnaryMethod[Any, Any], request: Any) -> Status:
+    with pytest.raises(GRPCError) as caught:
+        await method(request)
+    return caught.value.status
+
+
+async def converse(service: FakeTask, *sent: bytes) -> list[ResponseReceived]:
+    """Send raw bytes, then a good State call with id 99; return all replies up to its own."""
+    theirs, ours = trio.testing.memory_stream_pair()
+    protocol, replies = ClientProtocol(), list[ResponseReceived]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
+        for data in sent:
+            await ours.send_all(data)
+        await ours.send_all(raw_call(99, "State", StateRequest(id="redis").SerializeToString()))
+        while not replies or replies[-1].stream_id != 99:
+            replies += protocol.receive_data(await ours.receive_some())
+        await ours.aclose()
+    assert StateResponse.FromString(replies.pop().payload).id == "redis"
+    return replies
+
+
+def raw_call(stream_id: int, method: str, payload: bytes = b"", timeout_nano: int = 0) -> bytes:
+    request = wire_pb2.Request(
+        service="containerd.task.v3.Task",
+        method=method,
+        payload=payload,
+        timeout_nano=timeout_nano,
+    )
+    return Frame(stream_id, Kind.REQUEST, request.SerializeToString()).encode()
+
+
+async def test_a_malformed_payload_costs_its_own_call() -> None:
+    [reply] = await converse(FakeTask(), raw_call(1, "State", b"\xff"))
+    assert (reply.stream_id, reply.status) == (1, Status.INVALID_ARGUMENT)
+    assert "/containerd.task.v3.Task/State" in reply.message
+
+
+async def test_a_malformed_frame_costs_its_own_call() -> None:
+    bad = Frame(1, Kind.REQUEST, b"\xff").encode()
+    even = raw_call(2, "State")
+    used = raw_call(1, "State")
+    data = Frame(7, Kind.DATA, b"x").encode() + Frame(9, 200, b"x").encode()
+    big = (5 << 20).to_bytes(4) + (5).to_bytes(4) + bytes([Kind.REQUEST, 0])
+    replies = await converse(FakeTask(), bad, even, used, data, big, bytes(5 << 20))
+    assert [(reply.stream_id, reply.status) for reply in replies] == [
+        (1, Status.INVALID_ARGUMENT),
+        (2, Status.INVALID_ARGUMENT),
+        (1, Status.INVALID_ARGUMENT),
+        (5, Status.RESOURCE_EXHAUSTED),
+    ]
+
+
+async def test_a_call_after_its_deadline_is_answered_and_not_run() -> None:
+    service = FakeTask()
+    [reply] = await converse(service, raw_call(1, "State", timeout_nano=-1))
+    assert (reply.stream_id, reply.status) == (1, Status.DEADLINE_EXCEEDED)
+    assert service.states == 1
+
+
+async def test_a_call_is_cancelled_at_its_deadline(autojump_clock: MockClock) -> None:
+    service = FakeTask()
+    theirs, ours = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
+        await ours.send_all(raw_call(1, "Wait", timeout_nano=20 * 10**9))
+        [reply] = ClientProtocol().receive_data(await ours.receive_some())
+        assert reply.status is Status.DEADLINE_EXCEEDED
+        assert trio.current_time() == pytest.approx(20, abs=0.1)
+        assert service.wait_abandoned.is_set()
+        await ours.aclose()
+
+
+@pytest.mark.parametrize("name", ["/containerd.task.v3.Task/Levitate", "/no.Such/State", "/", ""])
+async def test_an_unknown_method_is_unimplemented(name: str) -> None:
+    async with connected(FakeTask()) as channel:
+        method = UnaryUnaryMethod(channel, name, StateRequest, StateResponse)
+        assert await status_of_call(method, StateRequest()) is Status.UNIMPLEMENTED
+
+
+async def test_a_streaming_method_is_unimplemented() -> None:
+    class Streaming:
+        def __mapping__(self) -> dict[str, Handler]:
+            return {"/s.S/M": Handler(None, Cardinality.UNARY_STREAM, StateRequest, StateResponse)}
+
+    theirs, ours = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        handlers = handlers_of(Streaming())
+        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers))
+        async with open_channel(ours) as channel:
+            method = UnaryUnaryMethod(channel, "/s.S/M", StateRequest, StateResponse)
+            assert await status_of_call(method, StateRequest()) is Status.UNIMPLEMENTED
+
+
+def test_an_alias_serves_every_method_under_both_names() -> None:
+    handlers = handlers_of(FakeTask(), aliases=V3_AS_V2)
+    assert len(handlers) == 34
+    for name in ("State", "Shutdown"):
+        v2, v3 = (handlers[f"/containerd.task.{v}.Task/{name}"] for v in ("v2", "v3"))
+        assert v2.func == v3.func
+    assert len(handlers_of(FakeTask())) == 17
+
+
+async def test_a_failure_the_caller_can_act_on_is_not_logged(logged: Path) -> None:
+    async with connected(FakeTask()) as channel:
+        stub = TaskStub(channel)
+        statuses = [
+            await status_of_call(stub.Delete, DeleteRequest()),
+            await status_of_call(stub.Stats, StatsRequest()),
+            await status_of_call(stub.Exec, ExecProcessRequest()),
+            await status_of_call(stub.Checkpoint, CheckpointTaskRequest()),
+            await status_of_call(stub.Resume, ResumeRequest()),
+        ]
+    assert statuses == [
+        Status.FAILED_PRECONDITION,
+        Status.NOT_FOUND,
+        Status.NOT_FOUND,
+        Status.UNIMPLEMENTED,
+        Status.FAILED_PRECONDITION,
+    ]
+    assert logged.read_text() == ""
+
+
+async def test_a_bug_in_a_method_is_unknown_and_logged(logged: Path) -> None:
+    async with connected(FakeTask()) as channel:
+        stub = TaskStub(channel)
+        assert await status_of_call(stub.Pids, PidsRequest()) is Status.UNKNOWN
+        assert await status_of_call(stub.ResizePty, ResizePtyRequest()) is Status.UNKNOWN
+        assert await status_of_call(stub.Pause, PauseRequest()) is Status.UNKNOWN
+        assert await status_of_call(stub.Update, UpdateTaskRequest()) is Status.UNKNOWN
+        await stub.Kill(KillRequest())
+    text = logged.read_text()
+    assert text.count('msg="method failed"') == 4
+    assert "method=/containerd.task.v3.Task/Pids" in text
+    assert "returned without a reply" in text
+
+
+async def test_a_reply_that_does_not_fit_is_an_error_of_its_call() -> None:
+    service = FakeTask()
+    async with connected(service) as channel:
+        stub = TaskStub(channel)
+        service.reply_size = 5 << 20
+        assert await status_of_call(stub.State, StateRequest()) is Status.RESOURCE_EXHAUSTED
+        service.reply_size = 4_000_000
+        assert len((await stub.State(StateRequest())).stdout) == 4_000_000
+
+
+async def test_a_method_sees_metadata_and_the_request_once() -> None:
+    service = FakeTask()
+    async with connected(service) as channel:
+        reply = await TaskStub(channel).Connect(ConnectRequest(), metadata={"K": "v"})
+    assert reply.shim_pid == 1
+    assert service.metadata == {"k": ["v"]}
+
+
+async def test_a_lost_manager_abandons_wait_but_not_create() -> None:
+    service = FakeTask()
+    theirs, ours = trio.testing.memory_stream_pair()
+    ended = trio.Event()
+
+    async def serve_one() -> None:
+        await serve_connection(theirs, handlers=handlers_of(service), abandon={"Wait"})
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_one)
+        await ours.send_all(raw_call(1, "Wait") + raw_call(3, "Create"))
+        await service.waiting.wait()
+        await service.creating.wait()
+        await ours.aclose()
+        await service.wait_abandoned.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not service.created.is_set()
+        assert not ended.is_set()
+        service.may_create.set()
+        await ended.wait()
+    assert service.created.is_set()
+
+
+async def test_a_frame_cut_off_by_the_end_is_dropped() -> None:
+    service = FakeTask()
+    theirs, ours = trio.testing.memory_stream_pair()
+    await ours.send_all(raw_call(1, "State")[:-1])
+    await ours.aclose()
+    await serve_connection(theirs, handlers=handlers_of(service))
+    assert service.states == 0
+
+
+async def test_cancelling_the_server_cancels_everything() -> None:
+    service = FakeTask()
+    theirs, ours = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
+        await ours.send_all(raw_call(1, "Wait") + raw_call(3, "Create"))
+        await service.creating.wait()
+        await service.waiting.wait()
+        nursery.cancel_scope.cancel()
+    assert service.wait_abandoned.is_set()
+    assert not service.created.is_set()
+    assert await ours.receive_some() == b""
+
+
+async def test_a_peer_that_does_not_read_is_held_and_loses_nothing() -> None:
+    service = FakeTask()
+    service.reply_size = 10_000
+    request = StateRequest(id="redis").SerializeToString()
+    left, right = trio.socket.socketpair()
+    ours = trio.SocketStream(right)
+    calls = 1000
+
+    async def ask() -> None:
+        for number in range(calls):
+            await ours.send_all(raw_call(2 * number + 1, "State", request))
+
+    async with trio.open_nursery() as nursery:
+        handlers = handlers_of(service)
+        nursery.start_soon(partial(serve_connection, trio.SocketStream(left), handlers=handlers))
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        held = service.states
+        protocol, answered = ClientProtocol(), set[int]()
+        while len(answered) < calls:
+            responses = protocol.receive_data(await ours.receive_some())
+            answered.update(response.stream_id for response in responses)
+        await ours.aclose()
+    # The first limit's worth, what one read brought, and what the kernel holds.
+    assert UNSENT_LIMIT // 10_000 <= held < calls
+    assert service.states == calls
+
+
+async def test_a_peer_that_stops_reading_and_goes_does_not_keep_the_server() -> None:
+    service = FakeTask()
+    service.reply_size = 1_000_000
+    left, right = trio.socket.socketpair()
+    ours = trio.SocketStream(right)
+    async with trio.open_nursery() as nursery:
+        handlers = handlers_of(service)
+        nursery.start_soon(partial(serve_connection, trio.SocketStream(left), handlers=handlers))
+        for number in range(5):
+            await ours.send_all(raw_call(2 * number + 1, "State"))
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await ours.aclose()
+
+
+async def test_a_bug_in_the_server_costs_one_connection(tmp_path: Path, logged: Path) -> None:
+    class Broken:
+        def __mapping__(self) -> dict[str, Handler]:
+            return {"/s.S/M": Handler(None, Cardinality.UNARY_UNARY, None, None)}
+
+    server = Listening(str(tmp_path / "s"), FakeTask(), Broken())
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(server.run, drain=5))
+            async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+                broken = UnaryUnaryMethod(channel, "/s.S/M", StateRequest, StateResponse)
+                with pytest.raises(ConnectionLostError):
+                    await broken(StateRequest())
+            async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+                await TaskStub(channel).Shutdown(ShutdownRequest())
+    assert 'msg="connection failed"' in logged.read_text()
+
+
+class Listening:
+    """A server on a socket of its own."""
+
+    def __init__(self, path: str, service: FakeTask, *others: Servable) -> None:
+        self.path = path
+        self.service = service
+        self.handlers = handlers_of(service, *others)
+        self.stopped = trio.Event()
+
+    async def run(self, *, drain: float, task_status: trio.TaskStatus[None]) -> None:
+        sock = trio.socket.socket(socket.AF_UNIX)
+        await sock.bind(self.path)
+        sock.listen()
+        await serve(
+            trio.SocketListener(sock),
+            self.handlers,
+            shutdown=self.service.shutdown,
+            drain=drain,
+            abandon={"Wait"},
+            task_status=task_status,
+        )
+        self.stopped.set()
+
+
+@pytest.fixture
+async def listening(tmp_path: Path) -> AsyncIterator[Listening]:
+    server = Listening(str(tmp_path / "s"), FakeTask())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(server.run, drain=3600))  # s; nothing may come to that
+        with trio.fail_after(10):
+            yield server
+        server.service.shutdown.set()
+
+
+async def test_shutdown_answers_its_own_call_and_ends_idle_connections(
+    listening: Listening,
+) -> None:
+    idle = await trio.open_unix_socket(listening.path)
+    async with idle, open_channel(await trio.open_unix_socket(listening.path)) as channel:
+        await TaskStub(channel).Shutdown(ShutdownRequest())
+        await channel.wait_lost()
+        assert await idle.receive_some() == b""
+    await listening.stopped.wait()
+    with pytest.raises(OSError, match="refused"):
+        await trio.open_unix_socket(listening.path)
+
+
+async def test_what_runs_at_shutdown_ends_and_is_answered(listening: Listening) -> None:
+    async def create(stub: TaskStub) -> None:
+        assert await stub.Create(CreateTaskRequest()) == CreateTaskResponse(pid=7)
+
+    async def wait(stub: TaskStub) -> None:
+        with pytest.raises(ConnectionLostError):
+            await stub.Wait(WaitRequest())
+
+    service = listening.service
+    stream = await trio.open_unix_socket(listening.path)
+    async with open_channel(stream) as channel, trio.open_nursery() as calls:
+        calls.start_soon(create, TaskStub(channel))
+        calls.start_soon(wait, TaskStub(channel))
+        await service.creating.wait()
+        await service.waiting.wait()
+        service.shutdown.set()
+        await service.wait_abandoned.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not listening.stopped.is_set()
+        service.may_create.set()
+    await listening.stopped.wait()
+
+
+async def test_what_runs_on_after_shutdown_is_cancelled(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    server = Listening(str(tmp_path / "s"), FakeTask())
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(server.run, drain=30))
+        async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+            nursery.start_soon(_fails, TaskStub(channel))
+            await server.service.creating.wait()
+            server.service.shutdown.set()
+            await server.stopped.wait()
+            assert trio.current_time() == pytest.approx(30, abs=0.1)
+            await channel.wait_lost()
+    assert not server.service.created.is_set()
+
+
+async def _fails(stub: TaskStub) -> None:
+    with pytest.raises(ConnectionLostError):
+        await stub.Create(CreateTaskRequest())
+
+
+async def test_a_finished_wait_is_answered(listening: Listening) -> None:
+    async with open_channel(await trio.open_unix_socket(listening.path)) as channel:
+        listening.service.may_exit.set()
+        assert await TaskStub(channel).Wait(WaitRequest()) == WaitResponse(exit_status=137)
+
+
+async def test_our_own_processes_are_served() -> None:
+    left, right = trio.socket.socketpair()
+    with left, right:
+        check_peer(left)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("become", [os.seteuid, os.setegid])
+async def test_a_peer_of_another_user_or_group_is_refused(
+    become: Callable[[int], None], logged: Path
+) -> None:
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            # An abstract name: somebody else may not even look into the test's directory.
+            server = Listening(f"\0trio-shim-test-{os.getpid()}", FakeTask())
+            await nursery.start(partial(server.run, drain=5))
+            refused = socket.socket(socket.AF_UNIX)
+            become(65534)
+            try:
+                refused.connect(server.path)
+            finally:
+                become(0)
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(refused)) as stream:
+                assert await stream.receive_some() == b""
+            async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+                await TaskStub(channel).Shutdown(ShutdownRequest())
+    text = logged.read_text()
+    assert text.count('msg="connection refused"') == 1
+    assert "65534" in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_the_refusal_says_what_to_do() -> None:
+    os.seteuid(65534)
+    try:
+        left, right = trio.socket.socketpair()
+    finally:
+        os.seteuid(0)
+    with left, right, pytest.raises(PeerRefusedError, match="call as that user") as caught:
+        check_peer(left)
+    assert caught.value.status is Status.PERMISSION_DENIED
+
+
+def test_a_daemon_loads_neither_asyncio_nor_h2() -> None:
+    code = (
+        "import sys, shim.api.task_grpc, shim.api.forward_grpc\n"
+        "import shim.ttrpc.client, shim.ttrpc.server\n"
+        "print(sorted({'asyncio', 'h2', 'grpclib.client', 'grpclib.server'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
