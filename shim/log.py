@@ -4,7 +4,7 @@ containerd opens ``<bundle>/log`` before it runs us and copies what arrives into
 its own log.  When it stops reading, 64 KiB later a blocking write would freeze
 the shim; so lines that do not fit are dropped, and counted.
 
-Source: protocol section 10; the line format is logrus' text format, which
+Source: containerd pkg/shim (log fifo); the line format is logrus' text format, which
 containerd's log and people's tools expect.
 """
 

@@ -1,0 +1,308 @@
+"""The only code that spawns a process or waits for one.
+
+Identity is a pidfd: every process we know is watched through its own, so no
+exit can be credited to a process that got a recycled pid.  A process we do not
+know yet keeps its pid as long as it is an unreaped zombie.  So while a
+:meth:`Reaper.birth` is open, that is while a runtime brings a container's
+process into the world, unknown zombies are left alone, and the pid the runtime
+reports still names the process it meant.
+
+Needs a kernel with waitid(P_PIDFD), 5.4 or newer.
+
+Source: waitid(2), pidfd_open(2), prctl(2) PR_SET_CHILD_SUBREAPER.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.errors import NotFoundError
+from shim.scope import background
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+# Python ignores SIGPIPE and SIGXFSZ, and whoever started us may have ignored
+# more; a child starts with what it would have had from a shell.
+_RESET = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+
+# Seconds between two looks at a process that has ended but is not ours to
+# wait for yet, and how long to look: its parent is a runtime about to exit.
+_ORPHAN_PAUSE = 0.01
+_ORPHAN_PATIENCE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How and when a process ended.
+
+    ``status`` is the shell's number: the exit code, or 128 + signal.
+    ``at`` is UTC, in nanoseconds since the epoch.
+    ``reason`` is empty, or says why ``status`` is not known: it is then 255,
+    as containerd's own "unknown exit status".
+    """
+
+    status: int
+    at: int
+    reason: str = ""
+
+
+UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
+
+
+class Child:
+    """A process we watch: one we spawned, or an orphan that became ours."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.exit: Exit | None = None
+        self._pidfd = pidfd
+        self._done = trio.Event()
+
+    async def wait(self) -> Exit:
+        """Wait for the end of the process; may be called any number of times."""
+        await self._done.wait()
+        assert self.exit is not None
+        return self.exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal, 0 to probe.
+
+        :raises NotFoundError: the process has ended.
+        :raises InvalidError: there is no such signal.  (As OSError EINVAL.)
+        """
+        if self.exit is not None:
+            raise NotFoundError("process already finished")
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            raise NotFoundError("process already finished") from None
+
+    def _settle(self, exit_: Exit) -> None:
+        self.exit = exit_
+        os.close(self._pidfd)
+        self._done.set()
+
+
+class Reaper:
+    """Spawns and waits.  Use :func:`open_reaper`; there is one in a process."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._children: dict[int, Child] = {}
+        self._births = 0
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        fds: Mapping[int, int] | None = None,
+    ) -> Child:
+        """Start a program and watch it.
+
+        ``argv[0]`` is looked up on our PATH.  ``fds`` maps the child's fd
+        numbers to ours; of 0, 1 and 2 those it leaves out are /dev/null, and
+        no other fd is inherited.  ``env`` replaces the environment.
+
+        :raises NotFoundError: there is no such program.
+        :raises OSError: it cannot be executed, or the host has no room for a process.
+        """
+        actions: list[tuple[int, ...]] = []
+        wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
+        # dup2 onto a number that a later entry still needs as its source would
+        # hand the child the wrong file, so every source is moved out of the way.
+        floor = max(wanted) + 1
+        moved: list[int] = []
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        moved.append(null)
+        try:
+            for number, source in sorted(wanted.items()):
+                copy = _dup_above(null if source < 0 else source, floor)
+                moved.append(copy)
+                actions.append((os.POSIX_SPAWN_DUP2, copy, number))
+            pid = os.posix_spawnp(
+                argv[0],
+                list(argv),
+                dict(os.environ if env is None else env),
+                file_actions=actions,
+                setsigmask=(),
+                setsigdef=_RESET,
+            )
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{argv[0]}: no such executable; install it or correct its name"
+            ) from None
+        finally:
+            for fd in moved:
+                os.close(fd)
+        return self._watch(pid)
+
+    @contextmanager
+    def birth(self) -> Iterator[None]:
+        """Let a runtime start a process inside this block, and :meth:`adopt` it.
+
+        For the length of the block no unknown zombie is reaped: the process can
+        die before the runtime has even told us its pid, and still be found.
+        """
+        self._births += 1
+        try:
+            yield
+        finally:
+            self._births -= 1
+            if not self._births:
+                self._sweep()
+
+    def adopt(self, pid: int) -> Child:
+        """Watch a process that a runtime started and left to us, dead or alive.
+
+        Call it inside the :meth:`birth` in which the runtime ran.
+
+        :raises NotFoundError: there is no such process, which a runtime that
+            keeps its promises cannot cause.
+        """
+        if not pid:
+            raise NotFoundError("the runtime reported success, but no pid")
+        known = self._children.get(pid)
+        return known if known is not None else self._watch(pid)
+
+    def kill_stray(self, pid: int) -> None:
+        """Kill what a failed runtime left behind, if ``pid`` is that: an unknown child of ours.
+
+        A runtime that cleaned up after itself has freed the pid, which may be
+        anybody's by now; then nothing happens.  0 is nobody.
+        """
+        if not pid or pid in self._children:
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except (ChildProcessError, ProcessLookupError):
+            return
+        finally:
+            os.close(pidfd)
+
+    def _watch(self, pid: int) -> Child:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise NotFoundError(f"there is no process {pid}") from None
+        child = self._children[pid] = Child(pid, pidfd)
+        self._nursery.start_soon(self._follow, child, pidfd)
+        return child
+
+    async def _follow(self, child: Child, pidfd: int) -> None:
+        deadline = 0.0
+        while child.exit is None:
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            except trio.ClosedResourceError:
+                return
+            if self._collect(child, pidfd):
+                return
+            # It ended, but its parent is still there and could wait for it.
+            now = trio.current_time()
+            deadline = deadline or now + _ORPHAN_PATIENCE
+            if now >= deadline:
+                self._lose(child, "its parent kept it")
+                return
+            await trio.sleep(_ORPHAN_PAUSE)
+
+    def _collect(self, child: Child, pidfd: int) -> bool:
+        """Reap ``child`` if it is a zombie of ours; say whether its fate is settled."""
+        if child.exit is not None:
+            return True
+        try:
+            info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            if _is_gone(pidfd):
+                self._lose(child, "another process waited for it")
+                return True
+            return False
+        if info is None:
+            return False
+        exited = info.si_code == os.CLD_EXITED
+        status = info.si_status if exited else 128 + info.si_status
+        self._settle(child, Exit(status, time.time_ns()))
+        return True
+
+    def _lose(self, child: Child, reason: str) -> None:
+        log.warning("exit status lost", pid=child.pid, reason=reason)
+        self._settle(child, Exit(UNKNOWN_STATUS, time.time_ns(), reason))
+
+    def _settle(self, child: Child, exit_: Exit) -> None:
+        del self._children[child.pid]
+        trio.lowlevel.notify_closing(child._pidfd)
+        child._settle(exit_)
+
+    def _sweep(self) -> None:
+        """Reap the zombies nobody asked about, unless one may yet be claimed."""
+        while not self._births:
+            try:
+                info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if info is None:
+                return
+            child = self._children.get(info.si_pid)
+            if child is None:
+                os.waitid(os.P_PID, info.si_pid, os.WEXITED | os.WNOHANG)
+            elif not self._collect(child, child._pidfd):
+                return
+
+    def _forget(self) -> None:
+        for child in self._children.values():
+            os.close(child._pidfd)
+        self._children.clear()
+
+    async def _sweep_on_sigchld(self) -> None:
+        with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+            self._sweep()
+            async for _ in signals:
+                self._sweep()
+
+
+@asynccontextmanager
+async def open_reaper() -> AsyncIterator[Reaper]:
+    """Own every wait of this process for the length of the block.
+
+    Leaving the block ends the watching, never a process.
+    """
+    reaper = None
+    try:
+        async with trio.open_nursery() as nursery:
+            reaper = Reaper(nursery)
+            async with background(reaper._sweep_on_sigchld):
+                yield reaper
+            nursery.cancel_scope.cancel()
+    finally:
+        if reaper is not None:
+            reaper._forget()
+
+
+def _dup_above(fd: int, floor: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
+
+
+def _is_gone(pidfd: int) -> bool:
+    """Say whether somebody has waited for the process; a zombie is still there."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,244 @@
+"""The reaper against the real kernel: no exit lost, none invented, none credited wrongly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.errors import NotFoundError
+from shim.linux.libc import set_child_subreaper
+from shim.reaper import UNKNOWN_STATUS, open_reaper
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SH = "/bin/sh"
+
+
+async def test_an_exit_code_is_the_processs_own() -> None:
+    async with open_reaper() as reaper:
+        exit_ = await reaper.spawn([SH, "-c", "exit 7"]).wait()
+    assert (exit_.status, exit_.reason) == (7, "")
+
+
+async def test_a_killed_process_exits_with_128_plus_the_signal() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        child.signal(signal.SIGTERM)
+        exit_ = await child.wait()
+    assert exit_.status == 128 + signal.SIGTERM
+
+
+async def test_the_time_of_an_exit_is_utc_in_nanoseconds() -> None:
+    before = time.time_ns()
+    async with open_reaper() as reaper:
+        exit_ = await reaper.spawn(["true"]).wait()
+    assert before <= exit_.at <= time.time_ns()
+
+
+async def test_three_hundred_concurrent_exits_are_each_told_right() -> None:
+    wrong: list[object] = []
+
+    async def one(number: int) -> None:
+        exit_ = await reaper.spawn([SH, "-c", f"exit {number % 256}"]).wait()
+        if exit_.status != number % 256:
+            wrong.append((number, exit_))
+
+    async with open_reaper() as reaper, trio.open_nursery() as nursery:
+        for number in range(300):
+            nursery.start_soon(one, number)
+    assert wrong == []
+
+
+async def test_signalling_the_dead_is_not_found() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["true"])
+        await child.wait()
+        with pytest.raises(NotFoundError, match="already finished"):
+            child.signal(0)
+
+
+async def test_signal_0_only_asks() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        child.signal(0)
+        assert child.exit is None
+        child.signal(signal.SIGKILL)
+        await child.wait()
+
+
+async def test_a_missing_program_is_named() -> None:
+    async with open_reaper() as reaper:
+        with pytest.raises(NotFoundError, match="/nonexistent/runc"):
+            reaper.spawn(["/nonexistent/runc", "create"])
+
+
+async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> None:
+    ours, theirs = os.pipe()
+    # What the test runner itself was started with is not the reaper's doing.
+    alien = {int(fd) for fd in os.listdir("/proc/self/fd") if _is_inheritable(int(fd))}
+    out = os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY)
+    try:
+        async with open_reaper() as reaper:
+            script = "import os,sys; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
+            child = reaper.spawn([sys.executable, "-c", script], fds={1: out, 5: theirs, 0: ours})
+            assert (await child.wait()).status == 0
+    finally:
+        for fd in (ours, theirs, out):
+            os.close(fd)
+    # The directory being read is an fd too.
+    assert (tmp_path / "out").read_text().strip() == str(sorted({0, 1, 2, 3, 5} | alien))
+
+
+async def test_fds_may_swap_places(tmp_path: Path) -> None:
+    one = os.open(tmp_path / "one", os.O_CREAT | os.O_WRONLY)
+    two = os.open(tmp_path / "two", os.O_CREAT | os.O_WRONLY)
+    try:
+        async with open_reaper() as reaper:
+            command = f"echo first >&{two}; echo second >&{one}"
+            child = reaper.spawn(["bash", "-c", command], fds={one: two, two: one})
+            assert (await child.wait()).status == 0
+    finally:
+        os.close(one)
+        os.close(two)
+    assert (tmp_path / "one").read_text() == "first\n"
+    assert (tmp_path / "two").read_text() == "second\n"
+
+
+async def test_a_child_has_default_signals_and_an_empty_mask() -> None:
+    script = (
+        "import signal,sys;"
+        "ignored = [s for s in signal.valid_signals() if s not in (9, 19)"
+        " and signal.getsignal(s) is signal.SIG_IGN];"
+        # Python itself ignores these two at start-up.
+        "ignored = set(ignored) - {signal.SIGPIPE, signal.SIGXFSZ};"
+        "sys.exit(len(ignored) + len(signal.pthread_sigmask(0, [])))"
+    )
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with open_reaper() as reaper:
+            exit_ = await reaper.spawn([sys.executable, "-c", script]).wait()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
+    assert exit_.status == 0
+
+
+# A runtime as the reaper sees it: it forks, writes the pid of its child and
+# leaves.  The child goes when its parent has gone, with the code it was given.
+DETACH = """
+my ($code, $file) = @ARGV;
+my $parent = $$;
+my $pid = fork;
+if (!$pid) { select(undef, undef, undef, 0.001) while $code ne "never" ? getppid == $parent : 1;
+             exit $code }
+open(F, ">$file"); print F $pid; close(F);
+"""
+# The same, but the child is dead for certain when the "runtime" returns.
+STILLBORN = """
+my ($code, $file) = @ARGV;
+my $pid = fork;
+exit $code if !$pid;
+do { open(S, "/proc/$pid/stat"); $_ = <S>; close(S) } until /\\) Z/;
+open(F, ">$file"); print F $pid; close(F);
+"""
+
+
+async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
+    set_child_subreaper()
+    file = tmp_path / "pid"
+    async with open_reaper() as reaper:
+        with reaper.birth():
+            await reaper.spawn(["perl", "-e", DETACH, "3", str(file)]).wait()
+            child = reaper.adopt(int(file.read_text()))
+        assert (await child.wait()).status == 3
+
+
+async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Path) -> None:
+    set_child_subreaper()
+    lost: list[object] = []
+    async with open_reaper() as reaper:
+        for number in range(200):
+            file = tmp_path / f"pid{number}"
+            with reaper.birth():
+                await reaper.spawn(["perl", "-e", STILLBORN, str(number), str(file)]).wait()
+                child = reaper.adopt(int(file.read_text()))
+            exit_ = await child.wait()
+            if exit_.status != number:
+                lost.append((number, exit_))
+    assert lost == []
+
+
+async def test_unknown_zombies_keep_their_pids_during_a_birth_and_go_after(
+    tmp_path: Path,
+) -> None:
+    set_child_subreaper()
+    file = tmp_path / "pid"
+    async with open_reaper() as reaper:
+        with reaper.birth():
+            await reaper.spawn(["perl", "-e", STILLBORN, "3", str(file)]).wait()
+            pid = int(file.read_text())
+            assert _state(pid) == "Z"
+            # Another child's exit makes the reaper look around.
+            await reaper.spawn(["true"]).wait()
+            assert _state(pid) == "Z"
+        assert _state(pid) == ""
+
+
+async def test_a_status_somebody_else_took_is_reported_as_unknown() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        exit_ = await child.wait()
+    assert exit_.status == UNKNOWN_STATUS
+    assert "another process" in exit_.reason
+
+
+async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
+    set_child_subreaper()
+    file = tmp_path / "pid"
+    async with open_reaper() as reaper:
+        with reaper.birth():
+            await reaper.spawn(["perl", "-e", DETACH, "never", str(file)]).wait()
+            pid = int(file.read_text())
+            reaper.kill_stray(pid)
+            reaper.kill_stray(os.getppid())
+            reaper.kill_stray(0)
+            with trio.fail_after(10):
+                while _state(pid) not in ("Z", ""):
+                    await trio.lowlevel.checkpoint()
+    assert _state(os.getppid()) not in ("Z", "")
+
+
+async def test_leaving_the_reaper_kills_nobody_and_leaks_no_fd() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert _state(child.pid) in ("S", "R", "D")
+    os.kill(child.pid, signal.SIGKILL)
+    os.waitpid(child.pid, 0)
+
+
+def _is_inheritable(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # the directory that was just read
+        return False
+
+
+def _state(pid: int) -> str:
+    """The letter in /proc/pid/stat, or "" when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
