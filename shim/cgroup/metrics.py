@@ -1,0 +1,328 @@
+"""What a control group uses: the kernel's files as text in, containerd's messages out.
+
+The readers in v1.py and v2.py hand over the files they could read, by name.  A
+file that is missing leaves its part of the message out; a line that makes no
+sense counts as absent.  Nothing is read here.
+
+Source: containerd/cgroups, cgroup1/*.go and cgroup2/manager.go, for which file
+fills which field; Linux Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst
+for the formats.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from shim.api import cgroups_v1_pb2 as v1
+from shim.api import cgroups_v2_pb2 as v2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+U32, U64 = 2**32 - 1, 2**64 - 1
+# cpuacct.stat counts in USER_HZ, which is 100 on every architecture Go runs on.
+_NANOSECONDS_A_TICK = 10**9 // 100
+
+# Prefix of the four counters, and the field of v1.MemoryStat they go to.
+_V1_MEMORY_ENTRIES = {
+    "memory": "usage",
+    "memory.memsw": "swap",
+    "memory.kmem": "kernel",
+    "memory.kmem.tcp": "kernel_tcp",
+}
+_V1_MEMORY_COUNTERS = {
+    "limit_in_bytes": "limit",
+    "usage_in_bytes": "usage",
+    "max_usage_in_bytes": "max",
+    "failcnt": "failcnt",
+}
+# Lines of memory.stat that v1.MemoryStat has under another name.
+_V1_MEMORY_NAMES = {
+    "pg_pg_in": "pgpgin",
+    "pg_pg_out": "pgpgout",
+    "pg_fault": "pgfault",
+    "pg_maj_fault": "pgmajfault",
+    "total_pg_pg_in": "total_pgpgin",
+    "total_pg_pg_out": "total_pgpgout",
+    "total_pg_fault": "total_pgfault",
+    "total_pg_maj_fault": "total_pgmajfault",
+    "hierarchical_swap_limit": "hierarchical_memsw_limit",
+}
+# The files of the CFQ scheduler, and the throttle layer's for when it saw nothing.
+_V1_CFQ = {
+    "blkio.sectors_recursive": "sectors_recursive",
+    "blkio.io_service_bytes_recursive": "io_service_bytes_recursive",
+    "blkio.io_serviced_recursive": "io_serviced_recursive",
+    "blkio.io_queued_recursive": "io_queued_recursive",
+    "blkio.io_service_time_recursive": "io_service_time_recursive",
+    "blkio.io_wait_time_recursive": "io_wait_time_recursive",
+    "blkio.io_merged_recursive": "io_merged_recursive",
+    "blkio.time_recursive": "io_time_recursive",
+}
+_V1_THROTTLE = {
+    "blkio.throttle.io_serviced": "io_serviced_recursive",
+    "blkio.throttle.io_service_bytes": "io_service_bytes_recursive",
+}
+_V2_MEMORY_FILES = {
+    "memory.current": "usage",
+    "memory.max": "usage_limit",
+    "memory.peak": "max_usage",
+    "memory.swap.current": "swap_usage",
+    "memory.swap.max": "swap_limit",
+    "memory.swap.peak": "swap_max_usage",
+}
+
+# The files :func:`v1_metrics` understands, by controller.  hugetlb's have the
+# page size in their names: see HUGETLB.
+V1_FILES: dict[str, tuple[str, ...]] = {
+    "pids": ("pids.current", "pids.max"),
+    "cpu": ("cpu.stat",),
+    "cpuacct": ("cpuacct.usage", "cpuacct.usage_percpu", "cpuacct.stat"),
+    "memory": (
+        "memory.stat",
+        "memory.oom_control",
+        *(f"{p}.{c}" for p in _V1_MEMORY_ENTRIES for c in _V1_MEMORY_COUNTERS),
+    ),
+    "blkio": (*_V1_CFQ, *_V1_THROTTLE),
+    "rdma": ("rdma.current", "rdma.max"),
+}
+# The files :func:`v2_metrics` understands, and those that match HUGETLB.
+V2_FILES: tuple[str, ...] = (
+    *("pids.current", "pids.max", "cpu.stat", "cpu.pressure", "memory.stat", *_V2_MEMORY_FILES),
+    *("memory.pressure", "memory.events", "io.stat", "io.pressure", "rdma.current", "rdma.max"),
+)
+HUGETLB = re.compile(
+    r"hugetlb\.([0-9]+[KMGT]?B)\.(?:usage_in_bytes|max_usage_in_bytes|failcnt|current|max|events)"
+)
+
+
+def parse_number(text: str | None, maximum: int = 0) -> int:
+    """Parse one number; ``max`` is ``maximum``, below zero, nonsense and None are 0."""
+    try:
+        text = (text or "").strip()
+        return maximum if text == "max" else min(max(int(text), 0), U64)
+    except ValueError:
+        return 0
+
+
+def parse_pairs(text: str | None) -> dict[str, int]:
+    """Parse lines of a name and a number: memory.stat, cpu.stat, memory.events and such."""
+    fields = (line.split() for line in (text or "").splitlines())
+    return {pair[0]: parse_number(pair[1], U64) for pair in fields if len(pair) == 2}
+
+
+def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
+    """Convert the files of a v1 group; ``partitions`` is /proc/partitions, for device names.
+
+    An unlimited pids.max is 0 here and 2**64-1 in v2: that is how containerd
+    tells it, and what its clients expect.
+    """
+    metrics = v1.Metrics(
+        cpu=_v1_cpu(files),
+        hugetlb=[
+            v1.HugetlbStat(
+                pagesize=size,
+                usage=parse_number(files.get(f"hugetlb.{size}.usage_in_bytes")),
+                max=parse_number(files.get(f"hugetlb.{size}.max_usage_in_bytes")),
+                failcnt=parse_number(files.get(f"hugetlb.{size}.failcnt")),
+            )
+            for size in _page_sizes(files)
+        ],
+    )
+    if "pids.current" in files:
+        metrics.pids.current = parse_number(files["pids.current"])
+        metrics.pids.limit = parse_number(files.get("pids.max"))
+        metrics.pids.SetInParent()
+    if "memory.stat" in files:
+        metrics.memory.CopyFrom(_v1_memory(files))
+    if "memory.oom_control" in files:
+        control = parse_pairs(files["memory.oom_control"])
+        metrics.memory_oom_control.oom_kill_disable = control.get("oom_kill_disable", 0)
+        metrics.memory_oom_control.under_oom = control.get("under_oom", 0)
+        metrics.memory_oom_control.oom_kill = control.get("oom_kill", 0)
+        metrics.memory_oom_control.SetInParent()
+    if any(name.startswith("blkio.") for name in files):
+        metrics.blkio.CopyFrom(_v1_blkio(files, parse_partitions(partitions)))
+        metrics.blkio.SetInParent()
+    if "rdma.current" in files and "rdma.max" in files:
+        metrics.rdma.SetInParent()
+        for device, handles, objects in _rdma(files["rdma.current"]):
+            metrics.rdma.current.add(device=device, hca_handles=handles, hca_objects=objects)
+        for device, handles, objects in _rdma(files["rdma.max"]):
+            metrics.rdma.limit.add(device=device, hca_handles=handles, hca_objects=objects)
+    return metrics
+
+
+def _v1_cpu(files: Mapping[str, str]) -> v1.CPUStat:
+    # Both parts are there even when empty: Docker reads through them unasked.
+    ticks = parse_pairs(files.get("cpuacct.stat"))
+    stat = parse_pairs(files.get("cpu.stat"))
+    return v1.CPUStat(
+        usage=v1.CPUUsage(
+            total=parse_number(files.get("cpuacct.usage")),
+            kernel=min(ticks.get("system", 0) * _NANOSECONDS_A_TICK, U64),
+            user=min(ticks.get("user", 0) * _NANOSECONDS_A_TICK, U64),
+            per_cpu=[parse_number(one) for one in files.get("cpuacct.usage_percpu", "").split()],
+        ),
+        throttling=v1.Throttle(
+            periods=stat.get("nr_periods", 0),
+            throttled_periods=stat.get("nr_throttled", 0),
+            throttled_time=stat.get("throttled_time", 0),
+        ),
+    )
+
+
+def _v1_memory(files: Mapping[str, str]) -> v1.MemoryStat:
+    memory = v1.MemoryStat()
+    stat = parse_pairs(files["memory.stat"])
+    for field in memory.DESCRIPTOR.fields:
+        if field.message_type is None:
+            setattr(memory, field.name, stat.get(_V1_MEMORY_NAMES.get(field.name, field.name), 0))
+    for prefix, name in _V1_MEMORY_ENTRIES.items():
+        entry: v1.MemoryEntry = getattr(memory, name)
+        entry.SetInParent()
+        for counter, member in _V1_MEMORY_COUNTERS.items():
+            setattr(entry, member, parse_number(files.get(f"{prefix}.{counter}")))
+    return memory
+
+
+def parse_partitions(text: str) -> dict[tuple[int, int], str]:
+    """Parse /proc/partitions: major and minor to /dev/name.  The first name wins."""
+    names: dict[tuple[int, int], str] = {}
+    for line in text.splitlines():
+        match line.split():
+            case [major, minor, _, name] if major.isdecimal() and minor.isdecimal():
+                key = parse_number(major), parse_number(minor)
+                names.setdefault(key, f"/dev/{name}")
+    return names
+
+
+def _v1_blkio(files: Mapping[str, str], devices: Mapping[tuple[int, int], str]) -> v1.BlkIOStat:
+    for table in (_V1_CFQ, _V1_THROTTLE):
+        blkio = v1.BlkIOStat()
+        for name, field in table.items():
+            getattr(blkio, field).extend(_v1_blkio_entries(files.get(name, ""), devices))
+        if blkio.ByteSize():
+            break
+    return blkio
+
+
+def _v1_blkio_entries(
+    text: str, devices: Mapping[tuple[int, int], str]
+) -> Iterator[v1.BlkIOEntry]:
+    # "8:0 Read 4096", or "8:0 8" where there is no operation; "Total 4096" ends it.
+    for line in text.splitlines():
+        match line.replace(":", " ").split():
+            case [major, minor, *op, value] if len(op) <= 1 and major.isdecimal():
+                key = parse_number(major), parse_number(minor)
+                yield v1.BlkIOEntry(
+                    device=devices.get(key, ""),
+                    major=key[0],
+                    minor=key[1],
+                    op=op[0] if op else "",
+                    value=parse_number(value),
+                )
+
+
+def _rdma(text: str) -> Iterator[tuple[str, int, int]]:
+    # "mlx4_0 hca_handle=2 hca_object=max"
+    for line in text.splitlines():
+        match line.split():
+            case [device, first, second]:
+                counts = dict(pair.split("=", 1) for pair in (first, second) if "=" in pair)
+                handles, objects = (
+                    min(parse_number(counts.get(name), U32), U32)
+                    for name in ("hca_handle", "hca_object")
+                )
+                yield device, handles, objects
+
+
+def _page_sizes(files: Mapping[str, str]) -> list[str]:
+    return sorted({found[1] for name in files if (found := HUGETLB.fullmatch(name))})
+
+
+def v2_metrics(files: Mapping[str, str]) -> v2.Metrics:
+    """Convert the files of a v2 group.  A limit of ``max`` is 2**64-1, as in containerd."""
+    metrics = v2.Metrics(
+        hugetlb=[
+            v2.HugeTlbStat(
+                pagesize=size,
+                current=parse_number(files.get(f"hugetlb.{size}.current")),
+                max=parse_number(files.get(f"hugetlb.{size}.max"), U64),
+                failcnt=parse_pairs(files.get(f"hugetlb.{size}.events")).get("max", 0),
+            )
+            for size in _page_sizes(files)
+        ],
+    )
+    if "pids.current" in files:
+        metrics.pids.current = parse_number(files["pids.current"])
+        metrics.pids.limit = parse_number(files.get("pids.max"), U64)
+        metrics.pids.SetInParent()
+    if "cpu.stat" in files:
+        _fill(metrics.cpu, parse_pairs(files["cpu.stat"]))
+        _fill_pressure(metrics.cpu, files.get("cpu.pressure"))
+    if "memory.stat" in files:
+        _fill(metrics.memory, parse_pairs(files["memory.stat"]))
+        for name, field in _V2_MEMORY_FILES.items():
+            setattr(metrics.memory, field, parse_number(files.get(name), U64))
+        _fill_pressure(metrics.memory, files.get("memory.pressure"))
+    if "memory.events" in files:
+        _fill(metrics.memory_events, parse_pairs(files["memory.events"]))
+    if "io.stat" in files or "io.pressure" in files:
+        metrics.io.SetInParent()
+        metrics.io.usage.extend(_v2_io(files.get("io.stat", "")))
+        _fill_pressure(metrics.io, files.get("io.pressure"))
+    if "rdma.current" in files or "rdma.max" in files:
+        metrics.rdma.SetInParent()
+        for device, handles, objects in _rdma(files.get("rdma.current", "")):
+            metrics.rdma.current.add(device=device, hca_handles=handles, hca_objects=objects)
+        for device, handles, objects in _rdma(files.get("rdma.max", "")):
+            metrics.rdma.limit.add(device=device, hca_handles=handles, hca_objects=objects)
+    return metrics
+
+
+def _fill(message: v2.CPUStat | v2.MemoryStat | v2.MemoryEvents, stat: Mapping[str, int]) -> None:
+    # v2 names its lines as the message names its fields.
+    message.SetInParent()
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is None:
+            setattr(message, field.name, stat.get(field.name, 0))
+
+
+def _fill_pressure(message: v2.CPUStat | v2.MemoryStat | v2.IOStat, text: str | None) -> None:
+    # "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", then "full" likewise.
+    if text is None:
+        return
+    message.psi.SetInParent()
+    for line in text.splitlines():
+        kind, *pairs = line.split() or [""]
+        if kind not in ("some", "full"):
+            continue
+        data: v2.PSIData = getattr(message.psi, kind)
+        data.SetInParent()
+        counts = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        data.total = parse_number(counts.get("total"))
+        for name in ("avg10", "avg60", "avg300"):
+            setattr(data, name, _parse_average(counts.get(name, "")))
+
+
+def _parse_average(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def _v2_io(text: str) -> Iterator[v2.IOEntry]:
+    # "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0"
+    for line in text.splitlines():
+        device, *pairs = line.split() or [""]
+        major, colon, minor = device.partition(":")
+        if not (pairs and colon and major.isdecimal() and minor.isdecimal()):
+            continue
+        counts = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+        entry = v2.IOEntry(major=parse_number(major), minor=parse_number(minor))
+        for name in ("rbytes", "wbytes", "rios", "wios"):
+            setattr(entry, name, parse_number(counts.get(name)))
+        yield entry

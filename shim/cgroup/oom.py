@@ -1,0 +1,201 @@
+"""Tells when the kernel killed a process of a container because memory ran out.
+
+The kernel's own counter is what counts; its notifications only say when to look
+at it.  So a notification that is lost, doubled, or early costs nothing.
+
+v1: an eventfd registered in cgroup.event_control.  It is signalled *before* the
+kernel picks its victim, and once more when the group is removed.  The counter in
+memory.oom_control leaves out the groups below, so that those are read too.
+v2: inotify on memory.events, whose counter includes the groups below.
+
+Source: Linux Documentation/admin-guide/cgroup-v1/memory.rst "OOM Control",
+mm/memcontrol-v1.c; cgroup-v2.rst "memory.events".
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.cgroup.files import read_file, subtree, write_file
+from shim.cgroup.metrics import parse_pairs
+from shim.cgroup.v1 import CgroupV1
+from shim.linux import libc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from shim.cgroup.find import Cgroup
+
+_IN_MODIFY = 0x2  # linux/inotify.h
+# Seconds between two looks on a host that has no inotify instance left to give.
+_POLL = 2.0
+# Seconds between looks after v1's notification, which comes before the kill.
+_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+class OomWatch:
+    """The kills since the watch was opened.  Use :func:`open_oom_watch`.
+
+    ``read`` returns counters by name; ``hint`` waits until looking at them may
+    be worth it, which then takes up to the sum of ``lag`` seconds to show.
+    ``told`` is the count at which :meth:`wait_kill` last returned.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], dict[str, int]],
+        hint: Callable[[], Awaitable[object]],
+        lag: tuple[float, ...] = (),
+    ) -> None:
+        self._read = read
+        self._hint = hint
+        self._lag = lag
+        self._last = read()
+        self._count = 0
+        self.told = 0
+
+    def count(self) -> int:
+        """Return the number of kills so far; once the group is gone, the last known."""
+        # A group below may be removed and made again: its counter starts anew.
+        for name, value in self._read().items():
+            last = self._last.get(name, 0)
+            self._count += value - last if value >= last else value
+            self._last[name] = value
+        return self._count
+
+    async def wait_kill(self) -> None:
+        """Wait until there are more kills than when this last returned.
+
+        One task at a time may wait.  It never returns for a group that is gone
+        or has no memory controller: cancel it when the container ends.
+        """
+        await trio.lowlevel.checkpoint()
+        while self.count() <= self.told:
+            await self._hint()
+            for pause in self._lag:
+                if self.count() > self.told:
+                    break
+                await trio.sleep(pause)
+        self.told = self._count
+
+
+@asynccontextmanager
+async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
+    """Count the OOM kills in ``cgroup`` for the length of the block.
+
+    Without a memory controller the watch is there and never tells anything.
+    """
+    if isinstance(cgroup, CgroupV1):
+        opened = _open_v1(cgroup.directories.get("memory", ""))
+    else:
+        opened = _open_v2(f"{cgroup.directory}/memory.events")
+    with opened as watch:
+        yield watch
+
+
+@contextmanager
+def _open_v1(directory: str) -> Iterator[OomWatch]:
+    control = f"{directory}/memory.oom_control"
+    text = read_file(control) if directory else None
+    if text is None:
+        yield _nothing(directory)
+        return
+    with _owned(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) as fd:
+        try:
+            _register_v1(fd, directory)
+        except OSError as exc:  # removed since, or a kernel without these events
+            log.warning("no OOM notifications", cgroup=directory, error=exc, every=_POLL)
+            yield OomWatch(partial(_kills_v1, directory), partial(trio.sleep, _POLL))
+            return
+        if "oom_kill" in parse_pairs(text):
+            yield OomWatch(partial(_kills_v1, directory), partial(_wait_drained, fd), _LAG)
+        else:  # Linux before 4.13
+            yield OomWatch(
+                _Notifications(fd, directory).read, partial(trio.lowlevel.wait_readable, fd)
+            )
+
+
+@contextmanager
+def _open_v2(path: str) -> Iterator[OomWatch]:
+    if read_file(path) is None:
+        yield _nothing(path)
+        return
+    try:
+        inotify = libc.inotify_init()
+    except OSError as exc:  # fs.inotify.max_user_instances is 128 for all of root
+        log.warning("no OOM notifications", file=path, error=exc, every=_POLL)
+        yield OomWatch(partial(_kills_v2, path), partial(trio.sleep, _POLL))
+        return
+    with _owned(inotify) as fd:
+        try:
+            libc.inotify_add_watch(fd, path, _IN_MODIFY)
+        except OSError as exc:
+            log.warning("no OOM notifications", file=path, error=exc, every=_POLL)
+            yield OomWatch(partial(_kills_v2, path), partial(trio.sleep, _POLL))
+            return
+        yield OomWatch(partial(_kills_v2, path), partial(_wait_drained, fd))
+
+
+def _nothing(where: str) -> OomWatch:
+    log.debug("no memory controller: OOM kills go unseen", cgroup=where)
+    return OomWatch(dict, trio.sleep_forever)
+
+
+@contextmanager
+def _owned(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        trio.lowlevel.notify_closing(fd)
+        os.close(fd)
+
+
+async def _wait_drained(fd: int) -> None:
+    await trio.lowlevel.wait_readable(fd)
+    with suppress(BlockingIOError):
+        os.read(fd, 4096)
+
+
+def _register_v1(eventfd: int, directory: str) -> None:
+    control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        write_file(f"{directory}/cgroup.event_control", f"{eventfd} {control}")
+    finally:
+        os.close(control)
+
+
+def _kills_v1(directory: str) -> dict[str, int]:
+    texts = {here: read_file(f"{here}/memory.oom_control") for here in subtree(directory)}
+    return {
+        here: parse_pairs(text).get("oom_kill", 0)
+        for here, text in texts.items()
+        if text is not None
+    }
+
+
+def _kills_v2(path: str) -> dict[str, int]:
+    text = read_file(path)
+    return {} if text is None else {path: parse_pairs(text).get("oom_kill", 0)}
+
+
+class _Notifications:
+    """Counts v1's notifications themselves, for a kernel that does not count kills."""
+
+    def __init__(self, fd: int, directory: str) -> None:
+        self._fd = fd
+        self._directory = directory
+        self._seen = 0
+
+    def read(self) -> dict[str, int]:
+        with suppress(BlockingIOError):
+            news = os.eventfd_read(self._fd)
+            if Path(self._directory).is_dir():  # otherwise it told of the removal
+                self._seen += news
+        return {self._directory: self._seen}

@@ -1,0 +1,71 @@
+"""A control group of version 1: one directory in each hierarchy.
+
+Source: Linux Documentation/admin-guide/cgroup-v1/; containerd/cgroups cgroup1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from shim.cgroup import files
+from shim.cgroup.metrics import HUGETLB, V1_FILES, v1_metrics
+from shim.errors import NotFoundError
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupV1:
+    """``directories`` maps controllers (``name=systemd`` among them) to directories."""
+
+    directories: dict[str, str]
+
+    def exists(self) -> bool:
+        """Whether the group is there in any hierarchy."""
+        return any(Path(one).is_dir() for one in self._distinct())
+
+    def pids(self) -> list[int]:
+        """Return every process of the group and the groups below, none if it is gone."""
+        return files.subtree_pids(self._main()) if self.directories else []
+
+    def metrics(self) -> AnyMessage:
+        """Return io.containerd.cgroups.v1.Metrics.
+
+        :raises NotFoundError: the group is gone.
+        """
+        found: dict[str, str] = {}
+        for controller, directory in self.directories.items():
+            names = V1_FILES.get(controller, ())
+            if controller == "hugetlb":
+                names = tuple(n for n in files.list_names(directory) if HUGETLB.fullmatch(n))
+            found |= files.read_files(directory, names)
+        metrics = v1_metrics(found, files.read_file("/proc/partitions") or "")
+        if not self.exists():
+            raise NotFoundError(f"the cgroup {self._main()} is gone")
+        return AnyMessage(type_url=metrics.DESCRIPTOR.full_name, value=metrics.SerializeToString())
+
+    def signal_all(self, number: int) -> None:
+        """Signal every process of the group and the groups below.
+
+        :raises UnsupportedError: the shim itself is one of them.
+        """
+        files.check_foreign(self.pids(), self._main())
+        files.signal_each(self.pids, number)
+
+    def add(self, pid: int) -> None:
+        """Move ``pid`` into the group in every hierarchy, creating it where missing.
+
+        :raises NotFoundError: there is no such process.
+        """
+        for directory in self._distinct():
+            files.join_group(directory, pid)
+
+    def _distinct(self) -> list[str]:
+        # cpu and cpuacct are often two names of one hierarchy.
+        return list(dict.fromkeys(self.directories.values()))
+
+    def _main(self) -> str:
+        # runc, whose "ps" containerd asks, also reads devices.
+        default = next(iter(self.directories.values()), "")
+        return self.directories.get("devices", default)
