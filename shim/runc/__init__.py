@@ -1,0 +1,1 @@
+"""The OCI runtime: what to say to it, and how to run it."""

@@ -1,0 +1,137 @@
+"""What to say to a runc-like runtime, and how to read what it says.
+
+Argument lists and log lines; nothing runs here.
+
+Source: runc(8) and its man pages; the choice of flags is that of containerd's
+go-runc, so that crun, runsc and wrappers made for Go's shim take ours too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A runtime as one container uses it.
+
+    ``root`` is the directory of the runtime's own state.
+    """
+
+    binary: str = "runc"
+    root: str = ""
+    systemd_cgroup: bool = False
+
+    def argv(self, verb: str, *args: str, log: str = "") -> list[str]:
+        """Return the whole command; without ``log`` the runtime logs to its stderr."""
+        command = [self.binary]
+        if self.root:
+            command += ["--root", self.root]
+        if log:
+            command += ["--log", log]
+        command += ["--log-format", "json"]
+        if self.systemd_cgroup:
+            command.append("--systemd-cgroup")
+        return [*command, verb, *args]
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """What ``create``, ``restore`` and ``exec`` have in common."""
+
+    pid_file: str
+    console_socket: str | None = None
+
+    def args(self) -> list[str]:
+        socket = ["--console-socket", self.console_socket] if self.console_socket else []
+        return ["--pid-file", self.pid_file, *socket]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What to dump, or to restore.  Empty paths leave the choice to the runtime."""
+
+    image_path: str
+    work_path: str = ""
+    parent_path: str = ""
+    exit: bool = False
+    open_tcp: bool = False
+    external_unix_sockets: bool = False
+    terminal: bool = False
+    file_locks: bool = False
+    empty_namespaces: Sequence[str] = ()
+    cgroups_mode: str = ""
+
+    def args(self) -> list[str]:
+        args = ["--image-path", self.image_path]
+        if self.work_path:
+            args += ["--work-path", self.work_path]
+        if self.parent_path:
+            args += ["--parent-path", self.parent_path]
+        flags = {
+            "--tcp-established": self.open_tcp,
+            "--ext-unix-sk": self.external_unix_sockets,
+            "--shell-job": self.terminal,
+            "--file-locks": self.file_locks,
+        }
+        args += [flag for flag, wanted in flags.items() if wanted]
+        for namespace in self.empty_namespaces:
+            args += ["--empty-ns", namespace]
+        if self.cgroups_mode:
+            args += ["--manage-cgroups-mode", self.cgroups_mode]
+        return args
+
+
+def create_args(
+    id_: str, bundle: str, creation: Creation, *, no_pivot: bool, no_new_keyring: bool
+) -> list[str]:
+    flags = ["--no-pivot"] if no_pivot else []
+    flags += ["--no-new-keyring"] if no_new_keyring else []
+    return ["--bundle", bundle, *creation.args(), *flags, id_]
+
+
+def restore_args(
+    id_: str, bundle: str, creation: Creation, image: Checkpoint, *, no_pivot: bool
+) -> list[str]:
+    flags = ["--no-pivot"] if no_pivot else []
+    stay = ["--detach", "--no-subreaper"]
+    return [*stay, "--bundle", bundle, *creation.args(), *image.args(), *flags, id_]
+
+
+def exec_args(id_: str, process: str, creation: Creation) -> list[str]:
+    return ["--process", process, "--detach", *creation.args(), id_]
+
+
+def checkpoint_args(id_: str, checkpoint: Checkpoint) -> list[str]:
+    stay = [] if checkpoint.exit else ["--leave-running"]
+    return [*checkpoint.args(), *stay, id_]
+
+
+def last_error(text: str) -> str:
+    """Return the message of the last error in a runtime's log, or "" without one.
+
+    ``text`` is lines of JSON among which anything else may stand: a runtime
+    killed half-way leaves half a line, and hooks write what they like.
+    """
+    message = ""
+    for line in text.splitlines():
+        if not line.startswith("{"):
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
+            message = str(entry.get("msg", "")) or message
+    return message.strip()
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not empty and not a JSON log entry, or ""."""
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line and not line.startswith("{")), "")

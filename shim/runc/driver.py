@@ -1,0 +1,182 @@
+"""Runs the runtime: one command at a time for whoever calls, any number side by side.
+
+A command is bounded by its caller's deadline and by a limit of its own; past
+either it is killed and waited for.  Its stderr is read while it runs, so that
+it never blocks on a full pipe.
+
+Source of the errors' wording: containerd-shim-runc-v2 process/init.go
+("OCI runtime create failed"), which Docker and kubelets search for substrings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim.errors import NotFoundError, ShimError, TimedOutError
+from shim.runc.command import last_error, last_line
+from shim.scope import background
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from shim.reaper import Child, Reaper
+    from shim.runc.command import Runtime
+
+# Seconds a runtime command may take whatever its caller says.
+LIMIT = 120.0
+# Seconds between SIGKILL and giving a command up for lost.
+_KILLED = 5.0
+# Bytes kept of a command's output: its last lines hold the error.
+_TAIL = 1 << 20
+# Characters of the runtime's message that are passed on.
+_MESSAGE = 4096
+
+# Runtimes tell these apart only in prose.  Source: containerd-shim-runc-v2,
+# process/utils.go checkKillError, and crun's and runsc's own wording.
+_GONE = (
+    "process already finished",
+    "container not running",
+    "no such process",
+    "does not exist",
+    "not found",
+    "container is not running",
+)
+
+
+class RuntimeFailedError(ShimError):
+    """The runtime said no.  The text is the runtime's own."""
+
+
+class _Output:
+    """The read end of a pipe a command writes into, and what came out of it so far."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
+        # Our end only: a program whose stderr does not block loses what it says.
+        os.set_blocking(self._reader, False)
+
+    def started(self) -> None:
+        os.close(self.writer)
+        self.writer = -1
+
+    def _read(self) -> bool:
+        """Read what is there; say whether more may come."""
+        while True:
+            try:
+                chunk = os.read(self._reader, 65536)
+            except BlockingIOError:
+                return True
+            if not chunk:
+                return False
+            self.data += chunk
+            if len(self.data) > _TAIL:
+                del self.data[: len(self.data) - _TAIL]
+
+    async def follow(self) -> None:
+        while self._read():
+            await trio.lowlevel.wait_readable(self._reader)
+
+    def text(self) -> str:
+        self._read()
+        return self.data.decode(errors="replace")
+
+    def close(self) -> None:
+        os.close(self._reader)
+        if self.writer >= 0:
+            os.close(self.writer)
+
+
+@dataclass(frozen=True)
+class Runc:
+    """A runtime and the reaper that runs it.  ``limit`` is in seconds."""
+
+    runtime: Runtime
+    reaper: Reaper
+    limit: float = LIMIT
+
+    async def run(self, verb: str, *args: str, stdin: bytes = b"") -> str:
+        """Run a command whose output is its own, and return its stdout.
+
+        ``stdin`` is at most 1 MiB, a pipe's size.
+
+        :raises RuntimeFailedError: it failed, in its own words.
+        :raises NotFoundError: the container or process is gone, or the runtime is.
+        :raises TimedOutError: it took longer than the limit, and was killed.
+        """
+        out, err = _Output(), _Output()
+        source = -1
+        try:
+            source = _memory(stdin)
+            fds = {0: source, 1: out.writer, 2: err.writer}
+            child = self.reaper.spawn(self.runtime.argv(verb, *args), fds=fds)
+            out.started()
+            err.started()
+            async with background(out.follow, err.follow):
+                exit_ = await self._finish(verb, child)
+            if exit_:
+                text = err.text()
+                raise _failure(verb, exit_, last_error(text) or last_line(text))
+            return out.text()
+        finally:
+            if source >= 0:
+                os.close(source)
+            out.close()
+            err.close()
+
+    async def give_birth(
+        self, verb: str, *args: str, log: Path, fds: Mapping[int, int] | None
+    ) -> None:
+        """Run a command that leaves a process behind, whose stdio is ``fds``.
+
+        The errors are in ``log``, which is written anew.
+
+        :raises RuntimeFailedError, NotFoundError, TimedOutError: as :meth:`run`.
+        """
+        log.unlink(missing_ok=True)
+        child = self.reaper.spawn(self.runtime.argv(verb, *args, log=str(log)), fds=fds)
+        exit_ = await self._finish(verb, child)
+        if exit_:
+            text = ""
+            with contextlib.suppress(OSError):
+                text = log.read_text(errors="replace")
+            raise _failure(verb, exit_, last_error(text) or last_line(text))
+
+    async def _finish(self, verb: str, child: Child) -> int:
+        try:
+            with trio.fail_after(self.limit):
+                return (await child.wait()).status
+        except trio.TooSlowError:
+            raise TimedOutError(
+                f"{self.runtime.binary} {verb} did not return within {self.limit:g} s "
+                "and was killed"
+            ) from None
+        finally:
+            if child.exit is None:
+                with trio.move_on_after(_KILLED, shield=True):
+                    with contextlib.suppress(NotFoundError):
+                        child.signal(9)
+                    await child.wait()
+
+
+def _memory(data: bytes) -> int:
+    """Return an fd that reads as ``data``."""
+    fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _failure(verb: str, status: int, message: str) -> ShimError:
+    message = message[-_MESSAGE:]
+    text = f"OCI runtime {verb} failed: {message or f'exit status {status}, and nothing said'}"
+    gone = verb not in ("create", "exec", "restore") and any(
+        sentence in message.lower() for sentence in _GONE
+    )
+    return NotFoundError(text) if gone else RuntimeFailedError(text)
