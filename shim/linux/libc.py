@@ -76,3 +76,18 @@ def inotify_init() -> int:
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """Watch ``path`` for the events in ``mask``; return the watch descriptor.  inotify(7)."""
     return _checked(_libc.inotify_add_watch(fd, os.fsencode(path), mask), path)
+
+
+def set_title(words: list[str]) -> None:
+    """Show ``words`` as this process's command line, cut to the room the old one had.
+
+    Source: proc(5), /proc/pid/stat fields 48 arg_start and 49 arg_end.
+    """
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    # The fields after the name begin with the third.
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    room = end - start
+    if start and room > 0:
+        text = b"".join(word.encode() + b"\0" for word in words)[: room - 1]
+        ctypes.memmove(start, text.ljust(room, b"\0"), room)

@@ -1,0 +1,146 @@
+"""A bundle on disk: what the manager put there, and the files the shim adds.
+
+Source: OCI runtime-spec bundle.md; the names of the added files are those of
+containerd-shim-runc-v2, which managers and people look for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shim.errors import InvalidError, NotFoundError
+
+# containerd's identifiers.Validate.  An id becomes part of a file name.
+_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_ID_MAX = 76
+# Annotations that name the group whose members share a shim, in this order.
+GROUP_ANNOTATIONS = (
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri-o.SandboxID",
+)
+
+
+def checked_id(text: str, what: str = "container id") -> str:
+    """Return ``text`` if it can name a container or an exec.
+
+    :raises InvalidError: it cannot; it would also be a dangerous file name.
+    """
+    if len(text) > _ID_MAX or not _ID.fullmatch(text):
+        raise InvalidError(
+            f"{what} {text[:100]!r} is not valid: use at most {_ID_MAX} letters, digits "
+            "and single . _ - between them"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The part of config.json a shim decides by."""
+
+    terminal: bool
+    root: str
+    annotations: dict[str, str]
+    own_pid_namespace: bool
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Config:
+        """:raises InvalidError: this is not an OCI runtime configuration."""
+        try:
+            spec = json.loads(text)
+        except ValueError as exc:
+            raise InvalidError(f"config.json is not JSON: {exc}") from None
+        process = _member(spec, "process", dict)
+        namespaces = _member(_member(spec, "linux", dict), "namespaces", list)
+        annotations = _member(spec, "annotations", dict)
+        return cls(
+            terminal=bool(process.get("terminal")),
+            root=str(_member(spec, "root", dict).get("path", "rootfs")),
+            annotations={str(key): str(value) for key, value in annotations.items()},
+            # A pid namespace with a path is somebody else's: killing its init
+            # is not what ends it.
+            own_pid_namespace=any(
+                isinstance(ns, dict) and ns.get("type") == "pid" and not ns.get("path")
+                for ns in namespaces
+            ),
+        )
+
+    @property
+    def group(self) -> str:
+        """The group this container's shim serves, or "" for one of its own."""
+        return next((self.annotations[a] for a in GROUP_ANNOTATIONS if a in self.annotations), "")
+
+
+def _member(parent: Any, name: str, kind: type) -> Any:
+    if not isinstance(parent, dict):
+        raise InvalidError("config.json is not an OCI runtime configuration: no object")
+    value = parent.get(name)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise InvalidError(f"config.json: {name} is a {type(value).__name__}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A directory with a config.json."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str) -> Bundle:
+        """:raises NotFoundError: there is no such directory."""
+        if not path:
+            raise InvalidError("the request names no bundle")
+        bundle = cls(Path(path))
+        if not bundle.path.is_dir():
+            raise NotFoundError(f"bundle {path} is not a directory")
+        return bundle
+
+    def config(self) -> Config:
+        """:raises NotFoundError, InvalidError: config.json is missing, or broken."""
+        try:
+            return Config.parse((self.path / "config.json").read_bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.path}/config.json does not exist") from None
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the manager's mounts go."""
+        return self.path / "rootfs"
+
+    @property
+    def log(self) -> Path:
+        """What the runtime said when it created the container: lines of JSON."""
+        return self.path / "log.json"
+
+    @property
+    def work(self) -> Path:
+        """Where criu keeps its own log, unless the manager names another place."""
+        return self.path / "work"
+
+    def pid_file(self, exec_id: str = "") -> Path:
+        return self.path / f"{exec_id or 'init'}.pid"
+
+    def exec_log(self, exec_id: str) -> Path:
+        return self.path / f"{exec_id}.log.json"
+
+    def exec_spec(self, exec_id: str) -> Path:
+        return self.path / f"{exec_id}.process.json"
+
+    def read_pid(self, exec_id: str = "") -> int:
+        """Return the pid the runtime wrote, or 0 if there is none to be read."""
+        try:
+            return int(self.pid_file(exec_id).read_text())
+        except (OSError, ValueError):
+            return 0
+
+    def forget_exec(self, exec_id: str) -> None:
+        """Remove what an exec left behind."""
+        for path in (self.pid_file(exec_id), self.exec_log(exec_id), self.exec_spec(exec_id)):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,560 @@
+"""A container: its init, its execs, and everything a manager may ask of it.
+
+Nothing here holds a lock across a runtime command that another request could
+need: State, Pids, Stats, Wait and signals never wait for a command.
+
+Source: containerd-shim-runc-v2 runc/container.go and process/*.go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from google.protobuf.message import DecodeError
+
+from shim import log
+from shim.api import events_pb2, options_pb2
+from shim.cgroup.find import cgroup_of
+from shim.cgroup.oom import open_oom_watch
+from shim.cgroup.v2 import CgroupV2, enable_controllers
+from shim.config import name_of
+from shim.container.bundle import Bundle, checked_id
+from shim.container.lifecycle import Op, State
+from shim.container.options import Options
+from shim.container.process import NEVER_RAN, Process
+from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
+from shim.linux.mounts import Mount, mount_all, unmount_all
+from shim.runc.command import (
+    Checkpoint,
+    Creation,
+    checkpoint_args,
+    create_args,
+    exec_args,
+    restore_args,
+)
+from shim.runc.driver import Runc
+from shim.stdio.stdio import StdioSpec, open_stdio
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+    from google.protobuf.message import Message
+
+    from shim.api import mount_pb2, task_pb2
+    from shim.cgroup.find import Cgroup
+    from shim.cgroup.oom import OomWatch
+    from shim.container.bundle import Config
+    from shim.container.host import Host
+    from shim.reaper import Child, Exit
+
+# Seconds to undo a creation that failed; then something is left, and we say so.
+CLEANUP = 10.0
+# Seconds the exits of execs may take to follow the one of their init.
+LAST_EXECS = 10.0
+SIGKILL = 9
+
+
+class Container:
+    """Made by :meth:`create`.  ``execs`` are by exec id, and without the init."""
+
+    def __init__(
+        self,
+        request: task_pb2.CreateTaskRequest,
+        bundle: Bundle,
+        config: Config,
+        options: Options,
+        host: Host,
+    ) -> None:
+        self.id = request.id
+        self.bundle = bundle
+        self.execs: dict[str, Process] = {}
+        self.init = Process("", _stdio_spec(request))
+        self._config = config
+        self._options = options
+        self._host = host
+        self._runc = Runc(options.runtime(host.namespace), host.reaper, host.limit)
+        self._mounted = bool(request.rootfs)
+        self._image = Checkpoint(
+            image_path=request.checkpoint,
+            work_path=options.criu_work_path or str(bundle.work),
+            parent_path=request.parent_checkpoint,
+        )
+        self._cgroup: Cgroup | None = None
+        self._oom: OomWatch | None = None
+        self._ooms_told = 0
+        self._oom_scope = trio.CancelScope()
+        self._ending = False
+
+    # -- coming to life ----------------------------------------------------------
+
+    @classmethod
+    async def create(cls, request: task_pb2.CreateTaskRequest, host: Host) -> Container:
+        """Mount the rootfs and create the container; its init waits for :meth:`start`.
+
+        With a checkpoint in the request nothing runs before Start restores it.
+
+        :raises ShimError, OSError: as the runtime, the mounts, the stdio or the
+            bundle had it; nothing is left then.
+        """
+        checked_id(request.id)
+        bundle = Bundle.open(request.bundle)
+        self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
+        async with AsyncExitStack() as undo:
+            self._options.write(bundle.path / "options.json")
+            (bundle.path / "runtime").write_text(self._runc.runtime.binary)
+            if request.rootfs:
+                bundle.rootfs.mkdir(0o711, exist_ok=True)
+                undo.callback(unmount_all, str(bundle.rootfs))
+                mounts = [_mount(message) for message in request.rootfs]
+                mount_all(mounts, str(bundle.rootfs))
+            undo.push_async_callback(self.init.dispose)
+            await self._open_stdio(self.init)
+            if not self._image.image_path:
+                await self._create_init()
+            undo.pop_all()
+        self._publish(
+            events_pb2.TaskCreate(
+                container_id=self.id,
+                bundle=request.bundle,
+                rootfs=request.rootfs,
+                io=events_pb2.TaskIO(
+                    stdin=request.stdin,
+                    stdout=request.stdout,
+                    stderr=request.stderr,
+                    terminal=request.terminal,
+                ),
+                checkpoint=request.checkpoint,
+                pid=self.init.pid,
+            )
+        )
+        self._follow_init()
+        return self
+
+    async def _open_stdio(self, process: Process) -> None:
+        process.take(
+            await open_stdio(
+                process.spec,
+                nursery=self._host.nursery,
+                reaper=self._host.reaper,
+                container_id=process.id or self.id,
+                namespace=self._host.namespace,
+                uid=self._options.io_uid,
+                gid=self._options.io_gid,
+            )
+        )
+
+    async def _create_init(self) -> None:
+        args = create_args(
+            self.id,
+            str(self.bundle.path),
+            Creation(str(self.bundle.pid_file()), self.init.console_socket),
+            no_pivot=self._options.no_pivot_root,
+            no_new_keyring=self._options.no_new_keyring,
+        )
+        await self._bear_init("create", args)
+
+    async def _restore_init(self) -> None:
+        args = restore_args(
+            self.id,
+            str(self.bundle.path),
+            Creation(str(self.bundle.pid_file()), self.init.console_socket),
+            self._image,
+            no_pivot=self._options.no_pivot_root,
+        )
+        await self._bear_init("restore", args)
+
+    async def _bear_init(self, verb: str, args: list[str]) -> None:
+        # A container of this id that is not ours must survive our failure.
+        state = Path(self._runc.runtime.root) / self.id
+        if state.exists():
+            raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
+        try:
+            child = await self._bear(self.init, verb, args, self.bundle.log)
+        except BaseException:
+            await self._undo_creation()
+            raise
+        self._find_cgroup(child)
+        await self._host.nursery.start(self._watch_oom)
+
+    async def _bear(self, process: Process, verb: str, args: list[str], log_: Path) -> Child:
+        """Have the runtime make ``process``, and take it over."""
+        pid_file = self.bundle.pid_file(process.id)
+        pid_file.unlink(missing_ok=True)
+        reaper = self._host.reaper
+        with reaper.birth():
+            try:
+                await self._runc.give_birth(verb, *args, log=log_, fds=process.fds)
+                await process.connect_stdio()
+            except BaseException:
+                reaper.kill_stray(self.bundle.read_pid(process.id))
+                raise
+            child = reaper.adopt(self.bundle.read_pid(process.id))
+        process.born(child)
+        return child
+
+    async def _undo_creation(self) -> None:
+        with trio.move_on_after(CLEANUP, shield=True) as scope:
+            try:
+                await self._runc.run("delete", "--force", self.id)
+            except (ShimError, OSError) as exc:
+                log.debug("nothing to undo", id=self.id, error=exc)
+        if scope.cancelled_caught:
+            log.error("a failed creation could not be undone", id=self.id)
+
+    def _find_cgroup(self, child: Child) -> None:
+        try:
+            cgroup = cgroup_of(child.pid)
+        except (ShimError, OSError) as exc:
+            log.debug("no cgroup", id=self.id, error=exc)
+            return
+        # A cgroup that is ours too (gVisor run without any) is not the
+        # container's to be measured by, let alone to be killed as a whole.
+        if os.getpid() in cgroup.pids():
+            return
+        self._cgroup = cgroup
+        if isinstance(cgroup, CgroupV2):
+            enable_controllers(cgroup)
+
+    # -- execs -------------------------------------------------------------------
+
+    def add_exec(self, request: task_pb2.ExecProcessRequest) -> None:
+        """Reserve an exec; :meth:`start` runs it.
+
+        :raises ExistsError: the id is taken, by an exec that was not deleted yet.
+        :raises InvalidError: the id or the spec is not well formed.
+        :raises WrongStateError: the container is paused or has ended.
+        """
+        exec_id = checked_id(request.exec_id, "exec id")
+        if exec_id == "init":
+            raise InvalidError("exec id init is the name of the container's own process")
+        if exec_id in self.execs:
+            raise ExistsError(f"exec {exec_id} already exists in {self.id}")
+        self._check_exec()
+        spec = _json_of(request.spec, "Process")
+        self.bundle.exec_spec(exec_id).write_text(json.dumps(spec))
+        self.execs[exec_id] = Process(exec_id, _stdio_spec(request))
+        self._publish(events_pb2.TaskExecAdded(container_id=self.id, exec_id=exec_id))
+
+    def _check_exec(self) -> None:
+        self.init.life.check(Op.EXEC)
+        if self._ending:
+            raise WrongStateError("cannot exec in a stopped process")
+
+    async def _start_exec(self, process: Process) -> None:
+        self._check_exec()
+        await self._open_stdio(process)
+        args = exec_args(
+            self.id,
+            str(self.bundle.exec_spec(process.id)),
+            Creation(str(self.bundle.pid_file(process.id)), process.console_socket),
+        )
+        try:
+            child = await self._bear(process, "exec", args, self.bundle.exec_log(process.id))
+        except BaseException:
+            await process.abandon_stdio()
+            raise
+        if self.init.exit is not None:
+            # Its init is dead and told so: an exec of it can never be told as begun.
+            child.signal(SIGKILL)
+            await process.abandon_stdio()
+            raise WrongStateError("cannot exec in a stopped process")
+        process.life.apply(Op.START)
+        self._publish(
+            events_pb2.TaskExecStarted(container_id=self.id, exec_id=process.id, pid=child.pid)
+        )
+        self._host.go(lambda: self._follow_exec(process, child))
+
+    # -- what a manager asks -----------------------------------------------------
+
+    def process(self, exec_id: str) -> Process:
+        """:raises NotFoundError: there is no such exec."""
+        if not exec_id:
+            return self.init
+        try:
+            return self.execs[exec_id]
+        except KeyError:
+            raise NotFoundError(f"exec {exec_id} does not exist in {self.id}") from None
+
+    def state_of(self, process: Process) -> State:
+        """The state to report: while a container is paused, so are its execs."""
+        paused = self.init.state is State.PAUSED and process.state is State.RUNNING
+        return State.PAUSED if paused else process.state
+
+    async def start(self, exec_id: str) -> int:
+        """Start the init or an exec; return its pid."""
+        process = self.process(exec_id)
+        async with process.busy:
+            process.life.check(Op.START)
+            if process is not self.init:
+                await self._start_exec(process)
+                return process.pid
+            if self._image.image_path:
+                await self._restore_init()
+            else:
+                await self._runc.run("start", self.id)
+            process.life.apply(Op.START)
+            self._publish(events_pb2.TaskStart(container_id=self.id, pid=process.pid))
+            if self._image.image_path:
+                self._follow_init()
+            return process.pid
+
+    async def delete(self, exec_id: str) -> tuple[int, Exit]:
+        """Delete the container or an exec that has ended; return its pid and exit.
+
+        What the process wrote before it ended has reached its readers then, or
+        ten seconds have passed.
+        """
+        process = self.process(exec_id)
+        await self._end_unstarted(process)
+        async with process.busy:
+            process.life.check(Op.DELETE)
+            await process.drain()
+            exit_ = process.exit or NEVER_RAN
+            if process is self.init:
+                await self._delete_container(exit_)
+            else:
+                del self.execs[exec_id]
+                self.bundle.forget_exec(exec_id)
+            process.life.apply(Op.DELETE)
+            await process.dispose()
+        return process.pid, exit_
+
+    async def _end_unstarted(self, process: Process) -> None:
+        if process.state is State.CREATED and process.child is not None:
+            with contextlib.suppress(NotFoundError):
+                process.child.signal(SIGKILL)
+            await process.wait()
+
+    async def _delete_container(self, exit_: Exit) -> None:
+        try:
+            await self._runc.run("delete", self.id)
+        except NotFoundError:
+            pass  # somebody was here before: what counts is that it is gone
+        except ShimError as exc:
+            log.warning("runtime delete failed, forcing it", id=self.id, error=exc)
+            await self._runc.run("delete", "--force", self.id)
+        if self._mounted:
+            unmount_all(str(self.bundle.rootfs))
+        self._oom_scope.cancel()
+        for process in list(self.execs.values()):
+            await process.dispose()
+            self.bundle.forget_exec(process.id)
+        self.execs.clear()
+        deleted = events_pb2.TaskDelete(
+            container_id=self.id, pid=self.init.pid, exit_status=exit_.status
+        )
+        deleted.exited_at.FromNanoseconds(exit_.at)
+        self._publish(deleted)
+
+    async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
+        """Send a signal to one process, or to all of the container."""
+        process = self.process(exec_id)
+        process.life.check(Op.KILL)
+        by_runtime = self.init.state is State.PAUSED or (all_ and self._cgroup is None)
+        if by_runtime and process is self.init:
+            # Only the runtime thaws the container for a SIGKILL.
+            flags = ["--all"] if all_ else []
+            await self._runc.run("kill", *flags, self.id, str(number))
+        elif all_ and self._cgroup is not None:
+            self._cgroup.signal_all(number)
+        else:
+            process.signal(number)
+
+    async def pause(self) -> None:
+        self.init.life.check(Op.PAUSE)
+        await self._runc.run("pause", self.id)
+        self.init.life.apply(Op.PAUSE)
+        self._publish(events_pb2.TaskPaused(container_id=self.id))
+
+    async def resume(self) -> None:
+        self.init.life.check(Op.RESUME)
+        await self._runc.run("resume", self.id)
+        self.init.life.apply(Op.RESUME)
+        self._publish(events_pb2.TaskResumed(container_id=self.id))
+
+    async def update(self, resources: AnyMessage) -> None:
+        """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
+        self.init.life.check(Op.UPDATE)
+        text = json.dumps(_json_of(resources, "LinuxResources"))
+        await self._runc.run("update", "--resources", "-", self.id, stdin=text.encode())
+
+    async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
+        """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""
+        self.init.life.check(Op.CHECKPOINT)
+        dump, work = self._checkpoint(request)
+        try:
+            await self._runc.run("checkpoint", *checkpoint_args(self.id, dump))
+        except ShimError as exc:
+            kept = self.bundle.path / "criu-dump.log"
+            with contextlib.suppress(OSError):
+                shutil.copyfile(Path(dump.work_path) / "dump.log", kept)
+                raise type(exc)(f"{exc}; see {kept}") from None
+            raise
+        finally:
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+        self._publish(
+            events_pb2.TaskCheckpointed(container_id=self.id, checkpoint=dump.image_path)
+        )
+
+    def _checkpoint(
+        self, request: task_pb2.CheckpointTaskRequest
+    ) -> tuple[Checkpoint, Path | None]:
+        """Return what to dump, and the work directory to remove afterwards, if any."""
+        options = options_pb2.CheckpointOptions()
+        if name_of(request.options) == options.DESCRIPTOR.full_name:
+            try:
+                options.ParseFromString(request.options.value)
+            except DecodeError:
+                raise InvalidError("the checkpoint's options are not well formed") from None
+        image = request.path or options.image_path
+        if not image:
+            raise InvalidError("checkpoint needs a path to write to")
+        work = None
+        if not options.work_path:
+            work = self.bundle.work / "criu-work"
+            work.mkdir(parents=True, exist_ok=True)
+        dump = Checkpoint(
+            image_path=image,
+            work_path=options.work_path or str(work),
+            parent_path=options.parent_path,
+            exit=options.exit,
+            open_tcp=options.open_tcp,
+            external_unix_sockets=options.external_unix_sockets,
+            terminal=options.terminal,
+            file_locks=options.file_locks,
+            empty_namespaces=tuple(options.empty_namespaces),
+            cgroups_mode=options.cgroups_mode,
+        )
+        return dump, work
+
+    def pids(self) -> list[int]:
+        """Every process in the container.  Never empty while its init lives."""
+        alive = self.init.child is not None and self.init.child.exit is None
+        found = self._cgroup.pids() if self._cgroup is not None else []
+        return found or ([self.init.pid] if alive else [])
+
+    def stats(self) -> AnyMessage:
+        """:raises NotFoundError: there is no cgroup, or no longer."""
+        if self._cgroup is None:
+            raise NotFoundError(f"container {self.id} has no cgroup to measure")
+        return self._cgroup.metrics()
+
+    # -- what happens by itself --------------------------------------------------
+
+    def _follow_init(self) -> None:
+        child = self.init.child
+        if child is not None:
+            self._host.go(lambda: self._await_init(child))
+
+    async def _await_init(self, child: Child) -> None:
+        exit_ = await child.wait()
+        self._ending = True
+        # A Start that is under way is told first.
+        async with self.init.busy:
+            if not self._config.own_pid_namespace:
+                await self._kill_rest()
+            with trio.move_on_after(LAST_EXECS) as scope:
+                await self._last_execs()
+            if scope.cancelled_caught:
+                log.error("an exec outlives its init", id=self.id)
+            self._tell_oom()
+            self.init.end(exit_)
+            self._publish_exit(self.init, exit_)
+
+    async def _kill_rest(self) -> None:
+        """End what the kernel does not: without a pid namespace init was no init."""
+        try:
+            if self._cgroup is not None:
+                self._cgroup.signal_all(SIGKILL)
+            else:
+                await self._runc.run("kill", "--all", self.id, str(SIGKILL))
+        except (ShimError, OSError) as exc:
+            log.warning("cannot kill what init left", id=self.id, error=exc)
+
+    async def _last_execs(self) -> None:
+        for process in list(self.execs.values()):
+            async with process.busy:
+                started = process.state is not State.CREATED
+            if started:
+                await process.wait()
+
+    async def _follow_exec(self, process: Process, child: Child) -> None:
+        exit_ = await child.wait()
+        process.end(exit_)
+        self._publish_exit(process, exit_)
+
+    async def _watch_oom(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with self._oom_scope:
+            if self._cgroup is None:
+                task_status.started()
+                return
+            try:
+                async with open_oom_watch(self._cgroup) as watch:
+                    self._oom = watch
+                    task_status.started()
+                    while True:
+                        await watch.wait_kill()
+                        self._tell_oom()
+            except (OSError, ShimError) as exc:
+                # A container without a watch is better than none.
+                log.warning("OOM kills are not seen", id=self.id, error=exc)
+                if self._oom is None:
+                    task_status.started()
+
+    def _tell_oom(self) -> None:
+        count = self._oom.count() if self._oom is not None else 0
+        if count <= self._ooms_told:
+            return
+        self._ooms_told = count
+        # CRI-O looks for this file when a container ends with an error.
+        with contextlib.suppress(OSError):
+            (self.bundle.path / "oom").touch()
+        self._publish(events_pb2.TaskOOM(container_id=self.id))
+
+    def _publish_exit(self, process: Process, exit_: Exit) -> None:
+        event = events_pb2.TaskExit(
+            container_id=self.id,
+            id=process.id or self.id,
+            pid=process.pid,
+            exit_status=exit_.status,
+        )
+        event.exited_at.FromNanoseconds(exit_.at)
+        self._publish(event)
+
+    def _publish(self, event: Message) -> None:
+        self._host.publisher.publish(event)
+
+
+def _mount(message: mount_pb2.Mount) -> Mount:
+    return Mount(message.type, message.source, message.target, tuple(message.options))
+
+
+def _stdio_spec(
+    request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest,
+) -> StdioSpec:
+    return StdioSpec(request.stdin, request.stdout, request.stderr, request.terminal)
+
+
+def _json_of(message: AnyMessage, kind: str) -> object:
+    """Return the object in ``message``, whose value is JSON whatever its type says.
+
+    :raises InvalidError: it is of another type, or not an object.
+    """
+    if message.type_url.rpartition("/")[2] != kind:
+        raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
+    try:
+        value = json.loads(message.value)
+    except ValueError as exc:
+        raise InvalidError(f"the {kind} is not JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise InvalidError(f"the {kind} is not a JSON object")
+    return value

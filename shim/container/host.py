@@ -1,0 +1,42 @@
+"""What all containers of one daemon share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shim import log
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import trio
+
+    from shim.events.publisher import Publisher
+    from shim.reaper import Reaper
+
+
+@dataclass(frozen=True)
+class Host:
+    """``limit`` is how long one command of a runtime may take, in seconds."""
+
+    namespace: str
+    reaper: Reaper
+    publisher: Publisher
+    nursery: trio.Nursery
+    limit: float
+
+    def go(self, task: Callable[[], Awaitable[object]]) -> None:
+        """Run ``task`` beside everything else.
+
+        An error in it is logged and costs this one task: a fault of one
+        container's must not end the daemon of all the others in its pod.
+        """
+        self.nursery.start_soon(_guarded, task)
+
+
+async def _guarded(task: Callable[[], Awaitable[object]]) -> None:
+    try:
+        await task()
+    except Exception as exc:
+        log.crash("a task of a container failed", exc)

@@ -1,0 +1,136 @@
+"""How a container wants its runtime run: the manager's options, in one value.
+
+They come as containerd.runc.v1.Options, or under any other runtime name than
+runc's as runtimeoptions.v1.Options around a TOML text.  A type we do not know
+is ignored, as its sender must expect of a shim that is not theirs.
+
+Source: containerd api/types/runc/options/oci.proto; the TOML keys are those of
+the CRI plugin's and Docker's configuration files.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError, Message
+
+from shim import log
+from shim.api import options_pb2, runtimeoptions_pb2
+from shim.config import name_of
+from shim.errors import InvalidError
+from shim.runc.command import Runtime
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+# containerd-shim-runc-v2 process/init.go RuncRoot.
+DEFAULT_ROOT = "/run/containerd/runc"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options by their protobuf names.  ``root`` is without the namespace."""
+
+    no_pivot_root: bool = False
+    no_new_keyring: bool = False
+    shim_cgroup: str = ""
+    io_uid: int = 0
+    io_gid: int = 0
+    binary_name: str = ""
+    root: str = ""
+    systemd_cgroup: bool = False
+    criu_image_path: str = ""
+    criu_work_path: str = ""
+
+    @classmethod
+    def decode(cls, message: AnyMessage | None) -> Options:
+        """:raises InvalidError: the bytes, the TOML or a value in it is not well formed."""
+        if message is None or not message.type_url:
+            return cls()
+        match name_of(message):
+            case "containerd.runc.v1.Options":
+                options = options_pb2.Options()
+                _parse(options, message.value)
+                return cls(**{f.name: getattr(options, f.name) for f in fields(cls)})
+            case "runtimeoptions.v1.Options":
+                generic = runtimeoptions_pb2.Options()
+                _parse(generic, message.value)
+                return cls._from_generic(generic)
+            case other:
+                log.warning("runtime options of an unknown type are ignored", type=other)
+                return cls()
+
+    @classmethod
+    def _from_generic(cls, generic: runtimeoptions_pb2.Options) -> Options:
+        if generic.config_body:
+            return cls.from_toml(generic.config_body.decode(errors="replace"))
+        if generic.config_path:
+            try:
+                return cls.from_toml(Path(generic.config_path).read_text())
+            except OSError as exc:
+                raise InvalidError(f"runtime options: {exc}") from None
+        return cls()
+
+    @classmethod
+    def from_toml(cls, text: str) -> Options:
+        """Read keys such as ``BinaryName``; a key that is not ours is left alone."""
+        import tomllib  # 4 ms that only CRI users need
+
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as exc:
+            raise InvalidError(f"runtime options are not TOML: {exc}") from None
+        return cls(**_checked(table, {_toml_key(f.name): f.name for f in fields(cls)}))
+
+    @classmethod
+    def read(cls, path: Path) -> Options:
+        """Read what :meth:`write` wrote; without a readable file, the defaults.
+
+        ``delete`` runs after a crash, when half of everything may be missing.
+        """
+        try:
+            table = json.loads(path.read_text())
+            return cls(**_checked(table, {f.name: f.name for f in fields(cls)}))
+        except (OSError, ValueError, InvalidError) as exc:
+            log.debug("no options are recorded", error=exc)
+            return cls()
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)))
+
+    def runtime(self, namespace: str) -> Runtime:
+        """Return the runtime to call for a container in ``namespace``."""
+        return Runtime(
+            binary=self.binary_name or "runc",
+            root=f"{self.root or DEFAULT_ROOT}/{namespace}",
+            systemd_cgroup=self.systemd_cgroup,
+        )
+
+
+def _parse(message: Message, data: bytes) -> None:
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        name = message.DESCRIPTOR.full_name
+        raise InvalidError(f"the options are not a {name}") from None
+
+
+def _toml_key(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def _checked(table: Any, names: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise InvalidError("runtime options are not a table")
+    kinds = {f.name: type(f.default) for f in fields(Options)}
+    values = {}
+    for key, name in names.items():
+        if key in table:
+            value = table[key]
+            if type(value) is not kinds[name]:
+                raise InvalidError(f"runtime option {key} must be a {kinds[name].__name__}")
+            values[name] = value
+    return values

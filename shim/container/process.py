@@ -1,0 +1,127 @@
+"""One process of a container, its init or an exec: identity, state, stdio, exit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim.container.lifecycle import Lifecycle, Op, State
+from shim.errors import WrongStateError
+from shim.reaper import UNKNOWN_STATUS, Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.reaper import Child
+    from shim.stdio.stdio import Stdio, StdioSpec
+
+# Seconds for what is still in the pipes after the exit to reach the manager.
+DRAIN = 10.0
+
+NEVER_RAN = Exit(UNKNOWN_STATUS, 0, "the process was never started")
+
+
+class Process:
+    """``id`` is the exec's id, empty for the init.  ``pid`` is 0 until it is known.
+
+    ``busy`` is held while the process is started or deleted, and nothing a
+    reader or a signal needs waits for it.  The end of the process is told only
+    while it is free, so that a start is always told before it.
+    """
+
+    def __init__(self, id_: str, spec: StdioSpec) -> None:
+        self.id = id_
+        self.spec = spec
+        self.life = Lifecycle()
+        self.busy = trio.Lock()
+        self.pid = 0
+        self.child: Child | None = None
+        self.exit: Exit | None = None
+        self._stdio: Stdio | None = None
+        self._stdin_closed = False
+        self._done = trio.Event()
+
+    @property
+    def state(self) -> State:
+        return self.life.state
+
+    def take(self, stdio: Stdio) -> None:
+        """Own ``stdio`` from now on."""
+        self._stdio = stdio
+        if self._stdin_closed:
+            stdio.close_stdin()
+
+    def born(self, child: Child) -> None:
+        """Record the process the runtime made."""
+        self.child = child
+        self.pid = child.pid
+
+    def end(self, exit_: Exit) -> None:
+        """Record the exit, and answer everyone who waits for it."""
+        self.life.apply(Op.EXIT)
+        self.exit = exit_
+        self._done.set()
+
+    async def wait(self) -> Exit:
+        """Wait for the end; return at once if it came, or if the process is deleted."""
+        await self._done.wait()
+        return self.exit or NEVER_RAN
+
+    def signal(self, number: int) -> None:
+        """Send a signal through the pidfd; 0 only asks whether the process lives.
+
+        :raises NotFoundError: it has ended.
+        :raises WrongStateError: it has not been started.
+        """
+        self.life.check(Op.KILL)
+        if self.child is None:
+            raise WrongStateError("cannot kill a process that has not been started")
+        self.child.signal(number)
+
+    def resize(self, width: int, height: int) -> None:
+        """:raises WrongStateError: there is no terminal, or no longer a process on it."""
+        self.life.check(Op.RESIZE)
+        if self._stdio is None:
+            raise WrongStateError("cannot resize a process that has not been started")
+        self._stdio.resize(width, height)
+
+    def close_stdin(self) -> None:
+        """Let the process see the end of its input once the manager's side is closed too."""
+        self._stdin_closed = True
+        if self._stdio is not None:
+            self._stdio.close_stdin()
+
+    @property
+    def fds(self) -> Mapping[int, int]:
+        """What the runtime gets as its stdio, which the process inherits."""
+        assert self._stdio is not None
+        return dict(enumerate(self._stdio.child_fds))
+
+    @property
+    def console_socket(self) -> str | None:
+        assert self._stdio is not None
+        return self._stdio.console_socket
+
+    async def connect_stdio(self) -> None:
+        """The runtime has returned: let output flow."""
+        assert self._stdio is not None
+        await self._stdio.started()
+
+    async def drain(self) -> None:
+        """Wait until what the process wrote has left the shim, for ``DRAIN`` at most."""
+        if self._stdio is not None:
+            await self._stdio.drain(DRAIN)
+
+    async def dispose(self) -> None:
+        """Let go of stdio, and of everyone who still waits."""
+        stdio, self._stdio = self._stdio, None
+        if stdio is not None:
+            await stdio.aclose()
+        self._done.set()
+
+    async def abandon_stdio(self) -> None:
+        """A start failed: close what it opened.  Another start opens it again."""
+        stdio, self._stdio = self._stdio, None
+        if stdio is not None:
+            await stdio.aclose()

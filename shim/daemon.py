@@ -1,0 +1,105 @@
+"""The daemon: serves its containers until it is told to shut down and has none left.
+
+Shutting down, by request or by signal, kills no container: it ends the serving.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.container.host import Host
+from shim.events.publisher import open_publisher
+from shim.reaper import open_reaper
+from shim.runc.driver import LIMIT
+from shim.service import ABANDONED, ALIASES, TaskService
+from shim.ttrpc.server import handlers_of, serve
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+# Seconds for the calls and the events under way when the daemon ends.
+DRAIN = 3.0
+FAREWELL = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one daemon needs to know.  ``limit``: seconds a runtime command may take."""
+
+    namespace: str
+    id: str
+    ttrpc_address: str
+    socket_path: str
+    limit: float = LIMIT
+
+
+def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on ``listener``, which is owned from here on, and remove its file at the end.
+
+    ``ready`` is called once requests are answered.
+    """
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    inode = _inode(settings.socket_path)
+    try:
+        trio.run(_main, settings, listener, ready, strict_exception_groups=True)
+    finally:
+        # Another daemon may have taken the name over from one it held for dead.
+        if inode and _inode(settings.socket_path) == inode:
+            os.unlink(settings.socket_path)  # noqa: PTH108 - a plain string all along
+
+
+async def _main(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    shutdown = trio.Event()
+    async with (
+        open_reaper() as reaper,
+        open_publisher(settings.ttrpc_address, settings.namespace) as publisher,
+        trio.open_nursery() as nursery,
+    ):
+        host = Host(settings.namespace, reaper, publisher, nursery, settings.limit)
+        handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
+        sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        await nursery.start(_shutdown_on_signal, shutdown)
+        serving = partial(serve, shutdown=shutdown, drain=DRAIN, abandon=ABANDONED)
+        async with trio.open_nursery() as conversations:
+            await conversations.start(serving, sock, handlers)
+            ready()
+            log.debug("serving", id=settings.id, pid=os.getpid())
+        with trio.move_on_after(FAREWELL) as scope:
+            await publisher.flush()
+        if scope.cancelled_caught:
+            log.warning("shut down with events the manager did not take")
+        nursery.cancel_scope.cancel()
+
+
+async def _shutdown_on_signal(
+    shutdown: trio.Event, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("shutting down on a signal", signal=signal.Signals(number).name)
+            shutdown.set()
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino  # noqa: PTH116 - a plain string all along
+    except OSError:
+        return 0
+
+
+def flush_and_exit(status: int) -> None:
+    """End a forked process without running what its parent registered for exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

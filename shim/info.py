@@ -1,0 +1,59 @@
+"""What ``-info`` answers: who we are, and what the OCI runtime below can do.
+
+Source: containerd core/runtime/v2/task_manager.go, and the OCI runtime-spec's
+features.md.
+"""
+
+from __future__ import annotations
+
+import json
+
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+
+from shim import log
+from shim.api.introspection_pb2 import RuntimeInfo, RuntimeVersion
+from shim.container.options import Options
+from shim.errors import NotFoundError, ShimError
+from shim.reaper import open_reaper
+from shim.runc.command import Runtime
+from shim.runc.driver import Runc
+from shim.version import VERSION
+
+NAME = "io.containerd.trio.v2"
+_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+_LIMIT = 5.0
+
+
+def info(stdin: bytes) -> bytes:
+    """Return a RuntimeInfo for the options in ``stdin``, an Any or nothing.
+
+    :raises NotFoundError: there is no such runtime.  One that cannot tell its
+        features is answered without them.
+    """
+    try:
+        options = AnyMessage.FromString(stdin)
+    except DecodeError:
+        options = AnyMessage()
+    reply = RuntimeInfo(name=NAME, version=RuntimeVersion(version=VERSION))
+    if options.type_url:
+        reply.options.CopyFrom(options)
+    features = trio.run(_features, Options.decode(options).binary_name or "runc")
+    if features:
+        reply.features.type_url = _FEATURES
+        reply.features.value = features
+    return reply.SerializeToString()
+
+
+async def _features(binary: str) -> bytes:
+    async with open_reaper() as reaper:
+        try:
+            text = await Runc(Runtime(binary), reaper, _LIMIT).run("features")
+            json.loads(text)
+        except NotFoundError:
+            raise
+        except (ShimError, ValueError) as exc:
+            log.debug("the runtime tells no features", error=exc)
+            return b""
+        return text.encode()

@@ -1,0 +1,226 @@
+"""The Task API: one short method each.  What it means is in ``shim.container``.
+
+Source: containerd api/runtime/task/v3/shim.proto; v2 differs in its name only.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from shim import log
+from shim.api import process_pb2
+from shim.api.options_pb2 import ProcessDetails
+from shim.api.task_grpc import TaskBase
+from shim.api.task_pb2 import (
+    CheckpointTaskRequest,
+    CloseIORequest,
+    ConnectRequest,
+    ConnectResponse,
+    CreateTaskRequest,
+    CreateTaskResponse,
+    DeleteRequest,
+    DeleteResponse,
+    ExecProcessRequest,
+    KillRequest,
+    PauseRequest,
+    PidsRequest,
+    PidsResponse,
+    ResizePtyRequest,
+    ResumeRequest,
+    ShutdownRequest,
+    StartRequest,
+    StartResponse,
+    StateRequest,
+    StateResponse,
+    StatsRequest,
+    StatsResponse,
+    UpdateTaskRequest,
+    WaitRequest,
+    WaitResponse,
+)
+from shim.container.container import Container
+from shim.container.lifecycle import State
+from shim.errors import ExistsError, NotFoundError
+from shim.ttrpc.server import unary
+from shim.version import VERSION
+
+if TYPE_CHECKING:
+    import trio
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from shim.container.host import Host
+    from shim.container.process import Process
+
+# The names one service is registered under, besides its own.
+ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
+# Methods nobody needs once their caller is gone.
+ABANDONED = ("Wait",)
+
+_STATUS = {
+    State.CREATED: process_pb2.CREATED,
+    State.RUNNING: process_pb2.RUNNING,
+    State.PAUSED: process_pb2.PAUSED,
+    State.STOPPED: process_pb2.STOPPED,
+    State.DELETED: process_pb2.STOPPED,
+}
+
+
+class TaskService(TaskBase):
+    """The containers of one daemon.  Sets ``shutdown`` when asked to and none is left."""
+
+    def __init__(self, host: Host, shutdown: trio.Event) -> None:
+        self._host = host
+        self._shutdown = shutdown
+        # None while the container is being created: the id is taken already.
+        self._containers: dict[str, Container | None] = {}
+
+    def _container(self, id_: str) -> Container:
+        container = self._containers.get(id_)
+        if container is None:
+            raise NotFoundError(f"container {id_} does not exist in this shim: not found")
+        return container
+
+    def _process(self, id_: str, exec_id: str) -> Process:
+        return self._container(id_).process(exec_id)
+
+    @unary
+    async def State(self, request: StateRequest) -> StateResponse:
+        container = self._container(request.id)
+        process = container.process(request.exec_id)
+        reply = StateResponse(
+            id=process.id or container.id,
+            bundle=str(container.bundle.path),
+            pid=process.pid,
+            status=_STATUS[container.state_of(process)],
+            stdin=process.spec.stdin,
+            stdout=process.spec.stdout,
+            stderr=process.spec.stderr,
+            terminal=process.spec.terminal,
+            exec_id=process.id,
+        )
+        if process.exit is not None:
+            reply.exit_status = process.exit.status
+            _stamp(reply.exited_at, process.exit.at)
+        return reply
+
+    @unary
+    async def Create(self, request: CreateTaskRequest) -> CreateTaskResponse:
+        if request.id in self._containers:
+            raise ExistsError(f"container {request.id} already exists in this shim")
+        self._containers[request.id] = None
+        try:
+            container = await Container.create(request, self._host)
+        except BaseException:
+            del self._containers[request.id]
+            raise
+        self._containers[request.id] = container
+        return CreateTaskResponse(pid=container.init.pid)
+
+    @unary
+    async def Start(self, request: StartRequest) -> StartResponse:
+        return StartResponse(pid=await self._container(request.id).start(request.exec_id))
+
+    @unary
+    async def Delete(self, request: DeleteRequest) -> DeleteResponse:
+        pid, exit_ = await self._container(request.id).delete(request.exec_id)
+        if not request.exec_id:
+            del self._containers[request.id]
+        reply = DeleteResponse(pid=pid, exit_status=exit_.status)
+        _stamp(reply.exited_at, exit_.at)
+        return reply
+
+    @unary
+    async def Pids(self, request: PidsRequest) -> PidsResponse:
+        container = self._container(request.id)
+        execs = {process.pid: process.id for process in container.execs.values() if process.pid}
+        reply = PidsResponse()
+        for pid in container.pids():
+            info = reply.processes.add(pid=pid)
+            if pid in execs:
+                info.info.CopyFrom(_details(execs[pid]))
+        return reply
+
+    @unary
+    async def Pause(self, request: PauseRequest) -> Empty:
+        await self._container(request.id).pause()
+        return Empty()
+
+    @unary
+    async def Resume(self, request: ResumeRequest) -> Empty:
+        await self._container(request.id).resume()
+        return Empty()
+
+    @unary
+    async def Checkpoint(self, request: CheckpointTaskRequest) -> Empty:
+        await self._container(request.id).checkpoint(request)
+        return Empty()
+
+    @unary
+    async def Kill(self, request: KillRequest) -> Empty:
+        container = self._container(request.id)
+        await container.kill(request.exec_id, request.signal, all_=request.all)
+        return Empty()
+
+    @unary
+    async def Exec(self, request: ExecProcessRequest) -> Empty:
+        self._container(request.id).add_exec(request)
+        return Empty()
+
+    @unary
+    async def ResizePty(self, request: ResizePtyRequest) -> Empty:
+        self._process(request.id, request.exec_id).resize(request.width, request.height)
+        return Empty()
+
+    @unary
+    async def CloseIO(self, request: CloseIORequest) -> Empty:
+        process = self._process(request.id, request.exec_id)
+        if request.stdin:
+            process.close_stdin()
+        return Empty()
+
+    @unary
+    async def Update(self, request: UpdateTaskRequest) -> Empty:
+        await self._container(request.id).update(request.resources)
+        return Empty()
+
+    @unary
+    async def Wait(self, request: WaitRequest) -> WaitResponse:
+        exit_ = await self._process(request.id, request.exec_id).wait()
+        reply = WaitResponse(exit_status=exit_.status)
+        _stamp(reply.exited_at, exit_.at)
+        return reply
+
+    @unary
+    async def Stats(self, request: StatsRequest) -> StatsResponse:
+        return StatsResponse(stats=self._container(request.id).stats())
+
+    @unary
+    async def Connect(self, request: ConnectRequest) -> ConnectResponse:
+        container = self._containers.get(request.id)
+        pid = container.init.pid if container is not None else 0
+        return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
+
+    @unary
+    async def Shutdown(self, request: ShutdownRequest) -> Empty:
+        if self._containers:
+            log.debug("not shutting down: containers are left", count=len(self._containers))
+        else:
+            self._shutdown.set()
+        return Empty()
+
+
+def _details(exec_id: str) -> AnyMessage:
+    details = ProcessDetails(exec_id=exec_id)
+    return AnyMessage(
+        type_url=ProcessDetails.DESCRIPTOR.full_name, value=details.SerializeToString()
+    )
+
+
+def _stamp(field: Timestamp, nanoseconds: int) -> None:
+    """Fill ``field``, unless the time is not known: absent is not 1970."""
+    if nanoseconds:
+        field.FromNanoseconds(nanoseconds)

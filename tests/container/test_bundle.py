@@ -1,0 +1,108 @@
+"""What a shim reads from a bundle, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shim.container.bundle import Bundle, Config, checked_id
+from shim.errors import InvalidError, NotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def config(**members: Any) -> Config:
+    return Config.parse(json.dumps(members))
+
+
+def test_an_empty_config_has_the_defaults() -> None:
+    parsed = config()
+    assert (parsed.terminal, parsed.root, parsed.group) == (False, "rootfs", "")
+    assert not parsed.own_pid_namespace
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "own"),
+    [
+        ([{"type": "pid"}], True),
+        ([{"type": "pid", "path": ""}], True),
+        ([{"type": "pid", "path": "/proc/1/ns/pid"}], False),
+        ([{"type": "mount"}], False),
+        ([], False),
+    ],
+)
+def test_a_pid_namespace_is_the_containers_own_only_without_a_path(
+    namespaces: list[dict[str, str]],
+    own: bool,
+) -> None:
+    assert config(linux={"namespaces": namespaces}).own_pid_namespace is own
+
+
+def test_the_group_is_named_by_the_first_annotation_that_is_there() -> None:
+    names = [
+        "io.containerd.runc.v2.group",
+        "io.kubernetes.cri.sandbox-id",
+        "io.kubernetes.cri-o.SandboxID",
+    ]
+    annotations = {name: name for name in names}
+    for name in names:
+        assert config(annotations=annotations).group == name
+        del annotations[name]
+    assert config(annotations=annotations).group == ""
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.text(),
+        lambda x: (
+            st.lists(x)
+            | st.dictionaries(
+                st.sampled_from(["process", "linux", "namespaces", "root", "annotations"]), x
+            )
+        ),
+    )
+)
+def test_no_json_crashes_the_parser(value: Any) -> None:
+    with contextlib.suppress(InvalidError):
+        Config.parse(json.dumps(value))
+
+
+@pytest.mark.parametrize("text", ["a", "c1", "a.b_c-d", "x" * 76])
+def test_ids_containerd_accepts_are_accepted(text: str) -> None:
+    assert checked_id(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "-a", "a-", "a..b", "a/b", "a b", "ä", "x" * 77, "a\n"])
+def test_ids_that_are_no_file_names_are_refused(text: str) -> None:
+    with pytest.raises(InvalidError):
+        checked_id(text)
+
+
+def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        Bundle.open(str(tmp_path / "nowhere"))
+
+
+def test_a_pid_file_that_is_missing_or_half_written_is_no_pid(tmp_path: Path) -> None:
+    bundle = Bundle.open(str(tmp_path))
+    assert bundle.read_pid() == 0
+    bundle.pid_file().write_text("")
+    assert bundle.read_pid() == 0
+    bundle.pid_file().write_text("123\n")
+    assert bundle.read_pid() == 123
+
+
+def test_the_files_of_an_exec_are_its_own_and_go_with_it(tmp_path: Path) -> None:
+    bundle = Bundle.open(str(tmp_path))
+    for path in (bundle.pid_file("e1"), bundle.exec_log("e1"), bundle.exec_spec("e1")):
+        path.touch()
+    bundle.pid_file().touch()
+    bundle.forget_exec("e1")
+    bundle.forget_exec("e1")
+    assert [p.name for p in tmp_path.iterdir()] == ["init.pid"]

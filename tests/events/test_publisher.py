@@ -1,0 +1,164 @@
+"""Events reach a manager in order, and wait for one that is away."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+from google.protobuf.empty_pb2 import Empty
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from shim.api.events_pb2 import TaskDelete, TaskExit, TaskStart
+from shim.api.forward_grpc import EventsBase
+from shim.events import publisher as module
+from shim.events.publisher import open_publisher
+from shim.events.topics import TOPICS, topic_of
+from shim.linux.sockets import listen
+from shim.ttrpc.server import handlers_of, serve, unary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    import pytest
+
+    from shim.api.envelope_pb2 import Envelope
+    from shim.api.forward_pb2 import ForwardRequest
+
+
+class Manager(EventsBase):
+    """Takes events, except the first ``refuse`` of them, for which it has ``status``."""
+
+    def __init__(self, refuse: int = 0, status: Status = Status.UNAVAILABLE) -> None:
+        self.got: list[Envelope] = []
+        self.calls = 0
+        self._refuse = refuse
+        self._status = status
+
+    @unary
+    async def Forward(self, request: ForwardRequest) -> Empty:
+        self.calls += 1
+        if self.calls <= self._refuse:
+            raise GRPCError(self._status, "not now")
+        self.got.append(request.envelope)
+        return Empty()
+
+    @property
+    def pids(self) -> list[int]:
+        return [TaskStart.FromString(e.event.value).pid for e in self.got]
+
+
+@asynccontextmanager
+async def serving(path: Path, manager: Manager) -> AsyncIterator[None]:
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listen(f"unix://{path}")))
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        run = partial(serve, listener, handlers_of(manager), shutdown=stop, drain=1)
+        await nursery.start(run)
+        try:
+            yield
+        finally:
+            stop.set()
+    path.unlink()
+
+
+async def test_events_arrive_in_the_order_they_happened(tmp_path: Path) -> None:
+    manager = Manager()
+    path = tmp_path / "events"
+    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
+        for pid in range(500):
+            publisher.publish(TaskStart(container_id="c1", pid=pid))
+        with trio.fail_after(20):
+            await publisher.flush()
+    assert manager.pids == list(range(500))
+
+
+async def test_an_envelope_is_what_containerds_exchange_accepts(tmp_path: Path) -> None:
+    manager = Manager()
+    path = tmp_path / "events"
+    async with serving(path, manager), open_publisher(f"unix://{path}", "ns") as publisher:
+        publisher.publish(TaskStart(container_id="c1", pid=7))
+        with trio.fail_after(20):
+            await publisher.flush()
+    (envelope,) = manager.got
+    assert (envelope.namespace, envelope.topic) == ("ns", "/tasks/start")
+    assert envelope.event.type_url == "containerd.events.TaskStart"
+    assert envelope.timestamp.seconds > 0
+
+
+async def test_a_manager_that_comes_late_misses_nothing(tmp_path: Path) -> None:
+    manager = Manager()
+    path = tmp_path / "events"
+    async with open_publisher(str(path), "ns") as publisher:
+        for pid in range(20):
+            publisher.publish(TaskStart(pid=pid))
+        async with serving(path, manager):
+            with trio.fail_after(20):
+                await publisher.flush()
+    assert manager.pids == list(range(20))
+
+
+async def test_a_manager_that_restarts_misses_nothing(tmp_path: Path) -> None:
+    first, second = Manager(), Manager()
+    path = tmp_path / "events"
+    async with open_publisher(str(path), "ns") as publisher:
+        for manager, pids in ((first, range(5)), (second, range(5, 10))):
+            async with serving(path, manager):
+                for pid in pids:
+                    publisher.publish(TaskStart(pid=pid))
+                with trio.fail_after(20):
+                    await publisher.flush()
+    assert first.pids + second.pids == list(range(10))
+
+
+async def test_an_event_is_sent_again_until_it_is_acknowledged(tmp_path: Path) -> None:
+    manager = Manager(refuse=3)
+    path = tmp_path / "events"
+    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
+        for pid in (1, 2):
+            publisher.publish(TaskStart(pid=pid))
+        with trio.fail_after(20):
+            await publisher.flush()
+    assert manager.pids == [1, 2]
+    assert manager.calls == 5
+
+
+async def test_an_event_nobody_will_ever_accept_holds_up_no_other(tmp_path: Path) -> None:
+    manager = Manager(refuse=1, status=Status.INVALID_ARGUMENT)
+    path = tmp_path / "events"
+    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
+        for pid in (1, 2):
+            publisher.publish(TaskStart(pid=pid))
+        with trio.fail_after(20):
+            await publisher.flush()
+    assert manager.pids == [2]
+
+
+async def test_without_an_address_events_are_nobodys_business() -> None:
+    async with open_publisher("", "ns") as publisher:
+        publisher.publish(TaskStart())
+        await publisher.flush()
+
+
+async def test_when_the_queue_is_full_exits_are_the_last_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LIMIT", 3)
+    manager = Manager()
+    path = tmp_path / "events"
+    async with open_publisher(str(path), "ns") as publisher:
+        for event in (TaskStart(pid=1), TaskExit(pid=1), TaskStart(pid=2), TaskDelete(pid=1)):
+            publisher.publish(event)
+        publisher.publish(TaskExit(pid=2))
+        async with serving(path, manager):
+            with trio.fail_after(20):
+                await publisher.flush()
+    assert [e.topic for e in manager.got] == ["/tasks/start", "/tasks/exit", "/tasks/exit"]
+
+
+def test_every_topic_begins_with_a_slash() -> None:
+    assert all(topic.startswith("/tasks/") for topic in TOPICS.values())
+    assert topic_of(TaskExit()) == "/tasks/exit"

@@ -1,0 +1,295 @@
+"""A shim of our own as a manager starts it, with real runc containers, and what is left after.
+
+The executable runs as a process; requests go over its real socket; its events
+come to a real ttrpc server.  Only the manager is the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+
+from shim.api import events_pb2, task_pb2
+from shim.api.bootstrap_pb2 import BootstrapResult
+from shim.api.forward_grpc import EventsBase
+from shim.api.options_pb2 import Options
+from shim.api.task_grpc import TaskStub
+from shim.linux import sockets
+from shim.linux.mounts import unmount_all
+from shim.ttrpc.client import open_channel
+from shim.ttrpc.server import handlers_of, serve, unary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from google.protobuf.message import Message
+
+    from shim.api.envelope_pb2 import Envelope
+    from shim.api.forward_pb2 import ForwardRequest
+    from shim.ttrpc.client import Channel
+
+SHIM = [sys.executable, "-m", "shim"]
+NAMESPACE = "trio-shim-test"
+PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
+RESOURCES_URL = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
+
+EVENTS: dict[str, type[Message]] = {
+    cls.DESCRIPTOR.full_name: cls
+    for cls in (
+        events_pb2.TaskCreate,
+        events_pb2.TaskStart,
+        events_pb2.TaskOOM,
+        events_pb2.TaskExit,
+        events_pb2.TaskDelete,
+        events_pb2.TaskExecAdded,
+        events_pb2.TaskExecStarted,
+        events_pb2.TaskPaused,
+        events_pb2.TaskResumed,
+        events_pb2.TaskCheckpointed,
+    )
+}
+
+
+class Sink(EventsBase):
+    """The receiving end of a manager."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Envelope] = []
+        self._more = trio.Event()
+
+    @unary
+    async def Forward(self, request: ForwardRequest) -> Empty:
+        self.envelopes.append(request.envelope)
+        self._more.set()
+        return Empty()
+
+    @property
+    def events(self) -> list[Any]:
+        return [EVENTS[e.event.type_url].FromString(e.event.value) for e in self.envelopes]
+
+    def names(self, container_id: str = "") -> list[str]:
+        """The topics so far, without ``/tasks/``; exits as ``exit ID``."""
+        names = []
+        for envelope, event in zip(self.envelopes, self.events, strict=True):
+            if container_id and event.container_id != container_id:
+                continue
+            name = envelope.topic.removeprefix("/tasks/")
+            names.append(f"exit {event.id}" if name == "exit" else name)
+        return names
+
+    async def wait_for(self, name: str, container_id: str = "", *, seconds: float = 20) -> None:
+        """Wait until an event of this name has come."""
+        with trio.fail_after(seconds):
+            while name not in self.names(container_id):
+                self._more = trio.Event()
+                await self._more.wait()
+
+
+def default_config() -> dict[str, Any]:
+    """Return what ``runc spec`` says, less what this user may not raise or does not have."""
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(["runc", "spec", "--bundle", scratch], check=True)
+        config: dict[str, Any] = json.loads((Path(scratch) / "config.json").read_text())
+    config["process"]["terminal"] = False
+    config["process"].pop("rlimits", None)
+    config["root"]["readonly"] = False
+    config["process"]["env"] = ["PATH=/bin", "TERM=xterm"]
+    return config
+
+
+class Rig:
+    """Bundles and one shim under a directory of its own.  See :func:`open_rig`."""
+
+    def __init__(self, root: Path, sink: Sink, nursery: trio.Nursery) -> None:
+        self.root = root
+        self.nursery = nursery
+        self.sink = sink
+        self.socket_dir = Path(sockets.SOCKET_DIR)
+        self.runc_root = root / "runc"
+        self.address = ""
+        self.daemons: list[int] = []
+
+    def bundle(
+        self,
+        id_: str,
+        *args: str,
+        change: Callable[[dict[str, Any]], object] | None = None,
+    ) -> Path:
+        """Make a bundle whose init runs ``args``."""
+        path = self.root / id_
+        path.mkdir()
+        config = default_config()
+        config["process"]["args"] = list(args)
+        config["root"]["path"] = str(self.rootfs())
+        config["linux"]["cgroupsPath"] = f"/trio-shim-test/{self.root.name}-{id_}"
+        if change is not None:
+            change(config)
+        (path / "config.json").write_text(json.dumps(config))
+        return path
+
+    def rootfs(self) -> Path:
+        rootfs = self.root / "busybox"
+        if not rootfs.exists():
+            (rootfs / "bin").mkdir(parents=True)
+            shutil.copy("/bin/busybox", rootfs / "bin")
+            subprocess.run(
+                ["chroot", str(rootfs), "/bin/busybox", "--install", "-s", "/bin"], check=True
+            )
+        return rootfs
+
+    def run_shim(
+        self, bundle: Path, *args: str, stdin: bytes = b"", timeout: float = 20
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the executable in ``bundle`` as a manager would, and wait for it."""
+        source = str(Path(__file__).parents[2])
+        environ = {**os.environ, "TTRPC_ADDRESS": str(self.root / "events"), "PYTHONPATH": source}
+        return subprocess.run(
+            [*SHIM, "-namespace", NAMESPACE, "-address", str(self.root / "manager"), *args],
+            input=stdin,
+            capture_output=True,
+            cwd=bundle,
+            env=environ,
+            timeout=timeout,
+            check=False,
+        )
+
+    async def start(self, bundle: Path, stdin: bytes = b"") -> TaskStub:
+        """Start the shim of ``bundle`` and return a client of it."""
+        done = await trio.to_thread.run_sync(
+            lambda: self.run_shim(bundle, "-id", bundle.name, "-debug", "start", stdin=stdin)
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        self.address = self.answer(done.stdout)
+        return await self.connect()
+
+    @staticmethod
+    def answer(stdout: bytes) -> str:
+        """Return the address in an answer, plain or a BootstrapResult."""
+        if stdout.startswith(b"unix://"):
+            return stdout.decode()
+        return BootstrapResult.FromString(stdout).address
+
+    async def connect(self) -> TaskStub:
+        """Open one more connection to the shim, which lasts as long as the rig."""
+        stream = await sockets.connect(self.address)
+        channel = await self.nursery.start(self._hold, stream)
+        task = TaskStub(channel)
+        pid = (await task.Connect(task_pb2.ConnectRequest(), timeout=5)).shim_pid
+        if pid not in self.daemons:
+            self.daemons.append(pid)
+        return task
+
+    def create_request(self, bundle: Path, **fields: Any) -> task_pb2.CreateTaskRequest:
+        request = task_pb2.CreateTaskRequest(
+            id=fields.pop("id", bundle.name), bundle=str(bundle), **fields
+        )
+        if not request.HasField("options"):
+            request.options.CopyFrom(self.options())
+        return request
+
+    def options(self, **fields: Any) -> AnyMessage:
+        options = Options(root=str(self.runc_root), **fields)
+        return AnyMessage(type_url="containerd.runc.v1.Options", value=options.SerializeToString())
+
+    async def run(
+        self, task: TaskStub, bundle: Path, **fields: Any
+    ) -> task_pb2.CreateTaskResponse:
+        """Create and start."""
+        reply = await task.Create(self.create_request(bundle, **fields), timeout=30)
+        await task.Start(task_pb2.StartRequest(id=bundle.name), timeout=30)
+        return reply
+
+    def exec_request(
+        self, id_: str, exec_id: str, *args: str, **fields: Any
+    ) -> task_pb2.ExecProcessRequest:
+        process = default_config()["process"] | {"args": list(args)}
+        process["terminal"] = bool(fields.get("terminal"))
+        spec = AnyMessage(type_url=PROCESS_URL, value=json.dumps(process).encode())
+        return task_pb2.ExecProcessRequest(id=id_, exec_id=exec_id, spec=spec, **fields)
+
+    @staticmethod
+    async def _hold(
+        stream: trio.SocketStream,
+        task_status: trio.TaskStatus[Channel] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        # A task of its own: fixtures and tests call us from different ones.
+        async with open_channel(stream) as channel:
+            task_status.started(channel)
+            await trio.sleep_forever()
+
+    def wrapper(self, name: str, script: str) -> str:
+        """Make an executable that stands in for runc; ``exec runc "$@"`` goes on to it."""
+        path = self.root / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        return str(path)
+
+
+@asynccontextmanager
+async def open_rig() -> AsyncIterator[Rig]:
+    """Own a directory, an event sink, and every shim and container made in it."""
+    root = Path(tempfile.mkdtemp(prefix="tst", dir="/run"))
+    sink = Sink()
+    stop = trio.Event()
+    sock = trio.socket.from_stdlib_socket(sockets.listen(f"unix://{root}/events"))
+    taking = partial(serve, trio.SocketListener(sock), handlers_of(sink), shutdown=stop, drain=1.0)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(taking)
+            rig = Rig(root, sink, nursery)
+            try:
+                yield rig
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                    await _end(rig)
+                nursery.cancel_scope.cancel()
+    finally:
+        unmount_all(str(root))
+        shutil.rmtree(root, ignore_errors=True)
+
+
+async def _end(rig: Rig) -> None:
+    for state in rig.runc_root.glob("*/*"):
+        await trio.run_process(
+            ["runc", "--root", str(state.parent), "delete", "--force", state.name],
+            check=False,
+            capture_stderr=True,
+        )
+    for pid in rig.daemons:
+        if alive(pid):
+            os.kill(pid, signal.SIGTERM)
+    with trio.move_on_after(10):
+        while any(alive(pid) for pid in rig.daemons):
+            await trio.sleep(0.01)
+    for pid in rig.daemons:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def alive(pid: int) -> bool:
+    """Say whether ``pid`` runs; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+async def wait_gone(pids: Sequence[int], seconds: float = 10) -> None:
+    """Wait until none of ``pids`` runs."""
+    with trio.fail_after(seconds):
+        while any(alive(pid) for pid in pids):
+            await trio.sleep(0.01)

@@ -1,0 +1,124 @@
+"""Imports point down, and the daemon loads neither asyncio nor h2."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the top down.  A module may import from its own layer and from below it.
+LAYERS = [
+    {"shim.__main__"},
+    {"shim.bootstrap", "shim.info"},
+    {"shim.daemon"},
+    {"shim.service"},
+    {"shim.container"},
+    {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
+    {"shim.api", "shim.reaper", "shim.config"},
+    {"shim.errors", "shim.scope", "shim.log", "shim.ttrpc", "shim.linux", "shim.version"},
+]
+
+PURE = [
+    "shim/ttrpc/frames.py",
+    "shim/ttrpc/protocol.py",
+    "shim/runc/command.py",
+    "shim/container/lifecycle.py",
+    "shim/events/topics.py",
+    "shim/cgroup/metrics.py",
+    "shimctl/render.py",
+]
+IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
+
+# What the command line and the library may take from the daemon's package.
+SHIMCTL_MAY = ("shim.api", "shim.ttrpc", "shim.errors", "shim.scope", "shim.version", "shim.linux")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the full names of what a module imports, in functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def modules(package: str) -> list[Path]:
+    generated = ("_pb2.py", "_grpc.py")
+    return [p for p in sorted((ROOT / package).rglob("*.py")) if not p.name.endswith(generated)]
+
+
+def layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    for level, layer in enumerate(LAYERS):
+        if ".".join(parts[:2]) in layer:
+            return level
+    return None
+
+
+@pytest.mark.parametrize("path", modules("shim"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    level = layer_of(own)
+    if own == "shim.__init__":
+        assert not imports_of(path)
+        return
+    assert level is not None, f"{own} has no layer"
+    for name in imports_of(path):
+        assert not name.startswith("shimctl"), f"{own} imports {name}"
+        below = layer_of(name)
+        assert below is None or below >= level, f"{own} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize("path", modules("shimctl"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_shimctl_takes_only_the_wire_from_the_daemon(path: Path) -> None:
+    for name in imports_of(path):
+        if name == "shim" or name.startswith("shim."):
+            assert name.startswith(SHIMCTL_MAY), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_do_no_io(name: str) -> None:
+    assert not {n.split(".")[0] for n in imports_of(ROOT / name)} & IMPURE
+
+
+def test_only_the_reaper_spawns_and_waits() -> None:
+    calls = (
+        "waitpid(",
+        "waitid(",
+        "wait4(",
+        "posix_spawn",
+        "subprocess",
+        "run_process",
+        "os.fork",
+    )
+    culprits = {
+        str(path.relative_to(ROOT))
+        for path in modules("shim")
+        for call in calls
+        if call in path.read_text()
+    }
+    # The launcher forks the daemon and waits for it; the generator runs protoc.
+    assert culprits == {"shim/reaper.py", "shim/bootstrap.py", "shim/api/generate.py"}
+
+
+def test_only_libc_uses_ctypes() -> None:
+    culprits = {p.name for p in modules("shim") if "ctypes" in imports_of(p)}
+    assert culprits == {"libc.py"}
+
+
+def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
+    script = (
+        "import sys, shim.bootstrap, shim.daemon;"
+        "print([m for m in ('asyncio', 'h2', 'tomllib', 'yaml', 'psutil') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

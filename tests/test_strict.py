@@ -1,0 +1,57 @@
+"""A skipped end-to-end test is a failure in the project's own run, and only there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TESTS = """
+import pytest
+
+@pytest.mark.e2e
+def test_needs_a_daemon() -> None:
+    pytest.skip("no daemon here")
+
+@pytest.mark.e2e
+@pytest.mark.skipif(True, reason="not on this host")
+def test_needs_a_host() -> None:
+    pass
+
+
+def test_of_another_ring() -> None:
+    pytest.skip("no matter")
+"""
+
+
+def run(tmp_path: Path, strict: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = e2e: needs daemons\n")
+    (tmp_path / "test_it.py").write_text(TESTS)
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra", tmp_path],
+        cwd=tmp_path,
+        env=os.environ | {"CI_STRICT": strict},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_skipped_end_to_end_test_fails_a_strict_run(tmp_path: Path) -> None:
+    result = run(tmp_path, "1")
+    assert result.returncode == pytest.ExitCode.TESTS_FAILED
+    # A skip by a mark or a fixture comes before the test: pytest calls that an error.
+    assert "1 failed, 1 skipped, 1 error" in result.stdout
+    assert "no daemon here" in result.stdout
+
+
+def test_elsewhere_a_skip_stays_a_skip(tmp_path: Path) -> None:
+    result = run(tmp_path, "0")
+    assert result.returncode == pytest.ExitCode.OK
+    assert "3 skipped" in result.stdout
