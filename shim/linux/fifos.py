@@ -1,0 +1,130 @@
+"""Pipes and fifos that never block the one who opens them.
+
+A fifo opened O_RDWR has both of its ends: opening it waits for nobody, writing
+to it never fails with EPIPE, and what is in it survives the reader's absence.
+
+Source: fifo(7), pipe(7), fcntl(2) F_SETPIPE_SZ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import stat
+import termios
+from pathlib import Path
+
+from shim.errors import InvalidError, NotFoundError
+
+# The default of /proc/sys/fs/pipe-max-size, in bytes.
+PIPE_SIZE = 1 << 20
+
+
+class Fd:
+    """A file descriptor and the duty to close it; closing twice is harmless.
+
+    ``number`` is -1 once it is closed.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        number, self.number = self.number, -1
+        if number >= 0:
+            os.close(number)
+
+
+def is_fifo(path: str) -> bool:
+    """Say whether there is a fifo at ``path``.
+
+    :raises NotFoundError: there is nothing at ``path``.
+    """
+    try:
+        return stat.S_ISFIFO(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
+
+
+def open_keep(path: str) -> Fd:
+    """Open both ends of the fifo at ``path``, to write to it whoever reads."""
+    return _open(path, os.O_RDWR)
+
+
+def open_reader(path: str) -> Fd:
+    """Open the fifo at ``path`` to read; it is at its end while nobody writes."""
+    return _open(path, os.O_RDONLY)
+
+
+def open_writer(path: str) -> Fd:
+    """Open the fifo at ``path`` to write.
+
+    :raises OSError: ENXIO, nobody has it open to read.
+    """
+    return _open(path, os.O_WRONLY)
+
+
+def reopen_writer(both: Fd) -> Fd:
+    """Return a write-only end of a fifo that is open at both, even if it was unlinked."""
+    return _open(f"/proc/self/fd/{both.number}", os.O_WRONLY)
+
+
+def _open(path: str, access: int) -> Fd:
+    try:
+        fd = Fd(os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
+    if not stat.S_ISFIFO(os.fstat(fd.number).st_mode):
+        fd.close()
+        raise InvalidError(f"{path} is not a fifo")
+    return fd
+
+
+def open_pipe(uid: int = -1, gid: int = -1) -> tuple[Fd, Fd]:
+    """Return the read and the write end of a new large pipe, both blocking.
+
+    ``uid`` and ``gid`` become its owner: opening /dev/stdout asks for that.
+    """
+    reader, writer = (Fd(number) for number in os.pipe2(os.O_CLOEXEC))
+    try:
+        grow(writer)
+        if uid > 0 or gid > 0:
+            os.fchown(writer.number, uid, gid)
+    except BaseException:
+        reader.close()
+        writer.close()
+        raise
+    return reader, writer
+
+
+def grow(fd: Fd, size: int = PIPE_SIZE) -> None:
+    """Make room for ``size`` bytes in a pipe, if the host's limits allow it."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd.number, fcntl.F_SETPIPE_SZ, size)
+
+
+def unread(fd: Fd) -> int:
+    """Return how many bytes wait in a pipe."""
+    count = fcntl.ioctl(fd.number, termios.FIONREAD, b"\0\0\0\0")
+    return int.from_bytes(count, "little")
+
+
+def has_reader(writer: Fd) -> bool:
+    """Say whether anybody has the pipe behind a write-only end open to read."""
+    return not _poll(writer, 0) & select.POLLERR
+
+
+def has_input(reader: Fd) -> bool:
+    """Say whether a read would return bytes at once.  Works on a terminal too."""
+    return bool(_poll(reader, select.POLLIN) & select.POLLIN)
+
+
+def _poll(fd: Fd, events: int) -> int:
+    poll = select.poll()
+    poll.register(fd.number, events)
+    ready = poll.poll(0)
+    return ready[0][1] if ready else 0

@@ -1,0 +1,209 @@
+"""Unix sockets: containerd's names for them, and binding as a lock.
+
+An address is ``unix://`` and a path, or the bare name of an abstract socket.
+Two shims started for one pod bind the same address; whoever does it second
+finds the first one's socket and uses it.
+
+Source: containerd pkg/shim/util_unix.go (SocketAddress, AnonDialer), unix(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import posixpath
+import socket
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import trio
+
+SOCKET_DIR = "/run/containerd/s"
+
+# Go's dialer, which managers use, refuses longer paths; the kernel's own limit is 107.
+_LONGEST = 106
+# Seconds to wait for another starter that is between its look and its bind.
+_PATIENCE = 5.0
+# Seconds between two attempts at a socket whose backlog is full, or at the lock.
+_PAUSE = 0.005
+
+
+def socket_address(
+    grpc_address: str, namespace: str, group: str, socket_dir: str = SOCKET_DIR
+) -> str:
+    """Return the address of the shim that serves ``group``."""
+    # Loading OpenSSL takes longer than the rest of the launcher.
+    import hashlib
+
+    name = hashlib.sha256(_join(grpc_address, namespace, group).encode()).hexdigest()
+    return f"unix://{socket_dir}/{name}"
+
+
+def _join(*parts: str) -> str:
+    """Join as Go's path.Join: empty parts do not count, the result is clean."""
+    joined = "/".join(part for part in parts if part)
+    if not joined:
+        return ""
+    clean = posixpath.normpath(joined)
+    # POSIX lets exactly two leading slashes mean something else; Go does not.
+    return clean[1:] if clean.startswith("//") else clean
+
+
+def socket_path(address: str) -> str:
+    """Return the path in ``address``; empty for an abstract socket."""
+    return address.removeprefix("unix://") if address.startswith("unix://") else ""
+
+
+def _name(address: str) -> str:
+    """Return what bind and connect want for ``address``."""
+    path = socket_path(address)
+    name = path or "\0" + address
+    length = len(os.fsencode(name))
+    if length > _LONGEST:
+        raise InvalidError(
+            f"socket address {address} has {length} bytes and the limit is {_LONGEST}; "
+            "use a socket directory of at most 42 bytes"
+        )
+    if not address:
+        raise InvalidError("the socket address is empty")
+    return name
+
+
+def listen(address: str, backlog: int = 128) -> socket.socket:
+    """Bind ``address`` and listen; what a dead shim left there is replaced.
+
+    The socket is blocking and not inherited.  Nobody but us may connect to it.
+
+    :raises ExistsError: another process listens there.
+    :raises InvalidError: the path is too long.
+    """
+    name = _name(address)
+    if not socket_path(address):
+        return _bind(address, name, backlog)
+    directory = posixpath.dirname(name) or "."
+    os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib costs the launcher 3 ms
+    # A look at a dead socket and its removal are two steps: without the lock
+    # the slower of two starters would remove what the faster one just bound.
+    with _locked(directory):
+        if _clear(address, name):
+            raise ExistsError(f"{address}: another process listens there")
+        return _bind(address, name, backlog)
+
+
+def _bind(address: str, name: str, backlog: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(name)
+        if not name.startswith("\0"):
+            os.chmod(name, 0o600)  # noqa: PTH101 - pathlib costs the launcher 3 ms
+        sock.listen(backlog)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise ExistsError(f"{address}: another process listens there") from None
+        raise
+    return sock
+
+
+def _clear(address: str, path: str) -> bool:
+    """Remove a dead socket at ``path``; say whether there is a live one instead."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise ExistsError(f"{path} is there and is not a socket; remove it")
+    if can_connect(address):
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - pathlib costs the launcher 3 ms
+    return False
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise TimedOutError(
+                        f"{directory} stays locked by another starter; end it and try again"
+                    ) from None
+                time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(fd)
+
+
+def can_connect(address: str) -> bool:
+    """Say whether somebody listens on ``address``, without waiting."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(_name(address))
+        except BlockingIOError:
+            return True  # its backlog is full, so somebody is there
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return False
+        return True
+
+
+async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
+    """Connect to ``address`` within ``timeout`` seconds.
+
+    :raises UnavailableError: nobody listens there.
+    :raises TimedOutError: somebody does, but accepts no one.
+    """
+    import trio  # the launcher listens without it
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # A full backlog is EAGAIN here, which trio's own connect would take for
+        # "in progress" and so for success; no event says that there is room.
+        deadline = trio.current_time() + timeout
+        while not _connected(sock, address):
+            if trio.current_time() >= deadline:
+                raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
+            await trio.sleep(_PAUSE)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connected(sock: socket.socket, address: str) -> bool:
+    try:
+        sock.connect(_name(address))
+    except BlockingIOError:
+        return False
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as exc:
+        raise UnavailableError(f"nobody listens on {address}: {exc.strerror}") from None
+    return True
+
+
+def make_private_directory(prefix: str) -> str:
+    """Create a 0700 directory with a path short enough for a socket, and return it."""
+    candidates = (os.environ.get("XDG_RUNTIME_DIR", ""), "/run", "/tmp")
+    for parent in candidates:
+        # 64 leaves room for the directory, a slash and a file in it.
+        if not parent or len(parent) > 64 or not os.access(parent, os.W_OK | os.X_OK):
+            continue
+        path = f"{parent}/{prefix}{os.urandom(6).hex()}"
+        with contextlib.suppress(OSError):
+            os.mkdir(path, 0o700)  # noqa: PTH102 - pathlib costs the launcher 3 ms
+            return path
+    raise UnavailableError("no writable runtime directory; set XDG_RUNTIME_DIR or mount /run")

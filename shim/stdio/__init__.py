@@ -1,0 +1,1 @@
+"""Everything that carries a process's stdin, stdout and stderr."""

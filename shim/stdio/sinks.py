@@ -1,0 +1,224 @@
+"""Where output can go: a fifo, a file, a logging program.
+
+The scheme of the stdout address decides, for both streams.
+
+Source: containerd-shim-runc-v2 process/io.go (schemes, the logger's fds and its
+end) and process/io_util.go (the logger's arguments and environment).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import trio
+
+from shim import log
+from shim.errors import InvalidError, NotFoundError, TimedOutError, UnavailableError
+from shim.linux import fifos
+from shim.linux.fifos import Fd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Seconds a logger has to say that it is ready, then to end by itself once its
+# input has, then to end when asked, then to be gone when killed.
+LOGGER_READY = 10.0
+LOGGER_EOF = 2.0
+LOGGER_TERM = 10.0
+LOGGER_KILL = 2.0
+
+_SIGTERM, _SIGKILL = 15, 9
+
+
+class Child(Protocol):
+    """A process we started."""
+
+    pid: int
+
+    async def wait(self) -> object:
+        """Wait for its end."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal; NotFoundError when it has ended."""
+
+
+class Spawner(Protocol):
+    """What starts processes; the reaper."""
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        fds: Mapping[int, int] | None = None,
+    ) -> Child:
+        """Start a program; ``fds`` maps its fd numbers to ours, 0 to 2 default to /dev/null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A stdout address taken apart.  ``scheme`` is path, file, binary or binary-v2."""
+
+    scheme: str
+    path: str
+    arguments: tuple[str, ...] = ()
+
+
+def parse_address(stdout: str) -> Address:
+    """Take a stdout address apart.
+
+    :raises InvalidError: its scheme is none we know.
+    """
+    if "://" not in stdout:
+        return Address("path", stdout)
+    url = urlsplit(stdout)
+    path = unquote(url.path)
+    if url.scheme not in {"fifo", "file", "binary", "binary-v2"}:
+        raise InvalidError(
+            f"unknown stdio scheme {url.scheme!r} in {stdout}; "
+            "use a fifo's path, file://, binary:// or binary-v2://"
+        )
+    if not path.startswith("/"):
+        raise InvalidError(f"{stdout}: the path must be absolute")
+    if url.scheme == "fifo":
+        return Address("path", path)
+    # The first value of each key, in the order given; Go's order is random.
+    query: dict[str, str] = {}
+    for key, value in parse_qsl(url.query, keep_blank_values=True):
+        query.setdefault(key, value)
+    arguments = tuple(text for pair in query.items() for text in pair)
+    return Address(url.scheme, path, arguments)
+
+
+def open_log_file(path: str) -> Fd:
+    """Open a file to append to, and create it and its directories."""
+    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    return Fd(os.open(path, flags, 0o644))
+
+
+def open_output(path: str) -> tuple[Fd, bool]:
+    """Open what is at ``path`` to write to; say whether it is a fifo.
+
+    :raises NotFoundError: there is nothing: the manager creates it.
+    """
+    if fifos.is_fifo(path):
+        fifo = fifos.open_keep(path)
+        fifos.grow(fifo)
+        return fifo, True
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    return Fd(os.open(path, flags)), False
+
+
+class Logger:
+    """A logging program and the container's ends of its two pipes.
+
+    It has stdout as fd 3, stderr as fd 4, and says on fd 5 that it is ready.
+    """
+
+    def __init__(self, name: str, child: Child, stdout: Fd, stderr: Fd, readers: list[Fd]) -> None:
+        self.stdout = stdout
+        self.stderr = stderr
+        self._name = name
+        self._child = child
+        self._readers = readers
+
+    def started(self) -> None:
+        """Leave the read ends to the logger, so that its death is seen by who writes."""
+        for fd in self._readers:
+            fd.close()
+
+    async def aclose(self) -> None:
+        """End the logger: its input ends, then it is asked, then it is killed."""
+        self.started()
+        self.stdout.close()
+        self.stderr.close()
+        with trio.move_on_after(LOGGER_EOF + LOGGER_TERM + LOGGER_KILL, shield=True):
+            await self._stop()
+            return
+        log.error("logging program survives SIGKILL", logger=self._name, pid=self._child.pid)
+
+    async def _stop(self) -> None:
+        with trio.move_on_after(LOGGER_EOF):
+            await self._child.wait()
+            return
+        if not _signal(self._child, _SIGTERM):
+            return
+        with trio.move_on_after(LOGGER_TERM):
+            await self._child.wait()
+            return
+        log.warning("killing a logging program that does not end", logger=self._name)
+        if _signal(self._child, _SIGKILL):
+            await self._child.wait()
+
+
+def _signal(child: Child, number: int) -> bool:
+    try:
+        child.signal(number)
+    except NotFoundError:
+        return False
+    return True
+
+
+async def open_logger(
+    address: Address,
+    spawner: Spawner,
+    *,
+    container_id: str,
+    namespace: str,
+    uid: int,
+    gid: int,
+    timeout: float = LOGGER_READY,
+) -> Logger:
+    """Start a logging program and wait until it is ready.
+
+    :raises NotFoundError: there is no such program.
+    :raises TimedOutError: it did not say that it is ready in ``timeout`` seconds.
+    :raises UnavailableError: it ended before it was ready.
+    """
+    opened: list[Fd] = []
+    child: Child | None = None
+    try:
+        stdout_r, stdout_w = fifos.open_pipe(uid, gid)
+        opened += [stdout_r, stdout_w]
+        stderr_r, stderr_w = fifos.open_pipe(uid, gid)
+        opened += [stderr_r, stderr_w]
+        ready_r, ready_w = (Fd(number) for number in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
+        opened += [ready_r, ready_w]
+        os.set_blocking(ready_w.number, True)
+        child = spawner.spawn(
+            [address.path, *address.arguments],
+            env={"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace},
+            fds={3: stdout_r.number, 4: stderr_r.number, 5: ready_w.number},
+        )
+        ready_w.close()
+        await _wait_ready(address, ready_r, timeout)
+        ready_r.close()
+    except BaseException:
+        for fd in opened:
+            fd.close()
+        if child is not None and _signal(child, _SIGKILL):
+            with trio.move_on_after(LOGGER_KILL, shield=True):
+                await child.wait()
+        raise
+    return Logger(address.path, child, stdout_w, stderr_w, [stdout_r, stderr_r])
+
+
+async def _wait_ready(address: Address, ready: Fd, timeout: float) -> None:
+    with trio.move_on_after(timeout) as scope:
+        await trio.lowlevel.wait_readable(ready.number)
+    if scope.cancelled_caught:
+        raise TimedOutError(
+            f"logging program {address.path} was not ready within {timeout:g} s; "
+            "it must close or write to fd 5"
+        )
+    # Version 1 takes the end of the pipe for a yes, and so also a crash.
+    if not os.read(ready.number, 1) and address.scheme == "binary-v2":
+        raise UnavailableError(
+            f"logging program {address.path} ended or closed fd 5 before it was ready; "
+            "binary-v2 wants a byte there"
+        )

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
+from shim.linux.sockets import can_connect, connect, listen, socket_address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_an_address_is_what_containerd_computes() -> None:
+    digest = "12117510a54ae87cb9f59e68c4b6897783ff70cec968b5b5967a0a0cd503057e"
+    address = socket_address("/run/containerd/containerd.sock", "default", "demo")
+    assert address == f"unix:///run/containerd/s/{digest}"
+
+
+@pytest.mark.parametrize(
+    "spelling", ["/run//containerd/containerd.sock", "//run/containerd/x/../containerd.sock/."]
+)
+def test_an_address_does_not_depend_on_the_spelling_of_the_path(spelling: str) -> None:
+    plain = socket_address("/run/containerd/containerd.sock", "default", "demo")
+    assert socket_address(spelling, "default", "demo") == plain
+
+
+def test_an_empty_part_of_an_address_is_dropped() -> None:
+    assert socket_address("", "a", "b") == socket_address("a", "", "b")
+
+
+def test_the_socket_and_its_directory_are_private(tmp_path: Path) -> None:
+    with listen(f"unix://{tmp_path}/new/s"):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "new/s").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_address_in_use_is_taken(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/s"
+    with listen(address):
+        assert can_connect(address)
+        with pytest.raises(ExistsError):
+            listen(address)
+        assert can_connect(address)
+
+
+def test_an_address_with_a_full_backlog_is_taken(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/s"
+    waiting = [socket.socket(socket.AF_UNIX) for _ in range(4)]
+    with listen(address, backlog=0):
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(f"{tmp_path}/s")
+        with pytest.raises(ExistsError):
+            listen(address)
+    for sock in waiting:
+        sock.close()
+
+
+def test_a_dead_socket_is_replaced(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/s"
+    listen(address).close()
+    assert not can_connect(address)
+    with listen(address):
+        assert can_connect(address)
+
+
+def test_something_else_than_a_socket_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("precious")
+    with pytest.raises(ExistsError, match="not a socket"):
+        listen(f"unix://{tmp_path}/s")
+    assert (tmp_path / "s").read_text() == "precious"
+
+
+def test_an_abstract_address_is_taken_once() -> None:
+    address = f"shim-test-{os.getpid()}"
+    with listen(address):
+        assert can_connect(address)
+        with pytest.raises(ExistsError):
+            listen(address)
+    assert not can_connect(address)
+
+
+def test_a_path_too_long_for_managers_is_refused_with_advice() -> None:
+    with pytest.raises(InvalidError, match="use a socket directory"):
+        listen("unix:///" + "x" * 106)
+
+
+def test_of_many_starters_exactly_one_listens(tmp_path: Path) -> None:
+    for round_ in range(60):
+        address = f"unix://{tmp_path}/{round_}"
+        if round_ % 2:
+            listen(address).close()  # a dead one lies there
+        start_r, start_w = os.pipe()
+        done_r, done_w = os.pipe()
+        pids = [os.fork() for _ in range(1)]
+        while len(pids) < 4 and pids[-1]:
+            pids.append(os.fork())
+        if not pids[-1]:
+            os.close(start_w)
+            os.close(done_w)
+            os.read(start_r, 1)  # the end of the pipe starts all at once
+            try:
+                sock = listen(address)
+            except ExistsError:
+                os._exit(1)
+            except BaseException:
+                os._exit(2)
+            os.read(done_r, 1)
+            sock.close()
+            os._exit(0)
+        os.close(start_r)
+        os.close(done_r)
+        os.close(start_w)
+        # The losers end by themselves; the one who listens waits for us.
+        codes = [os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) for _ in range(3)]
+        assert can_connect(address)
+        os.close(done_w)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]))
+        assert sorted(codes) == [0, 1, 1, 1]
+
+
+async def test_connecting_gives_a_stream(tmp_path: Path) -> None:
+    with listen(f"unix://{tmp_path}/s") as listener:
+        async with await connect(f"unix://{tmp_path}/s") as stream:
+            peer, _ = listener.accept()
+            with peer:
+                await stream.send_all(b"hello")
+                assert peer.recv(10) == b"hello"
+
+
+async def test_connecting_to_nobody_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError):
+        await connect(f"unix://{tmp_path}/s")
+
+
+async def test_connecting_to_a_full_backlog_is_bounded(tmp_path: Path) -> None:
+    with listen(f"unix://{tmp_path}/s", backlog=0):
+        async with await connect(f"unix://{tmp_path}/s"):
+            with trio.fail_after(5), pytest.raises(TimedOutError):
+                await connect(f"unix://{tmp_path}/s", timeout=0.05)

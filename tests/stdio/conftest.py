@@ -1,0 +1,156 @@
+"""Stdio with real pipes, fifos and terminals; the tests play the process and the manager."""
+
+from __future__ import annotations
+
+import gc
+import os
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from shim.linux import fifos
+from shim.reaper import Reaper, open_reaper
+from shim.stdio.stdio import Stdio, StdioSpec, open_stdio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from shim.linux.fifos import Fd
+
+
+def open_fds() -> dict[str, str]:
+    """Return our fds and what they are."""
+    gc.collect()
+    fds = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            fds[name] = str(Path(f"/proc/self/fd/{name}").readlink())
+        except FileNotFoundError:  # the listing's own
+            continue
+    # The reaper's pidfds come and go with the processes.
+    return {name: target for name, target in fds.items() if "pidfd" not in target}
+
+
+@pytest.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    async with open_reaper() as reaper:
+        yield reaper
+
+
+class Rig:
+    """Fifos for a manager, and the stdio of processes that must not leak."""
+
+    def __init__(self, reaper: Reaper, directory: Path) -> None:
+        self.reaper = reaper
+        self.directory = directory
+        for name in ("in", "out", "err"):
+            os.mkfifo(self.path(name))
+
+    def path(self, name: str) -> str:
+        return str(self.directory / name)
+
+    @asynccontextmanager
+    async def open(
+        self, stdin: str = "", stdout: str = "", stderr: str = "", **options: Any
+    ) -> AsyncIterator[Stdio]:
+        terminal = options.pop("terminal", False)
+        spec = StdioSpec(stdin, stdout, stderr, terminal)
+        before, directories = open_fds(), set(Path("/run").glob("console-*"))
+        error: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = deadline = trio.current_time() + 30
+            try:
+                async with aclosing(await self._open(nursery, spec, options)) as stdio:
+                    yield stdio
+                    await stdio.aclose()  # twice, which must not matter
+            except BaseException as exc:
+                error = exc
+            if not nursery.cancel_scope.cancel_called:
+                await trio.testing.wait_all_tasks_blocked()
+            assert not nursery.child_tasks, "a relay is left"
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() < deadline, "it hung"
+        if error is not None:
+            raise error
+        assert open_fds().items() <= before.items()
+        assert set(Path("/run").glob("console-*")) == directories
+
+    async def _open(
+        self, nursery: trio.Nursery, spec: StdioSpec, options: dict[str, Any]
+    ) -> Stdio:
+        before = open_fds()
+        try:
+            return await open_stdio(
+                spec,
+                nursery=nursery,
+                reaper=self.reaper,
+                container_id="redis",
+                namespace="test",
+                **options,
+            )
+        except BaseException:
+            assert open_fds().items() <= before.items()
+            raise
+
+    async def run(self, stdio: Stdio, script: str) -> Callable[[], Coroutine[Any, Any, Any]]:
+        """Start a shell script as the process; return what waits for its end."""
+        fds = dict(enumerate(stdio.child_fds))
+        child = self.reaper.spawn(["sh", "-c", script], fds=fds)
+        await stdio.started()
+        return child.wait
+
+
+@pytest.fixture
+def rig(reaper: Reaper, tmp_path: Path) -> Rig:
+    return Rig(reaper, tmp_path)
+
+
+async def read_some(fd: Fd, size: int = 65536) -> bytes:
+    """Read once, however long it takes something to come; empty at the end."""
+    while True:
+        await trio.lowlevel.wait_readable(fd.number)
+        try:
+            return os.read(fd.number, size)
+        except BlockingIOError:
+            continue
+
+
+async def read_until(fd: Fd, size: int) -> bytes:
+    """Read exactly ``size`` bytes."""
+    data = b""
+    while len(data) < size:
+        chunk = await read_some(fd, size - len(data))
+        assert chunk, f"ended after {data!r}"
+        data += chunk
+    return data
+
+
+async def read_all(fd: Fd) -> bytes:
+    """Read to the end, and close."""
+    data = bytearray()
+    while chunk := await read_some(fd):
+        data += chunk
+    fd.close()
+    return bytes(data)
+
+
+async def write_all(fd: Fd, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        await trio.lowlevel.wait_writable(fd.number)
+        try:
+            rest = rest[os.write(fd.number, rest[: 1 << 16]) :]
+        except BlockingIOError:
+            continue
+
+
+def reader(path: str) -> Fd:
+    return fifos.open_reader(path)
+
+
+def writer(path: str) -> Fd:
+    return fifos.open_writer(path)
