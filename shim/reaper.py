@@ -18,7 +18,7 @@ import fcntl
 import os
 import signal
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -281,16 +281,13 @@ async def open_reaper() -> AsyncIterator[Reaper]:
 
     Leaving the block ends the watching, never a process.
     """
-    reaper = None
-    try:
-        async with trio.open_nursery() as nursery:
+    with ExitStack() as last:
+        async with background() as nursery:
             reaper = Reaper(nursery)
-            async with background(reaper._sweep_on_sigchld):
-                yield reaper
-            nursery.cancel_scope.cancel()
-    finally:
-        if reaper is not None:
-            reaper._forget()
+            # Not before nobody watches them any more.
+            last.callback(reaper._forget)
+            nursery.start_soon(reaper._sweep_on_sigchld)
+            yield reaper
 
 
 def _dup_above(fd: int, floor: int) -> int:

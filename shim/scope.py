@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterator[None]:
+async def background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterator[trio.Nursery]:
     """Run ``tasks`` beside the block and cancel them when it ends.
+
+    More can be started in the nursery, and end with the block too.
 
     An error raised by the block comes out as itself, not in an ExceptionGroup:
     that tasks ran beside it is our business, not the caller's.  An error in a
@@ -24,7 +26,7 @@ async def background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterator[N
         for task in tasks:
             nursery.start_soon(task)
         try:
-            yield
+            yield nursery
         except BaseException as exc:  # raised below, outside the nursery
             error = exc
         nursery.cancel_scope.cancel()

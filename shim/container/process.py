@@ -61,6 +61,10 @@ class Process:
         """Record the exit, and answer everyone who waits for it."""
         self.life.apply(Op.EXIT)
         self.exit = exit_
+        if self._stdio is not None:
+            # A terminal hangs up only because we say so: the process may have
+            # had successors, and managers wait for the end of output.
+            self._stdio.exited()
         self._done.set()
 
     async def wait(self) -> Exit:
