@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Seconds for the calls and the events under way when the daemon ends.
 DRAIN = 3.0
-FAREWELL = 3.0
+FAREWELL = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,100 @@
+"""Drive any containerd shim v2 from Python: find it, launch it, talk to it.
+
+    import shimctl, trio
+
+    async def main():
+        for found in await shimctl.list_shims():
+            print(found.namespace, found.id, found.status)
+        async with shimctl.connect("unix:///run/containerd/s/...") as shim:
+            task = shim.task("redis")
+            print((await task.state()).status)
+            await task.kill(15)
+            print((await task.wait()).exit_status)
+
+    trio.run(main)
+
+Everything is trio; times are seconds, sizes are bytes, dates are UTC.  Failures
+are the exceptions of :mod:`shim.errors`, re-exported here: each has the status
+a shim would send for it.  The names below are the whole public interface.
+
+Source: containerd's Task API (api/runtime/task) and its runtime v2 README.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shim.errors import (
+        ExistsError,
+        InvalidError,
+        NotFoundError,
+        ShimError,
+        TimedOutError,
+        UnavailableError,
+        UnsupportedError,
+        WrongStateError,
+    )
+    from shimctl.client import Shim, Task, connect
+    from shimctl.discover import Found, list_shims
+    from shimctl.events import Event, serve_events
+    from shimctl.launch import Launched, launch
+    from shimctl.values import (
+        Connected,
+        Exited,
+        Pid,
+        Stats,
+        Status,
+        Stdio,
+        TaskState,
+    )
+
+__all__ = [
+    "Connected",
+    "Event",
+    "ExistsError",
+    "Exited",
+    "Found",
+    "InvalidError",
+    "Launched",
+    "NotFoundError",
+    "Pid",
+    "Shim",
+    "ShimError",
+    "Stats",
+    "Status",
+    "Stdio",
+    "Task",
+    "TaskState",
+    "TimedOutError",
+    "UnavailableError",
+    "UnsupportedError",
+    "WrongStateError",
+    "connect",
+    "launch",
+    "list_shims",
+    "serve_events",
+]
+
+# Where each name lives.  Nothing is imported before it is used: ``shimctl
+# --help`` must not pay for trio and protobuf.
+_HOMES = {
+    "shimctl.client": ("Shim", "Task", "connect"),
+    "shimctl.discover": ("Found", "list_shims"),
+    "shimctl.events": ("Event", "serve_events"),
+    "shimctl.launch": ("Launched", "launch"),
+    "shimctl.values": ("Connected", "Exited", "Pid", "Stats", "Status", "Stdio", "TaskState"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    home = next((home for home, names in _HOMES.items() if name in names), "shim.errors")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

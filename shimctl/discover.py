@@ -1,0 +1,288 @@
+"""Find the shims on this host, whoever wrote them and whoever started them.
+
+Three places tell of a shim: a bundle directory with an ``address`` or
+``bootstrap.json`` file (containerd's, Docker's, CRI-O's, our own), a socket in
+containerd's socket directory, and a process whose arguments are those of a
+shim.  Every socket found is asked who it is, all at once and each within
+``PROBE`` seconds.  A dead shim, a silent one, and a socket that belongs to
+something else are findings like any other, not errors.
+
+Source: containerd core/runtime/v2 (bundle.go, shim.go) and pkg/shim/util_unix.go
+for the files, the arguments and the name of the socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import trio
+
+from shim.errors import (
+    InvalidError,
+    NotFoundError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+)
+from shim.linux import sockets
+from shimctl.client import connect
+from shimctl.values import Status
+from shimctl.workdir import state_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from shimctl.client import Shim
+
+PROBE = 2  # s for one socket: connect, Connect, State
+SOCKETS = sockets.SOCKET_DIR
+_BUNDLES = "io.containerd.runtime.v2.task"
+_STATES = ("/run/containerd", "/run/docker/containerd/daemon", "/run/k3s/containerd")
+_CRIO = "/run/containers/storage/overlay-containers"  # /<id>/userdata/address
+_LONGEST = 64 * 1024  # bytes of an address file that we look at
+
+
+class Health(StrEnum):
+    """What came of asking a socket."""
+
+    UP = "up"
+    DEAD = "dead"  # nobody listens
+    SILENT = "silent"  # somebody listens, and does not answer
+    FOREIGN = "not a shim"  # somebody answers something else
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One container and its shim, as found on this host.
+
+    Empty strings, and 0 for pids, stand for what nobody could tell: a shim
+    known only by its socket has no ``bundle``, a dead one no pids.  ``status``
+    is the container's, UNKNOWN unless ``health`` is UP.  ``managed`` is true
+    for the containers of ``shimctl run``.
+    """
+
+    namespace: str
+    id: str
+    address: str
+    bundle: str = ""
+    health: Health = Health.DEAD
+    status: Status = Status.UNKNOWN
+    pid: int = 0
+    shim_pid: int = 0
+    managed: bool = False
+    detail: str = ""
+
+
+async def list_shims(
+    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS
+) -> list[Found]:
+    """Find every shim and ask each for its state; sorted by namespace and id.
+
+    ``states`` are further state directories of containerd (its ``state`` option,
+    default /run/containerd); CONTAINERD_STATE, if set, is always one of them.
+    ``socket_dir`` replaces containerd's socket directory.
+    """
+    processes = _shim_processes()
+    candidates = _in_directories(states)
+    known = {_path_of(found.address) for found in candidates}
+    candidates += [
+        Found("", "", f"unix://{path}")
+        for path in _sockets(Path(socket_dir))
+        if str(path) not in known
+    ]
+    results: list[Found] = []
+
+    async def ask(found: Found) -> None:
+        results.append(await _probe(found, processes))
+
+    async with trio.open_nursery() as nursery:
+        for found in candidates:
+            nursery.start_soon(ask, found)
+    return sorted(results, key=lambda found: (found.namespace, found.id, found.address))
+
+
+async def find_shim(
+    prefix: str, namespace: str = "", *, states: Sequence[str | Path] = ()
+) -> Found:
+    """Find the one container that :func:`choose` picks.
+
+    A full id that a directory tells of is found without asking any shim, so that
+    a stuck one costs nothing; its ``health`` is then not known, and says DEAD.
+    """
+    exact = [found for found in _in_directories(states) if found.id == prefix]
+    return choose(exact or await list_shims(states=states), prefix, namespace)
+
+
+def choose(shims: Iterable[Found], prefix: str, namespace: str = "") -> Found:
+    """Pick the one container whose id is, or begins with, ``prefix``.
+
+    A full id wins over a longer one that begins with it.
+
+    :raises NotFoundError: there is none.
+    :raises InvalidError: there are several; the message lists them.
+    """
+    inside = [found for found in shims if found.id and namespace in ("", found.namespace)]
+    matches = [found for found in inside if found.id == prefix]
+    matches = matches or [found for found in inside if prefix and found.id.startswith(prefix)]
+    if not matches:
+        where = f" in namespace {namespace}" if namespace else ""
+        raise NotFoundError(f"no container {prefix!r}{where}; see `shimctl ps`")
+    if len(matches) > 1:
+        names = ", ".join(f"{found.namespace}/{found.id}" for found in matches)
+        raise InvalidError(f"{prefix!r} may be any of {names}; use a longer id or -n NAMESPACE")
+    return matches[0]
+
+
+# Where to look
+
+
+def _in_directories(states: Sequence[str | Path]) -> list[Found]:
+    return [*_ours(), *_in_bundles(states)]
+
+
+def _ours() -> Iterator[Found]:
+    for path in _glob(state_directory(), "*/*/config.json"):
+        bundle = path.parent
+        yield Found(
+            bundle.parent.name, bundle.name, _address_in(bundle), str(bundle), managed=True
+        )
+
+
+def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
+    extra = os.environ.get("CONTAINERD_STATE")
+    roots = dict.fromkeys(str(root) for root in (*_STATES, *states, *([extra] if extra else [])))
+    for root in roots:
+        for bundle in _glob(Path(root), f"{_BUNDLES}/*/*"):
+            # A bundle without an address is a container being born.
+            if address := _address_in(bundle):
+                yield Found(bundle.parent.name, bundle.name, address, str(bundle))
+    for path in _glob(Path(_CRIO), "*/userdata/address"):
+        bundle = path.parent
+        if address := _address_in(bundle):
+            yield Found("default", bundle.parent.name, address, str(bundle))
+
+
+def _sockets(directory: Path) -> Iterator[Path]:
+    for path in _glob(directory, "*"):
+        try:
+            if stat.S_ISSOCK(path.lstat().st_mode):
+                yield path
+        except OSError:
+            continue  # gone since
+
+
+def _glob(root: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(root.glob(pattern))
+    except OSError:
+        return []  # not ours to read, or gone since
+
+
+def _address_in(bundle: Path) -> str:
+    """Return the address written in a bundle; empty if there is none to be read."""
+    try:
+        with open(bundle / "bootstrap.json", "rb") as file:
+            return str(json.loads(file.read(_LONGEST))["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        with open(bundle / "address", encoding="utf-8") as file:
+            return file.read(_LONGEST).strip()
+    except (OSError, ValueError):
+        return ""
+
+
+# Who it is
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """What a shim was started with.  ``socket`` is the name this gave its socket."""
+
+    pid: int
+    namespace: str
+    id: str
+    socket: str
+
+
+def _shim_processes() -> list[_Arguments]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        argv = process.info["cmdline"] or []
+        flags = _flags(argv)
+        if "id" in flags and "namespace" in flags:
+            where = sockets.socket_address(
+                flags.get("address", ""), flags["namespace"], flags["id"]
+            )
+            name = where.rpartition("/")[2]
+            found.append(_Arguments(process.pid, flags["namespace"], flags["id"], name))
+    return found
+
+
+def _flags(argv: Sequence[str]) -> dict[str, str]:
+    """Read Go-style flags: ``-id x``, ``--id=x``."""
+    flags: dict[str, str] = {}
+    for index, word in enumerate(argv):
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name in ("id", "namespace", "address"):
+            following = argv[index + 1] if index + 1 < len(argv) else ""
+            flags[name] = value if equals else following
+    return flags
+
+
+def _identify(found: Found, processes: Iterable[_Arguments]) -> Found:
+    """Fill in whose shim this is, from the process that answered or named the socket."""
+    name = _path_of(found.address).rpartition("/")[2]
+    for process in processes:
+        if process.pid == found.shim_pid or process.socket == name:
+            return replace(found, namespace=process.namespace, id=process.id, shim_pid=process.pid)
+    return found
+
+
+def _path_of(address: str) -> str:
+    return address.removeprefix("unix://")
+
+
+async def _probe(found: Found, processes: Sequence[_Arguments]) -> Found:
+    """Ask one socket who it is and how its container does."""
+    if not found.address:
+        return replace(found, detail="no shim was started for this directory")
+    health, detail = Health.SILENT, f"no answer within {PROBE} s"
+    connected = False
+    with trio.move_on_after(PROBE):
+        try:
+            async with connect(found.address, namespace=found.namespace) as shim:
+                connected = True
+                return await _ask(shim, found, processes)
+        except TimedOutError:
+            pass
+        except UnavailableError as exc:
+            health, detail = Health.FOREIGN if connected else Health.DEAD, str(exc)
+        except ShimError as exc:
+            health, detail = Health.FOREIGN, str(exc)
+    return replace(_identify(found, processes), health=health, detail=detail)
+
+
+async def _ask(shim: Shim, found: Found, processes: Sequence[_Arguments]) -> Found:
+    try:
+        who = await shim.connect(found.id)
+    except NotFoundError:
+        pass  # not every shim answers for ids it does not know; but it did answer
+    else:
+        found = replace(found, shim_pid=who.shim_pid)
+    found = replace(found, health=Health.UP)
+    if not found.id:
+        found = _identify(found, processes)
+    try:
+        state = await shim.task(found.id).state()
+    except NotFoundError:
+        return replace(found, detail="the shim has no such container")
+    bundle = state.bundle or found.bundle
+    return replace(found, status=state.status, pid=state.pid, bundle=bundle)

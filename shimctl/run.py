@@ -1,0 +1,282 @@
+"""Containers without a manager: run one from a bundle, exec into one, remove one.
+
+Each takes the steps containerd would: start a shim, Create, Start, Wait,
+Delete, Shutdown, the shim's own ``delete``, and the directory goes last.  On
+every way out, what was begun is undone, within ``CLEANUP`` seconds.
+
+Source: containerd core/runtime/v2 (shim.go, delete) for the order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import tempfile
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shim.errors import InvalidError, NotFoundError, ShimError
+from shim.linux.sockets import can_connect, socket_path
+from shim.scope import background
+from shimctl import workdir
+from shimctl.attach import attach, open_signals
+from shimctl.client import connect
+from shimctl.launch import DEFAULT_RUNTIME, find_runtime, launch, open_log, run_delete
+from shimctl.relay import open_pipes
+from shimctl.values import Stdio
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from shimctl.client import Shim, Task
+    from shimctl.launch import Log
+    from shimctl.values import Exited
+
+CLEANUP = 20  # s for all of it, when something went wrong
+_SHUTDOWN = 3  # s, as containerd allows
+_KILLED = 10  # s between SIGKILL and the exit
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What ``shimctl run`` was asked for."""
+
+    bundle: Path
+    container: str
+    namespace: str = "default"
+    runtime: str = DEFAULT_RUNTIME
+    log: Path | None = None  # detached only: where the output goes
+    debug: bool = False
+    events: Path | None = None  # the socket to send events to, instead of the usual one
+
+
+def prepare(wanted: Run, *, attached: bool) -> Path:
+    """Make the working directory for ``wanted``.
+
+    A detached container gets no terminal: nobody would be at it.
+    """
+    bundle = wanted.bundle.absolute()
+    binary = find_runtime(wanted.runtime)
+    config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
+    if not isinstance(config.get("process"), dict):
+        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
+    if not attached:
+        config["process"] = config["process"] | {"terminal": False}
+    root = config["root"]["path"]
+    if not Path(root).is_dir():
+        raise NotFoundError(f"the bundle's root {root} is no directory")
+    work = workdir.make(config, wanted.namespace, wanted.container)
+    (work / "shim-binary-path").write_text(binary)
+    return work
+
+
+async def run_attached(wanted: Run) -> Exited:
+    """Run a container with our stdin, stdout and stderr; leave nothing behind."""
+    async with open_signals() as signals:
+        work = prepare(wanted, attached=True)
+        config = workdir.read_config(work)
+        terminal = bool(config["process"].get("terminal"))
+        try:
+            async with _launched(wanted, work, attached=True) as shim:
+                with open_pipes(work, stdin=True, terminal=terminal) as pipes:
+                    await shim.create(wanted.container, str(work), stdio=pipes.stdio)
+                    task = shim.task(wanted.container)
+                    await task.start()
+                    exited = await attach(task, pipes, signals)
+        finally:
+            with trio.move_on_after(CLEANUP, shield=True):
+                await dispose(work, wanted.container, wanted.namespace)
+    return exited
+
+
+async def run_detached(wanted: Run) -> int:
+    """Run a container without us, output to /dev/null or ``log``; return its pid."""
+    async with open_signals():
+        work = prepare(wanted, attached=False)
+        try:
+            async with _launched(wanted, work, attached=False) as shim:
+                log = f"file://{wanted.log.absolute()}" if wanted.log else ""
+                stdio = Stdio(stdout=log, stderr=log)
+                await shim.create(wanted.container, str(work), stdio=stdio)
+                return await shim.task(wanted.container).start()
+        except BaseException:
+            with trio.move_on_after(CLEANUP, shield=True):
+                await dispose(work, wanted.container, wanted.namespace)
+            raise
+
+
+@asynccontextmanager
+async def _launched(wanted: Run, work: Path, *, attached: bool) -> AsyncIterator[Shim]:
+    """Launch the shim and connect to it, and read its log, for the block."""
+    events: str | Path | None = wanted.events
+    if attached and events is None and not can_connect(f"unix://{workdir.events_socket()}"):
+        # Some shims take seconds to exit while they cannot deliver, and by then
+        # nobody is left who would want to know.
+        events = ""
+    launched = await launch(
+        work,
+        wanted.container,
+        namespace=wanted.namespace,
+        runtime=wanted.runtime,
+        debug=wanted.debug,
+        events=events,
+    )
+    bootstrap = {"version": launched.version, "address": launched.address, "protocol": "ttrpc"}
+    (work / "bootstrap.json").write_text(json.dumps(bootstrap))
+    with open_log(work) as log:
+        async with (
+            background(partial(_follow, log, wanted.debug)),
+            connect(launched.address, namespace=wanted.namespace) as shim,
+        ):
+            yield shim
+
+
+async def _follow(log: Log, show: bool) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(log.fd)
+        text = log.read()
+        if show:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _address(work: Path) -> str:
+    """Return the address that a shim or we left in ``work``; empty if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((work / "bootstrap.json").read_bytes())["address"])
+    with suppress(OSError):
+        return (work / "address").read_text().strip()
+    return ""
+
+
+def _binary(work: Path) -> str:
+    try:
+        return (work / "shim-binary-path").read_text()
+    except OSError:
+        return DEFAULT_RUNTIME
+
+
+async def exec_attached(
+    task: Task, process: Mapping[str, object], *, stdin: bool, terminal: bool
+) -> Exited:
+    """Run ``process`` in a running container, with our stdin if asked, and delete it."""
+    name = f"exec-{secrets.token_hex(6)}"
+    async with open_signals() as signals:
+        with (
+            # Not in the bundle, which is somebody else's.
+            tempfile.TemporaryDirectory(prefix="shimctl-") as directory,
+            open_pipes(Path(directory), stdin=stdin, terminal=terminal) as pipes,
+        ):
+            added = await task.exec(name, process, stdio=pipes.stdio)
+            try:
+                await added.start()
+                return await attach(added, pipes, signals)
+            except BaseException:
+                with trio.move_on_after(CLEANUP, shield=True):
+                    await end(added)
+                raise
+
+
+def process_for(
+    config: Mapping[str, Any],
+    args: Sequence[str],
+    *,
+    terminal: bool,
+    env: Sequence[str] = (),
+    cwd: str = "",
+    user: str = "",
+) -> dict[str, Any]:
+    """Describe a process like the container's own, with other arguments.
+
+    ``env`` are ``NAME=value``, which replace those of the same name; ``user`` is
+    ``UID`` or ``UID:GID``, in numbers.
+
+    :raises InvalidError: an argument makes no sense.
+    """
+    process = dict(config.get("process") or {})
+    process |= {"args": list(args), "terminal": terminal}
+    process.pop("commandLine", None)
+    if cwd:
+        process["cwd"] = cwd
+    if env:
+        names = {entry.partition("=")[0] for entry in env}
+        if "" in names or any("=" not in entry for entry in env):
+            raise InvalidError("--env takes NAME=VALUE")
+        kept = [old for old in process.get("env") or () if old.partition("=")[0] not in names]
+        process["env"] = [*kept, *env]
+    if user:
+        uid, colon, gid = user.partition(":")
+        if not uid.isdecimal() or (colon and not gid.isdecimal()):
+            raise InvalidError("--user takes UID or UID:GID, in numbers")
+        process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
+    return process
+
+
+async def dispose(work: Path, container: str, namespace: str, address: str = "") -> Exited | None:
+    """End a container of ours whatever its state, its shim, and its directory.
+
+    Returns how it ended, None if no shim was left to tell.
+
+    :raises WrongStateError: something is still mounted in the directory.
+    """
+    exited = None
+    address = address or _address(work)
+    alone = _alone(work, address)
+    with suppress(ShimError):
+        async with connect(address, namespace=namespace) as shim:
+            exited = await end(shim.task(container))
+            await _shut_down(shim, insist=alone)
+    binary = _binary(work)
+    with suppress(ShimError, OSError):
+        last = await run_delete(work, container, namespace=namespace, runtime=binary)
+        exited = exited or last
+    if alone and socket_path(address) and not can_connect(address):
+        Path(socket_path(address)).unlink(missing_ok=True)  # the shim was killed
+    workdir.remove(work)
+    return exited
+
+
+async def end(task: Task) -> Exited | None:
+    """Delete the process, after killing it if need be; None if it is not there."""
+    try:
+        return await task.delete()
+    except NotFoundError:
+        return None
+    except ShimError:
+        pass  # it runs, or half of it was never made
+    with suppress(ShimError):
+        await task.kill(signal.SIGKILL, everyone=not task.exec_id)
+        await task.wait(timeout=_KILLED)
+    with suppress(ShimError):
+        return await task.delete()
+    return None
+
+
+async def _shut_down(shim: Shim, *, insist: bool) -> None:
+    """Ask the shim to exit and wait until it has; with ``insist``, see to it."""
+    with suppress(ShimError, OSError):
+        fd = os.pidfd_open((await shim.connect(timeout=_SHUTDOWN)).shim_pid)
+        try:
+            await shim.shutdown(timeout=_SHUTDOWN)
+            with trio.move_on_after(_SHUTDOWN):
+                await trio.lowlevel.wait_readable(fd)
+                return
+            if insist:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
+
+
+def _alone(work: Path, address: str) -> bool:
+    """Tell whether no other container of ours has the same shim, as in a pod."""
+    others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
+    return all(other == work or _address(other) != address for other in others)

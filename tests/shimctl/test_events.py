@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.timestamp_pb2 import Timestamp
+from grpclib.exceptions import GRPCError
+
+from shim.api.envelope_pb2 import Envelope
+from shim.api.events_pb2 import TaskExit
+from shim.api.forward_grpc import EventsStub
+from shim.api.forward_pb2 import ForwardRequest
+from shim.errors import ExistsError
+from shim.linux import sockets
+from shim.ttrpc.client import open_channel
+from shimctl.events import Event, event_of, serve_events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EXIT = Envelope(
+    timestamp=Timestamp(seconds=1),
+    namespace="ns",
+    topic="/tasks/exit",
+    event=AnyMessage(
+        type_url="containerd.events.TaskExit",
+        value=TaskExit(container_id="c", id="c", pid=7).SerializeToString(),
+    ),
+)
+
+
+async def test_an_event_is_acknowledged_once_it_was_handled(tmp_path: Path) -> None:
+    seen: list[Event] = []
+
+    async def handler(event: Event) -> None:
+        if not seen:
+            seen.append(event)
+            raise OSError("the disk is full")
+        seen.append(event)
+
+    path = tmp_path / "events.sock"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_events, path, handler))
+        async with open_channel(await sockets.connect(f"unix://{path}")) as channel:
+            stub = EventsStub(channel)
+            with pytest.raises(GRPCError, match="disk is full"):
+                await stub.Forward(ForwardRequest(envelope=EXIT))
+            await stub.Forward(ForwardRequest(envelope=EXIT))
+        nursery.cancel_scope.cancel()
+    assert [event.topic for event in seen] == ["/tasks/exit"] * 2
+    assert not path.exists()
+
+
+async def test_two_cannot_listen_in_one_place(tmp_path: Path) -> None:
+    async def handler(event: Event) -> None:
+        raise AssertionError(event)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_events, tmp_path / "s", handler))
+        with pytest.raises(ExistsError):
+            await serve_events(tmp_path / "s", handler)
+        assert (tmp_path / "s").exists()
+        nursery.cancel_scope.cancel()
+
+
+def test_an_exit_status_of_zero_is_told() -> None:
+    event = event_of(EXIT)
+    assert event.at is not None
+    assert event.at.timestamp() == 1
+    assert (event.type, event.fields["exit_status"]) == ("containerd.events.TaskExit", 0)
+
+
+@pytest.mark.parametrize(
+    ("type_url", "value"),
+    [
+        ("", b""),
+        ("containerd.events.Unheard", b"x"),
+        ("containerd.events.DESCRIPTOR", b"x"),
+        ("containerd.events.TaskExit", b"\xff"),
+    ],
+)
+def test_what_we_cannot_decode_is_an_event_without_fields(type_url: str, value: bytes) -> None:
+    envelope = Envelope(topic="/t", event=AnyMessage(type_url=type_url, value=value))
+    assert event_of(envelope).fields == {}

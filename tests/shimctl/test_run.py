@@ -1,0 +1,403 @@
+"""Real containers without a manager: shimctl as a process, a real shim, the real runc.
+
+SHIM_TEST_RUNTIME chooses the shim, by name or path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from shim.errors import NotFoundError
+from shim.linux.sockets import socket_address, socket_path
+from shimctl.launch import DEFAULT_RUNTIME, find_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.e2e
+
+RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", DEFAULT_RUNTIME)
+NAMESPACE = f"shimctl-test-{os.getpid()}"
+PATIENCE = 20  # s for what should take a fraction of one
+
+
+class Host:
+    """A place to run containers in, and what must be gone from the host after."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / "state"
+        self.bundles = 0
+        self.ids: list[str] = []
+
+    def bundle(self, *args: str, terminal: bool = False) -> Path:
+        """Make a bundle whose root is busybox."""
+        self.bundles += 1
+        bundle = self.root / f"b{self.bundles}"
+        for name in ("bin", "proc", "dev", "tmp"):
+            (bundle / "rootfs" / name).mkdir(parents=True)
+        busybox = shutil.which("busybox")
+        assert busybox
+        shutil.copy(busybox, bundle / "rootfs/bin/busybox")
+        for name in ("sh", "cat", "echo", "sleep", "yes", "stty", "id", "pwd", "true", "grep"):
+            (bundle / "rootfs/bin" / name).symlink_to("busybox")
+        (bundle / "config.json").write_text(json.dumps(config(args, terminal=terminal)))
+        return bundle
+
+    def command(self, *argv: str | Path) -> list[str]:
+        return [sys.executable, "-m", "shimctl", *map(str, argv)]
+
+    def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*argv),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def run_command(self, *argv: str | Path) -> list[str]:
+        """The command line of ``shimctl run``, with an id that is remembered."""
+        if "--id" not in argv:
+            argv = ("--id", f"c{len(self.ids)}", *argv)
+        self.ids.append(str(argv[argv.index("--id") + 1]))
+        return self.command("run", "-n", NAMESPACE, "--runtime", RUNTIME, *argv)
+
+    def run(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return self.shimctl(*self.run_command(*argv)[3:], stdin=stdin)
+
+    def json(self, *argv: str) -> Any:
+        done = self.shimctl(*argv, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def left(self) -> list[str]:
+        """What there still is of any container that was run here."""
+        marks = (NAMESPACE, str(self.root))
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        left = [line for line in mounts if any(mark in line for mark in marks)]
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if process.info["status"] != psutil.STATUS_ZOMBIE and NAMESPACE in line:
+                left.append(line)
+        grpc = str(self.state / "shimctl.sock")
+        sockets = [socket_address(grpc, NAMESPACE, name) for name in self.ids]
+        left += [path for path in map(socket_path, sockets) if Path(path).exists()]
+        left += map(str, self.state.glob("*"))
+        left += map(str, Path("/run/containerd/runc", NAMESPACE).glob("*"))
+        left += map(str, Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}*"))
+        left += map(str, Path(tempfile.gettempdir()).glob("shimctl-*"))
+        return left
+
+
+def config(args: tuple[str, ...], *, terminal: bool) -> dict[str, Any]:
+    capabilities = ["CAP_KILL", "CAP_SETUID", "CAP_SETGID"]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "args": list(args),
+            "cwd": "/",
+            "env": ["PATH=/bin"],
+            "terminal": terminal,
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+            },
+        ],
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
+    }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _needs() -> None:
+    try:
+        find_runtime(RUNTIME)
+        missing = [tool for tool in ("runc", "busybox") if not shutil.which(tool)]
+    except NotFoundError as exc:
+        missing = [str(exc)]
+    if os.geteuid() or missing:
+        reason = f"needs root and {', '.join(missing)}"
+        pytest.fail(reason) if os.environ.get("CI_STRICT") == "1" else pytest.skip(reason)
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    with tempfile.TemporaryDirectory(prefix="sc") as directory:
+        host = Host(Path(directory))
+        monkeypatch.setenv("SHIMCTL_STATE", str(host.state))
+        yield host
+        for path in host.state.glob("*/*/config.json"):
+            host.shimctl("delete", "-f", "-n", NAMESPACE, path.parent.name)
+        eventually(lambda: host.left() == [], host.left)
+        with suppress(OSError):  # made by the first container, kept by the runtime
+            Path("/run/containerd/runc", NAMESPACE).rmdir()
+
+
+def eventually(condition: Any, shown: Any) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, shown()
+        time.sleep(0.05)  # a process has no event for "somebody else reaped it"
+
+
+def test_output_and_exit_code_are_the_containers_own(host: Host) -> None:
+    bundle = host.bundle("sh", "-c", "echo out; echo err >&2; exit 7")
+    before = sorted(bundle.rglob("*"))
+    done = host.run(bundle)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    assert sorted(bundle.rglob("*")) == before
+    assert host.left() == []
+
+
+def test_stdin_reaches_the_container_and_ends(host: Host) -> None:
+    text = "x" * 300_000 + "\n"
+    done = host.run(host.bundle("cat"), stdin=text)
+    assert (done.returncode, done.stdout == text, done.stderr) == (0, True, "")
+
+
+def test_a_command_that_is_not_there_is_127_and_leaves_nothing(host: Host) -> None:
+    done = host.run(host.bundle("nonsense"))
+    assert (done.returncode, done.stdout) == (127, "")
+    assert done.stderr.count("\n") == 1
+    eventually(lambda: host.left() == [], host.left)
+
+
+def test_the_bundle_may_be_named_by_a_relative_path(host: Host) -> None:
+    bundle = host.bundle("true")
+    relative = os.path.relpath(bundle)
+    assert host.run(relative).returncode == 0
+
+
+def test_a_detached_container_lives_on_and_is_deleted(host: Host) -> None:
+    log = host.root / "out.log"
+    bundle = host.bundle(
+        "sh", "-c", "echo logged; trap 'exit 5' TERM; while :; do sleep 0.1; done"
+    )
+    done = host.run("-d", "--id", "det", "--log", log, bundle)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "det\n", "")
+    state = host.json("state", "-n", NAMESPACE, "de")
+    assert (state["id"], state["status"], state["exit_status"]) == ("det", "running", None)
+    [row] = host.json("ps", "-n", NAMESPACE)
+    assert (row["id"], row["health"], row["managed"]) == ("det", "up", True)
+    assert state["pid"] in {one["pid"] for one in host.json("pids", "-n", NAMESPACE, "det")}
+    [stats] = host.json("stats", "-n", NAMESPACE, "det")
+    assert stats["stats"]["pids"] > 0
+    refused = host.shimctl("delete", "-n", NAMESPACE, "det")
+    assert refused.returncode == 125
+    assert "is running; kill it first" in refused.stderr
+    eventually(lambda: log.exists() and log.read_text() == "logged\n", lambda: "no log")
+    assert host.shimctl("kill", "-n", NAMESPACE, "det").returncode == 0
+    assert host.shimctl("wait", "-n", NAMESPACE, "det").returncode == 5
+    assert host.json("delete", "-n", NAMESPACE, "det")["exit_status"] == 5
+    assert host.json("ps", "-n", NAMESPACE) == []
+
+
+def test_an_id_in_use_is_refused_and_its_owner_unharmed(host: Host) -> None:
+    bundle = host.bundle("sleep", "100")
+    assert host.run("-d", "--id", "twice", bundle).returncode == 0
+    done = host.run("-d", "--id", "twice", bundle)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert host.json("state", "-n", NAMESPACE, "twice")["status"] == "running"
+
+
+def test_exec_is_a_process_of_its_own(host: Host) -> None:
+    host.run("-d", "--id", "ex", host.bundle("sleep", "100"))
+    run = ("exec", "-n", NAMESPACE)
+    script = "echo $A; pwd; id -u; echo err >&2; exit 9"
+    options = ("-e", "A=b", "--cwd", "/tmp", "--user", "3:4")
+    done = host.shimctl(*run, *options, "ex", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (9, "b\n/tmp\n3\n", "err\n")
+    assert host.shimctl(*run, "-i", "ex", "cat", stdin="in").stdout == "in"
+    assert host.shimctl(*run, "ex", "cat", stdin="not given").stdout == ""
+    assert host.shimctl(*run, "ex", "nonsense").returncode == 127
+    assert host.shimctl(*run, "ex", "/tmp").returncode == 126
+    assert len(host.json("pids", "-n", NAMESPACE, "ex")) == 1
+
+
+def test_a_paused_container_says_so(host: Host) -> None:
+    host.run("-d", "--id", "pp", host.bundle("sleep", "100"))
+    assert host.shimctl("pause", "-n", NAMESPACE, "pp").returncode == 0
+    assert host.json("state", "-n", NAMESPACE, "pp")["status"] == "paused"
+    assert host.shimctl("resume", "-n", NAMESPACE, "pp").returncode == 0
+    assert host.json("state", "-n", NAMESPACE, "pp")["status"] == "running"
+
+
+def test_a_container_whose_shim_was_killed_can_be_deleted(host: Host) -> None:
+    host.run("-d", "--id", "orphan", host.bundle("sleep", "100"))
+    [row] = host.json("ps", "-n", NAMESPACE)
+    os.kill(row["shim_pid"], signal.SIGKILL)
+    eventually(lambda: host.json("ps", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up")
+    assert host.json("delete", "-n", NAMESPACE, "-f", "orphan")["exit_status"] == 137
+    assert not psutil.pid_exists(row["pid"]) or _zombie(row["pid"])
+
+
+def _zombie(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_events_are_printed_in_the_order_of_a_life(host: Host) -> None:
+    done = host.run("--events", host.bundle("true"))
+    topics = [json.loads(line)["topic"] for line in done.stderr.splitlines()]
+    assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+
+
+def test_a_listener_is_told_of_detached_containers_and_can_be_interrupted(host: Host) -> None:
+    command = host.command("events", "--json", "-n", NAMESPACE)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listener:
+        eventually((host.state / "events.sock").exists, lambda: "nobody listens")
+        host.run("-d", "--id", "heard", host.bundle("sleep", "100"))
+        assert listener.stdout
+        topics = [json.loads(listener.stdout.readline())["topic"] for _ in range(2)]
+        assert topics == ["/tasks/create", "/tasks/start"]
+        host.shimctl("delete", "-f", "-n", NAMESPACE, "heard")
+        topics = [json.loads(listener.stdout.readline())["topic"] for _ in range(2)]
+        assert topics == ["/tasks/exit", "/tasks/delete"]
+        listener.send_signal(signal.SIGINT)
+        assert listener.communicate(timeout=PATIENCE) == (b"", b"")
+    assert listener.returncode == 130
+
+
+def test_waiting_can_be_interrupted_and_harms_nobody(host: Host) -> None:
+    host.run("-d", "--id", "long", host.bundle("sleep", "100"))
+    with subprocess.Popen(host.command("wait", "-n", NAMESPACE, "long")) as waiting:
+        connected = psutil.Process(waiting.pid).net_connections
+        eventually(lambda: connected("unix"), lambda: "not connected")
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(PATIENCE) == 130
+    assert host.json("state", "-n", NAMESPACE, "long")["status"] == "running"
+
+
+def test_signals_go_to_the_container(host: Host) -> None:
+    script = "trap 'echo caught; exit 3' TERM; echo ready; while :; do sleep 0.1; done"
+    with open_run(host, host.bundle("sh", "-c", script)) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=PATIENCE) == (b"caught\n", b"")
+    assert process.returncode == 3
+
+
+def test_the_third_interrupt_kills(host: Host) -> None:
+    script = "trap 'echo no' INT; echo ready; while :; do sleep 0.1; done"
+    with open_run(host, host.bundle("sh", "-c", script)) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline() == b"no\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE)
+    assert process.returncode == 137
+
+
+def test_a_closed_pipe_ends_who_writes_into_it(host: Host) -> None:
+    with open_run(host, host.bundle("yes")) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(PATIENCE) in (137, 141)
+
+
+@contextmanager
+def open_run(host: Host, bundle: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = host.run_command(bundle)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()  # or leaving the block would wait for it
+            raise
+
+
+class Terminal:
+    """A terminal with a program in it, and what the program has shown."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.ours, self.theirs = pty.openpty()
+        self.resize(33, 77)
+        self.before = termios.tcgetattr(self.theirs)
+        self.shown = b""
+        self.process = subprocess.Popen(
+            command,
+            stdin=self.theirs,
+            stdout=self.theirs,
+            stderr=self.theirs,
+            start_new_session=True,
+        )
+
+    def resize(self, rows: int, columns: int) -> None:
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, size)
+
+    def expect(self, text: bytes) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            if select.select([self.ours], [], [], 0.2)[0]:
+                self.shown += os.read(self.ours, 4096)
+        self.shown = self.shown.partition(text)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.ours, text)
+
+    def close(self) -> None:
+        os.close(self.ours)
+        os.close(self.theirs)
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.mark.parametrize("how", ["run", "exec"])
+def test_a_terminal_is_passed_on_resized_and_restored(host: Host, how: str) -> None:
+    if how == "run":
+        bundle = host.bundle("sh", terminal=True)
+        command = host.run_command(bundle)
+    else:
+        host.run("-d", "--id", "tty", host.bundle("sleep", "100"))
+        command = host.command("exec", "-n", NAMESPACE, "-it", "tty", "sh")
+    terminal = Terminal(command)
+    try:
+        terminal.expect(b"# ")
+        terminal.type(b"stty size\r")
+        terminal.expect(b"33 77")
+        terminal.resize(20, 50)
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.type(b"until stty size | grep '20 50'; do sleep 0.1; done; echo re''sized\r")
+        terminal.expect(b"resized")
+        terminal.type(b"echo sta''rted; sleep 100\r")
+        terminal.expect(b"started")
+        terminal.type(b"\x03")
+        terminal.type(b"exit 5\r")
+        assert terminal.process.wait(PATIENCE) == 5
+        assert termios.tcgetattr(terminal.theirs) == terminal.before
+    finally:
+        terminal.close()
