@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# A container through the shim, without containerd: on a Debian 12 machine, as root.
+# Installs what is missing, shows each command, cleans up, and can be run again.
+#
+# TRIO_SHIM_VENV: a Python environment to use (.cache/quickstart below the checkout);
+#                 one that has shimctl is used as it is
+# PYTHON:         the interpreter it is made with (python3, 3.11 or later)
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+venv=${TRIO_SHIM_VENV:-$PWD/.cache/quickstart}
+python=${PYTHON:-python3}
+# Without bytecode each start of an interpreter would compile everything again.
+unset PYTHONDONTWRITEBYTECODE
+
+[ "$(id -u)" = 0 ] || { echo "run me as root: runc makes namespaces and cgroups" >&2; exit 1; }
+
+# --- what it needs -----------------------------------------------------------
+missing=()
+for package in runc busybox-static python3-venv ca-certificates; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
+        missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "Installing ${missing[*]}"
+    apt-get -qq -o Acquire::Retries=3 update
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 \
+        install --no-install-recommends "${missing[@]}" >/dev/null
+fi
+if [ ! -x "$venv/bin/shimctl" ] || [ "$venv" -ot pyproject.toml ]; then
+    if [ -z "${TRIO_SHIM_VENV:-}" ] || [ ! -x "$venv/bin/shimctl" ]; then
+        echo "Installing this package into $venv"
+        "$python" -m venv "$venv"
+        "$venv/bin/pip" install -qq --disable-pip-version-check -e . ||
+            { sleep 5; "$venv/bin/pip" install -qq --disable-pip-version-check -e .; }
+        touch "$venv"
+    fi
+fi
+PATH=$venv/bin:$PATH
+
+# --- a bundle: a directory with a root filesystem and a config.json ----------
+bundle=$(mktemp -d /tmp/quickstart.XXXXXX)
+id=demo
+
+clean_up() {
+    shimctl delete --force "$id" >/dev/null 2>&1 || true
+    # Never through a mount that is still there.
+    grep -q " $bundle/" /proc/self/mountinfo || rm -rf "$bundle"
+}
+trap clean_up EXIT
+
+mkdir -p "$bundle"/rootfs/{bin,dev,etc,proc,root,sys,tmp}
+cp /bin/busybox "$bundle/rootfs/bin/"
+for applet in $(/bin/busybox --list); do
+    [ "$applet" = busybox ] || ln -s busybox "$bundle/rootfs/bin/$applet"
+done
+runc spec --bundle "$bundle"
+
+configure() { # NAME ARG...: what the container runs
+    "$venv/bin/python" - "$bundle/config.json" "$@" <<'PYTHON'
+import json, sys
+
+path, *args = sys.argv[1:]
+spec = json.load(open(path))
+spec["process"] |= {"args": args, "terminal": False}
+spec["process"].pop("rlimits", None)  # a host may not allow raising them
+json.dump(spec, open(path, "w"), indent=2)
+PYTHON
+}
+
+show() {
+    echo
+    echo "\$ $*"
+    "$@"
+}
+
+# --- attached: it prints, and its exit code is the command's -----------------
+configure sh -c 'echo "hello from a container, as pid $$"; exit 7'
+code=0
+show shimctl run "$bundle" || code=$?
+echo "(exit code $code)"
+[ "$code" = 7 ]
+
+# --- detached: the container lives on without us -----------------------------
+configure sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done'
+show shimctl run --detach --id "$id" "$bundle"
+show shimctl ps
+show shimctl exec "$id" sh -c 'echo "in the same container:"; ps'
+show shimctl kill "$id"
+code=0
+show shimctl wait "$id" || code=$?
+echo "(exit code $code)"
+[ "$code" = 3 ]
+show shimctl delete "$id"
+
+echo
+echo "That was it.  Next: README.md shows how to make it a runtime of containerd."

@@ -1,0 +1,31 @@
+"""What every ring shares: in the project's own run, a skipped end-to-end test fails.
+
+A test that needs containerd, runc or criu skips itself where they are missing,
+so that a laptop can run the rest.  ``.ci/run`` sets ``CI_STRICT=1``: there a
+skip would hide that the proof was never made.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+STRICT = "CI_STRICT"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    strict = os.environ.get(STRICT) == "1" and item.get_closest_marker("e2e") is not None
+    if strict and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{STRICT}=1 and this end-to-end test was skipped: {reason}"
+    return report

@@ -1,0 +1,122 @@
+"""One containerd for the session; after each test nothing may be left."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.containerd import Containerd
+from tests.e2e.ctr import RUNTIME, Ctr
+from tests.e2e.image import BUSYBOX, write_image
+from tests.e2e.leftovers import (
+    RUNC,
+    cgroup_parents,
+    fifos,
+    mounts,
+    processes,
+    sockets,
+    wait_nothing_left,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_TOOLS = ("containerd", "ctr", "runc")
+_LOG = 6000  # bytes of containerd's log that a failure shows
+_log_start = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
+def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
+        pytest.skip(f"needs root, busybox and {_TOOLS}; missing: {missing}")
+    # Not pytest's own directory: socket paths are short.
+    root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
+    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}")
+    try:
+        daemon.start()
+        scratch = tmp_path_factory.mktemp("image")
+        write_image(scratch / "busybox.tar", scratch)
+        Ctr(daemon).ok("images", "import", scratch / "busybox.tar")
+        yield daemon
+    finally:
+        if daemon.running:
+            _force_clean(Ctr(daemon))
+        daemon.stop()
+        for directory in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
+            with suppress(OSError):  # not there, or reported by the last test
+                directory.rmdir()
+        if not mounts(str(root)):
+            shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def _session_ctr(containerd: Containerd) -> Ctr:
+    return Ctr(containerd)
+
+
+@pytest.fixture
+def ctr(_session_ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
+    """Yield the client; delete what the test started, then look for what is left."""
+    daemon = _session_ctr.containerd
+    request.node.stash[_log_start] = daemon.log.stat().st_size
+    yield _session_ctr
+    if not daemon.running:
+        daemon.start()
+    _session_ctr.remove_all()
+    if left := wait_nothing_left(_session_ctr):
+        _force_clean(_session_ctr)  # the next test has done nothing wrong
+        pytest.fail("left behind:\n" + "\n".join(left))
+
+
+@pytest.fixture
+def working_criu() -> None:
+    """Skip where criu cannot work; Debian 12's own cannot on newer kernels."""
+    criu = shutil.which("criu")
+    if criu is None:
+        pytest.skip("criu is not installed; tests/run.sh fetches one that works")
+    check = subprocess.run([criu, "check"], capture_output=True, timeout=60, check=False)
+    if check.returncode != 0:
+        pytest.skip(f"criu check: {check.stderr.decode().strip().splitlines()[-1:]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    funcargs = getattr(item, "funcargs", {})
+    ctr = funcargs.get("ctr")
+    if report.failed and isinstance(ctr, Ctr) and ctr.containerd.log.exists():
+        text = ctr.containerd.log.read_bytes()[item.stash.get(_log_start, 0) :][-_LOG:]
+        report.sections.append(("containerd's log", text.decode(errors="replace")))
+    return report
+
+
+def pytest_report_header() -> str:
+    return f"runtime under test: {RUNTIME}"
+
+
+def _force_clean(ctr: Ctr) -> None:
+    """Kill and unmount what a failed test left, so that it fails alone."""
+    daemon = ctr.containerd
+    for pid, _line in list(processes(str(daemon.root), daemon.namespace, {daemon.pid})):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for point in reversed(mounts(str(daemon.root))):
+        subprocess.run(["umount", "-l", point], timeout=10, check=False)
+    for path in [
+        *fifos(daemon.root / "fifo"),
+        *sockets(str(daemon.address), daemon.namespace, ctr.ids),
+    ]:
+        path.unlink()

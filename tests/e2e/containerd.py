@@ -1,0 +1,114 @@
+"""A containerd of the tests' own: started, killed, restarted and stopped by its pid.
+
+Everything it owns lies below one short private directory, except for what a
+shim puts under /run/containerd whoever its manager is (sockets, runc's state).
+It never meets the machine's own containerd, and uses one namespace of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.e2e.waiting import wait_until
+
+# Not needed, and a source of noise on hosts without btrfs, zfs, aufs or CNI.
+_DISABLED = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.internal.v1.tracing",
+    "io.containerd.snapshotter.v1.aufs",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+]
+
+
+@dataclass
+class Containerd:
+    root: Path
+    namespace: str
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def address(self) -> Path:
+        return self.root / "c.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "containerd is not running"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def bundle(self, container: str) -> Path:
+        task = "io.containerd.runtime.v2.task"
+        return self.root / "state" / task / self.namespace / container
+
+    def start(self) -> None:
+        config = self.root / "config.toml"
+        config.write_text(self._config())
+        # Our executable is found beside the interpreter; a criu that works comes from PATH.
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["containerd", "--config", config],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"PATH": path},
+                start_new_session=True,
+            )
+        wait_until("containerd answers", self._answers)
+
+    def kill(self) -> None:
+        """End it the way a crash does."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def _end(self, sig: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(sig)
+        self._process.wait(30)
+        self._process = None
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-4000:]
+        # `version` answers before the tasks of an earlier run are loaded; `task ls` does not.
+        tasks = [os.fspath(arg) for arg in ("ctr", "-a", self.address, "task", "ls")]
+        done = subprocess.run(tasks, capture_output=True, timeout=20, check=False)
+        return done.returncode == 0
+
+    def _config(self) -> str:
+        return f"""\
+version = 2
+root = "{self.root}/root"
+state = "{self.root}/state"
+oom_score = 0
+disabled_plugins = [{", ".join(f'"{name}"' for name in _DISABLED)}]
+[grpc]
+address = "{self.address}"
+[ttrpc]
+address = "{self.address}.ttrpc"
+[debug]
+level = "debug"
+"""

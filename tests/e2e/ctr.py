@@ -1,0 +1,151 @@
+"""containerd's own client, with a bound on every call.
+
+ctr passes a SIGTERM on to the container instead of ending, so that a call which
+is late is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.e2e.image import NAME
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.e2e.containerd import Containerd
+
+STOCK = "io.containerd.runc.v2"
+RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", "io.containerd.trio.v2")
+CALL = 30  # s; far more than any call takes on a busy machine
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call came to."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+
+@dataclass
+class Ctr:
+    containerd: Containerd
+    ids: list[str] = field(default_factory=list)
+
+    def new_id(self, prefix: str = "c") -> str:
+        name = f"{prefix}{len(self.ids)}"
+        self.ids.append(name)
+        return name
+
+    def argv(self, *args: str | Path) -> list[str | Path]:
+        """Return the command line of a call.  Fifos go where the tests look for them.
+
+        Those of a detached exec do not: ctr makes them and never removes them.
+        """
+        daemon = self.containerd
+        whole: list[str | Path] = ["ctr", "-a", daemon.address, "-n", daemon.namespace, *args]
+        for verb in (["run"], ["task", "exec"], ["task", "start"]):
+            if list(args[: len(verb)]) == verb:
+                at = 5 + len(verb)
+                directory = "fifo-detached" if args[:3] == ("task", "exec", "-d") else "fifo"
+                whole[at:at] = ["--fifo-dir", daemon.root / directory]
+        return whole
+
+    def __call__(self, *args: str | Path, stdin: bytes = b"", timeout: float = CALL) -> Result:
+        done = subprocess.run(
+            self.argv(*args), input=stdin, capture_output=True, timeout=timeout, check=False
+        )
+        return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+
+    def ok(self, *args: str | Path, timeout: float = CALL) -> str:
+        """Make a call that must succeed; return what it printed."""
+        result = self(*args, timeout=timeout)
+        assert result.code == 0, f"ctr {args}: {result}"
+        return result.text
+
+    def run(self, *args: str | Path, timeout: float = CALL) -> Result:
+        """``ctr run`` of ``FLAGS... -- ID COMMAND...``; the runtime and the image are ours."""
+        return self(*self.run_args(*args), timeout=timeout)
+
+    def run_args(self, *args: str | Path) -> list[str | Path]:
+        at = args.index("--")
+        return ["run", "--runtime", RUNTIME, *args[:at], NAME, *args[at + 1 :]]
+
+    def start(self, *command: str, flags: tuple[str | Path, ...] = ()) -> str:
+        """Start a detached container and return its id."""
+        name = self.new_id()
+        result = self.run("-d", *flags, "--", name, *command)
+        assert result.code == 0, result
+        return name
+
+    def exec(self, container: str, *command: str, stdin: bytes = b"") -> Result:
+        name = self.new_id("e")
+        return self("task", "exec", "--exec-id", name, container, *command, stdin=stdin)
+
+    def exec_detached(self, container: str, exec_id: str, *command: str) -> None:
+        self.ok("task", "exec", "-d", "--exec-id", exec_id, container, *command)
+
+    def end_exec(self, container: str, exec_id: str) -> int:
+        """Kill a detached exec and delete it; return its exit code, which is ctr's own."""
+        self.kill(container, "SIGKILL", "--exec-id", exec_id)
+        codes = wait_until("the exec is deleted", lambda: self._delete_exec(container, exec_id))
+        return codes[0]
+
+    def _delete_exec(self, container: str, exec_id: str) -> list[int]:
+        result = self("task", "rm", "--exec-id", exec_id, container)
+        return [] if "must be stopped" in result.err else [result.code]
+
+    def state(self, container: str) -> str | None:
+        return next((row[2] for row in self._tasks() if row[0] == container), None)
+
+    def pid(self, container: str) -> int:
+        return next(int(row[1]) for row in self._tasks() if row[0] == container)
+
+    def kill(self, container: str, signal: str = "SIGKILL", *flags: str) -> None:
+        self.ok("task", "kill", "-s", signal, *flags, container)
+
+    def wait_state(self, container: str, state: str) -> None:
+        wait_until(f"{container} is {state}", lambda: self.state(container) == state)
+
+    def delete(self, container: str) -> int:
+        """Delete a stopped task and its container; return the task's exit code."""
+        result = self("task", "rm", container)
+        assert result.code == 0, result
+        self.ok("c", "rm", container)
+        # `task rm` succeeds whatever the code was, and says it in a warning.
+        words = result.err.rstrip().rstrip('"').split()
+        return int(words[-1]) if "non-zero" in result.err else 0
+
+    def remove_all(self) -> None:
+        """Kill and delete whatever a test left in the namespace, through the API."""
+        for row in self._tasks():
+            self("task", "rm", "-f", row[0])
+        for name in self("c", "ls", "-q").text.split():
+            self("c", "rm", name)
+
+    def _tasks(self) -> list[list[str]]:
+        return [line.split() for line in self.ok("task", "ls").splitlines()[1:]]
+
+
+@contextmanager
+def attached(ctr: Ctr, *args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A call that goes on beside the block, with pipes; killed on the way out."""
+    with subprocess.Popen(
+        ctr.argv(*args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

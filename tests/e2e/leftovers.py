@@ -1,0 +1,125 @@
+"""What a container that is gone may have left behind, found by looking at the machine.
+
+Nothing here asks containerd or a shim.  Zombies do not count: they wait for
+PID 1, which on some machines takes its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tests.e2e.ctr import Ctr
+
+SOCKETS = Path("/run/containerd/s")
+RUNC = Path("/run/containerd/runc")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def leftovers(ctr: Ctr) -> list[str]:
+    """Describe everything of the tests' containers that is still there, one a line."""
+    daemon = ctr.containerd
+    root, namespace = str(daemon.root), daemon.namespace
+    found = [f"process {pid}: {line}" for pid, line in processes(root, namespace, {daemon.pid})]
+    found += [f"mount {point}" for point in mounts(root)]
+    found += [f"socket {path}" for path in sockets(str(daemon.address), namespace, ctr.ids)]
+    found += [f"fifo {path}" for path in fifos(daemon.root / "fifo")]
+    for directory in (
+        RUNC / namespace,
+        daemon.bundle("x").parent,
+        daemon.root / "root" / daemon.bundle("x").parent.relative_to(daemon.root / "state"),
+        *cgroup_parents(namespace),
+    ):
+        found += [f"directory {path}" for path in subdirectories(directory)]
+    return found
+
+
+def wait_nothing_left(ctr: Ctr, timeout: float = 15) -> list[str]:
+    """Return what is left after ``timeout`` s, or at once nothing."""
+    try:
+        wait_until("nothing is left", lambda: not leftovers(ctr), timeout)
+    except AssertionError:
+        return leftovers(ctr)
+    return []
+
+
+def processes(root: str, namespace: str, known: Iterable[int] = ()) -> Iterator[tuple[int, str]]:
+    """Find processes that have to do with ``root``.
+
+    A shim shows by its arguments, environment, working directory or open files;
+    a container's process by its cgroup.
+    """
+    skip = {os.getpid(), *known}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in skip:
+            continue
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if line and _belongs(entry, line, root, namespace):
+                yield int(entry.name), line
+        except OSError:
+            continue  # it ended while we looked
+
+
+def _belongs(entry: Path, line: str, root: str, namespace: str) -> bool:
+    if root in line or root.encode() in (entry / "environ").read_bytes():
+        return True
+    if f"/{namespace}/" in (entry / "cgroup").read_text():
+        return True
+    if str((entry / "cwd").readlink()).startswith(root):
+        return True
+    return any(_link(fd).startswith(root) for fd in (entry / "fd").iterdir())
+
+
+def _link(path: Path) -> str:
+    try:
+        return str(path.readlink())
+    except OSError:
+        return ""
+
+
+def mounts(root: str) -> list[str]:
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [point for point in points if point.startswith(root + "/")]
+
+
+def sockets(address: str, namespace: str, ids: Iterable[str]) -> list[Path]:
+    """Find the sockets of shims by name.  Source: containerd's formula, pkg/shim SocketAddress."""
+    found = []
+    for name in ids:
+        for parts in ((address, namespace, name), (address, namespace, name, "debug")):
+            path = SOCKETS / hashlib.sha256("/".join(parts).encode()).hexdigest()
+            found += [path] if os.path.lexists(path) else []
+    return found
+
+
+def fifos(root: Path) -> list[Path]:
+    # Through lstat: what is found may go while we look.
+    return [path for path in root.rglob("*") if _is_fifo(path)]
+
+
+def _is_fifo(path: Path) -> bool:
+    try:
+        return stat.S_ISFIFO(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def subdirectories(directory: Path) -> list[Path]:
+    try:
+        return [path for path in directory.iterdir() if path.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def cgroup_parents(namespace: str) -> list[Path]:
+    """Return the cgroups ctr puts the containers of ``namespace`` into, in each hierarchy."""
+    return [CGROUPS / namespace, *CGROUPS.glob(f"*/{namespace}")]

@@ -1,0 +1,134 @@
+"""containerd dies and comes back; the containers and their shims do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.leftovers import processes, sockets
+from tests.e2e.test_lifecycle import COUNT, alive
+from tests.e2e.waiting import wait_until
+
+pytestmark = pytest.mark.e2e
+
+
+def test_containers_live_on_when_containerd_is_killed(ctr: Ctr, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    name = ctr.start("sh", "-c", COUNT, flags=("--log-uri", f"file://{log}"))
+    others = [ctr.start("sleep", "1000") for _ in range(3)]
+    pids = {each: ctr.pid(each) for each in [name, *others]}
+    shims = shim_pids(ctr)
+    ctr.containerd.kill()
+
+    size = log.stat().st_size
+    wait_until("output goes on without containerd", lambda: log.stat().st_size > size + 4)
+    assert all(alive(pid) for pid in pids.values())
+
+    ctr.containerd.start()
+    assert {each: ctr.pid(each) for each in pids} == pids
+    assert {ctr.state(each) for each in pids} == {"RUNNING"}
+    assert shim_pids(ctr) == shims
+    assert ctr.exec(name, "sh", "-c", "echo again; exit 3").code == 3
+    size = log.stat().st_size
+    wait_until("output goes on with containerd", lambda: log.stat().st_size > size + 4)
+    for each in pids:
+        ctr.kill(each)
+        ctr.wait_state(each, "STOPPED")
+        assert ctr.delete(each) == 137
+    numbers = [int(line) for line in log.read_text().split()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_exit_code_arrives_at_a_client_of_the_new_containerd(ctr: Ctr) -> None:
+    name = ctr.start("sh", "-c", "while ! test -e /go; do sleep 0.05; done; exit 23")
+    ctr.containerd.restart()
+    with attached(ctr, "task", "attach", name) as process:
+        assert ctr.exec(name, "touch", "/go").code == 0
+        assert process.wait(30) == 23
+    assert ctr.state(name) is None  # `attach` deletes the task that it saw end
+
+
+def test_an_exit_while_containerd_is_away_is_not_forgotten(ctr: Ctr) -> None:
+    name = ctr.start("sh", "-c", "while ! test -e /go; do sleep 0.05; done; exit 24")
+    pid = ctr.pid(name)
+    ctr.containerd.kill()
+    Path(f"/proc/{pid}/root/go").touch()
+    wait_until("it has ended", lambda: not alive(pid))
+    ctr.containerd.start()
+    assert ctr.state(name) == "STOPPED"
+    assert ctr.delete(name) == 24
+
+
+def test_a_client_that_went_away_costs_the_container_nothing(ctr: Ctr) -> None:
+    script = "i=0; while test $i -lt 50; do i=$((i+1)); echo line $i; sleep 0.02; done; exit 25"
+    name = ctr.start("sh", "-c", script)
+    with attached(ctr, "task", "attach", name):
+        pass  # killed at once; nobody reads the fifos from here on
+    ctr.wait_state(name, "STOPPED")
+    assert ctr.delete(name) == 25
+
+
+def test_after_a_restart_a_new_client_reads_on(ctr: Ctr) -> None:
+    name = ctr.start("sh", "-c", "while ! test -e /go; do sleep 0.05; done; echo read on; exit 26")
+    ctr.containerd.restart()
+    with attached(ctr, "task", "attach", name) as process:
+        assert process.stdout is not None
+        assert ctr.exec(name, "touch", "/go").code == 0
+        assert process.stdout.readline() == b"read on\n"
+        assert process.wait(30) == 26
+
+
+def test_a_paused_container_is_paused_after_a_restart(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000")
+    ctr.ok("task", "pause", name)
+    ctr.containerd.restart()
+    assert ctr.state(name) == "PAUSED"
+    ctr.ok("task", "resume", name)
+    assert ctr.exec(name, "echo", "back").text == "back\n"
+
+
+def test_a_killed_shim_takes_its_container_along_and_leaves_nothing(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000", flags=("--null-io",))
+    pid = ctr.pid(name)
+    for shim in shim_pids(ctr):
+        os.kill(shim, signal.SIGKILL)
+    wait_until("the container is dead", lambda: not alive(pid))
+    wait_until("containerd has cleaned up", lambda: ctr.state(name) in {None, "STOPPED"})
+    ctr("task", "rm", name)  # not needed, but allowed
+    ctr.ok("c", "rm", name)
+    remove_stock_sockets(ctr)
+
+
+def test_a_shim_killed_while_containerd_is_away_leaves_nothing(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000", flags=("--null-io",))
+    pid, shims = ctr.pid(name), shim_pids(ctr)
+    ctr.containerd.kill()
+    for shim in shims:
+        os.kill(shim, signal.SIGKILL)
+    ctr.containerd.start()
+    wait_until("the container is dead", lambda: not alive(pid))
+    ctr.ok("c", "rm", name)
+    remove_stock_sockets(ctr)
+
+
+def remove_stock_sockets(ctr: Ctr) -> None:
+    """Forgive the stock shim, whose `delete` leaves the socket of a killed daemon."""
+    if RUNTIME == STOCK:
+        daemon = ctr.containerd
+        for path in sockets(str(daemon.address), daemon.namespace, ctr.ids):
+            path.unlink()
+
+
+def shim_pids(ctr: Ctr) -> set[int]:
+    """Find the shims of the tests' containers: what works in a bundle, on the host."""
+    daemon = ctr.containerd
+    known = {daemon.pid} if daemon.running else set()
+    return {
+        pid
+        for pid, line in processes(str(daemon.root), daemon.namespace, known)
+        if str(daemon.address) in line and "shim" in line
+    }
