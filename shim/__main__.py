@@ -1,4 +1,4 @@
-"""The executable ``containerd-shim-trio-v2``: start, delete, -info and -v.
+"""The executable ``containerd-shim-trio-v2``: start, delete, forkserver, -info and -v.
 
 Works under any file name, since managers know shims by theirs.
 """
@@ -18,21 +18,29 @@ _USAGE = (
 )
 
 
-def main() -> int:
-    """Run one action; return the exit status.  Errors are one line on stderr."""
+def main(warning: str = "") -> int:
+    """Run one action in this process; return the exit status.  Errors are one line on stderr.
+
+    ``warning`` is what the launcher has to say to whoever reads the shim's log.
+    """
     name = Path(sys.argv[0]).name
-    if name == "__main__.py":
+    if name in ("__main__.py", "launcher.py"):
         name = "containerd-shim-trio-v2"
+    return run(name, sys.argv[1:], warning)
+
+
+def run(name: str, argv: list[str], warning: str = "") -> int:
+    """Run the action in ``argv`` under the program name ``name``."""
     try:
-        return _run(name, sys.argv[1:])
+        return _run(name, argv, warning)
     except (ShimError, OSError) as exc:
         print(f"{name}: {exc}", file=sys.stderr)
         return 1
 
 
-def _run(name: str, argv: list[str]) -> int:
+def _run(name: str, argv: list[str], warning: str) -> int:
     # Imported late: an answer to -v costs no protobuf.
-    from shim.config import parse_flags
+    from shim.config import parse_flags, read_stdin
 
     flags = parse_flags(argv)
     if flags.v or flags.version:
@@ -41,17 +49,25 @@ def _run(name: str, argv: list[str]) -> int:
     if flags.info:
         from shim.info import info
 
-        return _write(info(_stdin()))
+        return _write(info(read_stdin()))
     match flags.action:
         case "start":
-            from shim import bootstrap
+            from shim import bootstrap, forkserver
             from shim.config import invocation_of
 
-            return _write(bootstrap.start(invocation_of(flags, os.environ, _stdin()), name))
+            invocation = invocation_of(flags, os.environ, read_stdin(), warning)
+            status = bootstrap.start(invocation, name)
+            if status == 0:
+                forkserver.leave_behind(name, run)
+            return status
         case "delete":
             from shim import bootstrap
 
             return _write(bootstrap.delete(flags))
+        case "forkserver":
+            from shim import forkserver
+
+            return forkserver.serve_here(name, run)
         case "":
             raise ShimError(f"no action; {_USAGE}")
         case unknown:
@@ -62,12 +78,6 @@ def _python() -> str:
     return ".".join(map(str, sys.version_info[:3]))
 
 
-def _stdin() -> bytes:
-    from shim.config import read_stdin
-
-    return read_stdin()
-
-
 def _write(data: bytes) -> int:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
@@ -75,4 +85,6 @@ def _write(data: bytes) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from shim.launcher import main as launch
+
+    sys.exit(launch())

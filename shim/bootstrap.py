@@ -17,8 +17,9 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 from grpclib.const import Status
@@ -50,17 +51,114 @@ DELETE = 4.5
 # killed, by us if by nobody else.
 KILLED = 128 + signal.SIGKILL
 
+# Where a daemon keeps what it is born with; nothing else is open then.
 _LISTENER = 3
-_READY_FD = 4
+_CALLER = (4, 5, 6)
 
 
-def start(invocation: Invocation, title: str) -> bytes:
-    """Start a daemon for the bundle in the working directory, or find its pod's.
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who waits for the outcome of a ``start``, and the fds to reach it by.
 
-    Returns the answer to print.  ``title`` is the name the daemon shows in ps.
-
-    :raises ShimError, OSError: there is no daemon, and nothing is left of it.
+    ``status`` takes one byte, the exit status; its end without one means that
+    there is no daemon.  ``manager`` is the pid of the process that ran ``start``.
     """
+
+    stdout: int
+    stderr: int
+    status: int
+    manager: int
+
+    def answer(self, data: bytes) -> None:
+        """Print the answer and let the caller go; nothing of it stays open here."""
+        os.write(self.stdout, data)
+        self._leave(0)
+
+    def refuse(self, text: str) -> None:
+        """Say why there is no daemon, in one line."""
+        os.write(self.stderr, text.encode(errors="replace") + b"\n")
+        self._leave(1)
+
+    def _leave(self, status: int) -> None:
+        # The manager waits until nobody holds its pipe, so these go first.
+        os.close(self.stdout)
+        os.close(self.stderr)
+        os.write(self.status, bytes([status]))
+        os.close(self.status)
+
+
+def start(invocation: Invocation, title: str) -> int:
+    """Start a daemon in a process of its own; return the exit status to leave with.
+
+    The answer, or the reason there is none, has been printed then.
+
+    :raises UnavailableError: the daemon died, or was silent for too long.
+    """
+    manager = os.getppid()
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        become_daemon(invocation, title, Caller(1, 2, writer, manager))
+    os.close(writer)
+    try:
+        said = _read_until(reader, READY)
+    finally:
+        os.close(reader)
+    if said:
+        return said[0]
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise UnavailableError(f"the shim did not start within {READY:g} s; see the manager's log")
+
+
+def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoReturn:
+    """Serve the bundle in the working directory, in this forked process, and exit.
+
+    A pod whose shim runs already is answered with its address.
+    """
+    status = 1
+    answered = False
+    try:
+        address, listener, version = _bind(invocation)
+        answer = _answer(invocation, address, version)
+        if listener is None:
+            caller.answer(answer)
+        else:
+            try:
+                serving, caller = _detach(invocation, listener, caller, title)
+                settings = daemon.Settings(
+                    namespace=invocation.namespace,
+                    id=invocation.id,
+                    ttrpc_address=invocation.ttrpc_address,
+                    socket_path=sockets.socket_path(address),
+                )
+
+                def ready() -> None:
+                    nonlocal answered
+                    caller.answer(answer)
+                    answered = True
+
+                daemon.run(settings, serving, ready)
+            except BaseException:
+                if not answered:
+                    with suppress(OSError):
+                        Path(sockets.socket_path(address)).unlink()
+                raise
+        status = 0
+    except BaseException as exc:
+        if not isinstance(exc, (ShimError, OSError)) or answered:
+            log.crash("the shim failed", exc, id=invocation.id)
+        if not answered:
+            with suppress(OSError):
+                caller.refuse(f"{title}: {exc or type(exc).__name__}")
+    finally:
+        os._exit(status)
+
+
+def _bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
+    """Return the address, its listener or None if a shim serves it, and what that speaks."""
     checked_id(invocation.id)
     config = Bundle.open(os.getcwd()).config()  # noqa: PTH109 - the value is a plain string
     address = sockets.socket_address(
@@ -70,21 +168,14 @@ def start(invocation: Invocation, title: str) -> bytes:
         invocation.socket_dir,
     )
     try:
-        listener = sockets.listen(address)
+        listener, version = sockets.listen(address), 3
     except ExistsError:
-        Path("address").write_text(address)
-        version = _spoken_version(address) if invocation.modern else 2
-    else:
-        Path("address").write_text(address)
-        version = 3
-        try:
-            _fork_daemon(invocation, address, listener, title)
-        except BaseException:
-            with suppress(OSError):
-                Path(sockets.socket_path(address)).unlink()
-            raise
-        finally:
-            listener.close()
+        listener, version = None, _spoken_version(address) if invocation.modern else 2
+    Path("address").write_text(address)
+    return address, listener, version
+
+
+def _answer(invocation: Invocation, address: str, version: int) -> bytes:
     if not invocation.modern:
         return address.encode()
     return BootstrapResult(version=version, address=address, protocol="ttrpc").SerializeToString()
@@ -108,41 +199,6 @@ def _spoken_version(address: str) -> int:
         raise TimedOutError(f"the shim at {address} does not answer; end it and retry") from None
 
 
-def _fork_daemon(
-    invocation: Invocation, address: str, listener: socket.socket, title: str
-) -> None:
-    """Fork, and return once the child serves.
-
-    :raises UnavailableError: it does not; the text is its own.
-    """
-    manager = os.getppid()
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            os.close(reader)
-            _become_daemon(invocation, address, listener, writer, manager, title)
-            status = 0
-        except BaseException as exc:
-            log.crash("the shim failed", exc, id=invocation.id)
-            with suppress(OSError):
-                os.write(_READY_FD, f"{type(exc).__name__}: {exc}".encode())
-        finally:
-            os._exit(status)
-    os.close(writer)
-    try:
-        said = _read_until(reader, READY)
-    finally:
-        os.close(reader)
-    if said != b"ok":
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        why = said.decode(errors="replace") or "it ended, or was silent for too long"
-        raise UnavailableError(f"the shim did not start: {why}")
-
-
 def _read_until(fd: int, seconds: float) -> bytes:
     """Read to the end, or what came within ``seconds``."""
     deadline = time.monotonic() + seconds
@@ -155,17 +211,23 @@ def _read_until(fd: int, seconds: float) -> bytes:
     return data
 
 
-def _become_daemon(
-    invocation: Invocation,
-    address: str,
-    listener: socket.socket,
-    writer: int,
-    manager: int,
-    title: str,
-) -> None:
+def _detach(
+    invocation: Invocation, listener: socket.socket, caller: Caller, title: str
+) -> tuple[socket.socket, Caller]:
+    """Leave everything the launcher came with; return what was kept under its new numbers."""
     os.setsid()
-    serving = _arrange_fds(listener, writer)
+    log_fd = _open_log()
+    null = os.open(os.devnull, os.O_RDWR)
+    kept = (null, null, log_fd, listener.fileno(), caller.stdout, caller.stderr, caller.status)
+    # Out of the way first: any of them may have one of the numbers they go to.
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in kept]
+    listener.detach()
+    for number, fd in enumerate(high):
+        os.dup2(fd, number, inheritable=number < _LISTENER)
+    os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
     log.configure(2, invocation.level)
+    if invocation.warning:
+        log.warning(invocation.warning)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -175,40 +237,12 @@ def _become_daemon(
     libc.set_title([title, *words, "-address", invocation.grpc_address])
     with suppress(OSError):  # a kernel without huge pages has none to keep away
         libc.disable_thp()
-    _adjust_oom_score(manager)
+    _adjust_oom_score(caller.manager)
     _join_cgroup(invocation)
     if invocation.sched_core:
         _isolate_core()
     os.chdir("/")
-    settings = daemon.Settings(
-        namespace=invocation.namespace,
-        id=invocation.id,
-        ttrpc_address=invocation.ttrpc_address,
-        socket_path=sockets.socket_path(address),
-    )
-    daemon.run(settings, serving, _say_ready)
-
-
-def _say_ready() -> None:
-    os.write(_READY_FD, b"ok")
-    os.close(_READY_FD)
-
-
-def _arrange_fds(listener: socket.socket, writer: int) -> socket.socket:
-    """Keep the listener, the ready pipe and the log; inherit nothing else."""
-    log_fd = _open_log()
-    null = os.open(os.devnull, os.O_RDWR)
-    # Out of the way first: any of them may have one of the numbers they go to.
-    high = [_fd_above(fd, 10) for fd in (null, null, log_fd, listener.fileno(), writer)]
-    listener.detach()
-    for number, fd in enumerate(high):
-        os.dup2(fd, number, inheritable=number < _LISTENER)
-    os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
-    return socket.socket(fileno=_LISTENER)
-
-
-def _fd_above(fd: int, floor: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
+    return socket.socket(fileno=_LISTENER), Caller(*_CALLER, caller.manager)
 
 
 def _open_log() -> int:

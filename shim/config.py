@@ -115,6 +115,7 @@ class Invocation:
 
     ``modern`` says that the caller wrote BootstrapParams, so it takes a
     protobuf answer of version 3.  ``options`` is the runtime's, or None.
+    ``warning`` is something for the shim's log, which is not open yet.
     """
 
     namespace: str
@@ -126,9 +127,12 @@ class Invocation:
     modern: bool = False
     sched_core: bool = False
     options: AnyMessage | None = None
+    warning: str = ""
 
 
-def invocation_of(flags: Flags, environ: Mapping[str, str], stdin: bytes) -> Invocation:
+def invocation_of(
+    flags: Flags, environ: Mapping[str, str], stdin: bytes, warning: str = ""
+) -> Invocation:
     """Put together what a call of ``start`` means.
 
     :raises InvalidError: it lacks a namespace or an id.
@@ -143,6 +147,7 @@ def invocation_of(flags: Flags, environ: Mapping[str, str], stdin: bytes) -> Inv
         ttrpc_address=environ.get("TTRPC_ADDRESS", ""),
         level=log.DEBUG if flags.debug else log.INFO,
         sched_core=bool(environ.get("SCHED_CORE")),
+        warning=warning,
     )
     params = _bootstrap_params(stdin, flags)
     if params is None:

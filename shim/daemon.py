@@ -8,20 +8,24 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from grpclib.exceptions import GRPCError
 
 from shim import log
+from shim.api.task_grpc import TaskStub
+from shim.api.task_pb2 import ConnectRequest, CreateTaskRequest
 from shim.container.host import Host
-from shim.events.publisher import open_publisher
+from shim.events.publisher import NullPublisher, open_publisher
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
 from shim.service import ABANDONED, ALIASES, TaskService
-from shim.ttrpc.server import handlers_of, serve
+from shim.ttrpc.client import open_channel
+from shim.ttrpc.server import handlers_of, serve, serve_connection
 
 if TYPE_CHECKING:
     import socket
@@ -98,8 +102,25 @@ def _inode(path: str) -> int:
         return 0
 
 
-def flush_and_exit(status: int) -> None:
-    """End a forked process without running what its parent registered for exit."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def rehearse() -> None:
+    """Run one round of everything a daemon does at its birth, and leave no trace.
+
+    For a parent of daemons: what is cached and specialised by then, each child has.
+    """
+    trio.run(_rehearse, strict_exception_groups=True)
+
+
+async def _rehearse() -> None:
+    ours, theirs = trio.socket.socketpair()
+    async with open_reaper() as reaper, trio.open_nursery() as nursery:
+        host = Host("rehearsal", reaper, NullPublisher(), nursery, LIMIT)
+        handlers = handlers_of(TaskService(host, trio.Event()), aliases=ALIASES)
+        serving = partial(serve_connection, handlers=handlers, abandon=ABANDONED)
+        nursery.start_soon(serving, trio.SocketStream(theirs))
+        async with open_channel(trio.SocketStream(ours)) as channel:
+            task = TaskStub(channel)
+            await task.Connect(ConnectRequest())
+            with suppress(GRPCError):
+                await task.Create(CreateTaskRequest(id="nobody", bundle="/nonexistent"))
+        await reaper.spawn(["true"]).wait()
+        nursery.cancel_scope.cancel()

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 STRICT = "CI_STRICT"
 
+# A warm parent outlives its daemons on purpose.  The tests of it ask for one;
+# to the others it would be something left behind.
+os.environ["TRIO_SHIM_FORKSERVER"] = "off"
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(

@@ -21,11 +21,13 @@ from tests.e2e.leftovers import (
     RUNC,
     cgroup_parents,
     fifos,
+    fork_servers,
     mounts,
     processes,
     sockets,
     wait_nothing_left,
 )
+from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -53,6 +55,11 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
         if daemon.running:
             _force_clean(Ctr(daemon))
         daemon.stop()
+        servers = fork_servers(str(daemon.root))
+        for pid in servers:
+            os.kill(pid, signal.SIGTERM)
+        wait_until("the fork server is gone", lambda: not fork_servers(str(daemon.root)))
+        assert len(servers) <= 1, "one manager needs one fork server"
         for directory in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
             with suppress(OSError):  # not there, or reported by the last test
                 directory.rmdir()

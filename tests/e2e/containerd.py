@@ -67,7 +67,12 @@ class Containerd:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"PATH": path},
+                env=os.environ
+                | {
+                    "PATH": path,
+                    "TRIO_SHIM_FORKSERVER": "on",
+                    "TRIO_SHIM_FORKSERVER_DIR": str(self.root / "f"),
+                },
                 start_new_session=True,
             )
         wait_until("containerd answers", self._answers)

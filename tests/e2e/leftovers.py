@@ -63,10 +63,29 @@ def processes(root: str, namespace: str, known: Iterable[int] = ()) -> Iterator[
             continue
         try:
             line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if line and _belongs(entry, line, root, namespace):
+            if line and _belongs(entry, line, root, namespace) and not _is_fork_server(entry):
                 yield int(entry.name), line
         except OSError:
             continue  # it ended while we looked
+
+
+def fork_servers(root: str) -> list[int]:
+    """Find the warm parents of the shims of ``root``, which stay for the next ones."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if _is_fork_server(entry) and root.encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _is_fork_server(entry: Path) -> bool:
+    try:
+        return (entry / "comm").read_text() == "trio-shim-fork\n"
+    except OSError:
+        return False
 
 
 def _belongs(entry: Path, line: str, root: str, namespace: str) -> bool:

@@ -1,0 +1,307 @@
+"""The warm parent: everything is imported and has run once; a daemon is one fork away.
+
+An optimisation, never a dependency.  It is left behind by the first launcher
+that finds none, does for later ones what they would have done themselves, and
+leaves when it has had no daemon and no caller for a while.  Its daemons are its
+children; when it dies they go on under init.
+
+Single-threaded and without an event loop of its own, since it forks: a poll of
+the socket and of the signals, one caller at a time, each with a bound.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from shim import bootstrap, daemon, launcher, log
+from shim.config import invocation_of, parse_flags, read_stdin
+from shim.errors import ExistsError, InvalidError, ShimError
+from shim.linux import libc, sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds without daemon or caller until it leaves; 0 is never.
+IDLE = 600.0
+# Seconds a caller has to say what it wants, once it is connected.
+_PATIENCE = 1.0
+_MESSAGE = 1 << 20
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+def leave_behind(name: str, run: Callable[[str, list[str]], int]) -> None:
+    """Fork a server, unless there is one or none is wanted; return at once."""
+    if not launcher.wanted():
+        return
+    path = launcher.socket_path()
+    if sockets.can_connect(f"unix://{path}") or os.fork():
+        return
+    status = 1
+    try:
+        status = _serve(path, name, run)
+    except BaseException as exc:
+        log.crash("the fork server failed", exc)
+    finally:
+        os._exit(status)
+
+
+def serve_here(name: str, run: Callable[[str, list[str]], int]) -> int:
+    """Be the server, in the foreground as a service manager wants it.
+
+    :raises ExistsError: there is one already.
+    """
+    return _serve(launcher.socket_path(), name, run)
+
+
+def _serve(path: str, name: str, run: Callable[[str, list[str]], int]) -> int:
+    with suppress(FileNotFoundError):
+        reason = launcher.distrust(path)
+        if reason:
+            raise InvalidError(f"no fork server: {reason}")
+    _detach(name)
+    server = _Server(path, name, run)
+    try:
+        return server.serve()
+    finally:
+        server.close()
+
+
+def _detach(name: str) -> None:
+    """Let go of the manager that happened to be first, and of everything it gave us."""
+    with suppress(PermissionError):  # a session leader already, as under a service manager
+        os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    libc.set_child_subreaper()
+    libc.set_name("trio-shim-fork")
+    libc.set_title([name, "forkserver"])
+    with suppress(OSError):
+        libc.disable_thp()
+
+
+class _Server:
+    def __init__(self, path: str, name: str, run: Callable[[str, list[str]], int]) -> None:
+        self._path = path
+        self._name = name
+        self._run = run
+        self._daemons: set[int] = set()
+        self._stamp = _stamp()
+        self._idle = float(os.environ.get("TRIO_SHIM_FORKSERVER_IDLE", IDLE))
+        self._since = time.monotonic()
+        self._stopped = False
+        self._listener: socket.socket | None = None
+
+    def serve(self) -> int:
+        daemon.rehearse()
+        gc.collect()
+        gc.freeze()
+        try:
+            self._listener = sockets.listen(f"unix://{self._path}")
+        except ExistsError:
+            return 0
+        self._listener.setblocking(False)
+        wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        while not self._stopped and not self._is_idle():
+            for fd, _ in poll.poll(self._patience()):
+                if fd == wake:
+                    os.read(wake, 4096)
+                else:
+                    self._accept()
+            self._reap()
+        return 0
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            with suppress(OSError):
+                Path(self._path).unlink()
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+
+    def _patience(self) -> float | None:
+        """Milliseconds until there could be something to do by itself."""
+        if self._daemons or not self._idle:
+            return None
+        return max(0.0, self._since + self._idle - time.monotonic()) * 1000 + 1
+
+    def _is_idle(self) -> bool:
+        if self._daemons or not self._idle:
+            return False
+        return time.monotonic() >= self._since + self._idle
+
+    def _reap(self) -> None:
+        """Wait for daemons that ended, and for what they in turn left to us."""
+        with suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                if pid in self._daemons:
+                    self._daemons.discard(pid)
+                    self._since = time.monotonic()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return
+        self._since = time.monotonic()
+        with connection:
+            try:
+                self._converse(connection)
+            except OSError as exc:
+                log.warning("a caller of the fork server was dropped", error=exc)
+
+    def _converse(self, connection: socket.socket) -> None:
+        connection.settimeout(_PATIENCE)
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        pid, uid, gid = _PEERCRED.unpack(raw)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            return
+        data, fds = _receive(connection)
+        try:
+            verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
+            if verb == "run" and len(fds) == 3 and argv:
+                self._fork(connection, pid, argv, fds)
+            elif verb == "status":
+                state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
+                connection.sendall(json.dumps(state).encode())
+            elif verb == "stop":
+                self._stopped = True
+                connection.sendall(b"{}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(self, connection: socket.socket, pid: int, argv: list[str], fds: list[int]) -> None:
+        if _stamp() != self._stamp:
+            # The code on disk is no longer the one we hold; the caller does it itself.
+            self._stopped = True
+            return
+        try:
+            child = os.fork()
+        except OSError as exc:
+            os.write(fds[2], f"{Path(argv[0]).name}: cannot fork: {exc.strerror}\n".encode())
+            connection.sendall(b"\x01")
+            return
+        if child:
+            if argv[-1] == "start":
+                self._daemons.add(child)
+            return
+        try:
+            _become(connection.detach(), pid, argv, fds, self._run)
+        finally:
+            os._exit(1)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """Receive a whole request and the fds that came with it."""
+    data, fds, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
+    try:
+        while len(data) <= _MESSAGE and (chunk := connection.recv(_MESSAGE)):
+            data += chunk
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return data, list(fds)
+
+
+def _become(
+    status: int, pid: int, argv: list[str], fds: list[int], run: Callable[[str, list[str]], int]
+) -> NoReturn:
+    """In the child: be what the caller would have become, and do what it asked for."""
+    signal.set_wakeup_fd(-1)
+    for caught in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(caught, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    # The caller waits for us, so its pid is its own; if it is gone, so is our purpose.
+    os.set_blocking(status, True)
+    name = Path(argv[0]).name
+    try:
+        manager = _take_after(pid)
+        if argv[-1] == "start":
+            invocation = invocation_of(parse_flags(argv[1:]), os.environ, read_stdin())
+            bootstrap.become_daemon(
+                invocation, name, bootstrap.Caller(os.dup(1), os.dup(2), status, manager)
+            )
+        code = run(name, argv[1:])
+    except (ShimError, OSError) as exc:
+        print(f"{name}: {exc}", file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number in (0, 1, 2):
+        os.close(number)
+    os.write(status, bytes([code]))
+    os._exit(0)
+
+
+def _take_after(pid: int) -> int:
+    """Take everything a child of ``pid`` would have inherited from it; return its parent.
+
+    Namespaces, cgroup, capabilities and label are the same by the socket's name.
+    """
+    root = Path(f"/proc/{pid}")
+    entries = (root / "environ").read_bytes().split(b"\0")
+    pairs = [entry.partition(b"=") for entry in entries if b"=" in entry]
+    os.environb.clear()
+    os.environb.update({key: value for key, _, value in pairs if key})
+    os.chdir(root / "cwd")
+    status = dict(
+        line.split(":\t", 1)
+        for line in (root / "status").read_text().splitlines()
+        if ":\t" in line
+    )
+    os.umask(int(status["Umask"], 8))
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, pid))
+    with suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(pid))
+    for limit in _LIMITS:
+        with suppress(OSError, ValueError):
+            theirs = resource.prlimit(pid, limit)
+            if theirs != resource.getrlimit(limit):
+                resource.setrlimit(limit, theirs)
+    return int(status["PPid"])
+
+
+_LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]
+
+
+def _stamp() -> tuple[int, int]:
+    """Return what changes whenever a file of this package does: newest change, and count."""
+    newest = count = 0
+    pending = [os.path.dirname(os.path.abspath(__file__))]  # noqa: PTH100, PTH120 - on every call
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    count += 1
+                    newest = max(newest, entry.stat().st_mtime_ns)
+                elif entry.name != "__pycache__" and entry.is_dir():
+                    pending.append(entry.path)
+    return newest, count

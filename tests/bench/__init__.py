@@ -1,0 +1,1 @@
+"""The benchmark: shims side by side, in turns.  ``python -m tests.bench --help``."""
