@@ -180,7 +180,7 @@ def _any(data: bytes) -> AnyMessage | None:
     try:
         message = AnyMessage.FromString(data)
     except DecodeError:
-        log.warning("standard input is neither BootstrapParams nor an Any; ignored")
+        log.debug("standard input is neither BootstrapParams nor an Any; ignored")
         return None
     return message if message.type_url else None
 

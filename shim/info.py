@@ -15,10 +15,10 @@ from google.protobuf.message import DecodeError
 from shim import log
 from shim.api.introspection_pb2 import RuntimeInfo, RuntimeVersion
 from shim.container.options import Options
-from shim.errors import NotFoundError, ShimError
+from shim.errors import ShimError
 from shim.reaper import open_reaper
 from shim.runc.command import Runtime
-from shim.runc.driver import Runc
+from shim.runc.driver import Runc, RuntimeMissingError
 from shim.version import VERSION
 
 NAME = "io.containerd.trio.v2"
@@ -29,7 +29,7 @@ _LIMIT = 5.0
 def info(stdin: bytes) -> bytes:
     """Return a RuntimeInfo for the options in ``stdin``, an Any or nothing.
 
-    :raises NotFoundError: there is no such runtime.  One that cannot tell its
+    :raises RuntimeMissingError: there is no such runtime.  One that cannot tell its
         features is answered without them.
     """
     try:
@@ -51,7 +51,7 @@ async def _features(binary: str) -> bytes:
         try:
             text = await Runc(Runtime(binary), reaper, _LIMIT).run("features")
             json.loads(text)
-        except NotFoundError:
+        except RuntimeMissingError:
             raise
         except (ShimError, ValueError) as exc:
             log.debug("the runtime tells no features", error=exc)

@@ -16,9 +16,18 @@ from shim.linux.libc import set_child_subreaper
 from shim.reaper import UNKNOWN_STATUS, open_reaper
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SH = "/bin/sh"
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """Get the orphans of the test's children, and of nobody's later."""
+    set_child_subreaper()
+    yield
+    set_child_subreaper(wanted=False)
 
 
 async def test_an_exit_code_is_the_processs_own() -> None:
@@ -151,8 +160,8 @@ open(F, ">$file"); print F $pid; close(F);
 """
 
 
+@pytest.mark.usefixtures("subreaper")
 async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
-    set_child_subreaper()
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
         with reaper.birth():
@@ -161,8 +170,8 @@ async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
         assert (await child.wait()).status == 3
 
 
+@pytest.mark.usefixtures("subreaper")
 async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Path) -> None:
-    set_child_subreaper()
     lost: list[object] = []
     async with open_reaper() as reaper:
         for number in range(200):
@@ -176,10 +185,10 @@ async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Pat
     assert lost == []
 
 
+@pytest.mark.usefixtures("subreaper")
 async def test_unknown_zombies_keep_their_pids_during_a_birth_and_go_after(
     tmp_path: Path,
 ) -> None:
-    set_child_subreaper()
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
         with reaper.birth():
@@ -202,8 +211,8 @@ async def test_a_status_somebody_else_took_is_reported_as_unknown() -> None:
     assert "another process" in exit_.reason
 
 
+@pytest.mark.usefixtures("subreaper")
 async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
-    set_child_subreaper()
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
         with reaper.birth():

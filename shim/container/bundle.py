@@ -140,7 +140,14 @@ class Bundle:
         except (OSError, ValueError):
             return 0
 
+    def forget_pid(self, exec_id: str = "") -> None:
+        """Remove the pid file, and the one runc writes first and leaves when it is killed."""
+        path = self.pid_file(exec_id)
+        path.unlink(missing_ok=True)
+        path.with_name(f".{path.name}").unlink(missing_ok=True)
+
     def forget_exec(self, exec_id: str) -> None:
         """Remove what an exec left behind."""
-        for path in (self.pid_file(exec_id), self.exec_log(exec_id), self.exec_spec(exec_id)):
-            path.unlink(missing_ok=True)
+        self.forget_pid(exec_id)
+        self.exec_log(exec_id).unlink(missing_ok=True)
+        self.exec_spec(exec_id).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ from shim.runc.command import (
     exec_args,
     restore_args,
 )
-from shim.runc.driver import Runc
+from shim.runc.driver import Runc, RuntimeFailedError
 from shim.stdio.stdio import StdioSpec, open_stdio
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 CLEANUP = 10.0
 # Seconds the exits of execs may take to follow the one of their init.
 LAST_EXECS = 10.0
+# Seconds a dump may take: the memory of a large container goes to disk.
+CHECKPOINT = 600.0
 SIGKILL = 9
 
 
@@ -171,32 +174,35 @@ class Container:
 
     async def _bear_init(self, verb: str, args: list[str]) -> None:
         # A container of this id that is not ours must survive our failure.
-        state = Path(self._runc.runtime.root) / self.id
+        state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
         try:
             child = await self._bear(self.init, verb, args, self.bundle.log)
+            self._find_cgroup(child)
+            await self._host.nursery.start(self._watch_oom)
         except BaseException:
             await self._undo_creation()
             raise
-        self._find_cgroup(child)
-        await self._host.nursery.start(self._watch_oom)
 
     async def _bear(self, process: Process, verb: str, args: list[str], log_: Path) -> Child:
         """Have the runtime make ``process``, and take it over."""
-        pid_file = self.bundle.pid_file(process.id)
-        pid_file.unlink(missing_ok=True)
+        self.bundle.forget_pid(process.id)
         reaper = self._host.reaper
         with reaper.birth():
             try:
                 await self._runc.give_birth(verb, *args, log=log_, fds=process.fds)
                 await process.connect_stdio()
+                child = reaper.adopt(self.bundle.read_pid(process.id))
             except BaseException:
                 reaper.kill_stray(self.bundle.read_pid(process.id))
                 raise
-            child = reaper.adopt(self.bundle.read_pid(process.id))
         process.born(child)
         return child
+
+    @property
+    def _runtime_state(self) -> Path:
+        return Path(self._runc.runtime.root) / self.id
 
     async def _undo_creation(self) -> None:
         with trio.move_on_after(CLEANUP, shield=True) as scope:
@@ -206,6 +212,10 @@ class Container:
                 log.debug("nothing to undo", id=self.id, error=exc)
         if scope.cancelled_caught:
             log.error("a failed creation could not be undone", id=self.id)
+        self._oom_scope.cancel()
+        self._oom_scope = trio.CancelScope()
+        self._oom, self._cgroup = None, None
+        self.init.child, self.init.pid = None, 0
 
     def _find_cgroup(self, child: Child) -> None:
         try:
@@ -261,7 +271,9 @@ class Container:
             raise
         if self.init.exit is not None:
             # Its init is dead and told so: an exec of it can never be told as begun.
-            child.signal(SIGKILL)
+            with contextlib.suppress(NotFoundError):
+                child.signal(SIGKILL)
+            process.child, process.pid = None, 0
             await process.abandon_stdio()
             raise WrongStateError("cannot exec in a stopped process")
         process.life.apply(Op.START)
@@ -297,7 +309,10 @@ class Container:
             if self._image.image_path:
                 await self._restore_init()
             else:
-                await self._runc.run("start", self.id)
+                # The caller may give up, the container starts all the same: its
+                # state must say so.  The runtime's own limit bounds this.
+                with trio.CancelScope(shield=True):
+                    await self._runc.run("start", self.id)
             process.life.apply(Op.START)
             self._publish(events_pb2.TaskStart(container_id=self.id, pid=process.pid))
             if self._image.image_path:
@@ -326,16 +341,20 @@ class Container:
         return process.pid, exit_
 
     async def _end_unstarted(self, process: Process) -> None:
-        if process.state is State.CREATED and process.child is not None:
+        async with process.busy:  # a Start under way decides first
+            if process.state is not State.CREATED or process.child is None:
+                return
             with contextlib.suppress(NotFoundError):
                 process.child.signal(SIGKILL)
-            await process.wait()
+        await process.wait()
 
     async def _delete_container(self, exit_: Exit) -> None:
         try:
             await self._runc.run("delete", self.id)
         except NotFoundError:
-            pass  # somebody was here before: what counts is that it is gone
+            # Somebody was here before: what counts is that it is gone.
+            if self._runtime_state.exists():
+                raise
         except ShimError as exc:
             log.warning("runtime delete failed, forcing it", id=self.id, error=exc)
             await self._runc.run("delete", "--force", self.id)
@@ -349,13 +368,17 @@ class Container:
         deleted = events_pb2.TaskDelete(
             container_id=self.id, pid=self.init.pid, exit_status=exit_.status
         )
-        deleted.exited_at.FromNanoseconds(exit_.at)
+        if exit_.at:
+            deleted.exited_at.FromNanoseconds(exit_.at)
         self._publish(deleted)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all of the container."""
         process = self.process(exec_id)
         process.life.check(Op.KILL)
+        if number > 64:
+            raise InvalidError(f"there is no signal {number}")
+        all_ = all_ and process is self.init
         by_runtime = self.init.state is State.PAUSED or (all_ and self._cgroup is None)
         if by_runtime and process is self.init:
             # Only the runtime thaws the container for a SIGKILL.
@@ -368,13 +391,24 @@ class Container:
 
     async def pause(self) -> None:
         self.init.life.check(Op.PAUSE)
-        await self._runc.run("pause", self.id)
+        try:
+            await self._runc.run("pause", self.id)
+        except BaseException:
+            # It may be frozen already; a frozen process cannot even be killed.
+            with trio.move_on_after(CLEANUP, shield=True), contextlib.suppress(ShimError):
+                await self._runc.run("resume", self.id)
+            raise
         self.init.life.apply(Op.PAUSE)
         self._publish(events_pb2.TaskPaused(container_id=self.id))
 
     async def resume(self) -> None:
         self.init.life.check(Op.RESUME)
-        await self._runc.run("resume", self.id)
+        try:
+            await self._runc.run("resume", self.id)
+        except RuntimeFailedError as exc:
+            # An earlier attempt, given up by its caller, had thawed it.
+            if "not paused" not in str(exc):
+                raise
         self.init.life.apply(Op.RESUME)
         self._publish(events_pb2.TaskResumed(container_id=self.id))
 
@@ -389,7 +423,8 @@ class Container:
         self.init.life.check(Op.CHECKPOINT)
         dump, work = self._checkpoint(request)
         try:
-            await self._runc.run("checkpoint", *checkpoint_args(self.id, dump))
+            runc = replace(self._runc, limit=max(self._runc.limit, CHECKPOINT))
+            await runc.run("checkpoint", *checkpoint_args(self.id, dump))
         except ShimError as exc:
             kept = self.bundle.path / "criu-dump.log"
             with contextlib.suppress(OSError):
@@ -464,7 +499,10 @@ class Container:
                 await self._last_execs()
             if scope.cancelled_caught:
                 log.error("an exec outlives its init", id=self.id)
-            self._tell_oom()
+            try:
+                self._tell_oom()
+            except OSError as exc:
+                log.warning("OOM kills are not known", id=self.id, error=exc)
             self.init.end(exit_)
             self._publish_exit(self.init, exit_)
 
@@ -480,9 +518,10 @@ class Container:
 
     async def _last_execs(self) -> None:
         for process in list(self.execs.values()):
-            async with process.busy:
-                started = process.state is not State.CREATED
-            if started:
+            if process.state is State.CREATED:
+                async with process.busy:  # a Start under way
+                    pass
+            if process.state is not State.CREATED:
                 await process.wait()
 
     async def _follow_exec(self, process: Process, child: Child) -> None:
@@ -504,9 +543,10 @@ class Container:
                     while True:
                         await watch.wait_kill()
                         self._tell_oom()
-            except (OSError, ShimError) as exc:
-                # A container without a watch is better than none.
-                log.warning("OOM kills are not seen", id=self.id, error=exc)
+            except Exception as exc:
+                # A container without a watch is better than none, and than
+                # ending the daemon of all the others in the pod.
+                log.crash("OOM kills are not seen", exc, id=self.id)
                 if self._oom is None:
                     task_status.started()
 

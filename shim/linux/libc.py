@@ -45,9 +45,9 @@ def umount2(target: str, flags: int = 0) -> None:
     _checked(_libc.umount2(os.fsencode(target), flags), target)
 
 
-def set_child_subreaper() -> None:
-    """Become the parent of every orphan among our descendants.  prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+def set_child_subreaper(*, wanted: bool = True) -> None:
+    """Become the parent of every orphan among our descendants, or no longer.  prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0))
 
 
 def set_name(name: str) -> None:

@@ -120,7 +120,7 @@ def _clear(address: str, path: str) -> bool:
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(mode):
-        raise ExistsError(f"{path} is there and is not a socket; remove it")
+        raise InvalidError(f"{path} is there and is not a socket; remove it")
     if can_connect(address):
         return True
     with contextlib.suppress(FileNotFoundError):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
+from grpclib.const import Status
 
 from shim.errors import NotFoundError, ShimError, TimedOutError
 from shim.runc.command import last_error, last_line
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 LIMIT = 120.0
 # Seconds between SIGKILL and giving a command up for lost.
 _KILLED = 5.0
+# Seconds a command that makes a process may go on after its caller gave up:
+# killed half way, it leaves a process whose pid nobody can tell.
+_BIRTH = 5.0
 # Bytes kept of a command's output: its last lines hold the error.
 _TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
@@ -48,9 +52,18 @@ _GONE = (
     "container is not running",
 )
 
+# The verbs whose "not found" can only mean the container or its process.
+_ABOUT_ONE = ("start", "kill", "delete", "pause", "resume")
+
 
 class RuntimeFailedError(ShimError):
     """The runtime said no.  The text is the runtime's own."""
+
+
+class RuntimeMissingError(ShimError):
+    """The runtime is not there (any more).  That says nothing about the container."""
+
+    status = Status.FAILED_PRECONDITION
 
 
 class _Output:
@@ -107,7 +120,8 @@ class Runc:
         ``stdin`` is at most 1 MiB, a pipe's size.
 
         :raises RuntimeFailedError: it failed, in its own words.
-        :raises NotFoundError: the container or process is gone, or the runtime is.
+        :raises NotFoundError: the container or process is gone.
+        :raises RuntimeMissingError: there is no such runtime.
         :raises TimedOutError: it took longer than the limit, and was killed.
         """
         out, err = _Output(), _Output()
@@ -115,7 +129,10 @@ class Runc:
         try:
             source = _memory(stdin)
             fds = {0: source, 1: out.writer, 2: err.writer}
-            child = self.reaper.spawn(self.runtime.argv(verb, *args), fds=fds)
+            try:
+                child = self.reaper.spawn(self.runtime.argv(verb, *args), fds=fds)
+            except NotFoundError as exc:
+                raise RuntimeMissingError(str(exc)) from None
             out.started()
             err.started()
             async with background(out.follow, err.follow):
@@ -137,18 +154,19 @@ class Runc:
 
         The errors are in ``log``, which is written anew.
 
-        :raises RuntimeFailedError, NotFoundError, TimedOutError: as :meth:`run`.
+        :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
+        :raises NotFoundError: there is no such runtime.
         """
         log.unlink(missing_ok=True)
         child = self.reaper.spawn(self.runtime.argv(verb, *args, log=str(log)), fds=fds)
-        exit_ = await self._finish(verb, child)
+        exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
             with contextlib.suppress(OSError):
                 text = log.read_text(errors="replace")
             raise _failure(verb, exit_, last_error(text) or last_line(text))
 
-    async def _finish(self, verb: str, child: Child) -> int:
+    async def _finish(self, verb: str, child: Child, patience: float = 0) -> int:
         try:
             with trio.fail_after(self.limit):
                 return (await child.wait()).status
@@ -158,6 +176,9 @@ class Runc:
                 "and was killed"
             ) from None
         finally:
+            if child.exit is None and patience:
+                with trio.move_on_after(patience, shield=True):
+                    await child.wait()
             if child.exit is None:
                 with trio.move_on_after(_KILLED, shield=True):
                     with contextlib.suppress(NotFoundError):
@@ -176,7 +197,5 @@ def _memory(data: bytes) -> int:
 def _failure(verb: str, status: int, message: str) -> ShimError:
     message = message[-_MESSAGE:]
     text = f"OCI runtime {verb} failed: {message or f'exit status {status}, and nothing said'}"
-    gone = verb not in ("create", "exec", "restore") and any(
-        sentence in message.lower() for sentence in _GONE
-    )
+    gone = verb in _ABOUT_ONE and any(sentence in message.lower() for sentence in _GONE)
     return NotFoundError(text) if gone else RuntimeFailedError(text)

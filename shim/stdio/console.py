@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 from trio.lowlevel import wait_readable
 
-from shim.errors import TimedOutError, UnavailableError
+from shim.errors import InvalidError, TimedOutError, UnavailableError
 from shim.linux.fifos import Fd
 from shim.linux.sockets import make_private_directory
 
@@ -87,5 +87,7 @@ async def _receive(peer: socket.socket) -> Fd:
 
 def set_size(master: Fd, width: int, height: int) -> None:
     """Tell a terminal how many columns and rows it has."""
+    if max(width, height) > 0xFFFF:
+        raise InvalidError(f"a terminal cannot have {width} columns and {height} rows")
     size = struct.pack("HHHH", height, width, 0, 0)
     fcntl.ioctl(master.number, termios.TIOCSWINSZ, size)

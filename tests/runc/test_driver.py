@@ -12,7 +12,7 @@ import trio
 from shim.errors import NotFoundError, TimedOutError
 from shim.reaper import open_reaper
 from shim.runc.command import Runtime
-from shim.runc.driver import Runc, RuntimeFailedError
+from shim.runc.driver import Runc, RuntimeFailedError, RuntimeMissingError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -132,7 +132,7 @@ async def test_no_fd_stays_behind(fake: Callable[..., Runc]) -> None:
     await fake("true").run("start", "c1")
     with pytest.raises(RuntimeFailedError):
         await fake("false").run("start", "c1")
-    with pytest.raises(NotFoundError):
+    with pytest.raises(RuntimeMissingError):
         await Runc(Runtime("/nonexistent"), fake("true").reaper).run("start", "c1")
     assert os.listdir("/proc/self/fd") == before
 
