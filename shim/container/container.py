@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
-from google.protobuf.message import DecodeError
 
 from shim import log
-from shim.api import events_pb2, options_pb2
 from shim.cgroup.find import cgroup_of
-from shim.cgroup.oom import open_oom_watch
 from shim.cgroup.v2 import CgroupV2, enable_controllers
-from shim.config import name_of
+from shim.container.announce import Announcer
+from shim.container.birth import bear
 from shim.container.bundle import Bundle, checked_id
 from shim.container.lifecycle import Op, State
+from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
+from shim.container.requests import checkpoint_of, json_of, mount_of, stdio_of
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
-from shim.linux.mounts import Mount, mount_all, unmount_all
+from shim.linux.mounts import mount_all, unmount_all
 from shim.runc.command import (
     Checkpoint,
     Creation,
@@ -41,15 +41,13 @@ from shim.runc.command import (
     restore_args,
 )
 from shim.runc.driver import Runc, RuntimeFailedError
-from shim.stdio.stdio import StdioSpec, open_stdio
+from shim.stdio.stdio import open_stdio
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
-    from google.protobuf.message import Message
 
-    from shim.api import mount_pb2, task_pb2
+    from shim.api import task_pb2
     from shim.cgroup.find import Cgroup
-    from shim.cgroup.oom import OomWatch
     from shim.container.bundle import Config
     from shim.container.host import Host
     from shim.reaper import Child, Exit
@@ -77,10 +75,11 @@ class Container:
         self.id = request.id
         self.bundle = bundle
         self.execs: dict[str, Process] = {}
-        self.init = Process("", _stdio_spec(request))
+        self.init = Process("", stdio_of(request))
         self._config = config
         self._options = options
         self._host = host
+        self._tell = Announcer(request.id, host.publisher)
         self._runc = Runc(options.runtime(host.namespace), host.reaper, host.limit)
         self._mounted = bool(request.rootfs)
         self._image = Checkpoint(
@@ -89,9 +88,7 @@ class Container:
             parent_path=request.parent_checkpoint,
         )
         self._cgroup: Cgroup | None = None
-        self._oom: OomWatch | None = None
-        self._ooms_told = 0
-        self._oom_scope = trio.CancelScope()
+        self._oom: OomReporter | None = None
         self._ending = False
 
     # -- coming to life ----------------------------------------------------------
@@ -114,28 +111,14 @@ class Container:
             if request.rootfs:
                 bundle.rootfs.mkdir(0o711, exist_ok=True)
                 undo.callback(unmount_all, str(bundle.rootfs))
-                mounts = [_mount(message) for message in request.rootfs]
+                mounts = [mount_of(message) for message in request.rootfs]
                 mount_all(mounts, str(bundle.rootfs))
             undo.push_async_callback(self.init.dispose)
             await self._open_stdio(self.init)
             if not self._image.image_path:
                 await self._create_init()
             undo.pop_all()
-        self._publish(
-            events_pb2.TaskCreate(
-                container_id=self.id,
-                bundle=request.bundle,
-                rootfs=request.rootfs,
-                io=events_pb2.TaskIO(
-                    stdin=request.stdin,
-                    stdout=request.stdout,
-                    stderr=request.stderr,
-                    terminal=request.terminal,
-                ),
-                checkpoint=request.checkpoint,
-                pid=self.init.pid,
-            )
-        )
+        self._tell.created(request, self.init.pid)
         self._follow_init()
         return self
 
@@ -178,27 +161,14 @@ class Container:
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
         try:
-            child = await self._bear(self.init, verb, args, self.bundle.log)
+            child = await bear(self._runc, self.bundle, self.init, verb, args)
             self._find_cgroup(child)
-            await self._host.nursery.start(self._watch_oom)
+            if self._cgroup is not None:
+                self._oom = OomReporter(self._cgroup, self.bundle, self._tell)
+                await self._host.nursery.start(self._oom.run)
         except BaseException:
             await self._undo_creation()
             raise
-
-    async def _bear(self, process: Process, verb: str, args: list[str], log_: Path) -> Child:
-        """Have the runtime make ``process``, and take it over."""
-        self.bundle.forget_pid(process.id)
-        reaper = self._host.reaper
-        with reaper.birth():
-            try:
-                await self._runc.give_birth(verb, *args, log=log_, fds=process.fds)
-                await process.connect_stdio()
-                child = reaper.adopt(self.bundle.read_pid(process.id))
-            except BaseException:
-                reaper.kill_stray(self.bundle.read_pid(process.id))
-                raise
-        process.born(child)
-        return child
 
     @property
     def _runtime_state(self) -> Path:
@@ -212,10 +182,14 @@ class Container:
                 log.debug("nothing to undo", id=self.id, error=exc)
         if scope.cancelled_caught:
             log.error("a failed creation could not be undone", id=self.id)
-        self._oom_scope.cancel()
-        self._oom_scope = trio.CancelScope()
-        self._oom, self._cgroup = None, None
+        self._stop_oom()
+        self._cgroup = None
         self.init.child, self.init.pid = None, 0
+
+    def _stop_oom(self) -> None:
+        oom, self._oom = self._oom, None
+        if oom is not None:
+            oom.stop()
 
     def _find_cgroup(self, child: Child) -> None:
         try:
@@ -246,10 +220,10 @@ class Container:
         if exec_id in self.execs:
             raise ExistsError(f"exec {exec_id} already exists in {self.id}")
         self._check_exec()
-        spec = _json_of(request.spec, "Process")
+        spec = json_of(request.spec, "Process")
         self.bundle.exec_spec(exec_id).write_text(json.dumps(spec))
-        self.execs[exec_id] = Process(exec_id, _stdio_spec(request))
-        self._publish(events_pb2.TaskExecAdded(container_id=self.id, exec_id=exec_id))
+        self.execs[exec_id] = Process(exec_id, stdio_of(request))
+        self._tell.exec_added(exec_id)
 
     def _check_exec(self) -> None:
         self.init.life.check(Op.EXEC)
@@ -265,7 +239,7 @@ class Container:
             Creation(str(self.bundle.pid_file(process.id)), process.console_socket),
         )
         try:
-            child = await self._bear(process, "exec", args, self.bundle.exec_log(process.id))
+            child = await bear(self._runc, self.bundle, process, "exec", args)
         except BaseException:
             await process.abandon_stdio()
             raise
@@ -277,9 +251,7 @@ class Container:
             await process.abandon_stdio()
             raise WrongStateError("cannot exec in a stopped process")
         process.life.apply(Op.START)
-        self._publish(
-            events_pb2.TaskExecStarted(container_id=self.id, exec_id=process.id, pid=child.pid)
-        )
+        self._tell.exec_started(process.id, child.pid)
         self._host.go(lambda: self._follow_exec(process, child))
 
     # -- what a manager asks -----------------------------------------------------
@@ -314,7 +286,7 @@ class Container:
                 with trio.CancelScope(shield=True):
                     await self._runc.run("start", self.id)
             process.life.apply(Op.START)
-            self._publish(events_pb2.TaskStart(container_id=self.id, pid=process.pid))
+            self._tell.started(process.pid)
             if self._image.image_path:
                 self._follow_init()
             return process.pid
@@ -360,17 +332,12 @@ class Container:
             await self._runc.run("delete", "--force", self.id)
         if self._mounted:
             unmount_all(str(self.bundle.rootfs))
-        self._oom_scope.cancel()
+        self._stop_oom()
         for process in list(self.execs.values()):
             await process.dispose()
             self.bundle.forget_exec(process.id)
         self.execs.clear()
-        deleted = events_pb2.TaskDelete(
-            container_id=self.id, pid=self.init.pid, exit_status=exit_.status
-        )
-        if exit_.at:
-            deleted.exited_at.FromNanoseconds(exit_.at)
-        self._publish(deleted)
+        self._tell.deleted(self.init.pid, exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all of the container."""
@@ -399,7 +366,7 @@ class Container:
                 await self._runc.run("resume", self.id)
             raise
         self.init.life.apply(Op.PAUSE)
-        self._publish(events_pb2.TaskPaused(container_id=self.id))
+        self._tell.paused()
 
     async def resume(self) -> None:
         self.init.life.check(Op.RESUME)
@@ -410,18 +377,22 @@ class Container:
             if "not paused" not in str(exc):
                 raise
         self.init.life.apply(Op.RESUME)
-        self._publish(events_pb2.TaskResumed(container_id=self.id))
+        self._tell.resumed()
 
     async def update(self, resources: AnyMessage) -> None:
         """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
         self.init.life.check(Op.UPDATE)
-        text = json.dumps(_json_of(resources, "LinuxResources"))
+        text = json.dumps(json_of(resources, "LinuxResources"))
         await self._runc.run("update", "--resources", "-", self.id, stdin=text.encode())
 
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
         """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""
         self.init.life.check(Op.CHECKPOINT)
-        dump, work = self._checkpoint(request)
+        dump = checkpoint_of(request)
+        ours = self.bundle.work / "criu-work"
+        if not dump.work_path:
+            ours.mkdir(parents=True, exist_ok=True)
+            dump = replace(dump, work_path=str(ours))
         try:
             runc = replace(self._runc, limit=max(self._runc.limit, CHECKPOINT))
             await runc.run("checkpoint", *checkpoint_args(self.id, dump))
@@ -432,42 +403,9 @@ class Container:
                 raise type(exc)(f"{exc}; see {kept}") from None
             raise
         finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
-        self._publish(
-            events_pb2.TaskCheckpointed(container_id=self.id, checkpoint=dump.image_path)
-        )
-
-    def _checkpoint(
-        self, request: task_pb2.CheckpointTaskRequest
-    ) -> tuple[Checkpoint, Path | None]:
-        """Return what to dump, and the work directory to remove afterwards, if any."""
-        options = options_pb2.CheckpointOptions()
-        if name_of(request.options) == options.DESCRIPTOR.full_name:
-            try:
-                options.ParseFromString(request.options.value)
-            except DecodeError:
-                raise InvalidError("the checkpoint's options are not well formed") from None
-        image = request.path or options.image_path
-        if not image:
-            raise InvalidError("checkpoint needs a path to write to")
-        work = None
-        if not options.work_path:
-            work = self.bundle.work / "criu-work"
-            work.mkdir(parents=True, exist_ok=True)
-        dump = Checkpoint(
-            image_path=image,
-            work_path=options.work_path or str(work),
-            parent_path=options.parent_path,
-            exit=options.exit,
-            open_tcp=options.open_tcp,
-            external_unix_sockets=options.external_unix_sockets,
-            terminal=options.terminal,
-            file_locks=options.file_locks,
-            empty_namespaces=tuple(options.empty_namespaces),
-            cgroups_mode=options.cgroups_mode,
-        )
-        return dump, work
+            if dump.work_path == str(ours):
+                shutil.rmtree(ours, ignore_errors=True)
+        self._tell.checkpointed(dump.image_path)
 
     def pids(self) -> list[int]:
         """Every process in the container.  Never empty while its init lives."""
@@ -499,12 +437,10 @@ class Container:
                 await self._last_execs()
             if scope.cancelled_caught:
                 log.error("an exec outlives its init", id=self.id)
-            try:
-                self._tell_oom()
-            except OSError as exc:
-                log.warning("OOM kills are not known", id=self.id, error=exc)
+            if self._oom is not None:
+                self._oom.report()
             self.init.end(exit_)
-            self._publish_exit(self.init, exit_)
+            self._tell.exited(self.init, exit_)
 
     async def _kill_rest(self) -> None:
         """End what the kernel does not: without a pid namespace init was no init."""
@@ -527,74 +463,4 @@ class Container:
     async def _follow_exec(self, process: Process, child: Child) -> None:
         exit_ = await child.wait()
         process.end(exit_)
-        self._publish_exit(process, exit_)
-
-    async def _watch_oom(
-        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with self._oom_scope:
-            if self._cgroup is None:
-                task_status.started()
-                return
-            try:
-                async with open_oom_watch(self._cgroup) as watch:
-                    self._oom = watch
-                    task_status.started()
-                    while True:
-                        await watch.wait_kill()
-                        self._tell_oom()
-            except Exception as exc:
-                # A container without a watch is better than none, and than
-                # ending the daemon of all the others in the pod.
-                log.crash("OOM kills are not seen", exc, id=self.id)
-                if self._oom is None:
-                    task_status.started()
-
-    def _tell_oom(self) -> None:
-        count = self._oom.count() if self._oom is not None else 0
-        if count <= self._ooms_told:
-            return
-        self._ooms_told = count
-        # CRI-O looks for this file when a container ends with an error.
-        with contextlib.suppress(OSError):
-            (self.bundle.path / "oom").touch()
-        self._publish(events_pb2.TaskOOM(container_id=self.id))
-
-    def _publish_exit(self, process: Process, exit_: Exit) -> None:
-        event = events_pb2.TaskExit(
-            container_id=self.id,
-            id=process.id or self.id,
-            pid=process.pid,
-            exit_status=exit_.status,
-        )
-        event.exited_at.FromNanoseconds(exit_.at)
-        self._publish(event)
-
-    def _publish(self, event: Message) -> None:
-        self._host.publisher.publish(event)
-
-
-def _mount(message: mount_pb2.Mount) -> Mount:
-    return Mount(message.type, message.source, message.target, tuple(message.options))
-
-
-def _stdio_spec(
-    request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest,
-) -> StdioSpec:
-    return StdioSpec(request.stdin, request.stdout, request.stderr, request.terminal)
-
-
-def _json_of(message: AnyMessage, kind: str) -> object:
-    """Return the object in ``message``, whose value is JSON whatever its type says.
-
-    :raises InvalidError: it is of another type, or not an object.
-    """
-    if message.type_url.rpartition("/")[2] != kind:
-        raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
-    try:
-        value = json.loads(message.value)
-    except ValueError as exc:
-        raise InvalidError(f"the {kind} is not JSON: {exc}") from None
-    if not isinstance(value, dict):
-        raise InvalidError(f"the {kind} is not a JSON object")
-    return value
+        self._tell.exited(process, exit_)

@@ -1,0 +1,92 @@
+"""What a container tells its manager: each event made of what it must say.
+
+Source: containerd api/events/task.proto.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shim.api.events_pb2 import (
+    TaskCheckpointed,
+    TaskCreate,
+    TaskDelete,
+    TaskExecAdded,
+    TaskExecStarted,
+    TaskExit,
+    TaskIO,
+    TaskOOM,
+    TaskPaused,
+    TaskResumed,
+    TaskStart,
+)
+
+if TYPE_CHECKING:
+    from shim.api.task_pb2 import CreateTaskRequest
+    from shim.container.process import Process
+    from shim.events.publisher import Publisher
+    from shim.reaper import Exit
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Publishes for the container ``id``.  Never waits, never fails."""
+
+    id: str
+    publisher: Publisher
+
+    def created(self, request: CreateTaskRequest, pid: int) -> None:
+        streams = TaskIO(
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            terminal=request.terminal,
+        )
+        event = TaskCreate(
+            container_id=self.id,
+            bundle=request.bundle,
+            rootfs=request.rootfs,
+            io=streams,
+            checkpoint=request.checkpoint,
+            pid=pid,
+        )
+        self.publisher.publish(event)
+
+    def started(self, pid: int) -> None:
+        self.publisher.publish(TaskStart(container_id=self.id, pid=pid))
+
+    def exec_added(self, exec_id: str) -> None:
+        self.publisher.publish(TaskExecAdded(container_id=self.id, exec_id=exec_id))
+
+    def exec_started(self, exec_id: str, pid: int) -> None:
+        self.publisher.publish(TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=pid))
+
+    def paused(self) -> None:
+        self.publisher.publish(TaskPaused(container_id=self.id))
+
+    def resumed(self) -> None:
+        self.publisher.publish(TaskResumed(container_id=self.id))
+
+    def checkpointed(self, path: str) -> None:
+        self.publisher.publish(TaskCheckpointed(container_id=self.id, checkpoint=path))
+
+    def oom(self) -> None:
+        self.publisher.publish(TaskOOM(container_id=self.id))
+
+    def exited(self, process: Process, exit_: Exit) -> None:
+        """The init is told by the container's own id, an exec by its exec id."""
+        event = TaskExit(
+            container_id=self.id,
+            id=process.id or self.id,
+            pid=process.pid,
+            exit_status=exit_.status,
+        )
+        event.exited_at.FromNanoseconds(exit_.at)
+        self.publisher.publish(event)
+
+    def deleted(self, pid: int, exit_: Exit) -> None:
+        event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.status)
+        if exit_.at:  # a process that never ran has no time of its end
+            event.exited_at.FromNanoseconds(exit_.at)
+        self.publisher.publish(event)

@@ -1,0 +1,66 @@
+"""Tells of the OOM kills in a container, each growth of their number once.
+
+Source: containerd-shim-runc-v2, and CRI-O's internal/oci/runtime_vm.go for the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.cgroup.oom import open_oom_watch
+
+if TYPE_CHECKING:
+    from shim.cgroup.find import Cgroup
+    from shim.cgroup.oom import OomWatch
+    from shim.container.announce import Announcer
+    from shim.container.bundle import Bundle
+
+
+class OomReporter:
+    """Watches one container's cgroup from :meth:`run` to :meth:`stop`."""
+
+    def __init__(self, cgroup: Cgroup, bundle: Bundle, tell: Announcer) -> None:
+        self._cgroup = cgroup
+        self._bundle = bundle
+        self._tell = tell
+        self._watch: OomWatch | None = None
+        self._told = 0
+        self._scope = trio.CancelScope()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Report as kills happen; started once none can be missed."""
+        with self._scope:
+            try:
+                async with open_oom_watch(self._cgroup) as self._watch:
+                    task_status.started()
+                    while True:
+                        await self._watch.wait_kill()
+                        self.report()
+            except Exception as exc:
+                # A container without a watch is better than none, and than
+                # ending the daemon of all the others in the pod.
+                log.crash("OOM kills are not seen", exc, id=self._tell.id)
+                if self._watch is None:
+                    task_status.started()
+
+    def report(self) -> None:
+        """Tell of what happened since the last time; never fails."""
+        try:
+            count = self._watch.count() if self._watch is not None else 0
+        except OSError as exc:
+            log.warning("OOM kills are not known", id=self._tell.id, error=exc)
+            return
+        if count <= self._told:
+            return
+        self._told = count
+        # CRI-O looks for this file when a container ends with an error.
+        with contextlib.suppress(OSError):
+            (self._bundle.path / "oom").touch()
+        self._tell.oom()
+
+    def stop(self) -> None:
+        self._scope.cancel()

@@ -1,0 +1,72 @@
+"""What the messages of a manager mean, in our own terms.  No work is done here."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from shim.api import options_pb2
+from shim.config import name_of
+from shim.errors import InvalidError
+from shim.linux.mounts import Mount
+from shim.runc.command import Checkpoint
+from shim.stdio.stdio import StdioSpec
+
+if TYPE_CHECKING:
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from shim.api import mount_pb2, task_pb2
+
+
+def mount_of(message: mount_pb2.Mount) -> Mount:
+    return Mount(message.type, message.source, message.target, tuple(message.options))
+
+
+def stdio_of(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) -> StdioSpec:
+    return StdioSpec(request.stdin, request.stdout, request.stderr, request.terminal)
+
+
+def json_of(message: AnyMessage, kind: str) -> object:
+    """Return the object in ``message``, whose value is JSON whatever its type says.
+
+    :raises InvalidError: it is of another type, or not an object.
+    """
+    if message.type_url.rpartition("/")[2] != kind:
+        raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
+    try:
+        value = json.loads(message.value)
+    except ValueError as exc:
+        raise InvalidError(f"the {kind} is not JSON: {exc}") from None
+    if not isinstance(value, dict):
+        raise InvalidError(f"the {kind} is not a JSON object")
+    return value
+
+
+def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:
+    """Return what to dump; ``work_path`` is empty unless the request names one.
+
+    :raises InvalidError: the options are not well formed, or there is no path.
+    """
+    options = options_pb2.CheckpointOptions()
+    if name_of(request.options) == options.DESCRIPTOR.full_name:
+        try:
+            options.ParseFromString(request.options.value)
+        except DecodeError:
+            raise InvalidError("the checkpoint's options are not well formed") from None
+    image = request.path or options.image_path
+    if not image:
+        raise InvalidError("checkpoint needs a path to write to")
+    return Checkpoint(
+        image_path=image,
+        work_path=options.work_path,
+        parent_path=options.parent_path,
+        exit=options.exit,
+        open_tcp=options.open_tcp,
+        external_unix_sockets=options.external_unix_sockets,
+        terminal=options.terminal,
+        file_locks=options.file_locks,
+        empty_namespaces=tuple(options.empty_namespaces),
+        cgroups_mode=options.cgroups_mode,
+    )
