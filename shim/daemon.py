@@ -119,8 +119,9 @@ async def _rehearse() -> None:
         nursery.start_soon(serving, trio.SocketStream(theirs))
         async with open_channel(trio.SocketStream(ours)) as channel:
             task = TaskStub(channel)
-            await task.Connect(ConnectRequest())
-            with suppress(GRPCError):
-                await task.Create(CreateTaskRequest(id="nobody", bundle="/nonexistent"))
-        await reaper.spawn(["true"]).wait()
+            for _ in range(20):
+                await task.Connect(ConnectRequest())
+                with suppress(GRPCError):
+                    await task.Create(CreateTaskRequest(id="nobody", bundle="/nonexistent"))
+                await reaper.spawn(["true"]).wait()
         nursery.cancel_scope.cancel()

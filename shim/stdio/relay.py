@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Bytes in one splice, and in one read.
 _SPLICE = fifos.PIPE_SIZE
 _READ = 1 << 17
+_TERMINAL = 1 << 16  # bytes read from a terminal before they are passed on
 
 # Seconds between two looks at a terminal that was hung up, or for a reader.
 _SHORT_PAUSE = 0.05
@@ -180,7 +181,7 @@ class CopyRelay(Relay):
                 return
             await self._write(data)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         self._pending = len(rest)
         waited = False
@@ -221,6 +222,11 @@ class TerminalRelay(CopyRelay):
     _finishing = False
     _waiting: trio.CancelScope | None = None
 
+    async def _run(self) -> None:
+        # One for all reads: a fresh one each would be as many page faults.
+        self._buffer = memoryview(bytearray(_TERMINAL))
+        await super()._run()
+
     def finish(self) -> None:
         """Take what is there to read, and then end, whoever still has the terminal open."""
         self._finishing = True
@@ -241,14 +247,29 @@ class TerminalRelay(CopyRelay):
                 self._waiting = None
             else:
                 await trio.lowlevel.checkpoint()
+            data, error = self._read_some()
+            if data:
+                hung_up, pause = False, _SHORT_PAUSE
+                await self._write(data)
+            elif self._finishing:
+                return
+            else:
+                hung_up = error == errno.EIO
+
+    def _read_some(self) -> tuple[memoryview, int]:
+        """Read what is there, up to the buffer's size; say why there is no more.
+
+        A terminal gives 4 KiB at a time at the most, and sleeping after each of
+        them costs more than the bytes do.
+        """
+        size = 0
+        error = 0
+        while size < len(self._buffer):
             try:
-                data = os.read(self.source.number, _READ)
+                size += os.readv(self.source.number, [self._buffer[size:]])
             except OSError as exc:
                 if exc.errno not in {errno.EAGAIN, errno.EIO}:
                     raise
-                if self._finishing:
-                    return
-                hung_up = exc.errno == errno.EIO
-                continue
-            hung_up, pause = False, _SHORT_PAUSE
-            await self._write(data)
+                error = exc.errno
+                break
+        return self._buffer[:size], error
