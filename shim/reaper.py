@@ -81,11 +81,11 @@ class Child:
         :raises InvalidError: there is no such signal.  (As OSError EINVAL.)
         """
         if self.exit is not None:
-            raise NotFoundError("process already finished")
+            raise NotFoundError("process already finished: not found")
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
-            raise NotFoundError("process already finished") from None
+            raise NotFoundError("process already finished: not found") from None
 
     def _settle(self, exit_: Exit) -> None:
         self.exit = exit_

@@ -95,6 +95,7 @@ WRAPPER
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     install_packages containerd runc criu busybox-static python3-venv ca-certificates
     make_criu
+    tests/managers/fetch.sh || step "no other containerd: tests/e2e/test_managers.py will be skipped"
 fi
 make_venv
 # Without bytecode each start of an interpreter would compile everything again.

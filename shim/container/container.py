@@ -263,7 +263,7 @@ class Container:
         try:
             return self.execs[exec_id]
         except KeyError:
-            raise NotFoundError(f"exec {exec_id} does not exist in {self.id}") from None
+            raise NotFoundError(f"exec {exec_id} does not exist in {self.id}: not found") from None
 
     def state_of(self, process: Process) -> State:
         """The state to report: while a container is paused, so are its execs."""
@@ -408,10 +408,14 @@ class Container:
         self._tell.checkpointed(dump.image_path)
 
     def pids(self) -> list[int]:
-        """Every process in the container.  Never empty while its init lives."""
-        alive = self.init.child is not None and self.init.child.exit is None
+        """Every process in the container, or else its init, though it may have ended.
+
+        Never empty once there was an init: a containerd that restarts takes a
+        shim without processes for one that never made its container, and
+        deletes it together with the exit status nobody has read yet.
+        """
         found = self._cgroup.pids() if self._cgroup is not None else []
-        return found or ([self.init.pid] if alive else [])
+        return found or ([self.init.pid] if self.init.pid else [])
 
     def stats(self) -> AnyMessage:
         """:raises NotFoundError: there is no cgroup, or no longer."""

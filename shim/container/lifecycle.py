@@ -93,7 +93,7 @@ class Lifecycle:
         if operation in TABLE[self.state]:
             return
         if operation is Op.KILL and self.state in _ENDED:
-            raise NotFoundError("process already finished")
+            raise NotFoundError("process already finished: not found")
         if self.state is State.DELETED:
             raise NotFoundError(f"cannot {operation.value} a deleted process")
         raise WrongStateError(f"cannot {operation.value} a {self.state.value} process")

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.containerd import Containerd
+from tests.e2e.containerd import BIN, Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.image import BUSYBOX, write_image
 from tests.e2e.leftovers import (
@@ -32,22 +32,28 @@ from tests.e2e.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-_TOOLS = ("containerd", "ctr", "runc")
 _LOG = 6000  # bytes of containerd's log that a failure shows
 _log_start = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session")
 def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
+    with open_containerd(tmp_path_factory.mktemp("image")) as daemon:
+        yield daemon
+
+
+@contextmanager
+def open_containerd(scratch: Path, directory: Path | None = BIN) -> Iterator[Containerd]:
+    """Run the containerd of ``directory``, with the image, for the block."""
+    tools = [str(directory / tool) if directory else tool for tool in ("containerd", "ctr")]
+    missing = [tool for tool in [*tools, "runc"] if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing or not BUSYBOX.exists():
-        pytest.skip(f"needs root, busybox and {_TOOLS}; missing: {missing}")
+        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
-    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}")
+    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}", directory)
     try:
         daemon.start()
-        scratch = tmp_path_factory.mktemp("image")
         write_image(scratch / "busybox.tar", scratch)
         Ctr(daemon).ok("images", "import", scratch / "busybox.tar")
         yield daemon
@@ -60,9 +66,9 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
             os.kill(pid, signal.SIGTERM)
         wait_until("the fork server is gone", lambda: not fork_servers(str(daemon.root)))
         assert len(servers) <= 1, "one manager needs one fork server"
-        for directory in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
+        for leftover in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
             with suppress(OSError):  # not there, or reported by the last test
-                directory.rmdir()
+                leftover.rmdir()
         if not mounts(str(root)):
             shutil.rmtree(root)
 
@@ -74,15 +80,21 @@ def _session_ctr(containerd: Containerd) -> Ctr:
 
 @pytest.fixture
 def ctr(_session_ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
-    """Yield the client; delete what the test started, then look for what is left."""
-    daemon = _session_ctr.containerd
+    with leaving_nothing(_session_ctr, request):
+        yield _session_ctr
+
+
+@contextmanager
+def leaving_nothing(ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[None]:
+    """After the test in the block, delete what it started, then look for what is left."""
+    daemon = ctr.containerd
     request.node.stash[_log_start] = daemon.log.stat().st_size
-    yield _session_ctr
+    yield
     if not daemon.running:
         daemon.start()
-    _session_ctr.remove_all()
-    if left := wait_nothing_left(_session_ctr):
-        _force_clean(_session_ctr)  # the next test has done nothing wrong
+    ctr.remove_all()
+    if left := wait_nothing_left(ctr):
+        _force_clean(ctr)  # the next test has done nothing wrong
         pytest.fail("left behind:\n" + "\n".join(left))
 
 

@@ -3,6 +3,9 @@
 Everything it owns lies below one short private directory, except for what a
 shim puts under /run/containerd whoever its manager is (sockets, runc's state).
 It never meets the machine's own containerd, and uses one namespace of its own.
+
+Which containerd: that of PATH, or that of the directory SHIM_TEST_CONTAINERD_BIN.
+1.6, 1.7 and 2 read the same configuration.
 """
 
 from __future__ import annotations
@@ -16,11 +19,18 @@ from pathlib import Path
 
 from tests.e2e.waiting import wait_until
 
+_GIVEN = os.environ.get("SHIM_TEST_CONTAINERD_BIN")
+BIN = Path(_GIVEN) if _GIVEN else None
+
 # Not needed, and a source of noise on hosts without btrfs, zfs, aufs or CNI.
+# A name that one version does not know is nothing to it.
 _DISABLED = [
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
     "io.containerd.grpc.v1.cri",
     "io.containerd.internal.v1.opt",
     "io.containerd.internal.v1.tracing",
+    "io.containerd.nri.v1.nri",
     "io.containerd.snapshotter.v1.aufs",
     "io.containerd.snapshotter.v1.btrfs",
     "io.containerd.snapshotter.v1.devmapper",
@@ -33,6 +43,7 @@ _DISABLED = [
 class Containerd:
     root: Path
     namespace: str
+    bin: Path | None = BIN  # where containerd and ctr are; None is PATH
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -52,6 +63,10 @@ class Containerd:
     def running(self) -> bool:
         return self._process is not None
 
+    def tool(self, name: str) -> str:
+        """Return the command that runs this containerd's ``name``."""
+        return str(self.bin / name) if self.bin else name
+
     def bundle(self, container: str) -> Path:
         task = "io.containerd.runtime.v2.task"
         return self.root / "state" / task / self.namespace / container
@@ -60,10 +75,11 @@ class Containerd:
         config = self.root / "config.toml"
         config.write_text(self._config())
         # Our executable is found beside the interpreter; a criu that works comes from PATH.
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        beside = [str(Path(sys.executable).parent), *([str(self.bin)] if self.bin else [])]
+        path = ":".join([*beside, os.environ["PATH"]])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["containerd", "--config", config],
+                [self.tool("containerd"), "--config", config],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -99,7 +115,7 @@ class Containerd:
         assert self._process is not None
         assert self._process.poll() is None, self.log.read_text()[-4000:]
         # `version` answers before the tasks of an earlier run are loaded; `task ls` does not.
-        tasks = [os.fspath(arg) for arg in ("ctr", "-a", self.address, "task", "ls")]
+        tasks = [self.tool("ctr"), "-a", str(self.address), "task", "ls"]
         done = subprocess.run(tasks, capture_output=True, timeout=20, check=False)
         return done.returncode == 0
 

@@ -55,7 +55,8 @@ class Ctr:
         Those of a detached exec do not: ctr makes them and never removes them.
         """
         daemon = self.containerd
-        whole: list[str | Path] = ["ctr", "-a", daemon.address, "-n", daemon.namespace, *args]
+        ctr = daemon.tool("ctr")
+        whole: list[str | Path] = [ctr, "-a", daemon.address, "-n", daemon.namespace, *args]
         for verb in (["run"], ["task", "exec"], ["task", "start"]):
             if list(args[: len(verb)]) == verb:
                 at = 5 + len(verb)

@@ -79,6 +79,17 @@ async def test_refusals_have_the_statuses_that_containerd_maps(ctr: Ctr) -> None
     assert ctr.state(name) == "RUNNING"
 
 
+async def test_killing_the_dead_has_the_status_not_found(ctr: Ctr) -> None:
+    name = ctr.start("true")
+    ctr.wait_state(name, "STOPPED")
+    async with open_shim(ctr, name) as channel:
+        kill = UnaryUnaryMethod(channel, TASK + "Kill", KillRequest, Empty)
+        with pytest.raises(GRPCError) as caught:
+            await kill(KillRequest(id=name, signal=15), timeout=20)
+    assert caught.value.status is Status.NOT_FOUND
+    assert ctr.delete(name) == 0
+
+
 def memory_limit(ctr: Ctr, container: str) -> int:
     place = f"{ctr.containerd.namespace}/{container}"
     v1 = Path("/sys/fs/cgroup/memory") / place / "memory.limit_in_bytes"

@@ -91,6 +91,24 @@ def test_a_paused_container_is_paused_after_a_restart(ctr: Ctr) -> None:
     assert ctr.exec(name, "echo", "back").text == "back\n"
 
 
+def test_a_pod_has_one_shim_and_both_outlive_containerd(ctr: Ctr) -> None:
+    group = ("--annotation", f"io.containerd.runc.v2.group={ctr.new_id('pod')}")
+    script = "while ! test -e /go; do sleep 0.05; done; exit 27"
+    first, second = (ctr.start("sh", "-c", script, flags=group) for _ in range(2))
+    shims = shim_pids(ctr)
+    assert len(shims) == 1
+    ctr.containerd.restart()
+    assert [ctr.state(name) for name in (first, second)] == ["RUNNING", "RUNNING"]
+    assert ctr.exec(first, "touch", "/go").code == 0
+    ctr.wait_state(first, "STOPPED")
+    assert ctr.delete(first) == 27
+    ctr.containerd.restart()
+    assert shim_pids(ctr) == shims
+    assert ctr.exec(second, "touch", "/go").code == 0
+    ctr.wait_state(second, "STOPPED")
+    assert ctr.delete(second) == 27
+
+
 def test_a_killed_shim_takes_its_container_along_and_leaves_nothing(ctr: Ctr) -> None:
     name = ctr.start("sleep", "1000", flags=("--null-io",))
     pid = ctr.pid(name)
