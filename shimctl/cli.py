@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"shimctl {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    def add_plain(name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,
@@ -53,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        return sub
+
+    def add(name: str, text: str, example: str, more: str = "") -> argparse.ArgumentParser:
+        sub = add_plain(name, text, example, more)
         sub.add_argument("-n", "--namespace", default="", help="look only there (default: any)")
         sub.add_argument(
             "--state",
@@ -112,7 +116,56 @@ def parser() -> argparse.ArgumentParser:
             "Exits as the container did; the third Ctrl-C kills it.  The bundle is left alone.",
         )
     )
+    _forkserver(
+        add_plain(
+            "forkserver",
+            "show, stop or start the warm parents of this host's trio shims",
+            "shimctl forkserver status",
+            "Each forks the shims of one kind of caller: same build, user, namespaces, cgroup.\n"
+            "The first shim leaves one behind, so `warm` only spares the first one its wait.",
+        )
+    )
+    _install(
+        add_plain(
+            "install",
+            "put the shim where containerd finds it, with the fastest launcher there is",
+            "shimctl install --prefix /usr/local",
+            "The programs run this very interpreter, without site and the environment's say.\n"
+            "Install again after an upgrade of Python, or of the shim.",
+        )
+    )
     return top
+
+
+def _forkserver(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "action",
+        choices=("status", "stop", "warm"),
+        help="list them; end them, their shims stay; leave one for callers like us",
+    )
+    sub.add_argument(
+        "--like",
+        metavar="PID",
+        type=int,
+        default=0,
+        help="with warm: for callers in the cgroup of this process, say containerd",
+    )
+
+
+def _install(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--prefix", default="/usr/local", metavar="DIR", help="default: /usr/local")
+    sub.add_argument(
+        "--name",
+        default="containerd-shim-trio-v2",
+        help="of the shim's executable (default: containerd-shim-trio-v2)",
+    )
+    sub.add_argument(
+        "--native",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="build the native launcher, or do not (default: where there is a C compiler)",
+    )
+    sub.add_argument("--uninstall", action="store_true", help="remove what was installed")
 
 
 def _exec(sub: argparse.ArgumentParser) -> None:

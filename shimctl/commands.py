@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.errors import InvalidError, ShimError, UnavailableError, WrongStateError
-from shimctl import render, workdir
+from shimctl import forkserver, install, render, workdir
 from shimctl.attach import CalledOffError
 from shimctl.cli import FAILED, exit_code_for
 from shimctl.client import connect
@@ -328,6 +328,47 @@ async def _run_with_events(wanted: Run) -> Exited:
     return exited
 
 
+async def _forkserver(args: Namespace) -> int:
+    if args.like and args.action != "warm":
+        raise InvalidError("--like goes with warm; see `shimctl forkserver --help`")
+    if args.action == "warm":
+        warmed = await forkserver.warm(like=args.like)
+        if args.json:
+            print(render.as_json(warmed))
+        return 0
+    stopping = args.action == "stop"
+    servers = await (forkserver.stop_servers() if stopping else forkserver.list_servers())
+    if args.json:
+        print(render.as_json(servers))
+        return 0
+    headers = ("PID", "STATUS", "SHIMS", "IDLE", "OURS", "SOCKET", "PROBLEM")
+    print(render.table(headers, [_server_row(server) for server in servers]))
+    return 0
+
+
+def _server_row(server: forkserver.Server) -> tuple[object, ...]:
+    idle = render.seconds(server.idle) if server.idle else "never"
+    return (
+        *(server.pid or None, server.health.value),
+        *((server.daemons, idle) if server.pid else (None, None)),
+        *("yes" if server.ours else "no", server.socket, server.problem),
+    )
+
+
+async def _install(args: Namespace) -> int:
+    if args.uninstall:
+        done = install.uninstall(args.prefix, name=args.name)
+    else:
+        done = await install.install(args.prefix, name=args.name, native=args.native)
+    if done.remark:
+        print(f"shimctl: {render.printable(done.remark)}", file=sys.stderr)
+    if args.json:
+        print(render.as_json(done))
+    elif done.files:
+        print("\n".join(map(render.printable, done.files)))
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Namespace], Awaitable[int]]] = {
     "ps": _ps,
     "state": _state,
@@ -342,4 +383,6 @@ _COMMANDS: dict[str, Callable[[Namespace], Awaitable[int]]] = {
     "resume": _resume,
     "events": _events,
     "run": _run,
+    "forkserver": _forkserver,
+    "install": _install,
 }

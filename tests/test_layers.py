@@ -38,7 +38,10 @@ PURE = [
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
 
 # What the command line and the library may take from the daemon's package.
-SHIMCTL_MAY = ("shim.api", "shim.ttrpc", "shim.errors", "shim.scope", "shim.version", "shim.linux")
+SHIMCTL_MAY = (
+    *("shim.api", "shim.ttrpc", "shim.errors", "shim.scope", "shim.version", "shim.linux"),
+    "shim.launcher",  # where fork servers listen, and which of them is to be trusted
+)
 
 
 def imports_of(path: Path) -> set[str]:

@@ -1,0 +1,100 @@
+"""Executables of the shim run as a manager runs them, with a fork server of the test's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shimctl import forkserver
+from tests.process.rig import NAMESPACE, Rig, open_rig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    import pytest
+
+ROOT = Path(__file__).parents[2]
+# As an entry point calls it; -m would put the working directory first.
+LAUNCH = (sys.executable, "-c", "import sys; from shim.launcher import main; sys.exit(main())")
+
+
+class Shims:
+    """Starts shims for the bundles of a rig; see :func:`open_shims`."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.directory = rig.root / "f"
+
+    def run(
+        self,
+        bundle: Path,
+        *args: str,
+        command: tuple[str, ...] = LAUNCH,
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
+        return subprocess.run(
+            [*command, *flags, "-id", bundle.name, *args],
+            cwd=bundle,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
+        )
+
+    async def start(
+        self,
+        bundle: Path,
+        *,
+        command: tuple[str, ...] = LAUNCH,
+        environ: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start a shim; return the pid of its daemon once it serves."""
+        done = self.run(bundle, "start", command=command, environ=environ)
+        assert (done.returncode, done.stderr) == (0, b"")
+        self.rig.address = done.stdout.decode()
+        known = set(self.rig.daemons)
+        await self.rig.connect()
+        (daemon,) = set(self.rig.daemons) - known
+        return daemon
+
+    def shimctl(self, *args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shimctl", *args]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    async def server(self) -> int:
+        """Return the pid of the one fork server; it need not listen yet when a start ends."""
+        with trio.fail_after(10):
+            while True:
+                up = [s for s in await forkserver.list_servers() if s.pid]
+                if up:
+                    (one,) = up
+                    return one.pid
+                await trio.sleep(0.02)
+
+
+@asynccontextmanager
+async def open_shims(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shims]:
+    """Own a rig and the fork servers that come to be in it."""
+    async with open_rig() as rig:
+        shims = Shims(rig)
+        monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "on")
+        monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", str(shims.directory))
+        try:
+            yield shims
+        finally:
+            await forkserver.stop_servers()
+
+
+def parent_of(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[1])

@@ -1,0 +1,283 @@
+"""Fork servers from outside: seen, ended and started, with real ones and real daemons."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from shim import launcher
+from tests.process.rig import alive, wait_gone
+from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+EXAMPLE = ROOT / "examples/containerd-forkserver.conf"
+
+
+@pytest.fixture
+async def shims(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shims]:
+    async with open_shims(monkeypatch) as shims:
+        yield shims
+
+
+def ask(shims: Shims, *args: str) -> Any:
+    done = shims.shimctl("forkserver", *args, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def bound(path: str, *, mode: int = 0o600) -> Iterator[socket.socket]:
+    """Be at a socket's path, and leave it there."""
+    Path(path).parent.mkdir(mode=0o700, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+        Path(path).chmod(mode)
+        sock.listen()
+        yield sock
+
+
+@contextmanager
+def sleeping(*prefix: str) -> Iterator[int]:
+    """Have a process that does nothing; ``prefix`` has been run when the block begins."""
+    command = [*prefix, "sh", "-c", "echo; exec sleep 60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            process.kill()
+
+
+async def test_where_there_was_never_a_server_none_is_listed_and_stopping_is_fine(
+    shims: Shims,
+) -> None:
+    assert ask(shims, "status") == []
+    assert ask(shims, "stop") == []
+
+
+async def test_a_warm_server_is_listed_and_the_first_start_is_its_child(shims: Shims) -> None:
+    warmed = ask(shims, "warm")
+    assert warmed == {"socket": launcher.socket_path(), "pid": warmed["pid"], "started": True}
+    daemon = await shims.start(shims.rig.bundle("c1", "true"))
+    assert parent_of(daemon) == warmed["pid"]
+    (server,) = ask(shims, "status")
+    assert server == {
+        "socket": warmed["socket"],
+        "health": "up",
+        "pid": warmed["pid"],
+        "daemons": 1,
+        "idle": 600.0,
+        "ours": True,
+        "problem": "",
+    }
+
+
+async def test_people_see_a_table(shims: Shims) -> None:
+    pid = ask(shims, "warm")["pid"]
+    lines = shims.shimctl("forkserver", "status").stdout.splitlines()
+    assert lines[0].split() == ["PID", "STATUS", "SHIMS", "IDLE", "OURS", "SOCKET", "PROBLEM"]
+    assert lines[1].split()[:5] == [str(pid), "up", "0", "600.0s", "yes"]
+
+
+async def test_a_server_that_was_warmed_keeps_nothing_of_ours(shims: Shims) -> None:
+    pid = ask(shims, "warm")["pid"]
+    assert os.getsid(pid) == pid
+    fds = Path(f"/proc/{pid}/fd")
+    assert {os.readlink(fds / n) for n in "012"} == {"/dev/null"}  # noqa: PTH115
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"  # noqa: PTH115
+
+
+async def test_warming_again_finds_the_one_that_is_there(shims: Shims) -> None:
+    first = ask(shims, "warm")
+    assert ask(shims, "warm") == {**first, "started": False}
+
+
+async def test_warming_at_once_leaves_one_server(shims: Shims) -> None:
+    answers = []
+
+    async def warm() -> None:
+        answers.append(await trio.to_thread.run_sync(ask, shims, "warm"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(warm)
+    assert len({answer["pid"] for answer in answers}) == 1
+    assert [answer["started"] for answer in answers].count(True) == 1
+
+
+async def test_stopping_waits_for_the_end_and_the_shims_live_on(shims: Shims) -> None:
+    pid = ask(shims, "warm")["pid"]
+    daemon = await shims.start(shims.rig.bundle("c1", "true"))
+    (stopped,) = ask(shims, "stop")
+    assert stopped["pid"] == pid
+    assert not alive(pid)
+    assert ask(shims, "status") == []
+    assert alive(daemon)
+    assert parent_of(daemon) != pid
+    await shims.rig.connect()  # it answers
+
+
+async def test_what_a_killed_server_left_is_stale_and_warming_replaces_it(shims: Shims) -> None:
+    first = ask(shims, "warm")
+    os.kill(first["pid"], signal.SIGKILL)
+    await wait_gone([first["pid"]])
+    (server,) = ask(shims, "status")
+    assert (server["health"], server["pid"]) == ("stale", 0)
+    assert ask(shims, "stop") == []
+    second = ask(shims, "warm")
+    assert second["started"]
+    assert second["socket"] == first["socket"]
+
+
+async def test_a_socket_that_others_could_have_put_there_is_not_talked_to(shims: Shims) -> None:
+    with bound(launcher.socket_path(), mode=0o666) as sock:
+        sock.setblocking(False)
+        (server,) = ask(shims, "status")
+        assert server["health"] == "untrusted"
+        assert "others have rights" in server["problem"]
+        for action in ("stop", "warm"):
+            done = shims.shimctl("forkserver", action)
+            assert done.returncode == 125
+            assert "others have rights" in done.stderr
+            assert done.stderr.count("\n") == 1
+        with pytest.raises(BlockingIOError):
+            sock.accept()
+    Path(launcher.socket_path()).unlink()
+
+
+async def test_a_directory_that_others_can_write_to_makes_every_server_suspect(
+    shims: Shims,
+) -> None:
+    ask(shims, "warm")
+    shims.directory.chmod(0o777)
+    try:
+        (server,) = ask(shims, "status")
+        assert (server["health"], server["pid"]) == ("untrusted", 0)
+    finally:
+        shims.directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense", b"[]", b"{}", b'{"daemons": {}}'])
+async def test_one_that_answers_nonsense_is_told_apart_from_one_that_serves(
+    shims: Shims, answer: bytes
+) -> None:
+    path = launcher.socket_path()
+    with bound(path) as sock:
+
+        def serve() -> None:
+            connection, _ = sock.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, serve)
+            (server,) = await trio.to_thread.run_sync(ask, shims, "status")
+        assert server["health"] == "silent"
+        assert server["problem"]
+    Path(path).unlink()
+
+
+async def test_one_that_hangs_costs_a_bound_and_is_named(shims: Shims) -> None:
+    pid = ask(shims, "warm")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with trio.fail_after(10):
+            done = await trio.to_thread.run_sync(shims.shimctl, "forkserver", "stop")
+        assert done.returncode == 125
+        assert "did not answer" in done.stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_server_is_warmed_in_the_cgroup_of_another_process(shims: Shims) -> None:
+    group = group_for(shims.rig.root.name)
+    group.mkdir()
+    try:
+        with sleeping() as other:
+            (group / "cgroup.procs").write_text(str(other))
+            pid = ask(shims, "warm", "--like", str(other))["pid"]
+            theirs = Path(f"/proc/{other}/cgroup").read_text()
+            assert Path(f"/proc/{pid}/cgroup").read_text() == theirs
+            (server,) = ask(shims, "status")
+            assert not server["ours"]
+            ask(shims, "stop")
+        await wait_empty(group)
+    finally:
+        group.rmdir()
+
+
+def group_for(name: str) -> Path:
+    """A cgroup below the root of one hierarchy, whichever version this host has."""
+    unified = Path("/sys/fs/cgroup")
+    pids = unified / "pids"
+    return (pids if pids.is_dir() else unified) / f"{name}-like"
+
+
+async def wait_empty(group: Path) -> None:
+    with trio.fail_after(10):
+        while (group / "cgroup.procs").read_text():
+            await trio.sleep(0.02)
+
+
+async def test_nobody_can_be_like_a_process_that_is_gone_or_elsewhere(shims: Shims) -> None:
+    done = shims.shimctl("forkserver", "warm", "--like", "4194304")
+    assert (done.returncode, "there is no process" in done.stderr) == (125, True)
+    with sleeping("unshare", "--uts") as other:
+        done = shims.shimctl("forkserver", "warm", "--like", str(other))
+    assert (done.returncode, "another uts namespace" in done.stderr) == (125, True)
+    done = shims.shimctl("forkserver", "stop", "--like", "1")
+    assert (done.returncode, "--help" in done.stderr) == (125, True)
+
+
+async def test_a_server_that_cannot_start_says_why(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", f"{shims.rig.root}/{'x' * 100}")
+    done = shims.shimctl("forkserver", "warm")
+    assert done.returncode == 125
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_line_is_checked_and_explained() -> None:
+    def run(*args: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "shimctl", "forkserver", *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+    assert run().returncode == run("dance").returncode == 125
+    assert "\n  shimctl forkserver status" in run("--help").stdout
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_example(tmp_path: Path) -> None:
+    """Its drop-in and a unit that is like containerd's where it matters."""
+    unit = tmp_path / "containerd.service"
+    unit.write_text("[Service]\nExecStart=/bin/true\nDelegate=yes\nKillMode=process\n")
+    dropin = tmp_path / "containerd.service.d/forkserver.conf"
+    dropin.parent.mkdir()
+    # Verified is also that the program is there.
+    dropin.write_text(EXAMPLE.read_text().replace("/usr/local/bin/shimctl", "/bin/true"))
+
+    def verify() -> tuple[int, str]:
+        command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        ours = [line for line in done.stderr.splitlines() if str(tmp_path) in line]
+        return done.returncode, "\n".join(ours)
+
+    assert verify() == (0, "")
+    dropin.write_text(f"{dropin.read_text()}ExecStartPost=no/absolute/path\n")
+    assert verify() != (0, "")  # it was read

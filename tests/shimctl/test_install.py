@@ -1,0 +1,471 @@
+"""The shim's executable in each of its forms: pip's script, ours, and the native launcher."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.api.introspection_pb2 import RuntimeInfo
+from shim.api.task_pb2 import DeleteResponse
+from shim.errors import NotFoundError, ShimError
+from shimctl import install as installing
+from shimctl.install import NAME, find_compiler, install, uninstall
+from shimctl.interpreter import Interpreter, find_interpreter
+from tests.process.rig import wait_gone
+from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+HIJACK = "raise SystemExit('a module of the working directory was imported')\n"
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to have the executable.  ``isolated`` ones do not listen to PYTHON*."""
+
+    path: Path
+    isolated: bool
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return (str(self.path),)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """An environment that breaks a Python that listens to it."""
+        if not self.isolated:
+            return {}
+        nowhere = "/nonexistent"
+        return {"PYTHONPATH": nowhere, "PYTHONHOME": nowhere, "PYTHONINSPECT": "1"}
+
+
+@pytest.fixture(scope="module")
+def prefixes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the two installed forms are; without a compiler both are the script."""
+    directory = tmp_path_factory.mktemp("prefixes")
+    for kind, native in (("script", False), ("native", True if find_compiler() else None)):
+        trio.run(partial(install, directory / kind, native=native))
+    return {kind: directory / kind for kind in ("script", "native")}
+
+
+@pytest.fixture(params=["console", "script", "native"])
+def form(request: pytest.FixtureRequest, prefixes: dict[str, Path]) -> Form:
+    if request.param == "console":
+        path = Path(sys.executable).with_name(NAME)
+        if not path.exists():
+            pytest.skip(f"the package is not installed: there is no {path}")
+        return Form(path, isolated=False)
+    return Form(prefixes[request.param] / "bin" / NAME, isolated=True)
+
+
+@pytest.fixture
+async def shims(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shims]:
+    async with open_shims(monkeypatch) as shims:
+        yield shims
+
+
+def bundles(shims: Shims, count: int) -> list[Path]:
+    """Make bundles whose directories hold modules that nobody may import."""
+    made = [shims.rig.bundle(f"c{i}", "true") for i in range(count)]
+    for bundle in made:
+        for name in ("trio", "shim", "os", "site", "sitecustomize"):
+            (bundle / f"{name}.py").write_text(HIJACK)
+    return made
+
+
+async def test_a_cold_start_leaves_a_server_and_a_warm_one_is_its_child(
+    shims: Shims, form: Form
+) -> None:
+    cold, warm = bundles(shims, 2)
+    first = await shims.start(cold, command=form.command, environ=form.environ)
+    server = await shims.server()
+    second = await shims.start(warm, command=form.command, environ=form.environ)
+    assert parent_of(first) != server
+    assert parent_of(second) == server
+
+
+async def test_delete_and_info_answer_the_same_cold_and_warm(shims: Shims, form: Form) -> None:
+    (bundle,) = bundles(shims, 1)
+
+    def ask() -> None:
+        done = shims.run(bundle, "delete", command=form.command, environ=form.environ)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert DeleteResponse.FromString(done.stdout).exit_status == 137
+        done = shims.run(bundle, "-info", command=form.command, environ=form.environ)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert RuntimeInfo.FromString(done.stdout).name == "io.containerd.trio.v2"
+
+    ask()
+    await shims.start(bundle, command=form.command, environ=form.environ)
+    await shims.server()
+    ask()
+
+
+async def test_what_no_server_does_is_done_without_one(shims: Shims, form: Form) -> None:
+    (bundle,) = bundles(shims, 1)
+    done = shims.run(bundle, "-v", command=form.command, environ=form.environ)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode().startswith(f"{form.path.name}:\n  Version:")
+    for words in (["dance"], []):
+        done = shims.run(bundle, *words, command=form.command, environ=form.environ)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(f"{form.path.name}: ".encode())
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("how", ["copied", "linked"])
+async def test_it_works_and_is_known_under_any_name(shims: Shims, form: Form, how: str) -> None:
+    name = "containerd-shim-runc-v2"
+    other = Form(shims.rig.root / name, form.isolated)
+    if how == "copied":
+        shutil.copy(form.path, other.path)
+    else:
+        other.path.symlink_to(form.path)
+    first, second = bundles(shims, 2)
+    daemons = [await shims.start(first, command=other.command, environ=other.environ)]
+    server = await shims.server()
+    daemons.append(await shims.start(second, command=other.command, environ=other.environ))
+    assert parent_of(daemons[1]) == server
+    for daemon in daemons:
+        words = Path(f"/proc/{daemon}/cmdline").read_bytes().split(b"\0")
+        assert words[0] == name.encode()
+        assert Path(f"/proc/{daemon}/comm").read_text().strip() == name[:15]
+    for action in ("start", "dance"):  # warm, and never warm
+        done = shims.run(shims.rig.root, action, command=other.command, environ=other.environ)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{name}: ".encode())
+
+
+async def test_a_refusal_of_the_server_is_the_answer(shims: Shims, form: Form) -> None:
+    (bundle,) = bundles(shims, 1)
+    await shims.start(bundle, command=form.command, environ=form.environ)
+    await shims.server()
+    empty = shims.rig.root / "empty"
+    empty.mkdir()
+    done = shims.run(empty, "start", command=form.command, environ=form.environ)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"config.json" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+async def test_a_killed_server_is_done_without_and_replaced(shims: Shims, form: Form) -> None:
+    first, second, third = bundles(shims, 3)
+    await shims.start(first, command=form.command, environ=form.environ)
+    killed = await shims.server()
+    os.kill(killed, signal.SIGKILL)
+    await wait_gone([killed])
+    with log_of(second) as log:
+        await shims.start(second, command=form.command, environ=form.environ)
+        assert os.read(log, 65536).count(b"the fork server is not used") == 1
+    server = await shims.server()
+    assert server != killed
+    daemon = await shims.start(third, command=form.command, environ=form.environ)
+    assert parent_of(daemon) == server
+
+
+@pytest.mark.parametrize("what", ["directory", "socket", "user"])
+async def test_a_server_that_is_not_to_be_trusted_is_not_asked(
+    shims: Shims, form: Form, what: str
+) -> None:
+    first, second = bundles(shims, 2)
+    await shims.start(first, command=form.command, environ=form.environ)
+    server = await shims.server()
+    (path,) = shims.directory.iterdir()
+    target = shims.directory if what == "directory" else path
+    mode = target.stat().st_mode & 0o777
+    if what == "user":
+        os.chown(target, 65534, 65534)
+    else:
+        target.chmod(mode | 0o010)
+    try:
+        with log_of(second) as log:
+            daemon = await shims.start(second, command=form.command, environ=form.environ)
+            assert parent_of(daemon) != server
+            assert os.read(log, 65536).count(b"the fork server is not used") == 1
+    finally:
+        os.chown(target, 0, 0)
+        target.chmod(mode)
+
+
+async def test_switched_off_no_server_is_asked_or_left(shims: Shims, form: Form) -> None:
+    first, second, third = bundles(shims, 3)
+    off = {**form.environ, "TRIO_SHIM_FORKSERVER": "off"}
+    await shims.start(first, command=form.command, environ=off)
+    assert not shims.directory.exists()
+    await shims.start(second, command=form.command, environ=form.environ)
+    server = await shims.server()
+    daemon = await shims.start(third, command=form.command, environ=off)
+    assert parent_of(daemon) != server
+
+
+async def test_a_longer_request_than_any_managers_is_served_all_the_same(
+    shims: Shims, form: Form
+) -> None:
+    first, second = bundles(shims, 2)
+    await shims.start(first, command=form.command, environ=form.environ)
+    await shims.server()
+    for filler in (["-debug"] * 100, ["-publish-binary", "x" * 100_000]):
+        command = (*form.command, *filler)
+        done = shims.run(second, "delete", command=command, environ=form.environ)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@contextmanager
+def log_of(bundle: Path) -> Iterator[int]:
+    os.mkfifo(bundle / "log")
+    fd = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# The native launcher
+
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        (),
+        ("env", "TRIO_SHIM_FORKSERVER_DIR=/nonexistent"),
+        ("env", "TRIO_SHIM_FORKSERVER_DIR="),
+        ("unshare", "--mount", "--uts", "--ipc", "--net"),
+        ("setpriv", "--regid", "65534", "--clear-groups"),
+        # Another user, who may still read the interpreter wherever it is.
+        (
+            "setpriv",
+            "--reuid",
+            "65534",
+            *(f"--{k}-caps=+dac_override" for k in ("inh", "ambient")),
+        ),
+        ("setpriv", "--no-new-privs", "--bounding-set", "-chown"),
+        ("cgroup",),
+    ],
+    ids=" ".join,
+)
+async def test_both_launchers_look_in_the_same_place(
+    tmp_path: Path, prefix: tuple[str, ...]
+) -> None:
+    interpreter = await find_interpreter()
+    native = tmp_path / "native"
+    native.write_bytes(await installing.build(interpreter, "-DPRINT_PATH"))
+    script = tmp_path / "script"
+    text = interpreter.script("shim.launcher", "prints the path")
+    text = text.replace(
+        "import main\nsys.exit(main())", "import socket_path\nprint(socket_path())"
+    )
+    script.write_text(text)
+    for path in (native, script, tmp_path, *tmp_path.parents[:3]):
+        path.chmod(0o755)
+    if prefix == ("cgroup",):
+        prefix = ("sh", "-c", 'mkdir -p $G && echo $$ >$G/cgroup.procs && "$@"', "sh")
+    group = other_group()
+
+    try:
+        # Both below one prefix: each unshare makes namespaces of its own.
+        command = [*prefix, "sh", "-c", f"{native} start; {script}"]
+        done = run(*command, G=str(group), TRIO_SHIM_FORKSERVER="on")
+        assert (done.returncode, done.stderr) == (0, "")
+        ours, theirs = done.stdout.split()
+        assert ours == theirs
+        assert len(Path(ours).name) == 16
+    finally:
+        if group.exists():
+            with trio.fail_after(10):
+                while (group / "cgroup.procs").read_text():
+                    await trio.sleep(0.02)
+            group.rmdir()
+
+
+def other_group() -> Path:
+    unified = Path("/sys/fs/cgroup")
+    pids = unified / "pids"
+    return (pids if pids.is_dir() else unified) / f"trio-shim-test-{os.getpid()}"
+
+
+@needs_compiler
+async def test_a_warm_start_runs_no_python(shims: Shims, prefixes: dict[str, Path]) -> None:
+    interpreter = await find_interpreter()
+    broken = shims.rig.root / NAME
+    broken.write_bytes(await installing.build(replace(interpreter, path=("/nonexistent",))))
+    broken.chmod(0o755)
+    first, second = bundles(shims, 2)
+    done = shims.run(first, "start", command=(str(broken),))
+    assert (done.returncode, b"No module named 'shim'" in done.stderr) == (1, True)
+    await shims.start(first, command=(str(prefixes["native"] / "bin" / NAME),))
+    server = await shims.server()
+    assert parent_of(await shims.start(second, command=(str(broken),))) == server
+
+
+@needs_compiler
+async def test_without_its_interpreter_it_says_what_to_do(tmp_path: Path) -> None:
+    interpreter = await find_interpreter()
+    orphan = tmp_path / "orphan"
+    orphan.write_bytes(
+        await installing.build(replace(interpreter, executable='/no/such "python\\é'))
+    )
+    orphan.chmod(0o755)
+    done = subprocess.run([orphan, "-v"], capture_output=True, text=True, check=False)
+    assert done.returncode == 127
+    assert '/no/such "python\\é: No such file or directory' in done.stderr
+    assert "shimctl install" in done.stderr
+
+
+# Installing
+
+
+def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        args, capture_output=True, text=True, check=False, timeout=60, env=os.environ | environ
+    )
+
+
+def shimctl(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-m", "shimctl", *args, **environ)
+
+
+def files_in(prefix: Path) -> set[str]:
+    return {str(path.relative_to(prefix)) for path in prefix.rglob("*") if not path.is_dir()}
+
+
+def test_shimctl_is_installed_beside_it(prefixes: dict[str, Path]) -> None:
+    for prefix in prefixes.values():
+        assert files_in(prefix) == {f"bin/{NAME}", "bin/shimctl"}
+        done = run(str(prefix / "bin/shimctl"), "ps", PYTHONPATH="/nonexistent")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_shimctl_installed_can_install_again_and_is_removed_whole(tmp_path: Path) -> None:
+    assert shimctl("install", "--prefix", str(tmp_path)).returncode == 0
+    again = run(str(tmp_path / "bin/shimctl"), "install", "--prefix", str(tmp_path))
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.split() == [str(tmp_path / "bin" / n) for n in (NAME, "shimctl")]
+    assert run(str(tmp_path / "bin" / NAME), "-v").returncode == 0
+    assert files_in(tmp_path) == {f"bin/{NAME}", "bin/shimctl"}  # and no scratch file
+    for _ in range(2):  # removing nothing is fine
+        assert shimctl("install", "--uninstall", "--prefix", str(tmp_path)).returncode == 0
+        assert files_in(tmp_path) == set()
+
+
+async def test_shimctl_stays_while_another_name_does(tmp_path: Path) -> None:
+    other = "containerd-shim-other-v1"
+    for name in (NAME, other):
+        await install(tmp_path, name=name, native=False)
+    uninstall(tmp_path)
+    assert files_in(tmp_path) == {f"bin/{other}", "bin/shimctl"}
+    uninstall(tmp_path, name=other)
+    assert files_in(tmp_path) == set()
+
+
+async def test_another_program_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    other = tmp_path / "bin" / NAME
+    other.write_text("#!/bin/sh\n")
+    for more in ([], ["--uninstall"]):
+        done = shimctl("install", "--prefix", str(tmp_path), *more)
+        assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+        assert str(other) in done.stderr
+    assert files_in(tmp_path) == {f"bin/{NAME}"}
+    assert other.read_text() == "#!/bin/sh\n"
+
+
+async def test_a_link_to_pips_script_is_replaced_and_the_script_is_not(tmp_path: Path) -> None:
+    pips = tmp_path / "pips"
+    pips.write_text("from shim.launcher import main\n")
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin" / NAME
+    link.symlink_to(pips)
+    with pytest.raises(ShimError, match="remove it as it came"):
+        uninstall(tmp_path)
+    await install(tmp_path, native=False)
+    assert not link.is_symlink()
+    assert pips.read_text() == "from shim.launcher import main\n"
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "shimctl"])
+def test_a_name_that_is_none_is_refused(tmp_path: Path, name: str) -> None:
+    done = shimctl("install", "--prefix", str(tmp_path), "--name", name)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "compiler"), [("/nonexistent", ""), (os.environ["PATH"], "false")]
+)
+def test_without_a_working_compiler_there_is_the_script(
+    tmp_path: Path, path: str, compiler: str
+) -> None:
+    arguments = ("install", "--prefix", str(tmp_path))
+    done = shimctl(*arguments, "--native", PATH=path, CC=compiler)
+    assert (done.returncode, done.stderr.count("\n")) == (125, 1)
+    assert files_in(tmp_path) == set()
+    done = shimctl(*arguments, PATH=path, CC=compiler)
+    assert done.returncode == 0
+    assert done.stderr.startswith("shimctl: no native launcher: ")
+    assert (tmp_path / "bin" / NAME).read_bytes().startswith(b"#!")
+    done = shimctl(*arguments, "--no-native", PATH=path, CC=compiler)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_a_wanted_native_launcher_that_cannot_be_built_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(NotFoundError, match="no C compiler"):
+        await install(tmp_path, native=True)
+
+
+@pytest.mark.parametrize("directory", ["x" * 130, "with space", "it's \"q\" \\N $HOME ''' é"])
+async def test_an_interpreter_no_first_line_can_name_runs_behind_a_shell(
+    tmp_path: Path, directory: str
+) -> None:
+    found = await find_interpreter()
+    deep = tmp_path / directory / "python"
+    deep.parent.mkdir()
+    deep.symlink_to(found.executable)
+    program = tmp_path / "odd name"
+    program.write_text(replace(found, executable=str(deep)).script("shim.launcher", "x"))
+    program.chmod(0o755)
+    assert program.read_text().startswith("#!/bin/sh\n") == (
+        len(directory) > 9 or " " in directory
+    )
+    done = run(str(program), "-v")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("odd name:")
+
+
+def test_directories_may_be_called_anything(tmp_path: Path) -> None:
+    package = tmp_path / 'it\'s "odd" \\ é'
+    package.mkdir()
+    (package / "probe.py").write_text("def main(): return 7\n")
+    odd = Interpreter(sys.executable, (str(package),), "", "")
+    for text in (odd.script("probe", "x"), replace(odd, executable="/x y/z").script("probe", "x")):
+        program = tmp_path / "program"
+        program.write_text(text.replace("'/x y/z'", sys.executable))
+        program.chmod(0o755)
+        assert run(str(program)).returncode == 7
+
+
+def test_the_source_of_the_native_launcher_is_where_it_is_looked_for() -> None:
+    assert installing.SOURCE.is_file()
+    assert installing.SOURCE.is_relative_to(ROOT / "shimctl")
+
+
+def test_help_has_an_example() -> None:
+    assert "\n  shimctl install --prefix /usr/local" in shimctl("install", "--help").stdout
