@@ -23,8 +23,10 @@ from shim.version import VERSION
 
 DIRECTORY = "/run/trio-shim-forkserver"
 # Seconds to be accepted, and to be answered: more than any action takes.
-_CONNECT = 1.0
+_CONNECT = 1
 _ANSWER = 15.0
+# Bytes of a request that a socket's buffer takes at once, so that it arrives whole.
+_REQUEST = 32768
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 _STATUS = ("Cap", "NoNewPrivs", "Seccomp:")
 _SOCKET, _DIRECTORY = 0o140000, 0o040000
@@ -110,19 +112,25 @@ def ask(argv: list[str]) -> tuple[int | None, str]:
         return None, f"the fork server is not used: {reason}"
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        sock.settimeout(_CONNECT)
+        if sock.fileno() < 3:
+            return None, ""  # one of our own is closed, and this would be taken for it
+        # Blocking, or a full backlog would be an error at once.
+        patience = _CONNECT.to_bytes(8, sys.byteorder) + bytes(8)
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, patience)
         sock.connect(path)
         credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
         uid = int.from_bytes(credentials[4:8], sys.byteorder)
         if uid != os.geteuid():
             return None, f"the fork server is not used: {path} is served by user {uid}"
         payload = b"\0".join(os.fsencode(word) for word in ["run", *argv])
+        if len(payload) > _REQUEST:
+            return None, ""
         fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
         sock.sendmsg([payload], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
         sock.shutdown(_socket.SHUT_WR)
         sock.settimeout(_ANSWER)
         answer = sock.recv(1)
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):
         return None, f"the fork server is not used: {path} does not answer"
     except OSError as exc:
         return None, f"the fork server is not used: {path}: {exc.strerror}"
