@@ -150,7 +150,7 @@ class PipeStdio(Stdio):
     """Pipes between the process and fifos, files or a logging program."""
 
     def open(self, address: Address, uid: int, gid: int) -> None:
-        """Open the manager's side and the process's side, and start relaying between them."""
+        """Open the manager's side and the process's side; :meth:`started` relays between them."""
         stdin = self._open_input(uid, gid)
         if self._logger is not None:
             stdout, stderr = self._logger.stdout, self._logger.stderr
@@ -160,6 +160,11 @@ class PipeStdio(Stdio):
             stdout = self._open_output("stdout", address, uid, gid)
             stderr = self._open_output("stderr", other, uid, gid)
         self.child_fds = (stdin.number, stdout.number, stderr.number)
+
+    async def started(self) -> None:
+        await super().started()
+        # Not before: a runtime that fails says so on the process's stderr too,
+        # and the manager has that from us already.
         for relay in (*self._inputs, *self._outputs):
             relay.start(self._nursery)
 

@@ -18,6 +18,8 @@ def test_a_missing_program_is_named(ctr: Ctr) -> None:
     result = ctr.run("--rm", "--", ctr.new_id(), "/no/such/program")
     assert result.code != 0
     assert "/no/such/program" in result.err
+    # Once: what runc writes to the container's stderr too is not passed on.
+    assert result.err.count("unable to start container process") == 1
     assert "no such file" in result.err
 
 

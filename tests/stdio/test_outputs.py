@@ -233,3 +233,13 @@ def test_the_query_of_a_logger_is_its_arguments_in_order() -> None:
 
 def test_a_path_is_taken_as_it_is() -> None:
     assert parse_address("/run/a%20b?c") == Address("path", "/run/a%20b?c")
+
+
+async def test_what_a_runtime_says_before_it_fails_is_not_the_processes_output(rig: Rig) -> None:
+    """runc writes its error to its stderr too, which is the pipe meant for the process."""
+    out = reader(rig.path("err"))
+    async with rig.open(stdout=rig.path("out"), stderr=rig.path("err")) as stdio:
+        os.write(stdio.child_fds[2], b"runc create failed: no such file\n")
+        await trio.testing.wait_all_tasks_blocked()
+    assert not os.read(out.number, 100)
+    out.close()
