@@ -27,15 +27,17 @@ install_packages() {
     step "apt: ${missing[*]}"
     apt-get -qq -o Acquire::Retries=3 update >&2
     # A new containerd is not to start: not by systemd (masked), not by invoke-rc.d (RUNLEVEL=1).
-    local mask=()
+    # Under systemd it also stays disabled: `systemctl enable --now containerd` when you want it.
+    local mask=() failed=0
     if [ -d /run/systemd/system ] && ! have containerd; then
         mask=(containerd.service)
         systemctl mask --runtime --quiet "${mask[@]}"
     fi
     DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq -o Acquire::Retries=3 \
         -o Dpkg::Use-Pty=0 install --no-install-recommends "${missing[@]}" >>"$cache/apt.log" 2>&1 ||
-        { tail -20 "$cache/apt.log" >&2; return 1; }
+        failed=1
     [ ${#mask[@]} -eq 0 ] || systemctl unmask --runtime --quiet "${mask[@]}"
+    [ $failed = 0 ] || { tail -20 "$cache/apt.log" >&2; return 1; }
 }
 
 retry() {
@@ -93,7 +95,8 @@ WRAPPER
 }
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    install_packages containerd runc criu busybox-static python3-venv ca-certificates
+    # criu locks the network of what it dumps with iptables.
+    install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates
     make_criu
     tests/managers/fetch.sh || step "no other containerd: tests/e2e/test_managers.py will be skipped"
 fi

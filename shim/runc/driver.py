@@ -130,7 +130,7 @@ class Runc:
             source = _memory(stdin)
             fds = {0: source, 1: out.writer, 2: err.writer}
             try:
-                child = self.reaper.spawn(self.runtime.argv(verb, *args), fds=fds)
+                child = self.reaper.spawn(self.runtime.argv(verb, *args), env=_environ(), fds=fds)
             except NotFoundError as exc:
                 raise RuntimeMissingError(str(exc)) from None
             out.started()
@@ -158,7 +158,8 @@ class Runc:
         :raises NotFoundError: there is no such runtime.
         """
         log.unlink(missing_ok=True)
-        child = self.reaper.spawn(self.runtime.argv(verb, *args, log=str(log)), fds=fds)
+        argv = self.runtime.argv(verb, *args, log=str(log))
+        child = self.reaper.spawn(argv, env=_environ(), fds=fds)
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
@@ -184,6 +185,15 @@ class Runc:
                     with contextlib.suppress(NotFoundError):
                         child.signal(9)
                     await child.wait()
+
+
+def _environ() -> dict[str, str]:
+    """Return our environment without systemd's NOTIFY_SOCKET.
+
+    A manager that systemd runs has it.  With it runc mounts the socket into the
+    container, and its ``start`` waits until the container says it is ready.
+    """
+    return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
 
 
 def _memory(data: bytes) -> int:

@@ -6,6 +6,7 @@ come to a real ttrpc server.  Only the manager is the test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from shim.linux import sockets
 from shim.linux.mounts import unmount_all
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
+from tests.e2e.leftovers import processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -121,6 +123,9 @@ class Rig:
         self.runc_root = root / "runc"
         self.address = ""
         self.daemons: list[int] = []
+        # Whatever a test does with the list above, these are ours to end.
+        self._started: set[int] = set()
+        self._addresses: set[str] = set()
 
     def bundle(
         self,
@@ -188,6 +193,8 @@ class Rig:
         channel = await self.nursery.start(self._hold, stream)
         task = TaskStub(channel)
         pid = (await task.Connect(task_pb2.ConnectRequest(), timeout=5)).shim_pid
+        self._started.add(pid)
+        self._addresses.add(self.address)
         if pid not in self.daemons:
             self.daemons.append(pid)
         return task
@@ -219,6 +226,31 @@ class Rig:
         process["terminal"] = bool(fields.get("terminal"))
         spec = AnyMessage(type_url=PROCESS_URL, value=json.dumps(process).encode())
         return task_pb2.ExecProcessRequest(id=id_, exec_id=exec_id, spec=spec, **fields)
+
+    async def end(self) -> None:
+        """End every container, daemon and socket of this rig."""
+        for state in self.runc_root.glob("*/*"):
+            await trio.run_process(
+                ["runc", "--root", str(state.parent), "delete", "--force", state.name],
+                check=False,
+                capture_stderr=True,
+            )
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in filter(alive, self._started):
+                os.kill(pid, number)
+            with trio.move_on_after(10):
+                while any(map(alive, self._started)):
+                    await trio.sleep(0.01)
+        # A fork server that was on its way when the test ended, and the like.
+        with trio.move_on_after(10):
+            while left := list(processes(str(self.root), self.root.name)):
+                for pid, _ in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                await trio.sleep(0.02)
+        for address in self._addresses:
+            if not sockets.can_connect(address):
+                Path(sockets.socket_path(address)).unlink(missing_ok=True)
 
     @staticmethod
     async def _hold(
@@ -254,29 +286,11 @@ async def open_rig() -> AsyncIterator[Rig]:
                 yield rig
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
-                    await _end(rig)
+                    await rig.end()
                 nursery.cancel_scope.cancel()
     finally:
         unmount_all(str(root))
         shutil.rmtree(root, ignore_errors=True)
-
-
-async def _end(rig: Rig) -> None:
-    for state in rig.runc_root.glob("*/*"):
-        await trio.run_process(
-            ["runc", "--root", str(state.parent), "delete", "--force", state.name],
-            check=False,
-            capture_stderr=True,
-        )
-    for pid in rig.daemons:
-        if alive(pid):
-            os.kill(pid, signal.SIGTERM)
-    with trio.move_on_after(10):
-        while any(alive(pid) for pid in rig.daemons):
-            await trio.sleep(0.01)
-    for pid in rig.daemons:
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:

@@ -415,7 +415,10 @@ async def test_a_server_with_a_daemon_is_not_idle(server: Server) -> None:
 async def test_a_fork_that_fails_is_an_error_the_manager_shows(server: Server) -> None:
     """The pids limit of the server's cgroup is what makes fork fail in practice."""
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
-    group = Path("/sys/fs/cgroup/pids") / f"{server.rig.root.name}-limit"
+    groups = Path("/sys/fs/cgroup/pids")
+    if not groups.exists():  # cgroup v2
+        groups = Path("/sys/fs/cgroup")
+    group = groups / f"{server.rig.root.name}-limit"
     group.mkdir()
     try:
         await server.start(bundles[0])
@@ -431,7 +434,7 @@ async def test_a_fork_that_fails_is_an_error_the_manager_shows(server: Server) -
     finally:
         server.ask(b"stop")
         for member in (group / "cgroup.procs").read_text().split():
-            Path("/sys/fs/cgroup/pids/cgroup.procs").write_text(member)
+            (groups / "cgroup.procs").write_text(member)
         group.rmdir()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,11 +25,11 @@ from shim.api.task_pb2 import (
     UpdateTaskRequest,
     WaitRequest,
 )
+from shim.cgroup.find import cgroup_of
+from shim.cgroup.v1 import CgroupV1
 from tests.process.rig import RESOURCES_URL, Rig, alive, wait_gone
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shim.api.task_grpc import TaskStub
 
 
@@ -316,10 +317,9 @@ async def test_an_update_changes_the_limit(rig: Rig) -> None:
     request.resources.type_url = RESOURCES_URL
     request.resources.value = json.dumps({"pids": {"limit": 77}}).encode()
     await task.Update(request, timeout=10)
-    with open(f"/proc/{(await task.State(StateRequest(id='c1'))).pid}/cgroup") as file:
-        path = next(line.strip().split(":")[2] for line in file if "pids" in line)
-    with open(f"/sys/fs/cgroup/pids{path}/pids.max") as limit:
-        assert limit.read() == "77\n"
+    cgroup = cgroup_of((await task.State(StateRequest(id="c1"))).pid)
+    directory = cgroup.directories["pids"] if isinstance(cgroup, CgroupV1) else cgroup.directory
+    assert (Path(directory) / "pids.max").read_text() == "77\n"
 
 
 async def test_an_oom_kill_is_told_before_the_exit_and_left_in_a_file(rig: Rig) -> None:

@@ -300,3 +300,14 @@ async def test_a_manager_that_goes_away_ends_its_waits_and_nothing_else(rig: Rig
         while len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) > before:
             await trio.sleep(0.01)
     await task.Kill(KillRequest(id="c1", signal=15), timeout=5)
+
+
+async def test_a_manager_that_systemd_runs_waits_for_no_container(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NOTIFY_SOCKET is the manager's: with it, runc start waits for READY=1 from the container."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(rig.root / "notify"))
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    assert alive((await task.State(StateRequest(id="c1"), timeout=5)).pid)
