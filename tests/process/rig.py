@@ -32,7 +32,7 @@ from shim.linux import sockets
 from shim.linux.mounts import unmount_all
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
-from tests.e2e.leftovers import processes
+from tests.e2e.leftovers import fork_servers, processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -243,14 +243,18 @@ class Rig:
                     await trio.sleep(0.01)
         # A fork server that was on its way when the test ended, and the like.
         with trio.move_on_after(10):
-            while left := list(processes(str(self.root), self.root.name)):
-                for pid, _ in left:
+            while left := self._left():
+                for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                 await trio.sleep(0.02)
         for address in self._addresses:
             if not sockets.can_connect(address):
                 Path(sockets.socket_path(address)).unlink(missing_ok=True)
+
+    def _left(self) -> list[int]:
+        root = str(self.root)
+        return [pid for pid, _ in processes(root, self.root.name)] + fork_servers(root)
 
     @staticmethod
     async def _hold(
