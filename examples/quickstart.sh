@@ -40,9 +40,13 @@ PATH=$venv/bin:$PATH
 # --- a bundle: a directory with a root filesystem and a config.json ----------
 bundle=$(mktemp -d /tmp/quickstart.XXXXXX)
 id=demo
+# Not the one that other shims of this machine may be using.
+export TRIO_SHIM_FORKSERVER_DIR=$bundle/forkserver
 
 clean_up() {
     shimctl delete --force "$id" >/dev/null 2>&1 || true
+    # The first shim left a fork server for later ones; here there are none.
+    shimctl forkserver stop >/dev/null 2>&1 || true
     # Never through a mount that is still there.
     grep -q " $bundle/" /proc/self/mountinfo || rm -rf "$bundle"
 }
