@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -181,6 +182,9 @@ def test_a_command_that_hangs_is_killed_with_what_it_started() -> None:
     with pytest.raises(command.CommandError, match=r"did not end in 0.5 s: \d+") as caught:
         running.finish(0.5)
     pid = int(str(caught.value).rpartition(" ")[2])
+    deadline = time.monotonic() + 10
+    while procs.state(pid) != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)  # killed is not dead yet
     assert procs.state(pid) == "Z"
 
 
