@@ -119,9 +119,7 @@ class Process:
 
     async def dispose(self) -> None:
         """Let go of stdio, and of everyone who still waits."""
-        stdio, self._stdio = self._stdio, None
-        if stdio is not None:
-            await stdio.aclose()
+        await self.abandon_stdio()
         self._done.set()
 
     async def abandon_stdio(self) -> None:
