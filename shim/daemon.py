@@ -23,7 +23,7 @@ from shim.container.host import Host
 from shim.events.publisher import NullPublisher, open_publisher
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
-from shim.service import ABANDONED, ALIASES, TaskService
+from shim.service import ABANDONED, ALIASES, IMMEDIATE, TaskService
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, serve_connection
 
@@ -73,7 +73,9 @@ async def _main(settings: Settings, listener: socket.socket, ready: Callable[[],
         handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
-        serving = partial(serve, shutdown=shutdown, drain=DRAIN, abandon=ABANDONED)
+        serving = partial(
+            serve, shutdown=shutdown, drain=DRAIN, abandon=ABANDONED, immediate=IMMEDIATE
+        )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
             ready()
@@ -115,7 +117,9 @@ async def _rehearse() -> None:
     async with open_reaper() as reaper, trio.open_nursery() as nursery:
         host = Host("rehearsal", reaper, NullPublisher(), nursery, LIMIT)
         handlers = handlers_of(TaskService(host, trio.Event()), aliases=ALIASES)
-        serving = partial(serve_connection, handlers=handlers, abandon=ABANDONED)
+        serving = partial(
+            serve_connection, handlers=handlers, abandon=ABANDONED, immediate=IMMEDIATE
+        )
         nursery.start_soon(serving, trio.SocketStream(theirs))
         async with open_channel(trio.SocketStream(ours)) as channel:
             task = TaskStub(channel)

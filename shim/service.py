@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 # Methods nobody needs once their caller is gone.
 ABANDONED = ("Wait",)
+# Methods that wait for nothing at all.
+IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty", "Shutdown")
 
 _STATUS = {
     State.CREATED: process_pb2.CREATED,

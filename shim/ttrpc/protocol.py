@@ -146,6 +146,12 @@ class ServerProtocol:
         self.unsent = 0
         return data
 
+    def put_back(self, data: bytes) -> None:
+        """Queue again what :meth:`data_to_send` returned and the socket did not take."""
+        if data:
+            self._out.insert(0, data)
+            self.unsent += len(data)
+
 
 class ClientProtocol:
     """One connection, seen from the side that calls."""

@@ -7,6 +7,9 @@ is the service's.  Here is who runs when, and who stops when:
   ``abandon`` (those that only wait) also end with the caller's connection; the
   others run to their end, so that a manager which dies in the middle of a
   Create leaves nothing half done.
+- The methods named in ``immediate`` wait for nothing: they run where the request is
+  read, without a task of their own.  A reply goes out in the turn it is made when
+  nothing else is on its way; the writer is there for what the socket does not take.
 - A peer that does not read its replies is not read from either, once
   ``UNSENT_LIMIT`` is reached.  It is not cut off: containerd takes a closed
   connection for a dead shim and deletes the container, and a manager that is
@@ -17,6 +20,7 @@ Source: containerd/ttrpc server.go, from which the first rule differs on purpose
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -135,15 +139,19 @@ async def serve_connection(
     *,
     handlers: Mapping[str, Handler],
     abandon: Container[str] = (),
+    immediate: Container[str] = (),
     shutdown: trio.Event | None = None,
 ) -> None:
     """Own ``stream``, and answer the requests on it until the peer goes.
 
+    ``abandon`` and ``immediate`` are short names of methods.  One that is called
+    immediate and waits after all is an error to its caller.
+
     Returns when every call has ended.  After ``shutdown`` no new request is
-    taken, the methods in ``abandon`` (short names) end at once, and the rest
-    still get their replies sent.
+    taken, the methods in ``abandon`` end at once, and the rest still get their
+    replies sent.
     """
-    await _Connection(stream, handlers, abandon).run(shutdown)
+    await _Connection(stream, handlers, abandon, immediate).run(shutdown)
 
 
 async def serve(
@@ -153,6 +161,7 @@ async def serve(
     shutdown: trio.Event,
     drain: float,
     abandon: Container[str] = (),
+    immediate: Container[str] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Own ``listener``, and serve our own user's processes on it until ``shutdown``.
@@ -165,7 +174,11 @@ async def serve(
             async with stream:
                 check_peer(stream.socket)
                 await serve_connection(
-                    stream, handlers=handlers, abandon=abandon, shutdown=shutdown
+                    stream,
+                    handlers=handlers,
+                    abandon=abandon,
+                    immediate=immediate,
+                    shutdown=shutdown,
                 )
         except PeerRefusedError as exc:
             log.warning("connection refused", error=exc)
@@ -186,11 +199,16 @@ async def serve(
 
 class _Connection:
     def __init__(
-        self, stream: trio.abc.Stream, handlers: Mapping[str, Handler], abandon: Container[str]
+        self,
+        stream: trio.abc.Stream,
+        handlers: Mapping[str, Handler],
+        abandon: Container[str],
+        immediate: Container[str],
     ) -> None:
         self._stream = stream
         self._handlers = handlers
         self._abandon = abandon
+        self._immediate = immediate
         self._protocol = ServerProtocol()
         self._running = 0  # calls that outlive the peer
         self._draining = False
@@ -219,7 +237,7 @@ class _Connection:
             while data := await self._stream.receive_some(_CHUNK):
                 for event in self._protocol.receive_data(data):
                     self._dispatch(event, lasting, listening)
-                self._idle_writer.unpark()  # a refusal may have been queued
+                self._flush()
                 while self._protocol.unsent > UNSENT_LIMIT:
                     await self._held_reader.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -239,6 +257,17 @@ class _Connection:
             self._gone = True
             scope.cancel()
 
+    def _flush(self) -> None:
+        """Send what is queued as far as that needs no waiting; the writer does the rest."""
+        if self._idle_writer and isinstance(self._stream, trio.SocketStream):
+            data = self._protocol.data_to_send()
+            sent = 0
+            with contextlib.suppress(OSError):  # the writer meets it again, and deals with it
+                sent = os.write(self._stream.socket.fileno(), data) if data else 0
+            self._protocol.put_back(data[sent:])
+        if self._protocol.unsent:
+            self._idle_writer.unpark()
+
     def _dispatch(
         self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
     ) -> None:
@@ -257,12 +286,28 @@ class _Connection:
             return refuse(Status.INVALID_ARGUMENT, f"the request to {name} is malformed: {exc}")
         deadline = math.inf if event.timeout is None else trio.current_time() + event.timeout
         stream: Stream[Any, Any] = Stream(request, event.metadata, deadline)
-        if event.method in self._abandon:
+        if event.method in self._immediate:
+            self._call_now(event.stream_id, name, handler, stream)
+        elif event.method in self._abandon:
             listening.start_soon(self._call, event.stream_id, name, handler, stream)
         else:
             self._running += 1
             lasting.start_soon(self._lasting_call, event.stream_id, name, handler, stream)
         return None
+
+    def _call_now(
+        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
+    ) -> None:
+        call = handler.func(stream)
+        try:
+            call.send(None)
+        except StopIteration:
+            self._answer(stream_id, name, stream)
+        except Exception as exc:  # whatever it is, it is the caller's answer
+            self._fail(stream_id, name, exc)
+        else:
+            call.close()
+            self._fail(stream_id, name, ProtocolError(f"{name} is immediate, and waits"))
 
     async def _lasting_call(
         self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
@@ -271,32 +316,37 @@ class _Connection:
             await self._call(stream_id, name, handler, stream)
         finally:
             self._running -= 1
+            if self._draining:
+                self._idle_writer.unpark()
 
     async def _call(
         self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
     ) -> None:
         try:
-            payload = await _reply_of(name, handler, stream)
+            with trio.CancelScope(deadline=stream.deadline) as scope:
+                await handler.func(stream)
         except Exception as exc:  # whatever it is, it is the caller's answer
-            if not _expected(exc):
-                log.crash("method failed", exc, method=name)
-            status, message = status_of(exc)
-            if not self._gone:
-                self._protocol.send_error(stream_id, status, message)
+            self._fail(stream_id, name, exc)
         else:
-            if not self._gone:
-                self._protocol.send_reply(stream_id, payload)
-        self._idle_writer.unpark()
+            if scope.cancelled_caught:
+                error = GRPCError(Status.DEADLINE_EXCEEDED, f"{name} was not done in time")
+                self._fail(stream_id, name, error)
+            else:
+                self._answer(stream_id, name, stream)
+        self._flush()
 
+    def _answer(self, stream_id: int, name: str, stream: Stream[Any, Any]) -> None:
+        if stream.reply is None:
+            self._fail(stream_id, name, ProtocolError(f"{name} returned without a reply"))
+        elif not self._gone:
+            self._protocol.send_reply(stream_id, stream.reply)
 
-async def _reply_of(name: str, handler: Handler, stream: Stream[Any, Any]) -> bytes:
-    with trio.CancelScope(deadline=stream.deadline) as scope:
-        await handler.func(stream)
-    if scope.cancelled_caught:
-        raise GRPCError(Status.DEADLINE_EXCEEDED, f"{name} was not done in time")
-    if stream.reply is None:
-        raise ProtocolError(f"{name} returned without a reply")
-    return stream.reply
+    def _fail(self, stream_id: int, name: str, exc: Exception) -> None:
+        if not _expected(exc):
+            log.crash("method failed", exc, method=name)
+        status, message = status_of(exc)
+        if not self._gone:
+            self._protocol.send_error(stream_id, status, message)
 
 
 def _expected(exc: BaseException) -> bool:
