@@ -11,8 +11,9 @@ Source of the errors' wording: containerd-shim-runc-v2 process/init.go
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -36,6 +37,9 @@ _KILLED = 5.0
 # Seconds a command that makes a process may go on after its caller gave up:
 # killed half way, it leaves a process whose pid nobody can tell.
 _BIRTH = 5.0
+# Seconds a command's output may wait to be read.  Few run longer, and few of
+# those say more than a pipe holds.
+_UNREAD = 0.05
 # Bytes kept of a command's output: its last lines hold the error.
 _TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
@@ -106,13 +110,26 @@ class _Output:
             os.close(self.writer)
 
 
+def _environ() -> dict[str, str]:
+    """Return our environment without systemd's NOTIFY_SOCKET.
+
+    A manager that systemd runs has it.  With it runc mounts the socket into the
+    container, and its ``start`` waits until the container says it is ready.
+    """
+    return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
+
+
 @dataclass(frozen=True)
 class Runc:
-    """A runtime and the reaper that runs it.  ``limit`` is in seconds."""
+    """A runtime and the reaper that runs it.
+
+    ``limit`` is in seconds.  ``environ`` is the environment of every command.
+    """
 
     runtime: Runtime
     reaper: Reaper
     limit: float = LIMIT
+    environ: Mapping[str, str] = field(default_factory=_environ)
 
     async def run(self, verb: str, *args: str, stdin: bytes = b"") -> str:
         """Run a command whose output is its own, and return its stdout.
@@ -130,13 +147,14 @@ class Runc:
             source = _memory(stdin)
             fds = {0: source, 1: out.writer, 2: err.writer}
             try:
-                child = self.reaper.spawn(self.runtime.argv(verb, *args), env=_environ(), fds=fds)
+                child = self.reaper.spawn(
+                    self.runtime.argv(verb, *args), env=self.environ, fds=fds
+                )
             except NotFoundError as exc:
                 raise RuntimeMissingError(str(exc)) from None
             out.started()
             err.started()
-            async with background(out.follow, err.follow):
-                exit_ = await self._finish(verb, child)
+            exit_ = await self._finish(verb, child, out, err)
             if exit_:
                 text = err.text()
                 raise _failure(verb, exit_, last_error(text) or last_line(text))
@@ -159,7 +177,7 @@ class Runc:
         """
         log.unlink(missing_ok=True)
         argv = self.runtime.argv(verb, *args, log=str(log))
-        child = self.reaper.spawn(argv, env=_environ(), fds=fds)
+        child = self.reaper.spawn(argv, env=self.environ, fds=fds)
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
@@ -167,10 +185,15 @@ class Runc:
                 text = log.read_text(errors="replace")
             raise _failure(verb, exit_, last_error(text) or last_line(text))
 
-    async def _finish(self, verb: str, child: Child, patience: float = 0) -> int:
+    async def _finish(
+        self, verb: str, child: Child, *outputs: _Output, patience: float = 0
+    ) -> int:
         try:
             with trio.fail_after(self.limit):
-                return (await child.wait()).status
+                with trio.move_on_after(_UNREAD if outputs else math.inf):
+                    return (await child.wait()).status
+                async with background(*(output.follow for output in outputs)):
+                    return (await child.wait()).status
         except trio.TooSlowError:
             raise TimedOutError(
                 f"{self.runtime.binary} {verb} did not return within {self.limit:g} s "
@@ -185,15 +208,6 @@ class Runc:
                     with contextlib.suppress(NotFoundError):
                         child.signal(9)
                     await child.wait()
-
-
-def _environ() -> dict[str, str]:
-    """Return our environment without systemd's NOTIFY_SOCKET.
-
-    A manager that systemd runs has it.  With it runc mounts the socket into the
-    container, and its ``start`` waits until the container says it is ready.
-    """
-    return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
 
 
 def _memory(data: bytes) -> int:
