@@ -79,10 +79,14 @@ def shims_of(given: list[str]) -> list[Shim]:
     ours = named.pop(OURS, str(Path(sys.executable).with_name("containerd-shim-trio-v2")))
     shims = [Shim(OURS, ours)]
     shims += [Shim(*pair) for pair in (named or {OTHER: f"/usr/bin/{GO_SHIM}"}).items()]
-    for shim in shims:
-        if shutil.which(shim.path) is None:
-            raise ValueError(f"{shim.path} is no executable; give --shim {shim.name}=PATH")
-    return shims
+    return [Shim(shim.name, _executable(shim)) for shim in shims]
+
+
+def _executable(shim: Shim) -> str:
+    path = shutil.which(shim.path)
+    if path is None:
+        raise ValueError(f"{shim.path} is no executable; give --shim {shim.name}=PATH")
+    return str(Path(path).absolute())  # each shim runs in its bundle
 
 
 def main(argv: list[str]) -> int:

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 Reply = TypeVar("Reply", bound="Message")
 
 LIMIT = 10.0  # seconds a call may take
-SERVICE = "containerd.task.v2.Task"  # what containerd 1.6's shim serves, and every later one
+
+
+def service_of(version: int) -> str:
+    """Return the full name of the Task service; no shim of Go's serves both versions."""
+    return f"containerd.task.v{version}.Task"
 
 
 class CallError(Exception):
@@ -37,7 +41,8 @@ class CallError(Exception):
 class Caller:
     """One connection, one call at a time.  A context manager."""
 
-    def __init__(self, address: str, namespace: str) -> None:
+    def __init__(self, address: str, namespace: str, version: int) -> None:
+        self._service = service_of(version)
         self._protocol = ClientProtocol()
         self._metadata = {NAMESPACE: namespace}
         path = socket_path(address)
@@ -78,7 +83,9 @@ class Caller:
         self.sock.sendall(self.encode(method, payload))
 
     def encode(self, method: str, payload: bytes) -> bytes:
-        return self._protocol.encode_request(SERVICE, method, payload, metadata=self._metadata)[1]
+        return self._protocol.encode_request(
+            self._service, method, payload, metadata=self._metadata
+        )[1]
 
     def receive(self) -> list[ResponseReceived]:
         """Read what has come.

@@ -112,7 +112,7 @@ async def many(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float]:
         turn = {"pss": memory(sessions)}
         began = time.perf_counter()
         for session in sessions:
-            with Caller(session.address, NAMESPACE) as caller:
+            with Caller(session.address, NAMESPACE, session.version) as caller:
                 connect = task_pb2.ConnectRequest(id=session.id)
                 caller.call("Connect", connect, task_pb2.ConnectResponse)
                 pids = task_pb2.PidsRequest(id=session.id)
@@ -162,7 +162,7 @@ async def clients(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float
         await session.run()
         with ExitStack() as stack:
             callers = [
-                stack.enter_context(Caller(session.address, NAMESPACE))
+                stack.enter_context(Caller(session.address, NAMESPACE, session.version))
                 for _ in range(sizes.clients)
             ]
             request = task_pb2.StateRequest(id=session.id)

@@ -18,11 +18,13 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from shim.api import task_pb2
 from shim.api.options_pb2 import Options
 from shim.api.task_grpc import TaskStub
+from shim.errors import ShimError
 from shim.linux import sockets
 from shim.ttrpc.client import Channel, open_channel
 from shim.ttrpc.protocol import NAMESPACE as NAMESPACE_KEY
+from shimctl.launch import parse_answer
 from tests.bench import command, procs
-from tests.bench.caller import SERVICE, Caller
+from tests.bench.caller import Caller, service_of
 from tests.bench.workplace import (
     CLEANUP,
     INIT,
@@ -41,11 +43,11 @@ CLOSING = 5.0  # seconds a shim may take to leave
 PROCESS_URL = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 
 
-def stub_v2(channel: Channel) -> TaskStub:
-    """Return a stub with the names that containerd 1.6's shim knows too."""
+def stub_of(channel: Channel, version: int) -> TaskStub:
+    """Return a stub that calls the Task service of ``version``."""
     stub = TaskStub(channel)
     for method in vars(stub).values():
-        method.name = f"/{SERVICE}/{method.name.rpartition('/')[2]}"
+        method.name = f"/{service_of(version)}/{method.name.rpartition('/')[2]}"
     return stub
 
 
@@ -71,6 +73,7 @@ class Session:
         self.id = bundle.name
         self.terminal = terminal
         self.address = ""
+        self.version = 0  # of the Task API, as the shim's start said
         self.daemon = 0
         self.init = 0
         self._stack = stack
@@ -101,9 +104,10 @@ class Session:
 
     def launched(self, running: command.Running) -> float:
         done = running.finish()
-        self.address = done.output.decode().strip()
-        if not self.address.startswith("unix://"):
-            raise command.CommandError(f"{self.shim.path} start said {self.address!r}")
+        try:
+            self.address, self.version = parse_answer(done.output)
+        except ShimError as exc:
+            raise command.CommandError(f"{self.shim.path} start: {exc}") from None
         return done.seconds * 1000
 
     def start(self, environ: Mapping[str, str] | None = None) -> float:
@@ -116,14 +120,14 @@ class Session:
     async def connect(self) -> float:
         """Make the first call; connect once more for the calls that wait long."""
         began = time.perf_counter()
-        self.caller = self._stack.enter_context(Caller(self.address, NAMESPACE))
+        self.caller = self._stack.enter_context(Caller(self.address, NAMESPACE, self.version))
         request = task_pb2.ConnectRequest(id=self.id)
         reply = self.caller.call("Connect", request, task_pb2.ConnectResponse)
         taken = (time.perf_counter() - began) * 1000
         self.daemon = reply.shim_pid
         opening = open_channel(await sockets.connect(self.address), {NAMESPACE_KEY: NAMESPACE})
         self.channel = await self._stack.enter_async_context(opening)
-        self.task = stub_v2(self.channel)
+        self.task = stub_of(self.channel, self.version)
         return taken
 
     async def create(self) -> float:
