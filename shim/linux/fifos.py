@@ -9,17 +9,25 @@ Source: fifo(7), pipe(7), fcntl(2) F_SETPIPE_SZ.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
 import stat
 import termios
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # The default of /proc/sys/fs/pipe-max-size, in bytes.
 PIPE_SIZE = 1 << 20
+
+# What open(2) and stat(2) say of a path no bytes can come from or go to.
+_NO_STREAM = {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EEXIST}
 
 
 class Fd:
@@ -40,14 +48,46 @@ class Fd:
 
 
 def is_fifo(path: str) -> bool:
-    """Say whether there is a fifo at ``path``.
+    """Say whether there is a fifo at ``path``, or at the end of a link there.
 
     :raises NotFoundError: there is nothing at ``path``.
+    :raises InvalidError: ``path`` leads nowhere.
+    """
+    with explained(path):
+        return stat.S_ISFIFO(Path(path).stat().st_mode)
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Say in terms of streams why ``path`` cannot be used as one.
+
+    :raises NotFoundError: there is nothing at ``path``.
+    :raises InvalidError: there is a directory, a socket, a loop of links.
     """
     try:
-        return stat.S_ISFIFO(Path(path).stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+        yield
+    except FileNotFoundError:
         raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
+    except OSError as exc:
+        nobody_there = exc.errno == errno.ENXIO and not is_fifo(path)
+        if exc.errno in _NO_STREAM or nobody_there:
+            raise InvalidError(
+                f"{path} cannot be a stream ({exc.strerror}); use a fifo or a file"
+            ) from None
+        raise
+
+
+def open_file(path: str, flags: int) -> Fd:
+    """Open what a manager put at ``path`` instead of a fifo: a file, or a device.
+
+    :raises NotFoundError, InvalidError: there is nothing, or no such thing.
+    """
+    with explained(path):
+        fd = Fd(os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o644))
+    if stat.S_ISDIR(os.fstat(fd.number).st_mode):
+        fd.close()
+        raise InvalidError(f"{path} cannot be a stream (Is a directory); use a fifo or a file")
+    return fd
 
 
 def open_keep(path: str) -> Fd:
@@ -74,10 +114,8 @@ def reopen_writer(both: Fd) -> Fd:
 
 
 def _open(path: str, access: int) -> Fd:
-    try:
+    with explained(path):
         fd = Fd(os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
     if not stat.S_ISFIFO(os.fstat(fd.number).st_mode):
         fd.close()
         raise InvalidError(f"{path} is not a fifo")

@@ -95,23 +95,26 @@ def parse_address(stdout: str) -> Address:
 
 
 def open_log_file(path: str) -> Fd:
-    """Open a file to append to, and create it and its directories."""
-    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    return Fd(os.open(path, flags, 0o644))
+    """Open a file to append to, and create it and its directories.
+
+    :raises InvalidError: ``path`` is not, or is not below, what can hold one.
+    """
+    with fifos.explained(path):
+        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    return fifos.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
 
 
 def open_output(path: str) -> tuple[Fd, bool]:
     """Open what is at ``path`` to write to; say whether it is a fifo.
 
     :raises NotFoundError: there is nothing: the manager creates it.
+    :raises InvalidError: there is a directory, or a socket.
     """
     if fifos.is_fifo(path):
         fifo = fifos.open_keep(path)
         fifos.grow(fifo)
         return fifo, True
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    return Fd(os.open(path, flags)), False
+    return fifos.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), False
 
 
 class Logger:

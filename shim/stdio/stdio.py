@@ -174,7 +174,7 @@ class PipeStdio(Stdio):
         if not path:
             return self._open_null()
         if not fifos.is_fifo(path):
-            return self._for_child(Fd(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)))
+            return self._for_child(fifos.open_file(path, os.O_RDONLY))
         source = self._open_stdin(path)
         reader, writer = fifos.open_pipe(uid, gid)
         self._for_child(reader)
@@ -307,7 +307,7 @@ async def open_stdio(
     ``uid`` and ``gid`` own the process's pipes.
 
     :raises NotFoundError: a fifo, or the logging program, is not there.
-    :raises InvalidError: the address has an unknown scheme.
+    :raises InvalidError: the address has an unknown scheme, or leads to no fifo or file.
     :raises TimedOutError: the logging program did not become ready.
     """
     address = parse_address(spec.stdout)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -252,3 +253,38 @@ async def test_a_slow_client_of_a_terminal_gets_every_byte(rig: Rig) -> None:
         assert received == expected
         await child.wait()
     out.close()
+
+
+async def test_a_late_reader_of_a_terminal_gets_what_was_written_and_the_end(rig: Rig) -> None:
+    async with rig.open(stdout=rig.path("out"), terminal=True) as stdio:
+        process = send_terminal(stdio)
+        child = rig.reaper.spawn(["seq", "50000"], fds={1: process.number})
+        process.close()
+        await stdio.started()
+        await child.wait()
+        stdio.exited()
+        await stdio.drain()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(5):
+            received = await read_all(reader(rig.path("out")))
+    assert received == b"".join(b"%d\n" % i for i in range(1, 50_001))
+
+
+async def test_what_is_still_in_the_terminal_at_the_exit_reaches_a_slow_client(rig: Rig) -> None:
+    out = reader(rig.path("out"))
+    async with rig.open(stdout=rig.path("out"), terminal=True) as stdio:
+        process = send_terminal(stdio)
+        os.set_blocking(process.number, False)
+        await stdio.started()
+        text = b"".join(b"%07d\n" % i for i in range(1 << 19))  # more than all of it holds
+        written = 0
+        with trio.move_on_after(0.5):
+            while True:  # until the fifo, the shim and the terminal are full
+                with contextlib.suppress(BlockingIOError):
+                    written += os.write(process.number, text[written : written + 4096])
+                await trio.testing.wait_all_tasks_blocked()
+        process.close()
+        stdio.exited()
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(5):
+            assert await read_all(out) == text[:written]
