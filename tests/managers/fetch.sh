@@ -1,18 +1,39 @@
 #!/usr/bin/env bash
-# Other Debian releases' containerd, unpacked below the cache and not installed: the
-# managers that tests/e2e/test_managers.py runs.  Fetched once: 85 MB, half a minute.
+# The managers and runtimes of three Debian releases, unpacked below the cache and not
+# installed: what tests/docker and tests/e2e/test_managers.py run.  Fetched once: 190 MB
+# over the net, 540 MB on disk, a minute.
 #
-#   tests/managers/fetch.sh [SUITE...]     (trixie sid: containerd 1.7 and 2)
+#   tests/managers/fetch.sh [SUITE...]     (bookworm trixie sid)
 #
-# Then .cache/managers/SUITE/usr/bin has containerd and ctr.  They are Go programs that
-# run on an older release; fetching again is removing that directory.
+#   trixie, sid    containerd 1.7 and 2 with ctr, dockerd 26 and 28 with docker
+#   bookworm       dockerd 20.10 with docker, tini-static, crun, runsc
+#
+# Then .cache/managers/SUITE/usr has bin and sbin.  They run on an older release, being Go
+# programs or bookworm's; sid's move on.  What is there stays: fetching again is removing
+# that directory.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 cache=$PWD/.cache/managers
-[ $# -gt 0 ] || set -- trixie sid
+[ $# -gt 0 ] || set -- bookworm trixie sid
 
 retry() {
     "$@" || { sleep 3; "$@"; } || { sleep 10; "$@"; }
+}
+
+packages() {
+    case $1 in
+    bookworm) echo docker.io libdevmapper1.02.1 tini crun libyajl2 runsc ;;
+    *) echo containerd docker.io docker-cli ;;
+    esac
+}
+
+# What a suite's directory lacks.  One without a list is of the time when all was containerd.
+missing() {
+    local done=" $(cat "$cache/$1/packages" 2>/dev/null || true) " package
+    [ "$done" != "  " ] || [ ! -x "$cache/$1/usr/bin/ctr" ] || done=" containerd "
+    for package in $(packages "$1"); do
+        [[ $done == *" $package "* ]] || echo "$package"
+    done
 }
 
 # The Debian mirror that the machine itself uses; empty before its first `apt-get update`.
@@ -22,29 +43,67 @@ mirror() {
         awk '$2 !~ /[-\/]/ && $3 == "main" && $4 == "Debian" && !found { print found = $1 }'
 }
 
+# A program whose libraries the machine may not have finds them in its own suite.
+wrap() {
+    [ -e "$1" ] || return 0
+    mkdir -p "$work/root/usr/real"
+    mv "$1" "$work/root/usr/real/"
+    cat >"$1" <<WRAPPER
+#!/bin/sh
+export LD_LIBRARY_PATH="$cache/$suite/usr/lib"
+exec "$cache/$suite/usr/real/$(basename "$1")" "\$@"
+WRAPPER
+    chmod +x "$1"
+}
+
+# Both together: what a list names may be gone from the mirror an hour later.
+download() {
+    apt-get "${apt[@]}" update >&2 &&
+        # shellcheck disable=SC2086  # one word a package
+        (cd "$work/cache" && apt-get "${apt[@]}" download $wanted >&2)
+}
+
 fetch() {
-    local suite=$1 work uri
-    [ -x "$cache/$suite/usr/bin/ctr" ] && return
+    local suite=$1 work=$cache/$1.new uri wanted deb
+    wanted=$(missing "$suite" | xargs)
+    [ -n "$wanted" ] || return 0
     uri=$(mirror)
     [ -n "$uri" ] || { retry apt-get -qq update >&2; uri=$(mirror); }
     [ -n "$uri" ] || { echo "no Debian mirror in the apt sources" >&2; return 1; }
-    echo "== containerd of $suite" >&2
-    work=$cache/$suite.new
+    echo "== of $suite: $wanted" >&2
     rm -rf "$work"
-    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root"
+    mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/root" "$work/lib"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main" \
         >"$work/sources.list"
     local apt=(-qq -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=-
         -o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work/cache"
+        -o Dir::State::status=/dev/null
         -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3)
-    retry apt-get "${apt[@]}" update >&2
-    (cd "$work/cache" && retry apt-get "${apt[@]}" download containerd >&2)
-    dpkg-deb -x "$work"/cache/containerd_*.deb "$work/root"
-    "$work/root/usr/bin/containerd" --version >&2
-    mv -T "$work/root" "$cache/$suite"
+    retry download
+    for deb in "$work"/cache/*.deb; do
+        dpkg-deb -x "$deb" "$work/root"
+    done
+    # Programs and libraries, without what comes with them and is not run here.
+    find "$work/root" -name '*.so.*' -exec mv -t "$work/lib" {} +
+    rm -rf "$work/root/usr/lib" "$work/root/usr/share"
+    find "$work/root/usr" \( -name docker-proxy -o -name dnet -o -name ovrouter \
+        -o -name containerd-stress -o -name cli-plugins -o -name containerd-shim -o -name 'containerd-shim*v1' \) \
+        -prune -exec rm -r {} +
+    mv "$work/lib" "$work/root/usr/lib"
+    if [ "$suite" = bookworm ]; then
+        wrap "$work/root/usr/sbin/dockerd"
+        wrap "$work/root/usr/bin/crun"
+    fi
+    # Beside what is there, or over it: it may be running, so it is not written to.
+    mkdir -p "$cache/$suite"
+    cp -a --remove-destination "$work/root/usr" "$cache/$suite/"
+    echo "$(packages "$suite")" >"$cache/$suite/packages"
     rm -rf "$work"
 }
 
+mkdir -p "$cache"
+exec 9>"$cache/lock"
+flock 9
 for suite; do
     fetch "$suite"
 done

@@ -1,0 +1,132 @@
+"""One dockerd of each generation, one after the other; after each test nothing may be left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docker.docker import IMAGE, Docker
+from tests.docker.dockerd import Dockerd
+from tests.docker.leftovers import NAMESPACE, wait_nothing_left
+from tests.e2e.image import BUSYBOX, make_rootfs
+from tests.e2e.leftovers import (
+    cgroup_parents,
+    fifos,
+    fork_servers,
+    mounts,
+    processes,
+    sockets,
+)
+from tests.e2e.waiting import wait_until
+from tests.matrix import record_manager
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_LOG = 6000  # bytes of dockerd's log that a failure shows
+_log_start = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session", params=["bookworm", "trixie", "sid"])
+def _session_docker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Docker]:
+    with open_dockerd(tmp_path_factory.mktemp("image"), request.param) as daemon:
+        yield Docker(daemon)
+
+
+@contextmanager
+def open_dockerd(scratch: Path, suite: str) -> Iterator[Dockerd]:
+    """Run the dockerd of ``suite``, with the image, for the block."""
+    # Not pytest's own directory: socket paths are short.
+    root = Path(tempfile.mkdtemp(prefix="dkr", dir="/run"))
+    (root / "cid").mkdir()
+    daemon = Dockerd(root, suite)
+    try:
+        missing = daemon.missing()
+        if os.geteuid() != 0 or missing or not BUSYBOX.exists():
+            pytest.skip(f"needs root, busybox and docker of {suite}; missing: {missing}")
+        daemon.start()
+        make_rootfs(scratch / "rootfs")
+        _import_image(Docker(daemon), scratch / "rootfs")
+        yield daemon
+    finally:
+        if daemon.running:
+            _force_clean(Docker(daemon))
+        daemon.stop()
+        _remove(root)
+
+
+def _import_image(docker: Docker, rootfs: Path) -> None:
+    tar = subprocess.run(["tar", "-C", rootfs, "-c", "."], capture_output=True, check=True)
+    result = docker("import", "-c", "ENV PATH=/bin", "-", IMAGE, stdin=tar.stdout)
+    assert result.code == 0, result
+
+
+def _remove(root: Path) -> None:
+    """Take away what is meant to outlive a container, and see that it goes."""
+    servers = fork_servers(str(root))
+    for pid in servers:
+        os.kill(pid, signal.SIGTERM)
+    wait_until("the fork server is gone", lambda: not fork_servers(str(root)))
+    for point in reversed(mounts(str(root))):
+        subprocess.run(["umount", point], timeout=10, check=True)
+    for parent in cgroup_parents(root.name):
+        with suppress(FileNotFoundError):
+            parent.rmdir()
+    shutil.rmtree(root)
+    assert len(servers) <= 1, "one manager needs one fork server"
+
+
+@pytest.fixture
+def docker(_session_docker: Docker, request: pytest.FixtureRequest) -> Iterator[Docker]:
+    """Return the command; after the test delete what it started and look for what is left."""
+    docker = _session_docker
+    daemon = docker.dockerd
+    record_manager(request, f"dockerd {daemon.release}")
+    request.node.stash[_log_start] = daemon.log.stat().st_size
+    yield docker
+    if not daemon.running:
+        daemon.start()
+    docker.remove_all()
+    if left := wait_nothing_left(docker):
+        _force_clean(docker)  # the next test has done nothing wrong
+        pytest.fail("left behind:\n" + "\n".join(left))
+    docker.ids.clear()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    docker = getattr(item, "funcargs", {}).get("docker")
+    if report.failed and isinstance(docker, Docker) and docker.dockerd.log.exists():
+        daemon = docker.dockerd
+        text = daemon.log.read_bytes()[item.stash.get(_log_start, 0) :][-_LOG:]
+        report.sections.append((f"dockerd {daemon.version}'s log", text.decode(errors="replace")))
+    return report
+
+
+def _force_clean(docker: Docker) -> None:
+    """Kill and unmount what a failed test left, so that it fails alone."""
+    daemon = docker.dockerd
+    for pid, _line in list(processes(str(daemon.root), daemon.cgroup_parent, daemon.pids)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for point in reversed(mounts(str(daemon.root))):
+        if point != f"{daemon.root}/data":
+            subprocess.run(["umount", "-l", point], timeout=10, check=False)
+    for path in [
+        *fifos(daemon.root / "exec"),
+        *sockets(str(daemon.containerd_address), NAMESPACE, docker.find_ids()),
+    ]:
+        path.unlink()

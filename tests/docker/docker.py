@@ -1,0 +1,121 @@
+"""docker, the command, with a bound on every call."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.e2e.ctr import Result
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.docker.dockerd import Dockerd
+
+IMAGE = "bb"
+CALL = 60  # s; far more than any call takes on a busy machine
+
+
+@dataclass
+class Docker:
+    dockerd: Dockerd
+    ids: list[str] = field(default_factory=list)  # of all containers ever made, as far as known
+    _count: int = 0
+
+    def argv(self, *args: str | Path) -> list[str | Path]:
+        daemon = self.dockerd
+        config, host = daemon.root / "client", f"unix://{daemon.address}"
+        return [daemon.bin / "docker", "--config", config, "--host", host, *args]
+
+    def __call__(self, *args: str | Path, stdin: bytes = b"", timeout: float = CALL) -> Result:
+        done = subprocess.run(
+            self.argv(*args), input=stdin, capture_output=True, timeout=timeout, check=False
+        )
+        return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+
+    def ok(self, *args: str | Path, timeout: float = CALL) -> str:
+        """Make a call that must succeed; return what it printed, without the last newline."""
+        result = self(*args, timeout=timeout)
+        assert result.code == 0, f"docker {args}: {result}"
+        return result.text.removesuffix("\n")
+
+    def new_name(self) -> str:
+        self._count += 1
+        return f"c{self._count:02}"
+
+    def run_args(self, *args: str | Path) -> list[str | Path]:
+        """Return ``docker run`` of ``FLAGS... -- COMMAND...``; runtime and image are ours."""
+        at = args.index("--")
+        cid = self.dockerd.root / "cid" / self.new_name()
+        fixed = ["--network", "none", "--runtime", self.dockerd.runtimes[0]]
+        return ["run", "--cidfile", cid, *fixed, *args[:at], IMAGE, *args[at + 1 :]]
+
+    def run(self, *args: str | Path, stdin: bytes = b"", timeout: float = CALL) -> Result:
+        return self(*self.run_args(*args), stdin=stdin, timeout=timeout)
+
+    def sh(self, script: str, *flags: str | Path, stdin: bytes = b"") -> Result:
+        """Run ``script`` in the foreground; nothing is kept of the container."""
+        return self.run("--rm", *flags, "--", "sh", "-c", script, stdin=stdin)
+
+    def start(self, *command: str, flags: tuple[str | Path, ...] = ()) -> str:
+        """Start a detached container and return its name."""
+        name = self.new_name()
+        result = self.run("-d", "--name", name, *flags, "--", *command)
+        assert result.code == 0, result
+        return name
+
+    def exec(self, container: str, *command: str, stdin: bytes | None = None) -> Result:
+        flags = [] if stdin is None else ["-i"]
+        return self("exec", *flags, container, *command, stdin=stdin or b"")
+
+    def inspect(self, container: str) -> Any:
+        """Return what docker knows of ``container``, as it says it."""
+        return json.loads(self.ok("inspect", container))[0]
+
+    def state(self, container: str) -> Any:
+        return self.inspect(container)["State"]
+
+    def pid(self, container: str) -> int:
+        return int(self.state(container)["Pid"])
+
+    def wait_exit(self, container: str) -> int:
+        """Return the exit code of ``container`` once it has stopped for good."""
+
+        def stopped() -> list[int]:
+            state = self.state(container)
+            return [state["ExitCode"]] if state["Status"] in {"exited", "dead"} else []
+
+        return wait_until(f"{container} has ended", stopped, CALL)[0]
+
+    def logs(self, container: str) -> str:
+        return self.ok("logs", container)
+
+    def find_ids(self) -> list[str]:
+        """Return the full ids of all containers of this dockerd so far, gone or not."""
+        for path in (self.dockerd.root / "cid").iterdir():
+            self.ids.append(path.read_text())
+            path.unlink()
+        return self.ids
+
+    def remove_all(self) -> None:
+        """Kill and delete whatever a test left, through the API."""
+        self.find_ids()
+        if names := self.ok("ps", "-aq", "--no-trunc").split():
+            self("rm", "-f", "-v", *names)
+
+
+@contextmanager
+def attached(docker: Docker, *args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A call that goes on beside the block, with pipes; killed on the way out."""
+    with subprocess.Popen(
+        docker.argv(*args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -1,0 +1,207 @@
+"""A dockerd of the tests' own, with the containerd it starts: run, killed, restarted, stopped.
+
+tests/managers/fetch.sh gets three generations.  From 23 on dockerd takes the name of a
+shim as a runtime; 20.10 knows only its own, so there our executable is found first on
+PATH under that one's file name.
+
+Everything lies below one short private directory, except for what a shim puts under
+/run/containerd whoever its manager is.  dockerd keeps containers through its own death
+(live-restore), has no network and makes its cgroups below a parent of the tests' own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.e2e.ctr import RUNTIME, STOCK
+from tests.e2e.test_lifecycle import alive
+from tests.e2e.waiting import wait_until
+
+FETCHED = Path(__file__).parent.parent.parent / ".cache/managers"
+EXECUTABLE = Path(sys.executable).parent / "containerd-shim-trio-v2"
+GO_NAME = "containerd-shim-runc-v2"
+
+
+@dataclass
+class Dockerd:
+    root: Path
+    suite: str  # the Debian release it is from
+    version: str = field(default="", init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def bin(self) -> Path:
+        return FETCHED / self.suite / "usr/bin"
+
+    @property
+    def old(self) -> bool:
+        """Tell whether it can run a shim only under the stock one's file name."""
+        return self.suite == "bookworm"
+
+    @property
+    def release(self) -> str:
+        """Return its version without what Debian adds."""
+        return self.version.split("+")[0]
+
+    @property
+    def major(self) -> int:
+        return int(self.version.split(".")[0])
+
+    @property
+    def runtimes(self) -> list[str]:
+        """Return every way this version has to choose our shim; the first is the usual one."""
+        if self.old:
+            return ["runc"]
+        return [RUNTIME] if RUNTIME == STOCK else [RUNTIME, "named", "path"]
+
+    @property
+    def address(self) -> Path:
+        return self.root / "docker.sock"
+
+    @property
+    def containerd_address(self) -> Path:
+        return self.root / "exec/containerd/containerd.sock"
+
+    @property
+    def cgroup_parent(self) -> str:
+        return self.root.name
+
+    @property
+    def stand_in(self) -> Path:
+        return self.root / "bin" / GO_NAME
+
+    @property
+    def runc(self) -> Path:
+        """Return an OCI runtime that notes how it is called: the runtime "noted" uses it."""
+        return self.root / "bin/noted-runc"
+
+    @property
+    def runc_log(self) -> Path:
+        return self.root / "runc.log"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def pids(self) -> set[int]:
+        """Return dockerd's pid and its containerd's."""
+        assert self._process is not None, "dockerd is not running"
+        return {self._process.pid, self.containerd_pid}
+
+    @property
+    def containerd_pid(self) -> int:
+        return int(self._pid_file.read_text())
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.root / "exec/containerd/containerd.pid"
+
+    def missing(self) -> list[str]:
+        """Name what this machine lacks for it."""
+        path = self._environ["PATH"]
+        tools = ("dockerd", "docker", "containerd", "runc", "iptables")
+        return [tool for tool in tools if shutil.which(tool, path=path) is None]
+
+    @property
+    def _environ(self) -> dict[str, str]:
+        own = [self.root / "bin", self.bin, self.bin.with_name("sbin")]
+        path = [*map(str, own), str(EXECUTABLE.parent), os.environ["PATH"]]
+        return os.environ | {
+            "PATH": ":".join(path),
+            "TRIO_SHIM_FORKSERVER": "on",
+            "TRIO_SHIM_FORKSERVER_DIR": str(self.root / "f"),
+        }
+
+    def start(self) -> None:
+        self._write_config()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["dockerd", "--config-file", self.root / "daemon.json"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environ,
+                start_new_session=True,
+            )
+        self.version = wait_until("dockerd answers", self._answer, 60)
+
+    def kill(self) -> None:
+        """End it and its containerd the way a crash of both does."""
+        containerd = self.containerd_pid
+        self._end(signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it dies with its parent in some versions
+            os.kill(containerd, signal.SIGKILL)
+        wait_until("containerd is gone", lambda: not alive(containerd))
+        # Each would take a process that has its old number for itself.
+        for file in (self._pid_file, self.root / "docker.pid"):
+            file.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def _end(self, sig: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(sig)
+        self._process.wait(60)
+        self._process = None
+
+    def _answer(self) -> str:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-4000:]
+        ask = ["--host", f"unix://{self.address}", "version", "-f", "{{.Server.Version}}"]
+        done = subprocess.run(
+            [self.bin / "docker", *ask], capture_output=True, text=True, timeout=20, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    def _write_config(self) -> None:
+        config = {
+            "data-root": str(self.root / "data"),
+            "exec-root": str(self.root / "exec"),
+            "pidfile": str(self.root / "docker.pid"),
+            "hosts": [f"unix://{self.address}"],
+            "bridge": "none",
+            "iptables": False,
+            "ip6tables": False,
+            "userland-proxy": False,
+            "storage-driver": "overlay2",
+            "live-restore": True,
+            "cgroup-parent": f"/{self.cgroup_parent}",
+            "init-path": str(FETCHED / "bookworm/usr/bin/tini-static"),
+            "debug": True,
+        }
+        self.stand_in.parent.mkdir(exist_ok=True)
+        self.runc.write_text(f"""#!/bin/sh\necho "$*" >>{self.runc_log}\nexec runc "$@"\n""")
+        self.runc.chmod(0o755)
+        if not self.old:
+            # Options of a shim that is not the stock one are in a file that docker only names.
+            file = self.root / "options.toml"
+            file.write_text(f'BinaryName = "{self.runc}"\nRoot = "{self.root}/state"\n')
+            config["runtimes"] = {
+                "named": {"runtimeType": RUNTIME},
+                "path": {"runtimeType": str(EXECUTABLE)},
+                "noted": {"runtimeType": RUNTIME, "options": {"ConfigPath": str(file)}},
+            }
+        else:
+            config["runtimes"] = {"noted": {"path": str(self.runc)}}
+            if RUNTIME != STOCK and not self.stand_in.exists():
+                self.stand_in.symlink_to(EXECUTABLE)
+        (self.root / "daemon.json").write_text(json.dumps(config))

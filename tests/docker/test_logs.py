@@ -1,0 +1,47 @@
+"""``docker logs`` and ``docker attach`` under each dockerd."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docker.docker import attached
+
+if TYPE_CHECKING:
+    from tests.docker.docker import Docker
+
+pytestmark = pytest.mark.e2e
+SCENARIO = "Logging"
+
+
+def test_logs_are_there_after_the_fact_with_the_streams_apart(docker: Docker) -> None:
+    name = docker.start("sh", "-c", "seq 1 20000; echo err >&2; printf unfinished")
+    assert docker.wait_exit(name) == 0
+    result = docker("logs", name)
+    assert result.text == "".join(f"{number}\n" for number in range(1, 20001)) + "unfinished"
+    assert result.err == "err\n"
+
+
+def test_logs_are_followed_to_the_end(docker: Docker) -> None:
+    name = docker.start("sh", "-c", "echo one; read go; echo two; exit 2", flags=("-i",))
+    with attached(docker, "logs", "-f", name) as logs:
+        assert logs.stdout is not None
+        assert logs.stdout.readline() == b"one\n"
+        assert docker("attach", name, stdin=b"go\n").code == 2
+        assert logs.stdout.read() == b"two\n"
+        assert logs.wait(30) == 0
+
+
+def test_two_clients_see_the_same_output(docker: Docker) -> None:
+    script = "while ! test -e /go; do echo wait; sleep 0.05; done; seq 1 1000; exit 3"
+    name = docker.start("sh", "-c", script)
+    with attached(docker, "attach", name) as one, attached(docker, "attach", name) as two:
+        for client in (one, two):
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"wait\n"
+        assert docker.exec(name, "touch", "/go").code == 0
+        for client in (one, two):
+            out, _err = client.communicate(timeout=30)
+            assert client.returncode == 3
+            assert out.replace(b"wait\n", b"").split() == [b"%d" % n for n in range(1, 1001)]
