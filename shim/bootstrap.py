@@ -30,23 +30,31 @@ from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import ConnectRequest, DeleteResponse
 from shim.cgroup.find import cgroup_at
+from shim.container.abandoned import kill_abandoned
 from shim.container.bundle import Bundle, checked_id
 from shim.container.options import Options
-from shim.errors import ExistsError, ShimError, TimedOutError, UnavailableError
+from shim.errors import ExistsError, InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import libc, sockets
 from shim.linux.mounts import unmount_all
 from shim.reaper import open_reaper
-from shim.runc.driver import Runc
+from shim.runc.driver import LIMIT, Runc
 from shim.ttrpc.client import open_channel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.config import Flags, Invocation
 
-# Seconds for a new daemon to serve, and for a running one to say what it speaks.
+# Seconds for a new daemon to serve, and for a running one, which may be about to,
+# to say what it speaks.
 READY = 10.0
-ASK = 2.0
-# Seconds ``delete`` takes at most: containerd kills it after five.
-DELETE = 4.5
+ASK = 5.0
+# Shims of one pod that may end just when they are asked.
+ATTEMPTS = 5
+# Seconds the runtime has to delete a container, and all of ``delete`` then takes
+# at most: containerd kills it after five, in which the interpreter has to start too.
+RUNTIME = 2.5
+DELETE = 3.5
 # What the manager is told of a container that ended without a witness: it was
 # killed, by us if by nobody else.
 KILLED = 128 + signal.SIGKILL
@@ -102,7 +110,7 @@ def start(invocation: Invocation, title: str) -> int:
         become_daemon(invocation, title, Caller(1, 2, writer, manager))
     os.close(writer)
     try:
-        said = _read_until(reader, READY)
+        said, _ = _read_until(reader, READY)
     finally:
         os.close(reader)
     if said:
@@ -127,12 +135,14 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
             caller.answer(answer)
         else:
             try:
-                serving, caller = _detach(invocation, listener, caller, title)
+                serving, caller = _detach(invocation, listener, caller)
+                _settle(invocation, caller.manager, title)
                 settings = daemon.Settings(
                     namespace=invocation.namespace,
                     id=invocation.id,
                     ttrpc_address=invocation.ttrpc_address,
                     socket_path=sockets.socket_path(address),
+                    limit=invocation.runtime_timeout or LIMIT,
                 )
 
                 def ready() -> None:
@@ -167,12 +177,29 @@ def _bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
         config.group or invocation.id,
         invocation.socket_dir,
     )
-    try:
-        listener, version = sockets.listen(address), 3
-    except ExistsError:
-        listener, version = None, _spoken_version(address) if invocation.modern else 2
+    listener, version = _listen_or_join(address, invocation)
     Path("address").write_text(address)
     return address, listener, version
+
+
+def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket | None, int]:
+    """Return the listener, or None if a shim serves ``address``, and the version spoken there.
+
+    :raises TimedOutError: a shim that hangs is there, and the caller must know what it speaks.
+    """
+    for _ in range(ATTEMPTS):
+        try:
+            return sockets.listen(address), 3
+        except ExistsError:
+            try:
+                return None, _spoken_version(address)
+            except TimedOutError:
+                if invocation.modern:
+                    raise
+                return None, 2
+            except UnavailableError:
+                continue  # it ended after we had looked: its address would lead nowhere
+    raise UnavailableError(f"every shim at {address} went away at once; see the manager's log")
 
 
 def _answer(invocation: Invocation, address: str, version: int) -> bytes:
@@ -199,20 +226,20 @@ def _spoken_version(address: str) -> int:
         raise TimedOutError(f"the shim at {address} does not answer; end it and retry") from None
 
 
-def _read_until(fd: int, seconds: float) -> bytes:
-    """Read to the end, or what came within ``seconds``."""
+def _read_until(fd: int, seconds: float) -> tuple[bytes, bool]:
+    """Read what comes within ``seconds``; say whether the end came too."""
     deadline = time.monotonic() + seconds
     data = b""
     while select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
         chunk = os.read(fd, 4096)
         if not chunk:
-            break
+            return data, True
         data += chunk
-    return data
+    return data, False
 
 
 def _detach(
-    invocation: Invocation, listener: socket.socket, caller: Caller, title: str
+    invocation: Invocation, listener: socket.socket, caller: Caller
 ) -> tuple[socket.socket, Caller]:
     """Leave everything the launcher came with; return what was kept under its new numbers."""
     os.setsid()
@@ -228,6 +255,14 @@ def _detach(
     log.configure(2, invocation.level)
     if invocation.warning:
         log.warning(invocation.warning)
+    return socket.socket(fileno=_LISTENER), Caller(*_CALLER, caller.manager)
+
+
+def _settle(invocation: Invocation, manager: int, title: str) -> None:
+    """Become what a daemon is to the kernel.
+
+    Only after :func:`_detach`, since what fails here is told through the caller's new fds.
+    """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -237,12 +272,11 @@ def _detach(
     libc.set_title([title, *words, "-address", invocation.grpc_address])
     with suppress(OSError):  # a kernel without huge pages has none to keep away
         libc.disable_thp()
-    _adjust_oom_score(caller.manager)
+    _adjust_oom_score(manager)
     _join_cgroup(invocation)
     if invocation.sched_core:
         _isolate_core()
     os.chdir("/")
-    return socket.socket(fileno=_LISTENER), Caller(*_CALLER, caller.manager)
 
 
 def _open_log() -> int:
@@ -271,7 +305,11 @@ def _adjust_oom_score(manager: int) -> None:
 def _join_cgroup(invocation: Invocation) -> None:
     path = Options.decode(invocation.options).shim_cgroup
     if path:
-        cgroup_at(path).add(os.getpid())
+        try:
+            cgroup_at(path).add(os.getpid())
+        except OSError as exc:
+            text = f"the shim cannot join cgroup {path[:200]!r}: {exc.strerror}"
+            raise InvalidError(text) from None
 
 
 def _isolate_core() -> None:
@@ -284,20 +322,68 @@ def _isolate_core() -> None:
 def delete(flags: Flags) -> bytes:
     """Clean up after a container whose shim is gone, or never was; return a DeleteResponse.
 
-    Says the same however often it is called.  What cannot be cleaned is logged
-    on stderr, which the manager copies into its log.
+    Says the same however often it is called, and in time whatever hangs.  What
+    cannot be cleaned is logged on stderr, which the manager copies into its log.
 
     :raises InvalidError: the flags name no container.
     """
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
-    options = Options.read(bundle.path / "options.json")
-    runtime = options.runtime(flags.namespace)
+    reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
+    _in_time(lambda: _clean_up(flags, bundle), flags.id)
+    reply.exited_at.GetCurrentTime()
+    return reply.SerializeToString()
+
+
+def _in_time(work: Callable[[], None], id_: str) -> None:
+    """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
+
+    A runtime or an unmount that waits for a dead disk cannot even be killed.
+    """
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError as exc:
+        os.close(reader)
+        os.close(writer)
+        log.warning("the clean-up is not bounded: no process to be had", id=id_, error=exc)
+        work()
+        return
+    if pid == 0:
+        try:
+            # The manager waits for the end of our output, so that is not held here.
+            null = os.open(os.devnull, os.O_RDWR)
+            for number, fd in enumerate((null, null, writer)):
+                os.dup2(fd, number)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            work()
+        except BaseException as exc:
+            log.crash("the clean-up failed", exc, id=id_)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        said, ended = _read_until(reader, DELETE)
+    finally:
+        os.close(reader)
+    with suppress(OSError):
+        os.write(2, said)
+    if not ended:
+        log.warning("the clean-up is not done yet: something hangs", id=id_)
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # whoever started us may have SIGCHLD ignored
+        os.waitpid(pid, 0 if ended else os.WNOHANG)
+
+
+def _clean_up(flags: Flags, bundle: Bundle) -> None:
+    # The container ends first, so that no runtime that hangs keeps it alive.
+    kill_abandoned(bundle, flags.id)
+    runtime = Options.read(bundle.path / "options.json").runtime(flags.namespace)
     if _has_state(Path(runtime.root), flags.id):
 
         async def force() -> None:
             async with open_reaper() as reaper:
-                await Runc(runtime, reaper, DELETE).run("delete", "--force", flags.id)
+                await Runc(runtime, reaper, RUNTIME).run("delete", "--force", flags.id)
 
         try:
             trio.run(force)
@@ -308,15 +394,12 @@ def delete(flags: Flags) -> bytes:
     except (ShimError, OSError) as exc:
         log.warning("the rootfs is still mounted", id=flags.id, error=exc)
     _remove_dead_socket(bundle)
-    reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
-    reply.exited_at.GetCurrentTime()
-    return reply.SerializeToString()
 
 
 def _bundle_of(flags: Flags) -> Path:
-    here = Path.cwd()
     if flags.bundle:
         return Path(flags.bundle)
+    here = Path.cwd()
     sibling = here.parent / flags.id
     return sibling if sibling.is_dir() else here
 

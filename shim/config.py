@@ -9,6 +9,7 @@ Source: containerd pkg/shim/shim.go parseFlags and compat.go.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -116,6 +117,8 @@ class Invocation:
     ``modern`` says that the caller wrote BootstrapParams, so it takes a
     protobuf answer of version 3.  ``options`` is the runtime's, or None.
     ``warning`` is something for the shim's log, which is not open yet.
+    ``runtime_timeout`` is how many seconds one command of the runtime may take,
+    None where the environment does not say.
     """
 
     namespace: str
@@ -128,6 +131,7 @@ class Invocation:
     sched_core: bool = False
     options: AnyMessage | None = None
     warning: str = ""
+    runtime_timeout: float | None = None
 
 
 def invocation_of(
@@ -135,7 +139,8 @@ def invocation_of(
 ) -> Invocation:
     """Put together what a call of ``start`` means.
 
-    :raises InvalidError: it lacks a namespace or an id.
+    :raises InvalidError: it lacks a namespace or an id, or the environment has
+        a timeout that is none.
     """
     for name in ("namespace", "id"):
         if not getattr(flags, name):
@@ -148,6 +153,7 @@ def invocation_of(
         level=log.DEBUG if flags.debug else log.INFO,
         sched_core=bool(environ.get("SCHED_CORE")),
         warning=warning,
+        runtime_timeout=_seconds(environ, "TRIO_SHIM_RUNTIME_TIMEOUT"),
     )
     params = _bootstrap_params(stdin, flags)
     if params is None:
@@ -162,6 +168,17 @@ def invocation_of(
         modern=True,
         options=_runc_options(params),
     )
+
+
+def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+    """Return the time ``name`` is set to, None if it is not set or empty."""
+    text = environ.get(name, "")
+    if not text:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < float("inf"):
+            return seconds
+    raise InvalidError(f"{name} is a number of seconds greater than 0, not {text!r}")
 
 
 def _bootstrap_params(stdin: bytes, flags: Flags) -> BootstrapParams | None:

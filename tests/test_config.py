@@ -134,3 +134,18 @@ def test_params_for_another_container_are_not_trusted() -> None:
 def test_start_needs_a_namespace_and_an_id(flags: Flags) -> None:
     with pytest.raises(InvalidError):
         invocation_of(flags, {}, b"")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", None), ("30", 30.0), ("0.5", 0.5)])
+def test_the_environment_bounds_a_runtime_command(text: str, seconds: float | None) -> None:
+    environ = {"TRIO_SHIM_RUNTIME_TIMEOUT": text}
+    found = invocation_of(Flags(namespace="default", id="c1"), environ, b"")
+    assert found.runtime_timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
+def test_a_timeout_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(InvalidError, match="TRIO_SHIM_RUNTIME_TIMEOUT is a number"):
+        invocation_of(
+            Flags(namespace="default", id="c1"), {"TRIO_SHIM_RUNTIME_TIMEOUT": text}, b""
+        )

@@ -56,7 +56,7 @@ async def test_it_is_idempotent(rig: Rig) -> None:
     created = await rig.run(task, bundle)
     os.kill(rig.daemons[0], signal.SIGKILL)
     await wait_gone(rig.daemons)
-    for _ in range(3):
+    for _ in range(10):
         assert delete(rig, bundle).pid == created.pid
 
 
@@ -91,17 +91,6 @@ async def test_the_bundle_is_found_beside_the_working_directory_too(rig: Rig) ->
     os.kill(rig.daemons[0], signal.SIGKILL)
     done = rig.run_shim(elsewhere, "-id", "c1", "delete")
     assert DeleteResponse.FromString(done.stdout).pid == created.pid
-
-
-async def test_a_runtime_that_hangs_does_not_hold_it(rig: Rig) -> None:
-    flag = rig.root / "hang"
-    wrapper = rig.wrapper("hanging", f'[ -e {flag} ] && exec sleep 1000\nexec runc "$@"')
-    bundle = rig.bundle("c1", "sleep", "1000")
-    task = await rig.start(bundle)
-    await rig.run(task, bundle, options=rig.options(binary_name=wrapper))
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    flag.touch()
-    delete(rig, bundle)
 
 
 def own_rootfs(config: dict[str, dict[str, str]]) -> None:
