@@ -20,6 +20,7 @@ import signal
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -39,6 +40,10 @@ _RESET = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 # wait for yet, and how long to look: its parent is a runtime about to exit.
 _ORPHAN_PAUSE = 0.01
 _ORPHAN_PATIENCE = 10
+
+# Where stat's flags are, counted after the name; include/linux/sched.h.
+_FLAGS = 6
+_PF_EXITING = 0x4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,14 @@ class Child:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             raise NotFoundError("process already finished: not found") from None
+
+    def is_ending(self) -> bool:
+        """Whether it has ended, or is past return.
+
+        The first process of a pid namespace ends only once everything in there
+        has been waited for; until then its pidfd says nothing of it.
+        """
+        return self.exit is not None or _is_exiting(self.pid)
 
     def _settle(self, exit_: Exit) -> None:
         self.exit = exit_
@@ -179,7 +192,8 @@ class Reaper:
         """Kill what a failed runtime left behind, if ``pid`` is that: an unknown child of ours.
 
         A runtime that cleaned up after itself has freed the pid, which may be
-        anybody's by now; then nothing happens.  0 is nobody.
+        anybody's by now; then nothing happens.  0 is nobody.  What was killed is
+        waited for at once, whatever other births are under way.
         """
         if not pid or pid in self._children:
             return
@@ -194,6 +208,7 @@ class Reaper:
             return
         finally:
             os.close(pidfd)
+        self._watch(pid)
 
     def _watch(self, pid: int) -> Child:
         try:
@@ -292,6 +307,19 @@ async def open_reaper() -> AsyncIterator[Reaper]:
 
 def _dup_above(fd: int, floor: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
+
+
+def _is_exiting(pid: int) -> bool:
+    """Say whether every thread of ``pid``, which nobody has waited for, is past return."""
+    try:
+        # One thread may go and the others stay, the first one not excepted.
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
+            if not int(fields[_FLAGS]) & _PF_EXITING:
+                return False
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread ended while we looked; ask again
+    return True
 
 
 def _is_gone(pidfd: int) -> bool:

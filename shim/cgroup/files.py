@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ _ABSENT = frozenset(
 # Looks at a group until nobody new is found there.  A process with a pending
 # SIGKILL cannot fork, so that a few looks are enough even for a fork bomb.
 _ROUNDS = 50
+# Processes of a group that are held by pidfd at a time.
+_HELD = 64
 
 
 def read_file(path: str) -> str | None:
@@ -121,13 +124,28 @@ def signal_each(find: Callable[[], list[int]], number: int) -> None:
     """Signal every process ``find`` finds, until it finds no new one."""
     done: set[int] = set()
     for _ in range(_ROUNDS):
-        found = set(find()) - done
+        found = sorted(set(find()) - done)
         if not found:
             return
-        for pid in found:
+        for start in range(0, len(found), _HELD):
+            _signal_held(found[start : start + _HELD], find, number)
+        done |= set(found)
+
+
+def _signal_held(pids: list[int], find: Callable[[], list[int]], number: int) -> None:
+    # A pid may have become somebody else's before its pidfd was opened.  What is
+    # found once more after that is what is held.
+    held: dict[int, int] = {}
+    try:
+        for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        done |= found
+                held[pid] = os.pidfd_open(pid)
+        for pid in held.keys() & set(find()):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(held[pid], number)
+    finally:
+        for fd in held.values():
+            os.close(fd)
 
 
 def make_group(directory: str) -> None:

@@ -53,6 +53,18 @@ class CgroupV1:
         files.check_foreign(self.pids(), self._main())
         files.signal_each(self.pids, number)
 
+    def is_frozen(self) -> bool:
+        """Whether a freezer holds the group, so that even SIGKILL waits for a thaw.
+
+        In a group of version 2 it does not.  What cannot be told is not frozen.
+        """
+        directory = self.directories.get("freezer")
+        try:
+            state = files.read_file(f"{directory}/freezer.state") if directory else None
+        except OSError:  # no fd left, say; the signal needs none
+            return False
+        return (state or "").strip() in ("FREEZING", "FROZEN")
+
     def add(self, pid: int) -> None:
         """Move ``pid`` into the group in every hierarchy, creating it where missing.
 

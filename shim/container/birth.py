@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
+
+import trio
+
+from shim.errors import WrongStateError
 
 if TYPE_CHECKING:
     from shim.container.bundle import Bundle
+    from shim.container.host import Host
     from shim.container.process import Process
     from shim.reaper import Child
     from shim.runc.driver import Runc
+
+# Seconds between two looks at whether the init still lives while an exec is
+# being made.  Few take so long that there is a single one.
+_LOOK = 0.5
 
 
 async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str]) -> Child:
@@ -31,3 +41,36 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
             raise
     process.born(child)
     return child
+
+
+async def bear_exec(
+    runc: Runc, bundle: Bundle, process: Process, args: list[str], *, init: Process, host: Host
+) -> Child:
+    """Run ``exec`` as :func:`bear` does, and give it up when ``init`` ends meanwhile.
+
+    It could not succeed any more.  And its process, dead but not waited for
+    while the birth goes on, would keep the init from ending.
+
+    :raises WrongStateError: that happened.
+    """
+    bearing, watching = trio.CancelScope(), trio.CancelScope()
+    # Beside us and not in a nursery of ours, whose end could be cancelled and
+    # lose the process that was just born.
+    host.go(partial(_cancel_at_end_of, init, bearing, watching))
+    with bearing:
+        try:
+            return await bear(runc, bundle, process, "exec", args)
+        finally:
+            watching.cancel()
+    raise WrongStateError("cannot exec in a stopped process")
+
+
+async def _cancel_at_end_of(
+    init: Process, bearing: trio.CancelScope, watching: trio.CancelScope
+) -> None:
+    with watching:
+        while True:
+            await trio.sleep(_LOOK)
+            if init.child is not None and init.child.is_ending():
+                bearing.cancel()
+                return

@@ -52,7 +52,7 @@ class Config:
         """:raises InvalidError: this is not an OCI runtime configuration."""
         try:
             spec = json.loads(text)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise InvalidError(f"config.json is not JSON: {exc}") from None
         process = _member(spec, "process", dict)
         namespaces = _member(_member(spec, "linux", dict), "namespaces", list)

@@ -21,9 +21,10 @@ import trio
 
 from shim import log
 from shim.cgroup.find import cgroup_of
+from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.announce import Announcer
-from shim.container.birth import bear
+from shim.container.birth import bear, bear_exec
 from shim.container.bundle import Bundle, checked_id
 from shim.container.lifecycle import Op, State
 from shim.container.oom import OomReporter
@@ -239,7 +240,9 @@ class Container:
             Creation(str(self.bundle.pid_file(process.id)), process.console_socket),
         )
         try:
-            child = await bear(self._runc, self.bundle, process, "exec", args)
+            child = await bear_exec(
+                self._runc, self.bundle, process, args, init=self.init, host=self._host
+            )
         except BaseException:
             await process.abandon_stdio()
             raise
@@ -347,6 +350,9 @@ class Container:
             raise InvalidError(f"there is no signal {number}")
         all_ = all_ and process is self.init
         by_runtime = self.init.state is State.PAUSED or (all_ and self._cgroup is None)
+        # Whoever froze it: we may never have been told.
+        if number == SIGKILL and isinstance(self._cgroup, CgroupV1):
+            by_runtime = by_runtime or self._cgroup.is_frozen()
         if by_runtime and process is self.init:
             # Only the runtime thaws the container for a SIGKILL.
             flags = ["--all"] if all_ else []
@@ -366,7 +372,8 @@ class Container:
                 await self._runc.run("resume", self.id)
             raise
         self.init.life.apply(Op.PAUSE)
-        self._tell.paused()
+        if self.init.state is State.PAUSED:  # it may have ended meanwhile
+            self._tell.paused()
 
     async def resume(self) -> None:
         self.init.life.check(Op.RESUME)
@@ -377,7 +384,8 @@ class Container:
             if "not paused" not in str(exc):
                 raise
         self.init.life.apply(Op.RESUME)
-        self._tell.resumed()
+        if self.init.state is State.RUNNING:
+            self._tell.resumed()
 
     async def update(self, resources: AnyMessage) -> None:
         """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
@@ -457,10 +465,13 @@ class Container:
             log.warning("cannot kill what init left", id=self.id, error=exc)
 
     async def _last_execs(self) -> None:
+        late = [one for one in self.execs.values() if one.state is State.CREATED]
+        for process in late:
+            async with process.busy:  # a Start under way
+                pass
+        if late and not self._config.own_pid_namespace:
+            await self._kill_rest()  # what came into the container since
         for process in list(self.execs.values()):
-            if process.state is State.CREATED:
-                async with process.busy:  # a Start under way
-                    pass
             if process.state is not State.CREATED:
                 await process.wait()
 

@@ -37,7 +37,7 @@ def json_of(message: AnyMessage, kind: str) -> object:
         raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
     try:
         value = json.loads(message.value)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidError(f"the {kind} is not JSON: {exc}") from None
     if not isinstance(value, dict):
         raise InvalidError(f"the {kind} is not a JSON object")
