@@ -73,6 +73,11 @@ def test_no_json_crashes_the_parser(value: Any) -> None:
         Config.parse(json.dumps(value))
 
 
+def test_json_too_deep_to_be_read_is_invalid() -> None:
+    with pytest.raises(InvalidError, match="not JSON"):
+        Config.parse("[" * 100_000)
+
+
 @pytest.mark.parametrize("text", ["a", "c1", "a.b_c-d", "x" * 76])
 def test_ids_containerd_accepts_are_accepted(text: str) -> None:
     assert checked_id(text) == text

@@ -1,0 +1,142 @@
+"""Pause and Resume: what a paused container shows, takes and refuses, with the status of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from shim.api import process_pb2
+from shim.api.task_pb2 import (
+    DeleteRequest,
+    KillRequest,
+    PauseRequest,
+    PidsRequest,
+    ResumeRequest,
+    StartRequest,
+    StateRequest,
+    StatsRequest,
+    WaitRequest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from shim.api.task_grpc import TaskStub
+    from tests.process.rig import Rig
+
+pytestmark = pytest.mark.e2e
+COUNT = "i=0; while true; do i=$((i+1)); echo $i >/NAME; sleep 0.02; done"
+
+
+async def refused(call: Awaitable[object], status: Status = Status.FAILED_PRECONDITION) -> None:
+    with pytest.raises(GRPCError) as caught:
+        await call
+    assert caught.value.status is status
+    assert caught.value.message
+
+
+def pause(task: TaskStub, id_: str = "c1") -> Awaitable[object]:
+    return task.Pause(PauseRequest(id=id_), timeout=10)
+
+
+def resume(task: TaskStub, id_: str = "c1") -> Awaitable[object]:
+    return task.Resume(ResumeRequest(id=id_), timeout=10)
+
+
+async def status(task: TaskStub, exec_id: str = "") -> int:
+    return (await task.State(StateRequest(id="c1", exec_id=exec_id), timeout=5)).status
+
+
+async def test_only_a_running_container_is_paused_and_only_a_paused_one_resumed(
+    rig: Rig,
+) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await task.Create(rig.create_request(bundle), timeout=20)
+    await refused(pause(task))
+    await refused(resume(task))
+    assert await status(task) == process_pb2.CREATED
+    await task.Start(StartRequest(id="c1"), timeout=10)
+    await refused(resume(task))
+    assert await status(task) == process_pb2.RUNNING
+    await pause(task)
+    await refused(pause(task))
+    assert await status(task) == process_pb2.PAUSED
+    await refused(task.Delete(DeleteRequest(id="c1"), timeout=10))
+    await refused(task.Start(StartRequest(id="c1"), timeout=10))
+    await resume(task)
+    await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
+    await task.Wait(WaitRequest(id="c1"), timeout=10)
+    await refused(pause(task))
+    await refused(resume(task))
+    assert await status(task) == process_pb2.STOPPED
+    await task.Delete(DeleteRequest(id="c1"), timeout=10)
+    await refused(pause(task), Status.NOT_FOUND)
+    await refused(resume(task), Status.NOT_FOUND)
+    await rig.sink.wait_for("delete")
+    # What was refused was not told.
+    assert rig.sink.names() == ["create", "start", "paused", "resumed", "exit c1", "delete"]
+
+
+def _count(rig: Rig, name: str) -> int:
+    try:
+        return int((rig.rootfs() / name).read_text() or "0")
+    except FileNotFoundError:
+        return 0
+
+
+async def _counts_on(rig: Rig, name: str) -> None:
+    before = _count(rig, name)
+    with trio.fail_after(20):
+        while _count(rig, name) <= before:
+            await trio.sleep(0.005)
+
+
+async def test_init_and_execs_stand_still_together_and_go_on_together(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", COUNT.replace("NAME", "init"))
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    script = COUNT.replace("NAME", "exec")
+    await task.Exec(rig.exec_request("c1", "e1", "sh", "-c", script), timeout=5)
+    await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=10)
+    await task.Exec(rig.exec_request("c1", "late", "true"), timeout=5)
+    for _ in range(5):
+        for name in ("init", "exec"):
+            await _counts_on(rig, name)
+        await pause(task)
+        before = [_count(rig, name) for name in ("init", "exec")]
+        assert [await status(task, e) for e in ("", "e1", "late")] == [
+            *(process_pb2.PAUSED, process_pb2.PAUSED, process_pb2.CREATED)
+        ]
+        # Readers are answered as ever.
+        assert len((await task.Pids(PidsRequest(id="c1"), timeout=5)).processes) >= 2
+        assert (await task.Stats(StatsRequest(id="c1"), timeout=5)).stats.value
+        assert [_count(rig, name) for name in ("init", "exec")] == before
+        # An exec of before cannot start now; refused, it can later.
+        await refused(task.Start(StartRequest(id="c1", exec_id="late"), timeout=10))
+        await resume(task)
+        assert await status(task, "e1") == process_pb2.RUNNING
+    await task.Start(StartRequest(id="c1", exec_id="late"), timeout=10)
+    waited = await task.Wait(WaitRequest(id="c1", exec_id="late"), timeout=10)
+    assert waited.exit_status == 0
+    names = [name for name in rig.sink.names() if name in ("paused", "resumed")]
+    assert names == ["paused", "resumed"] * 5
+
+
+async def test_a_signal_to_a_paused_exec_counts_once_it_goes_on(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
+    await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=10)
+    await pause(task)
+    await task.Kill(KillRequest(id="c1", exec_id="e1", signal=15), timeout=5)
+    assert await status(task, "e1") == process_pb2.PAUSED
+    await resume(task)
+    waited = await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=10)
+    assert waited.exit_status == 128 + 15
+    assert await status(task) == process_pb2.RUNNING

@@ -1,0 +1,115 @@
+"""Shutdown: refused by doing nothing while containers are left, prompt and final otherwise.
+
+``now`` makes no difference: the Go shim does not read it either, and a manager
+that sends it kills and deletes first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from shim.api import process_pb2
+from shim.api.task_pb2 import (
+    DeleteRequest,
+    KillRequest,
+    ShutdownRequest,
+    StartRequest,
+    StateRequest,
+    WaitRequest,
+)
+from shim.linux.sockets import socket_path
+from shim.ttrpc.client import ConnectionLostError
+from tests.process.rig import Rig, alive, wait_gone
+
+if TYPE_CHECKING:
+    from shim.api.task_grpc import TaskStub
+
+pytestmark = pytest.mark.e2e
+
+
+async def ended(rig: Rig) -> None:
+    """Wait until the shim is gone; it takes no longer than a manager's patience."""
+    await wait_gone(rig.daemons, 5)
+    assert not Path(socket_path(rig.address)).exists()
+
+
+@pytest.mark.parametrize("now", [False, True])
+async def test_with_a_container_left_in_any_state_nothing_happens(rig: Rig, now: bool) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    request = ShutdownRequest(id="c1", now=now)
+
+    async def still(status: int) -> None:
+        for _ in range(2):
+            await task.Shutdown(request, timeout=5)
+        state = await task.State(StateRequest(id="c1"), timeout=5)
+        assert (state.status, alive(rig.daemons[0])) == (status, True)
+
+    await task.Create(rig.create_request(bundle), timeout=20)
+    await still(process_pb2.CREATED)
+    await task.Start(StartRequest(id="c1"), timeout=10)
+    await still(process_pb2.RUNNING)
+    await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
+    await task.Wait(WaitRequest(id="c1"), timeout=10)
+    await still(process_pb2.STOPPED)
+    await task.Delete(DeleteRequest(id="c1"), timeout=10)
+    await task.Shutdown(request, timeout=5)
+    await ended(rig)
+
+
+async def test_while_a_container_is_being_created_nothing_happens_either(rig: Rig) -> None:
+    go = rig.root / "go"
+    wrapper = rig.wrapper(
+        "slow",
+        f"""case " $* " in *" create "*)
+touch {go}.seen
+while [ ! -e {go} ]; do sleep 0.05; done;;
+esac
+exec runc "$@\"""",
+    )
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    async with trio.open_nursery() as nursery:
+        request = rig.create_request(bundle, options=rig.options(binary_name=wrapper))
+        nursery.start_soon(create, task, request)
+        with trio.fail_after(10):
+            while not Path(f"{go}.seen").exists():
+                await trio.sleep(0.01)
+        await task.Shutdown(ShutdownRequest(now=True), timeout=5)
+        go.touch()
+    await task.Start(StartRequest(id="c1"), timeout=10)
+
+
+async def create(task: TaskStub, request: object) -> None:
+    await task.Create(request, timeout=30)  # type: ignore[arg-type]  # a create request
+
+
+async def test_asked_by_many_at_once_it_ends_once_and_everybody_has_an_end(rig: Rig) -> None:
+    task = await rig.start(rig.bundle("c1", "true"))
+    others = [await rig.connect() for _ in range(3)]
+    answers: list[Status] = []
+
+    async def ask(one: TaskStub) -> None:
+        try:
+            await one.Shutdown(ShutdownRequest(now=True), timeout=5)
+            answers.append(Status.OK)
+        except ConnectionLostError:
+            answers.append(Status.UNAVAILABLE)
+        except GRPCError as exc:
+            answers.append(exc.status)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for one in (task, *others):
+                for _ in range(3):
+                    nursery.start_soon(ask, one)
+    assert len(answers) == 12
+    assert Status.OK in answers
+    assert set(answers) <= {Status.OK, Status.UNAVAILABLE}
+    await ended(rig)
