@@ -1,0 +1,140 @@
+"""A node of each version of containerd, one after the other; nothing may be left after a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cri.leftovers import cgroups, remove_cgroups_of_pods, wait_nothing_left
+from tests.cri.node import NAMESPACE, Node
+from tests.cri.pods import Pod
+from tests.e2e.ctr import RUNTIME, Ctr
+from tests.e2e.image import BUSYBOX
+from tests.e2e.leftovers import RUNC, mounts, processes, sockets
+from tests.e2e.managers import MANAGERS, Manager
+from tests.e2e.waiting import wait_until
+from tests.matrix import record_manager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+_LOG = 6000  # bytes of containerd's log that a failure shows
+_log_start = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session", params=MANAGERS, ids=lambda manager: f"cri-of-{manager}")
+def _session_node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    manager: Manager = request.param
+    if not manager.there:
+        pytest.skip(f"tests/managers/fetch.sh has not fetched {manager.directory}")
+    missing = [tool for tool in (manager.tool("ctr"), "runc") if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
+        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
+    with open_node(tmp_path_factory.mktemp("image"), manager) as node:
+        yield node
+
+
+@contextmanager
+def open_node(scratch: Path, manager: Manager) -> Iterator[Node]:
+    """Run a node, with its images, for the block."""
+    # Not pytest's own directory: socket paths are short.
+    node = Node(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
+    try:
+        node.start()
+        node.import_images(scratch)
+        yield node
+    finally:
+        if node.running:
+            _force_clean(node, [])
+        node.stop()
+        servers = node.fork_servers()
+        for pid in servers:
+            os.kill(pid, signal.SIGTERM)
+        wait_until("the fork server is gone", lambda: not node.fork_servers())
+        for path in cgroups(node.group):
+            with suppress(OSError):  # reported by the last test
+                path.rmdir()
+        if not mounts(str(node.root)):
+            shutil.rmtree(node.root)
+
+
+@pytest.fixture
+def node(_session_node: Node, request: pytest.FixtureRequest) -> Node:
+    record_manager(request, f"CRI of {_session_node.manager.name}")
+    request.node.stash[_log_start] = _session_node.log.stat().st_size
+    return _session_node
+
+
+@pytest.fixture
+def make_pod(node: Node) -> Iterator[Callable[..., Pod]]:
+    """Make pods; after the test they are removed, and nothing of them may be left."""
+    pods: list[Pod] = []
+
+    def make(handler: str = "") -> Pod:
+        pod = Pod(node, f"pod{len(pods)}")
+        pods.append(pod)
+        pod.run(handler)
+        return pod
+
+    yield make
+    if not node.running:
+        node.start()
+    for sandbox in node.cri("ListPodSandbox").items:
+        Pod(node, "", sandbox.id).end()
+    left = wait_nothing_left(node, pods)
+    if left:
+        _force_clean(node, pods)  # the next test has done nothing wrong
+    shutil.rmtree(node.root / "logs", ignore_errors=True)
+    if left:
+        pytest.fail("left behind:\n" + "\n".join(left))
+
+
+@pytest.fixture
+def pod(make_pod: Callable[..., Pod]) -> Pod:
+    return make_pod()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    node = getattr(item, "funcargs", {}).get("node")
+    if report.failed and isinstance(node, Node) and node.log.exists():
+        text = node.log.read_bytes()[item.stash.get(_log_start, 0) :].decode(errors="replace")
+        # A line of a specification is longer than all others together.
+        lines = [line for line in text.splitlines(keepends=True) if len(line) < _LOG / 4]
+        report.sections.append(("containerd's log", "".join(lines)[-_LOG:]))
+    return report
+
+
+def pytest_report_header() -> str:
+    return f"runtime under test in pods: {RUNTIME}"
+
+
+def _force_clean(node: Node, pods: list[Pod]) -> None:
+    """Kill and unmount what a failed test left, so that it fails alone."""
+    for pid, _line in list(processes(str(node.root), node.group, {node.pid})):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    Ctr(node).remove_all()
+    for point in reversed(mounts(str(node.root))):
+        subprocess.run(["umount", "-l", point], timeout=10, check=False)
+    ids = [id_ for pod in pods for id_ in (pod.id, *pod.containers)]
+    for id_ in ids:
+        for root in (RUNC / NAMESPACE, node.runc_root / NAMESPACE):
+            runc = ["runc", "--root", str(root), "delete", "--force", id_]
+            subprocess.run(runc, capture_output=True, timeout=20, check=False)
+    for path in sockets(str(node.address), NAMESPACE, ids):
+        path.unlink()
+    remove_cgroups_of_pods(node.group)
