@@ -15,6 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+pytest_plugins = ["tests.matrix"]
 STRICT = "CI_STRICT"
 
 # A warm parent outlives its daemons on purpose.  The tests of it ask for one;

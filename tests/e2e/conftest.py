@@ -1,4 +1,8 @@
-"""One containerd for the session; after each test nothing may be left."""
+"""One containerd of each version, one after the other; after each test nothing may be left.
+
+A test that takes ``ctr`` runs once under each.  pytest sorts the tests of a session by
+the parameter, so that each containerd is started once.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.containerd import BIN, Containerd
+from tests.e2e.containerd import Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.image import BUSYBOX, write_image
 from tests.e2e.leftovers import (
@@ -25,9 +29,12 @@ from tests.e2e.leftovers import (
     mounts,
     processes,
     sockets,
+    subdirectories,
     wait_nothing_left,
 )
+from tests.e2e.managers import MANAGERS, Manager
 from tests.e2e.waiting import wait_until
+from tests.matrix import record_manager
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -36,22 +43,27 @@ _LOG = 6000  # bytes of containerd's log that a failure shows
 _log_start = pytest.StashKey[int]()
 
 
-@pytest.fixture(scope="session")
-def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    with open_containerd(tmp_path_factory.mktemp("image")) as daemon:
+@pytest.fixture(scope="session", params=MANAGERS, ids=str)
+def containerd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Containerd]:
+    manager: Manager = request.param
+    if not manager.there:
+        pytest.skip(f"tests/managers/fetch.sh has not fetched {manager.directory}")
+    with open_containerd(tmp_path_factory.mktemp("image"), manager) as daemon:
         yield daemon
 
 
 @contextmanager
-def open_containerd(scratch: Path, directory: Path | None = BIN) -> Iterator[Containerd]:
-    """Run the containerd of ``directory``, with the image, for the block."""
-    tools = [str(directory / tool) if directory else tool for tool in ("containerd", "ctr")]
-    missing = [tool for tool in [*tools, "runc"] if shutil.which(tool) is None]
+def open_containerd(scratch: Path, manager: Manager) -> Iterator[Containerd]:
+    """Run a containerd, with the image, for the block."""
+    tools = [manager.tool("containerd"), manager.tool("ctr"), "runc"]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if os.geteuid() != 0 or missing or not BUSYBOX.exists():
         pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
-    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}", directory)
+    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}", manager)
     try:
         daemon.start()
         write_image(scratch / "busybox.tar", scratch)
@@ -80,6 +92,7 @@ def _session_ctr(containerd: Containerd) -> Ctr:
 
 @pytest.fixture
 def ctr(_session_ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
+    record_manager(request, _session_ctr.containerd.manager.name)
     with leaving_nothing(_session_ctr, request):
         yield _session_ctr
 
@@ -141,3 +154,5 @@ def _force_clean(ctr: Ctr) -> None:
         *sockets(str(daemon.address), daemon.namespace, ctr.ids),
     ]:
         path.unlink()
+    for bundle in subdirectories(daemon.bundle("x").parent):
+        shutil.rmtree(bundle, ignore_errors=True)

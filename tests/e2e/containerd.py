@@ -4,7 +4,6 @@ Everything it owns lies below one short private directory, except for what a
 shim puts under /run/containerd whoever its manager is (sockets, runc's state).
 It never meets the machine's own containerd, and uses one namespace of its own.
 
-Which containerd: that of PATH, or that of the directory SHIM_TEST_CONTAINERD_BIN.
 1.6, 1.7 and 2 read the same configuration.
 """
 
@@ -17,10 +16,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.e2e.managers import EXECUTABLE, Manager
+from tests.e2e.modern import write_wrapper
 from tests.e2e.waiting import wait_until
-
-_GIVEN = os.environ.get("SHIM_TEST_CONTAINERD_BIN")
-BIN = Path(_GIVEN) if _GIVEN else None
 
 # Not needed, and a source of noise on hosts without btrfs, zfs, aufs or CNI.
 # A name that one version does not know is nothing to it.
@@ -43,7 +41,7 @@ _DISABLED = [
 class Containerd:
     root: Path
     namespace: str
-    bin: Path | None = BIN  # where containerd and ctr are; None is PATH
+    manager: Manager
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -65,7 +63,7 @@ class Containerd:
 
     def tool(self, name: str) -> str:
         """Return the command that runs this containerd's ``name``."""
-        return str(self.bin / name) if self.bin else name
+        return self.manager.tool(name)
 
     def bundle(self, container: str) -> Path:
         task = "io.containerd.runtime.v2.task"
@@ -75,7 +73,11 @@ class Containerd:
         config = self.root / "config.toml"
         config.write_text(self._config())
         # Our executable is found beside the interpreter; a criu that works comes from PATH.
-        beside = [str(Path(sys.executable).parent), *([str(self.bin)] if self.bin else [])]
+        beside = [str(Path(sys.executable).parent), *self.manager.path]
+        if self.manager.modern:
+            (self.root / "bin").mkdir(exist_ok=True)
+            write_wrapper(self.root / "bin", EXECUTABLE)
+            beside.insert(0, str(self.root / "bin"))
         path = ":".join([*beside, os.environ["PATH"]])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

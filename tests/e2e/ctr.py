@@ -2,6 +2,10 @@
 
 ctr passes a SIGTERM on to the container instead of ending, so that a call which
 is late is killed with SIGKILL.
+
+1.6, 1.7 and 2 take the same flags.  They differ in words: a refusal ends in the kind of
+error before 2, and `task ps` prints a Go struct in 1.6.  None can update limits, and none
+takes --log-uri and --fifo-dir together.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import os
 import subprocess
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.image import NAME
@@ -17,7 +22,6 @@ from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.e2e.containerd import Containerd
 
@@ -53,12 +57,14 @@ class Ctr:
         """Return the command line of a call.  Fifos go where the tests look for them.
 
         Those of a detached exec do not: ctr makes them and never removes them.
+        A call that says itself where its output goes is left as it is.
         """
         daemon = self.containerd
         ctr = daemon.tool("ctr")
         whole: list[str | Path] = [ctr, "-a", daemon.address, "-n", daemon.namespace, *args]
+        says = {"--fifo-dir", "--log-uri"} & set(args)
         for verb in (["run"], ["task", "exec"], ["task", "start"]):
-            if list(args[: len(verb)]) == verb:
+            if list(args[: len(verb)]) == verb and not says:
                 at = 5 + len(verb)
                 directory = "fifo-detached" if args[:3] == ("task", "exec", "-d") else "fifo"
                 whole[at:at] = ["--fifo-dir", daemon.root / directory]
@@ -101,6 +107,10 @@ class Ctr:
     def end_exec(self, container: str, exec_id: str) -> int:
         """Kill a detached exec and delete it; return its exit code, which is ctr's own."""
         self.kill(container, "SIGKILL", "--exec-id", exec_id)
+        return self.wait_exec(container, exec_id)
+
+    def wait_exec(self, container: str, exec_id: str) -> int:
+        """Delete a detached exec once it has ended; return its exit code."""
         codes = wait_until("the exec is deleted", lambda: self._delete_exec(container, exec_id))
         return codes[0]
 
@@ -113,6 +123,10 @@ class Ctr:
 
     def pid(self, container: str) -> int:
         return next(int(row[1]) for row in self._tasks() if row[0] == container)
+
+    def touch(self, container: str, path: str) -> None:
+        """Make a file in a container from outside: an exec could die with the container."""
+        Path(f"/proc/{self.pid(container)}/root{path}").touch()
 
     def kill(self, container: str, signal: str = "SIGKILL", *flags: str) -> None:
         self.ok("task", "kill", "-s", signal, *flags, container)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.e2e.ctr import Ctr
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("working_criu")]
+SCENARIO = "Checkpoint and restore"
 COUNT = "i=0; while true; do i=$((i+1)); echo $i > /count; sleep 0.05; done"
 
 
@@ -36,7 +37,7 @@ def counting(ctr: Ctr) -> str:
 
 
 async def checkpoint(ctr: Ctr, name: str, images: Path, *, leave: bool) -> None:
-    """Ask the shim itself: ctr 1.6 sends a path and --exit to the stock runtime only."""
+    """Ask the shim itself: ctr sends a path and --exit to the stock runtime only."""
     options = Any(
         type_url="containerd.runc.v1.CheckpointOptions",
         value=CheckpointOptions(exit=leave).SerializeToString(),

@@ -1,4 +1,4 @@
-"""What ctr 1.6 has no command for, asked of the shim itself beside its containerd."""
+"""What ctr has no command for, asked of the shim itself beside its containerd."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from tests.e2e.ctr import Ctr
 
 pytestmark = pytest.mark.e2e
-TASK = "/containerd.task.v2.Task/"  # the name that containerd 1.6 itself uses
+SCENARIO = "What the shim answers itself"
+TASK = "/containerd.task.v2.Task/"  # served beside v3 whatever the manager speaks
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 
@@ -51,6 +52,17 @@ async def test_a_limit_is_updated_while_the_container_runs(ctr: Ctr) -> None:
             request, timeout=20
         )
     assert memory_limit(ctr, name) == 96 << 20
+
+
+def test_the_manager_speaks_the_version_it_was_answered(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000")
+    bundle, manager = ctr.containerd.bundle(name), ctr.containerd.manager
+    address = (bundle / "address").read_text()
+    assert address.startswith("unix:///")
+    if manager.version >= (2,):  # an older one keeps the address alone
+        kept = json.loads((bundle / "bootstrap.json").read_text())
+        version = 3 if manager.modern else 2
+        assert kept == {"version": version, "address": address, "protocol": "ttrpc"}
 
 
 async def test_connect_tells_the_pids(ctr: Ctr) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Events"
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,25 @@ class Subscriber:
 
     def until(self, last: str, container: str, timeout: float = 20) -> list[Event]:
         """Collect the events of ``container`` up to the one called ``last``."""
-        events: list[Event] = []
-        while not events or str(events[-1]) != last:
+        return self.until_all(last, {container}, timeout)[container]
+
+    def until_all(
+        self, last: str, containers: set[str], timeout: float = 20
+    ) -> dict[str, list[Event]]:
+        """Collect the events of each of ``containers`` up to the one called ``last``."""
+        events: dict[str, list[Event]] = {name: [] for name in containers}
+        waiting = set(containers)
+        while waiting:
             try:
                 line = self._lines.get(timeout=timeout)
             except queue.Empty:
-                raise AssertionError(f"no {last} after {[str(e) for e in events]}") from None
+                seen = {name: [str(event) for event in events[name]] for name in waiting}
+                raise AssertionError(f"no {last} of {seen}") from None
             event = self._parse(line)
-            if event is not None and event.body["container_id"] == container:
-                events.append(event)
+            if event is not None and event.body["container_id"] in waiting:
+                name = event.body["container_id"]
+                events[name].append(event)
+                waiting -= {name} if str(event) == last else set()
         return events
 
     def _parse(self, line: str) -> Event | None:

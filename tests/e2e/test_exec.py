@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.ctr import attached
+
 if TYPE_CHECKING:
     from tests.e2e.ctr import Ctr
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Exec"
 
 
 @pytest.fixture
@@ -50,6 +53,19 @@ def test_an_exec_id_is_taken_while_it_is_in_use(ctr: Ctr, container: str) -> Non
     assert "already exists" in again.err
     # The refused one has not taken the first one's place.
     assert ctr.end_exec(container, "twice") == 137
+
+
+def test_a_client_that_vanishes_leaves_the_exec_running(ctr: Ctr, container: str) -> None:
+    fifos = ("--fifo-dir", ctr.containerd.root / "fifo-detached")  # which it cannot remove
+    script = "echo go; sleep 1000"
+    command = ("task", "exec", *fifos, "--exec-id", "left", container, "sh", "-c", script)
+    with attached(ctr, *command) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"go\n"
+    assert "left" in ctr.ok("task", "ps", container)
+    assert ctr.exec(container, "echo", "still").text == "still\n"
+    assert ctr.end_exec(container, "left") == 137
+    assert ctr.state(container) == "RUNNING"
 
 
 def test_a_missing_program_is_named_and_the_container_goes_on(ctr: Ctr, container: str) -> None:

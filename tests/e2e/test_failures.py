@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Failures"
 
 
 def test_a_missing_program_is_named(ctr: Ctr) -> None:

@@ -12,6 +12,7 @@ from tests.e2e.image import make_rootfs
 from tests.e2e.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Life, signals, limits"
 COUNT = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.05; done"
 
 
@@ -28,7 +29,8 @@ def test_a_signal_that_is_not_caught_gives_128_and_its_number(ctr: Ctr) -> None:
     script = "sleep 1000 & echo $! > /pid; wait $!; exit $?"
     name = ctr.start("sh", "-c", script)
     wait_until("the pid", lambda: ctr.exec(name, "sh", "-c", "test -s /pid").code == 0)
-    assert ctr.exec(name, "sh", "-c", "kill -TERM $(cat /pid)").code == 0
+    # The exec itself may die with the container that it ends.
+    assert ctr.exec(name, "sh", "-c", "kill -TERM $(cat /pid)").code in {0, 137}
     ctr.wait_state(name, "STOPPED")
     assert ctr.delete(name) == 143
 

@@ -14,6 +14,7 @@ from tests.e2e.test_lifecycle import COUNT, alive
 from tests.e2e.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Restart of the manager"
 
 
 def test_containers_live_on_when_containerd_is_killed(ctr: Ctr, tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_the_exit_code_arrives_at_a_client_of_the_new_containerd(ctr: Ctr) -> No
     name = ctr.start("sh", "-c", "while ! test -e /go; do sleep 0.05; done; exit 23")
     ctr.containerd.restart()
     with attached(ctr, "task", "attach", name) as process:
-        assert ctr.exec(name, "touch", "/go").code == 0
+        ctr.touch(name, "/go")
         assert process.wait(30) == 23
     assert ctr.state(name) is None  # `attach` deletes the task that it saw end
 
@@ -77,7 +78,7 @@ def test_after_a_restart_a_new_client_reads_on(ctr: Ctr) -> None:
     ctr.containerd.restart()
     with attached(ctr, "task", "attach", name) as process:
         assert process.stdout is not None
-        assert ctr.exec(name, "touch", "/go").code == 0
+        ctr.touch(name, "/go")
         assert process.stdout.readline() == b"read on\n"
         assert process.wait(30) == 26
 
@@ -91,6 +92,38 @@ def test_a_paused_container_is_paused_after_a_restart(ctr: Ctr) -> None:
     assert ctr.exec(name, "echo", "back").text == "back\n"
 
 
+def test_an_exec_runs_on_and_its_code_is_known_after_a_restart(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000")
+    script = "while ! test -e /go; do sleep 0.05; done; exit 31"
+    ctr.exec_detached(name, "held", "sh", "-c", script)
+    ctr.exec_detached(name, "gone", "sh", "-c", script.replace("/go", "/away"))
+    pid = ctr.pid(name)
+    ctr.containerd.kill()
+    Path(f"/proc/{pid}/root/away").touch()
+    ctr.containerd.start()
+    listing = ctr.ok("task", "ps", name)
+    assert "held" in listing
+    assert "must be stopped" in ctr("task", "rm", "--exec-id", "held", name).err
+    ctr.touch(name, "/go")
+    assert ctr.wait_exec(name, "held") == 31
+    assert ctr.wait_exec(name, "gone") == 31
+
+
+def test_a_container_paused_or_killed_while_containerd_restarts_often(ctr: Ctr) -> None:
+    name = ctr.start("sleep", "1000")
+    pid = ctr.pid(name)
+    for verb, state in (("pause", "PAUSED"), ("resume", "RUNNING"), ("pause", "PAUSED")):
+        ctr.ok("task", verb, name)
+        ctr.containerd.restart()
+        assert (ctr.state(name), ctr.pid(name)) == (state, pid)
+    ctr.kill(name)
+    ctr("task", "resume", name)  # with cgroup v1 a frozen process dies once it is thawed
+    ctr.wait_state(name, "STOPPED")
+    ctr.containerd.restart()
+    assert ctr.state(name) == "STOPPED"
+    assert ctr.delete(name) == 137
+
+
 def test_a_pod_has_one_shim_and_both_outlive_containerd(ctr: Ctr) -> None:
     group = ("--annotation", f"io.containerd.runc.v2.group={ctr.new_id('pod')}")
     script = "while ! test -e /go; do sleep 0.05; done; exit 27"
@@ -99,12 +132,12 @@ def test_a_pod_has_one_shim_and_both_outlive_containerd(ctr: Ctr) -> None:
     assert len(shims) == 1
     ctr.containerd.restart()
     assert [ctr.state(name) for name in (first, second)] == ["RUNNING", "RUNNING"]
-    assert ctr.exec(first, "touch", "/go").code == 0
+    ctr.touch(first, "/go")
     ctr.wait_state(first, "STOPPED")
     assert ctr.delete(first) == 27
     ctr.containerd.restart()
     assert shim_pids(ctr) == shims
-    assert ctr.exec(second, "touch", "/go").code == 0
+    ctr.touch(second, "/go")
     ctr.wait_state(second, "STOPPED")
     assert ctr.delete(second) == 27
 

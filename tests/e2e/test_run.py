@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Run"
 MIB = 1 << 20
 
 
@@ -50,29 +50,6 @@ def test_a_container_reads_what_its_client_writes(ctr: Ctr) -> None:
         process.stdin.flush()
         out, _err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, b"y x\n")
-
-
-def test_twenty_containers_at_once_keep_their_output_and_codes_apart(ctr: Ctr) -> None:
-    def one(number: int) -> tuple[int, str]:
-        script = f"echo {number}; exit {number}"
-        result = ctr.run("--rm", "--", names[number], "sh", "-c", script, timeout=90)
-        return result.code, result.text
-
-    names = [ctr.new_id() for _ in range(20)]
-    with ThreadPoolExecutor(20) as pool:
-        results = list(pool.map(one, range(20)))
-    assert results == [(number, f"{number}\n") for number in range(20)]
-
-
-def test_twenty_containers_live_side_by_side(ctr: Ctr) -> None:
-    with ThreadPoolExecutor(20) as pool:
-        names = list(pool.map(lambda _: ctr.start("sleep", "1000"), range(20)))
-        assert {ctr.state(name) for name in names} == {"RUNNING"}
-        assert len({ctr.pid(name) for name in names}) == 20
-        list(pool.map(ctr.kill, names))
-        for name in names:
-            ctr.wait_state(name, "STOPPED")
-        assert set(pool.map(ctr.delete, names)) == {137}
 
 
 def test_output_can_go_to_a_file_of_the_hosts(ctr: Ctr, tmp_path: Path) -> None:

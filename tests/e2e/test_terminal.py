@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.e2e.ctr import Ctr
 
 pytestmark = pytest.mark.e2e
+SCENARIO = "Terminal"
 
 
 def test_a_shell_at_a_terminal_has_its_size_and_sees_it_change(ctr: Ctr) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def wait_until(what: str, probe: Callable[[], T], timeout: float = 20) -> T:
+def wait_until(what: str, probe: Callable[[], T], timeout: float = 20, every: float = 0.02) -> T:
     """Return the first true answer of ``probe``; fail, naming ``what``, after ``timeout`` s."""
     deadline = time.monotonic() + timeout
     while True:
@@ -19,4 +19,4 @@ def wait_until(what: str, probe: Callable[[], T], timeout: float = 20) -> T:
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"{what}: not within {timeout} s")
-        time.sleep(0.02)
+        time.sleep(every)

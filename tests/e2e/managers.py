@@ -1,0 +1,91 @@
+"""The containerds there are: the machine's own, and those of other releases.
+
+tests/managers/fetch.sh unpacks the others below .cache/managers.  Of one version there
+is one, so a machine whose own is 1.7 does without the fetched 1.7.
+SHIM_TEST_CONTAINERD_BIN, a directory, leaves only the one in it.
+
+Each calls the shim the way it does.  The newest does so a second time through
+``tests/e2e/modern.py``, the way of 2.3, of which there is no package yet.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tests.e2e.ctr import RUNTIME
+
+OURS = "io.containerd.trio.v2"
+EXECUTABLE = "containerd-shim-trio-v2"
+FETCHED = Path(__file__).parent.parent.parent / ".cache/managers"
+_GIVEN = os.environ.get("SHIM_TEST_CONTAINERD_BIN")
+
+
+@dataclass(frozen=True)
+class Manager:
+    directory: Path | None  # where containerd and ctr are; None is PATH
+    version: tuple[int, ...]  # empty when it is not there
+    modern: bool = False  # calls the shim through tests/e2e/modern.py
+
+    def __str__(self) -> str:
+        """Name it as a test's id does: 1.6, 1.7, 2."""
+        if not self.version:
+            return f"containerd-of-{self.directory}"
+        shown = self.version[: 2 if self.version < (2,) else 1]
+        return "containerd-" + ".".join(map(str, shown)) + ("-modern" if self.modern else "")
+
+    @property
+    def name(self) -> str:
+        name = "containerd " + ".".join(map(str, self.version))
+        return f"{name} as 2.3" if self.modern else name
+
+    @property
+    def there(self) -> bool:
+        return bool(self.version)
+
+    @property
+    def path(self) -> list[str]:
+        """Return what goes in front of PATH."""
+        return [str(self.directory)] if self.directory else []
+
+    def tool(self, name: str) -> str:
+        """Return the command that runs this containerd's ``name``."""
+        return str(self.directory / name) if self.directory else name
+
+
+def find(directory: Path | None) -> Manager:
+    manager = Manager(directory, ())
+    try:
+        said = subprocess.run(
+            [manager.tool("containerd"), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return manager
+    # containerd REPOSITORY [v]VERSION[~SUFFIX] REVISION
+    match = re.search(r"\sv?(\d+)\.(\d+)\.(\d+)", said)
+    assert match is not None, f"no version in {said!r}"
+    return Manager(directory, tuple(int(number) for number in match.groups()))
+
+
+def find_all() -> list[Manager]:
+    given = (
+        [Path(_GIVEN)] if _GIVEN else [None, FETCHED / "trixie/usr/bin", FETCHED / "sid/usr/bin"]
+    )
+    found: dict[str, Manager] = {}
+    for directory in given:
+        manager = find(directory)
+        found.setdefault(str(manager), manager)
+    newest = max(found.values(), key=lambda manager: manager.version)
+    if newest.version >= (2,) and RUNTIME == OURS:
+        found["modern"] = replace(newest, modern=True)
+    return list(found.values())
+
+
+MANAGERS = find_all()
