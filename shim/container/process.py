@@ -112,6 +112,11 @@ class Process:
         assert self._stdio is not None
         await self._stdio.started()
 
+    async def hand_over(self) -> None:
+        """Let whoever is reading have what the process wrote; some seconds at most."""
+        if self._stdio is not None:
+            await self._stdio.hand_over()
+
     async def drain(self) -> None:
         """Wait until what the process wrote has left the shim, for ``DRAIN`` at most."""
         if self._stdio is not None:

@@ -113,6 +113,11 @@ def reopen_writer(both: Fd) -> Fd:
     return _open(f"/proc/self/fd/{both.number}", os.O_WRONLY)
 
 
+def reopen_reader(writer: Fd) -> Fd:
+    """Return a read-only end of the fifo behind ``writer``, even if it was unlinked."""
+    return _open(f"/proc/self/fd/{writer.number}", os.O_RDONLY)
+
+
 def _open(path: str, access: int) -> Fd:
     with explained(path):
         fd = Fd(os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY))

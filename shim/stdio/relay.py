@@ -29,6 +29,8 @@ _SPLICE = fifos.PIPE_SIZE
 _READ = 1 << 17
 _TERMINAL = 1 << 16  # bytes read from a terminal before they are passed on
 
+# Seconds between two looks at what a reader has left.
+_GLANCE = 0.002
 # Seconds between two looks at a terminal that was hung up, or for a reader.
 _SHORT_PAUSE = 0.05
 _LONG_PAUSE = 0.5
@@ -57,6 +59,7 @@ class Relay:
         self._scope = trio.CancelScope()
         self._running = False
         self._ended = trio.Event()
+        self._rest: Fd | None = None  # to see what is left in the sink, once it is closed
 
     def start(self, nursery: trio.Nursery) -> None:
         """Begin, as a task of ``nursery``."""
@@ -85,6 +88,8 @@ class Relay:
         self._scope.cancel()
         if self._running:
             await self._ended.wait()
+        if self._rest is not None:
+            self._rest.close()
 
     async def wait_drained(self) -> None:
         """Wait until what is in the source now has reached the sink.
@@ -93,10 +98,31 @@ class Relay:
         than a pipe's size of bytes written earlier.
         """
         limit = self.moved + self._pending + fifos.PIPE_SIZE
-        while not self.source_done.is_set() and self.moved < limit:
-            if not self._pending and not fifos.has_input(self.source):
-                return
+        while self.moved < limit and not self._is_drained():
             await self._progress.park()
+
+    async def wait_taken(self, patience: float) -> None:
+        """Wait until what is in the source now has been read from the sink.
+
+        Not for a reader that takes nothing for ``patience`` seconds, or when
+        there is none, nor for what is no fifo.  As with :meth:`wait_drained`, a
+        writer that goes on writing does not prolong this.
+        """
+        limit = self.moved + self._pending + fifos.PIPE_SIZE
+        before, since = -1, trio.current_time()
+        while self._linger and (fd := self._rest or self.sink).number >= 0:
+            left = fifos.unread(fd)
+            taken = self.moved - left
+            if taken >= limit or (not left and self._is_drained()):
+                return
+            if taken != before:
+                before, since = taken, trio.current_time()
+            elif trio.current_time() >= since + patience:
+                return
+            await trio.sleep(_GLANCE)
+
+    def _is_drained(self) -> bool:
+        return self.source_done.is_set() or not (self._pending or fifos.has_input(self.source))
 
     async def _pump(self) -> None:
         raise NotImplementedError
@@ -122,6 +148,7 @@ class Relay:
             while not fifos.has_reader(writer):
                 await trio.sleep(pause)  # no event tells a writer that a reader came
                 pause = min(2 * pause, _LONG_PAUSE)
+            self._rest = fifos.reopen_reader(writer)
         finally:
             writer.close()
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import trio
 
 from shim import log
-from shim.errors import WrongStateError
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio.console import ConsoleSocket, set_size
@@ -38,6 +37,10 @@ __all__ = ["Child", "Spawner", "Stdio", "StdioSpec", "open_stdio"]
 
 # Seconds for a runtime that has returned to have sent the terminal.
 _CONSOLE = 10.0
+# Seconds for readers to take what there is before they hear of the exit, and
+# after which one that takes nothing is not waited for.
+_HAND_OVER = 2.0
+_PATIENCE = 0.2
 # Seconds for relays to notice that they are stopped.
 _STOP = 5.0
 
@@ -82,16 +85,30 @@ class Stdio:
         """Let readers of a terminal see its end: no process will open it again."""
 
     def resize(self, width: int, height: int) -> None:
-        """Set the size of the terminal, in columns and rows.
+        """Set the size of the terminal, in columns and rows; without one nothing happens.
 
-        :raises WrongStateError: there is no terminal.
+        Docker's clients resize whatever they are attached to, and Go's shim lets them.
         """
-        raise WrongStateError("cannot resize a process without a terminal")
 
     def close_stdin(self) -> None:
         """Let the process see the end of its stdin once the client has closed it too."""
         if self._stdin_keeper is not None:
             self._stdin_keeper.close()
+
+    async def hand_over(self) -> None:
+        """Let whoever is reading have what the process wrote, before the exit is told.
+
+        Clients stop reading when they hear of it (containerd 2's close their end
+        of the fifo, dockerd 20.10 does when Delete returns), and what is still
+        in the fifo is lost to them.  Takes no time when nothing is, and never
+        more than two seconds.
+
+        Source: containerd pkg/cio/io_unix.go, the ``cancel`` of copyIO.
+        """
+        self.exited()
+        with trio.move_on_after(_HAND_OVER):
+            for relay in self._outputs:
+                await relay.wait_taken(_PATIENCE)
 
     async def drain(self, timeout: float = 10) -> None:
         """Wait until what the process wrote has left the shim, at most ``timeout`` seconds."""
@@ -99,6 +116,7 @@ class Stdio:
         with trio.move_on_after(timeout) as scope:
             for relay in self._outputs:
                 await relay.wait_drained()
+                await relay.wait_taken(_PATIENCE)
         if scope.cancelled_caught:
             log.warning("output left behind: nobody reads it", stdout=self.spec.stdout)
 

@@ -109,7 +109,8 @@ async def test_an_unknown_runtime_binary_is_named(rig: Rig, task: TaskStub) -> N
     bad = rig.bundle("bad", "true")
     options = rig.options(binary_name="/nonexistent/runc")
     error = await refused(task.Create(rig.create_request(bad, options=options)))
-    assert error.status is Status.NOT_FOUND
+    # Not "not found", which managers take to be said of the container.
+    assert error.status is Status.FAILED_PRECONDITION
     assert "/nonexistent/runc" in str(error.message)
 
 
