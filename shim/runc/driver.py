@@ -53,7 +53,9 @@ _GONE = (
     "no such process",
     "does not exist",
     "not found",
-    "container is not running",
+    "is not running",
+    "/status`: no such file or directory",  # crun
+    "cannot open directory",  # crun
 )
 
 # The verbs whose "not found" can only mean the container or its process.
@@ -173,11 +175,14 @@ class Runc:
         The errors are in ``log``, which is written anew.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
-        :raises NotFoundError: there is no such runtime.
+        :raises RuntimeMissingError: there is no such runtime.
         """
         log.unlink(missing_ok=True)
         argv = self.runtime.argv(verb, *args, log=str(log))
-        child = self.reaper.spawn(argv, env=self.environ, fds=fds)
+        try:
+            child = self.reaper.spawn(argv, env=self.environ, fds=fds)
+        except NotFoundError as exc:
+            raise RuntimeMissingError(str(exc)) from None
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""

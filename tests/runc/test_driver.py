@@ -56,7 +56,16 @@ async def test_a_failure_without_words_tells_its_status(fake: Callable[..., Runc
 
 
 @pytest.mark.parametrize(
-    "words", ["container not running", "container does not exist", "os: process already finished"]
+    "words",
+    [
+        "container not running",
+        "container does not exist",
+        "os: process already finished",
+        "container `c1` is not running",  # crun
+        "error opening file `/run/r/c1/status`: No such file or directory",  # crun
+        "cannot open directory",  # crun
+        "loading container: file does not exist",  # gVisor
+    ],
 )
 async def test_what_is_gone_is_not_found(fake: Callable[..., Runc], words: str) -> None:
     with pytest.raises(NotFoundError, match=words):
