@@ -61,9 +61,13 @@ def _run(name: str, argv: list[str], warning: str) -> int:
                 forkserver.leave_behind(name, run)
             return status
         case "delete":
-            from shim import bootstrap
+            from shim import cleanup
 
-            return _write(bootstrap.delete(flags))
+            return _write(cleanup.delete(flags))
+        case "features":
+            from shim.info import features
+
+            return features()
         case "forkserver":
             from shim import forkserver
 

@@ -1,8 +1,8 @@
-"""``start`` and ``delete``: what a manager runs before a shim is there, and after.
+"""``start``: what a manager runs to have a shim.
 
-``start`` binds the socket, forks the daemon and answers once it serves.  The
-manager reads stdout and stderr as one and waits for every holder of that pipe,
-so nothing else may be written and the daemon must inherit none of it.
+It binds the socket, forks the daemon and answers once that serves.  The manager
+reads stdout and stderr as one and waits for every holder of that pipe, so
+nothing else may be written and the daemon must inherit none of it.
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -12,38 +12,37 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import signal
 import socket
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import trio
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 
 from shim import daemon, log
 from shim.api.bootstrap_pb2 import BootstrapResult
-from shim.api.task_grpc import TaskStub
-from shim.api.task_pb2 import ConnectRequest, DeleteResponse
+from shim.api.task_pb2 import ConnectRequest
 from shim.cgroup.find import cgroup_at
-from shim.container.abandoned import kill_abandoned
+from shim.cgroup.v1 import CgroupV1
 from shim.container.bundle import Bundle, checked_id
 from shim.container.options import Options
-from shim.errors import ExistsError, InvalidError, ShimError, TimedOutError, UnavailableError
+from shim.errors import (
+    ExistsError,
+    InvalidError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+)
 from shim.linux import libc, sockets
-from shim.linux.mounts import unmount_all
-from shim.reaper import open_reaper
-from shim.runc.driver import LIMIT, Runc
-from shim.ttrpc.client import open_channel
+from shim.linux.pipes import read_until
+from shim.runc.driver import LIMIT
+from shim.ttrpc.protocol import ClientProtocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shim.config import Flags, Invocation
+    from shim.config import Invocation
 
 # Seconds for a new daemon to serve, and for a running one, which may be about to,
 # to say what it speaks.
@@ -51,13 +50,8 @@ READY = 10.0
 ASK = 5.0
 # Shims of one pod that may end just when they are asked.
 ATTEMPTS = 5
-# Seconds the runtime has to delete a container, and all of ``delete`` then takes
-# at most: containerd kills it after five, in which the interpreter has to start too.
-RUNTIME = 2.5
-DELETE = 3.5
-# What the manager is told of a container that ended without a witness: it was
-# killed, by us if by nobody else.
-KILLED = 128 + signal.SIGKILL
+# Who does not know it speaks version 2.
+_TASK = "containerd.task.v3.Task"
 
 # Where a daemon keeps what it is born with; nothing else is open then.
 _LISTENER = 3
@@ -110,7 +104,7 @@ def start(invocation: Invocation, title: str) -> int:
         become_daemon(invocation, title, Caller(1, 2, writer, manager))
     os.close(writer)
     try:
-        said, _ = _read_until(reader, READY)
+        said, _ = read_until(reader, READY)
     finally:
         os.close(reader)
     if said:
@@ -134,28 +128,29 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
         if listener is None:
             caller.answer(answer)
         else:
+            settings = daemon.Settings(
+                namespace=invocation.namespace,
+                id=invocation.id,
+                bundle=os.getcwd(),  # noqa: PTH109 - the value is a plain string
+                ttrpc_address=invocation.ttrpc_address,
+                address=address,
+                limit=invocation.runtime_timeout or LIMIT,
+            )
             try:
                 serving, caller = _detach(invocation, listener, caller)
                 _settle(invocation, caller.manager, title)
-                settings = daemon.Settings(
-                    namespace=invocation.namespace,
-                    id=invocation.id,
-                    ttrpc_address=invocation.ttrpc_address,
-                    socket_path=sockets.socket_path(address),
-                    limit=invocation.runtime_timeout or LIMIT,
-                )
-
-                def ready() -> None:
-                    nonlocal answered
-                    caller.answer(answer)
-                    answered = True
-
-                daemon.run(settings, serving, ready)
             except BaseException:
-                if not answered:
-                    with suppress(OSError):
-                        Path(sockets.socket_path(address)).unlink()
+                # Ours without a doubt: it is alive until we end.
+                with suppress(OSError):
+                    Path(sockets.socket_path(address)).unlink()
                 raise
+
+            def ready() -> None:
+                nonlocal answered
+                caller.answer(answer)
+                answered = True
+
+            daemon.run(settings, serving, ready)
         status = 0
     except BaseException as exc:
         if not isinstance(exc, (ShimError, OSError)) or answered:
@@ -209,33 +204,25 @@ def _answer(invocation: Invocation, address: str, version: int) -> bytes:
 
 
 def _spoken_version(address: str) -> int:
-    """Ask the shim that already serves ``address``, which may be another program's."""
+    """Ask the shim that already serves ``address``, which may be another program's.
 
-    async def ask() -> int:
-        with trio.fail_after(ASK):
-            async with await sockets.connect(address) as stream, open_channel(stream) as channel:
-                try:
-                    await TaskStub(channel).Connect(ConnectRequest())
-                except GRPCError as exc:
-                    return 2 if exc.status is Status.UNIMPLEMENTED else 3
-                return 3
-
+    :raises UnavailableError: it has ended, or is about to.
+    :raises TimedOutError: it does not answer.
+    """
+    # Every start in a pod pays for this: an event loop costs more than the question.
+    protocol = ClientProtocol()
+    _, question = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
     try:
-        return trio.run(ask)
-    except trio.TooSlowError:
+        with sockets.connect_blocking(address, ASK) as sock:
+            sock.sendall(question)
+            while data := sock.recv(4096):
+                for reply in protocol.receive_data(data):
+                    return 2 if reply.status is Status.UNIMPLEMENTED else 3
+    except BlockingIOError:
         raise TimedOutError(f"the shim at {address} does not answer; end it and retry") from None
-
-
-def _read_until(fd: int, seconds: float) -> tuple[bytes, bool]:
-    """Read what comes within ``seconds``; say whether the end came too."""
-    deadline = time.monotonic() + seconds
-    data = b""
-    while select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:
-        chunk = os.read(fd, 4096)
-        if not chunk:
-            return data, True
-        data += chunk
-    return data, False
+    except ConnectionError:
+        pass
+    raise UnavailableError(f"the shim at {address} went away before it answered")
 
 
 def _detach(
@@ -303,120 +290,33 @@ def _adjust_oom_score(manager: int) -> None:
 
 
 def _join_cgroup(invocation: Invocation) -> None:
+    """Join the cgroup of the options, which is not made here: nobody would remove it."""
     path = Options.decode(invocation.options).shim_cgroup
-    if path:
-        try:
-            cgroup_at(path).add(os.getpid())
-        except OSError as exc:
-            text = f"the shim cannot join cgroup {path[:200]!r}: {exc.strerror}"
-            raise InvalidError(text) from None
+    if not path:
+        return
+    try:
+        cgroup = cgroup_at(path)
+        if not cgroup.exists():
+            raise InvalidError(f"shim_cgroup {path[:200]!r} does not exist: create it first")
+        if isinstance(cgroup, CgroupV1):
+            # Where it does not exist, the shim stays with the manager.
+            there = {name: one for name, one in cgroup.directories.items() if os.path.isdir(one)}  # noqa: PTH112 - the values are plain strings
+            cgroup = CgroupV1(there)
+        cgroup.add(os.getpid())
+    except OSError as exc:
+        text = f"the shim cannot join cgroup {path[:200]!r}: {exc.strerror}"
+        raise InvalidError(text) from None
 
 
 def _isolate_core() -> None:
+    """Share a core with no one but our containers.
+
+    :raises UnsupportedError: it cannot be had.  Who asked for it relies on it.
+    """
     try:
         libc.create_core_cookie()
     except OSError as exc:
-        log.warning("no core scheduling on this machine", error=exc)
-
-
-def delete(flags: Flags) -> bytes:
-    """Clean up after a container whose shim is gone, or never was; return a DeleteResponse.
-
-    Says the same however often it is called, and in time whatever hangs.  What
-    cannot be cleaned is logged on stderr, which the manager copies into its log.
-
-    :raises InvalidError: the flags name no container.
-    """
-    checked_id(flags.id)
-    bundle = Bundle(_bundle_of(flags))
-    reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
-    _in_time(lambda: _clean_up(flags, bundle), flags.id)
-    reply.exited_at.GetCurrentTime()
-    return reply.SerializeToString()
-
-
-def _in_time(work: Callable[[], None], id_: str) -> None:
-    """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
-
-    A runtime or an unmount that waits for a dead disk cannot even be killed.
-    """
-    reader, writer = os.pipe()
-    try:
-        pid = os.fork()
-    except OSError as exc:
-        os.close(reader)
-        os.close(writer)
-        log.warning("the clean-up is not bounded: no process to be had", id=id_, error=exc)
-        work()
-        return
-    if pid == 0:
-        try:
-            # The manager waits for the end of our output, so that is not held here.
-            null = os.open(os.devnull, os.O_RDWR)
-            for number, fd in enumerate((null, null, writer)):
-                os.dup2(fd, number)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-            work()
-        except BaseException as exc:
-            log.crash("the clean-up failed", exc, id=id_)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        said, ended = _read_until(reader, DELETE)
-    finally:
-        os.close(reader)
-    with suppress(OSError):
-        os.write(2, said)
-    if not ended:
-        log.warning("the clean-up is not done yet: something hangs", id=id_)
-        os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):  # whoever started us may have SIGCHLD ignored
-        os.waitpid(pid, 0 if ended else os.WNOHANG)
-
-
-def _clean_up(flags: Flags, bundle: Bundle) -> None:
-    # The container ends first, so that no runtime that hangs keeps it alive.
-    kill_abandoned(bundle, flags.id)
-    runtime = Options.read(bundle.path / "options.json").runtime(flags.namespace)
-    if _has_state(Path(runtime.root), flags.id):
-
-        async def force() -> None:
-            async with open_reaper() as reaper:
-                await Runc(runtime, reaper, RUNTIME).run("delete", "--force", flags.id)
-
-        try:
-            trio.run(force)
-        except (ShimError, OSError) as exc:
-            log.warning("the runtime could not delete the container", id=flags.id, error=exc)
-    try:
-        unmount_all(str(bundle.rootfs))
-    except (ShimError, OSError) as exc:
-        log.warning("the rootfs is still mounted", id=flags.id, error=exc)
-    _remove_dead_socket(bundle)
-
-
-def _bundle_of(flags: Flags) -> Path:
-    if flags.bundle:
-        return Path(flags.bundle)
-    here = Path.cwd()
-    sibling = here.parent / flags.id
-    return sibling if sibling.is_dir() else here
-
-
-def _has_state(root: Path, id_: str) -> bool:
-    """Say whether the runtime may still know the container.
-
-    runc, crun and youki keep a directory of its name, gVisor files that begin with it.
-    """
-    with suppress(OSError):
-        return any(name == id_ or name.startswith(f"{id_}_") for name in os.listdir(root))  # noqa: PTH208 - names are wanted
-    return False
-
-
-def _remove_dead_socket(bundle: Bundle) -> None:
-    with suppress(OSError):
-        address = (bundle.path / "address").read_text().strip()
-        path = Path(sockets.socket_path(address))
-        if path.is_socket() and not sockets.can_connect(address):
-            path.unlink()
+        raise UnsupportedError(
+            f"SCHED_CORE is set and this machine has no core scheduling ({exc.strerror}): "
+            "unset it, or use a kernel with CONFIG_SCHED_CORE and SMT enabled"
+        ) from None

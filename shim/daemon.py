@@ -20,7 +20,10 @@ from shim import log
 from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import ConnectRequest, CreateTaskRequest
 from shim.container.host import Host
+from shim.container.members import Members
+from shim.errors import ShimError
 from shim.events.publisher import NullPublisher, open_publisher
+from shim.linux import sockets
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
 from shim.service import ABANDONED, ALIASES, IMMEDIATE, TaskService
@@ -38,28 +41,33 @@ FAREWELL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one daemon needs to know.  ``limit``: seconds a runtime command may take."""
+    """What one daemon needs to know.
+
+    ``bundle`` is that of the container it is started for; it may come to serve
+    others.  ``limit`` is how many seconds a runtime command may take.
+    """
 
     namespace: str
     id: str
+    bundle: str
     ttrpc_address: str
-    socket_path: str
+    address: str
     limit: float = LIMIT
 
 
 def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve on ``listener``, which is owned from here on, and remove its file at the end.
+    """Serve on ``listener``, which is owned from here on, and remove its socket at the end.
 
     ``ready`` is called once requests are answered.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    inode = _inode(settings.socket_path)
     try:
         trio.run(_main, settings, listener, ready, strict_exception_groups=True)
     finally:
-        # Another daemon may have taken the name over from one it held for dead.
-        if inode and _inode(settings.socket_path) == inode:
-            os.unlink(settings.socket_path)  # noqa: PTH108 - a plain string all along
+        listener.close()
+        # Another daemon may have taken the address over since.
+        with suppress(ShimError, OSError):
+            sockets.remove_dead(settings.address)
 
 
 async def _main(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
@@ -69,7 +77,8 @@ async def _main(settings: Settings, listener: socket.socket, ready: Callable[[],
         open_publisher(settings.ttrpc_address, settings.namespace) as publisher,
         trio.open_nursery() as nursery,
     ):
-        host = Host(settings.namespace, reaper, publisher, nursery, settings.limit)
+        members = Members(settings.bundle)
+        host = Host(settings.namespace, reaper, publisher, nursery, settings.limit, members)
         handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
@@ -95,13 +104,6 @@ async def _shutdown_on_signal(
         async for number in signals:
             log.info("shutting down on a signal", signal=signal.Signals(number).name)
             shutdown.set()
-
-
-def _inode(path: str) -> int:
-    try:
-        return os.stat(path).st_ino  # noqa: PTH116 - a plain string all along
-    except OSError:
-        return 0
 
 
 def rehearse() -> None:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import bootstrap, daemon, launcher, log
+from shim import bootstrap, cleanup, daemon, launcher, log  # noqa: F401 - held for children
 from shim.config import invocation_of, parse_flags, read_stdin
 from shim.errors import ExistsError, InvalidError, ShimError
 from shim.linux import libc, sockets
@@ -135,8 +135,8 @@ class _Server:
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
-            with suppress(OSError):
-                Path(self._path).unlink()
+            with suppress(ShimError, OSError):
+                sockets.remove_dead(f"unix://{self._path}")
 
     def _stop(self, *_: object) -> None:
         self._stopped = True

@@ -1,12 +1,13 @@
-"""What ``-info`` answers: who we are, and what the OCI runtime below can do.
+"""What ``-info`` and ``features`` answer: who we are, and what the OCI runtime below can do.
 
-Source: containerd core/runtime/v2/task_manager.go, and the OCI runtime-spec's
-features.md.
+Source: containerd core/runtime/v2/task_manager.go, CRI-O pkg/config/config.go,
+and the OCI runtime-spec's features.md.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError
 from shim import log
 from shim.api.introspection_pb2 import RuntimeInfo, RuntimeVersion
 from shim.container.options import Options
-from shim.errors import ShimError
+from shim.errors import ShimError, TimedOutError
 from shim.reaper import open_reaper
 from shim.runc.command import Runtime
 from shim.runc.driver import Runc, RuntimeMissingError
@@ -44,6 +45,24 @@ def info(stdin: bytes) -> bytes:
         reply.features.type_url = _FEATURES
         reply.features.value = features
     return reply.SerializeToString()
+
+
+def features() -> int:
+    """Let the runtime print its features, as CRI-O asks of a runtime; return its status.
+
+    :raises NotFoundError: there is no such runtime.
+    :raises TimedOutError: it does not come to an end.
+    """
+    return trio.run(_print_features, Options().runtime("").binary)
+
+
+async def _print_features(binary: str) -> int:
+    async with open_reaper() as reaper:
+        child = reaper.spawn([binary, "features"], fds={1: 1, 2: 2})
+        with trio.move_on_after(_LIMIT):
+            return (await child.wait()).status
+        child.signal(signal.SIGKILL)
+        raise TimedOutError(f"{binary} features did not return within {_LIMIT:g} s")
 
 
 async def _features(binary: str) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
@@ -44,12 +45,11 @@ from shim.api.task_pb2 import (
 )
 from shim.container.container import Container
 from shim.container.lifecycle import State
-from shim.errors import ExistsError, NotFoundError
+from shim.errors import ExistsError, NotFoundError, UnavailableError
 from shim.ttrpc.server import unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
-    import trio
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from shim.container.host import Host
@@ -79,6 +79,7 @@ class TaskService(TaskBase):
         self._shutdown = shutdown
         # None while the container is being created: the id is taken already.
         self._containers: dict[str, Container | None] = {}
+        self._creating: dict[str, trio.CancelScope] = {}
 
     def _container(self, id_: str) -> Container:
         container = self._containers.get(id_)
@@ -114,13 +115,20 @@ class TaskService(TaskBase):
         if request.id in self._containers:
             raise ExistsError(f"container {request.id} already exists in this shim")
         self._containers[request.id] = None
-        try:
-            container = await Container.create(request, self._host)
-        except BaseException:
-            del self._containers[request.id]
-            raise
-        self._containers[request.id] = container
-        return CreateTaskResponse(pid=container.init.pid)
+        with trio.CancelScope() as creating:
+            self._creating[request.id] = creating
+            try:
+                container = await Container.create(request, self._host)
+            except BaseException:
+                del self._containers[request.id]
+                raise
+            finally:
+                del self._creating[request.id]
+            self._containers[request.id] = container
+            return CreateTaskResponse(pid=container.init.pid)
+        if not self._containers:
+            self._shutdown.set()
+        raise UnavailableError(f"container {request.id} was given up while it was created")
 
     @unary
     async def Start(self, request: StartRequest) -> StartResponse:
@@ -208,7 +216,10 @@ class TaskService(TaskBase):
 
     @unary
     async def Shutdown(self, request: ShutdownRequest) -> Empty:
-        if self._containers:
+        if request.id in self._creating:
+            # A manager that came back does not wait for what another asked for.
+            self._creating[request.id].cancel()
+        elif self._containers:
             log.debug("not shutting down: containers are left", count=len(self._containers))
         else:
             self._shutdown.set()

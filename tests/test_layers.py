@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"shim.__main__"},
     {"shim.forkserver"},
-    {"shim.bootstrap", "shim.info"},
+    {"shim.bootstrap", "shim.cleanup", "shim.info"},
     {"shim.daemon"},
     {"shim.service"},
     {"shim.container"},
@@ -112,8 +112,8 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         for call in calls
         if call in path.read_text()
     }
-    # These fork daemons and wait for them; the generator runs protoc.
-    parents = {"shim/bootstrap.py", "shim/forkserver.py"}
+    # These fork daemons, or themselves, and wait for them; the generator runs protoc.
+    parents = {"shim/bootstrap.py", "shim/cleanup.py", "shim/forkserver.py"}
     assert culprits == {"shim/reaper.py", "shim/api/generate.py"} | parents
 
 

@@ -7,6 +7,8 @@ v1: an eventfd registered in cgroup.event_control.  It is signalled *before* the
 kernel picks its victim, and once more when the group is removed.  The counter in
 memory.oom_control leaves out the groups below, so that those are read too.
 v2: inotify on memory.events, whose counter includes the groups below.
+Either: systemd removes a scope with its last process, often before the counter was read
+for the last time.  Then the kernel's log has the rest.
 
 Source: Linux Documentation/admin-guide/cgroup-v1/memory.rst "OOM Control",
 mm/memcontrol-v1.c; cgroup-v2.rst "memory.events".
@@ -15,7 +17,7 @@ mm/memcontrol-v1.c; cgroup-v2.rst "memory.events".
 from __future__ import annotations
 
 import os
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ import trio
 
 from shim import log
 from shim.cgroup.files import read_file, subtree, write_file
+from shim.cgroup.kmsg import KernelLog
 from shim.cgroup.metrics import parse_pairs
 from shim.cgroup.v1 import CgroupV1
 from shim.linux import libc
@@ -45,7 +48,8 @@ class OomWatch:
 
     ``read`` returns counters by name; ``hint`` waits until looking at them may
     be worth it, which then takes up to the sum of ``lag`` seconds to show.
-    ``told`` is the count at which :meth:`wait_kill` last returned.
+    ``told`` is the count at which :meth:`wait_kill` last returned, and ``obituary``
+    counts the kills when there is no counter any more.
     """
 
     def __init__(
@@ -57,14 +61,18 @@ class OomWatch:
         self._read = read
         self._hint = hint
         self._lag = lag
+        self.obituary: Callable[[], int] = int
         self._last = read()
         self._count = 0
         self.told = 0
 
     def count(self) -> int:
-        """Return the number of kills so far; once the group is gone, the last known."""
+        """Return the number of kills so far; once the group is gone, as far as known."""
+        counters = self._read()
+        if not counters:
+            self._count = max(self._count, self.obituary())
         # A group below may be removed and made again: its counter starts anew.
-        for name, value in self._read().items():
+        for name, value in counters.items():
             last = self._last.get(name, 0)
             self._count += value - last if value >= last else value
             self._last[name] = value
@@ -93,11 +101,19 @@ async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
     Without a memory controller the watch is there and never tells anything.
     """
     if isinstance(cgroup, CgroupV1):
-        opened = _open_v1(cgroup.directories.get("memory", ""))
+        directory = cgroup.directories.get("memory", "")
+        # /sys/fs/cgroup/memory/PATH
+        opened, path = _open_v1(directory), "/" + "/".join(directory.split("/")[5:])
     else:
         opened = _open_v2(f"{cgroup.directory}/memory.events")
+        path = cgroup.directory.removeprefix(cgroup.mount)
     with opened as watch:
-        yield watch
+        if not path.endswith(".scope"):  # nobody removes it before the runtime does
+            yield watch
+            return
+        with closing(KernelLog()) as kernel:
+            watch.obituary = partial(kernel.kills, path, cgroup.pids())
+            yield watch
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Kills a container whose shim is gone, whatever its runtime does or does not.
+"""Kills containers whose shim is gone, whatever their runtime does or does not.
 
-Its init is known by a number in a file, which may be anybody's by now.  A
-process in the cgroup that config.json gives the container is the container's.
+An init is known by a number in a file, which may be anybody's by now.  A process
+in the cgroup that config.json, or a note, gives the container is the container's.
 
 Not here: gVisor without cgroups and the like, whose processes only the runtime
 can tell from ours.
@@ -15,6 +15,7 @@ import json
 import os
 import select
 import signal
+import time
 from posixpath import normpath
 from typing import TYPE_CHECKING
 
@@ -22,40 +23,67 @@ from shim import log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
+from shim.container.members import Member
+from shim.container.options import Options
 from shim.errors import NotFoundError, ShimError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from shim.cgroup.find import Cgroup
     from shim.container.bundle import Bundle
 
-# Seconds for a killed init to end; its children end before it does.
+# Seconds for all killed inits to end; their children end before they do.
 _GONE = 0.5
 
 
-def kill_abandoned(bundle: Bundle, id_: str) -> None:
-    """Kill the init of ``bundle``, and what lived in a pid namespace not its own.
+def kill_abandoned(members: Iterable[Member]) -> None:
+    """Kill the inits of ``members``, and what lived in a pid namespace not its own.
 
     Where no process is surely the container's, nothing happens.
     """
-    pid = bundle.read_pid()
-    if pid <= 0:
-        return
+    killed: list[int] = []
     try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return
+        for member in members:
+            killed += _kill(member)
+        deadline = time.monotonic() + _GONE
+        for pidfd in killed:
+            select.select([pidfd], [], [], max(0, deadline - time.monotonic()))
+    finally:
+        for pidfd in killed:
+            os.close(pidfd)
+
+
+def _kill(member: Member) -> list[int]:
+    """Kill one container; return the pidfd of its init, if that was one."""
+    if member.pid <= 0:
+        return []
     try:
-        cgroup = _container_part(cgroup_of(pid), cgroup_names(_cgroups_path(bundle), id_))
+        pidfd = os.pidfd_open(member.pid)
+    except (OSError, OverflowError):  # the number is whatever was written there
+        return []
+    try:
+        cgroup = _container_part(cgroup_of(member.pid), member.cgroups)
         # If the number was given to another process since the pidfd was opened,
         # then the pidfd's own is dead, and this fails.
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not bundle.config().own_pid_namespace:
+        if not member.own_pid_namespace:
             cgroup.signal_all(signal.SIGKILL)
-        select.select([pidfd], [], [], _GONE)
     except (ShimError, OSError) as exc:
-        log.debug("the init is left to the runtime", id=id_, pid=pid, error=exc)
-    finally:
-        os.close(pidfd)
+        log.debug("the init is left to the runtime", id=member.id, pid=member.pid, error=exc)
+    return [pidfd]
+
+
+def member_of(bundle: Bundle, id_: str, namespace: str) -> Member:
+    """Return what the files of ``bundle`` tell of its container, some of which may be gone."""
+    runtime = Options.read(bundle.path / "options.json").runtime(namespace)
+    pid, cgroups, own_pid_namespace = bundle.read_pid(), [], False
+    try:
+        own_pid_namespace = bundle.config().own_pid_namespace
+        cgroups = cgroup_names(_cgroups_path(bundle), id_)
+    except (ShimError, OSError) as exc:
+        log.debug("no process is surely the container's", id=id_, error=exc)
+    return Member(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
 
 
 def cgroup_names(path: str, id_: str) -> list[str]:
@@ -82,7 +110,7 @@ def _cgroups_path(bundle: Bundle) -> str:
         raise NotFoundError(f"{bundle.path}/config.json names no cgroup") from None
 
 
-def _container_part(cgroup: Cgroup, names: list[str]) -> Cgroup:
+def _container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
     """Return the group of one of these names that ``cgroup`` is, or is below.
 
     :raises NotFoundError: there is none.
@@ -97,7 +125,7 @@ def _container_part(cgroup: Cgroup, names: list[str]) -> Cgroup:
     raise NotFoundError("the process is not in the cgroup of the container")
 
 
-def own_part(directory: str, names: list[str]) -> str:
+def own_part(directory: str, names: Sequence[str]) -> str:
     """Return ``directory`` up to the end of one of ``names``, or "" without any."""
     for name in names:
         before, found, _ = f"{directory}/".partition(f"/{name}/")

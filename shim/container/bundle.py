@@ -7,7 +7,9 @@ containerd-shim-runc-v2, which managers and people look for.
 from __future__ import annotations
 
 import json
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,11 @@ def _member(parent: Any, name: str, kind: type) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A directory with a config.json."""
+    """A directory with a config.json.
+
+    The names of an exec's files are plain strings: a Path keeps each of its parts
+    in the table of interned strings, and CPython 3.12 lost them there until 3.12.7.
+    """
 
     path: Path
 
@@ -115,39 +121,48 @@ class Bundle:
         return self.path / "rootfs"
 
     @property
-    def log(self) -> Path:
+    def log(self) -> str:
         """What the runtime said when it created the container: lines of JSON."""
-        return self.path / "log.json"
+        return f"{self.path}/log.json"
 
     @property
     def work(self) -> Path:
         """Where criu keeps its own log, unless the manager names another place."""
         return self.path / "work"
 
-    def pid_file(self, exec_id: str = "") -> Path:
-        return self.path / f"{exec_id or 'init'}.pid"
+    def pid_file(self, exec_id: str = "") -> str:
+        return f"{self.path}/{exec_id or 'init'}.pid"
 
-    def exec_log(self, exec_id: str) -> Path:
-        return self.path / f"{exec_id}.log.json"
+    def exec_log(self, exec_id: str) -> str:
+        return f"{self.path}/{exec_id}.log.json"
 
-    def exec_spec(self, exec_id: str) -> Path:
-        return self.path / f"{exec_id}.process.json"
+    def exec_spec(self, exec_id: str) -> str:
+        return f"{self.path}/{exec_id}.process.json"
+
+    def write_exec_spec(self, exec_id: str, spec: object) -> None:
+        with open(self.exec_spec(exec_id), "w") as file:
+            file.write(json.dumps(spec))
 
     def read_pid(self, exec_id: str = "") -> int:
         """Return the pid the runtime wrote, or 0 if there is none to be read."""
         try:
-            return int(self.pid_file(exec_id).read_text())
+            with open(self.pid_file(exec_id)) as file:
+                return int(file.read())
         except (OSError, ValueError):
             return 0
 
     def forget_pid(self, exec_id: str = "") -> None:
         """Remove the pid file, and the one runc writes first and leaves when it is killed."""
-        path = self.pid_file(exec_id)
-        path.unlink(missing_ok=True)
-        path.with_name(f".{path.name}").unlink(missing_ok=True)
+        _remove(self.pid_file(exec_id))
+        _remove(self.pid_file(f".{exec_id or 'init'}"))
 
     def forget_exec(self, exec_id: str) -> None:
         """Remove what an exec left behind."""
         self.forget_pid(exec_id)
-        self.exec_log(exec_id).unlink(missing_ok=True)
-        self.exec_spec(exec_id).unlink(missing_ok=True)
+        _remove(self.exec_log(exec_id))
+        _remove(self.exec_spec(exec_id))
+
+
+def _remove(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108 - see Bundle

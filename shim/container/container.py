@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,27 +19,28 @@ import trio
 
 from shim import log
 from shim.cgroup.find import cgroup_of
-from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.announce import Announcer
 from shim.container.birth import bear, bear_exec
 from shim.container.bundle import Bundle, checked_id
+from shim.container.dump import dump
+from shim.container.freezer import SIGKILL, Freezer
 from shim.container.lifecycle import Op, State
+from shim.container.members import Member, directories_of
 from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
-from shim.container.requests import checkpoint_of, json_of, mount_of, stdio_of
+from shim.container.requests import json_of, mount_of, stdio_of
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.linux.mounts import mount_all, unmount_all
 from shim.runc.command import (
     Checkpoint,
     Creation,
-    checkpoint_args,
     create_args,
     exec_args,
     restore_args,
 )
-from shim.runc.driver import Runc, RuntimeFailedError
+from shim.runc.driver import Runc
 from shim.stdio.stdio import open_stdio
 
 if TYPE_CHECKING:
@@ -57,9 +56,6 @@ if TYPE_CHECKING:
 CLEANUP = 10.0
 # Seconds the exits of execs may take to follow the one of their init.
 LAST_EXECS = 10.0
-# Seconds a dump may take: the memory of a large container goes to disk.
-CHECKPOINT = 600.0
-SIGKILL = 9
 
 
 class Container:
@@ -90,6 +86,7 @@ class Container:
         )
         self._cgroup: Cgroup | None = None
         self._oom: OomReporter | None = None
+        self._freezer = Freezer(self.id, self.init, self._runc, self._tell)
         self._ending = False
 
     # -- coming to life ----------------------------------------------------------
@@ -109,6 +106,7 @@ class Container:
         async with AsyncExitStack() as undo:
             self._options.write(bundle.path / "options.json")
             (bundle.path / "runtime").write_text(self._runc.runtime.binary)
+            undo.callback(host.members.forget, self.id)
             if request.rootfs:
                 bundle.rootfs.mkdir(0o711, exist_ok=True)
                 undo.callback(unmount_all, str(bundle.rootfs))
@@ -140,7 +138,7 @@ class Container:
         args = create_args(
             self.id,
             str(self.bundle.path),
-            Creation(str(self.bundle.pid_file()), self.init.console_socket),
+            Creation(self.bundle.pid_file(), self.init.console_socket),
             no_pivot=self._options.no_pivot_root,
             no_new_keyring=self._options.no_new_keyring,
         )
@@ -150,7 +148,7 @@ class Container:
         args = restore_args(
             self.id,
             str(self.bundle.path),
-            Creation(str(self.bundle.pid_file()), self.init.console_socket),
+            Creation(self.bundle.pid_file(), self.init.console_socket),
             self._image,
             no_pivot=self._options.no_pivot_root,
         )
@@ -161,9 +159,11 @@ class Container:
         state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
+        self._note()
         try:
             child = await bear(self._runc, self.bundle, self.init, verb, args)
             self._find_cgroup(child)
+            self._note()
             if self._cgroup is not None:
                 self._oom = OomReporter(self._cgroup, self.bundle, self._tell)
                 await self._host.nursery.start(self._oom.run)
@@ -206,6 +206,18 @@ class Container:
         if isinstance(cgroup, CgroupV2):
             enable_controllers(cgroup)
 
+    def _note(self) -> None:
+        """Write down what ends this container if the shim cannot."""
+        member = Member(
+            self.id,
+            str(self.bundle.path),
+            self._runc.runtime,
+            self.init.pid,
+            directories_of(self._cgroup),
+            self._config.own_pid_namespace,
+        )
+        self._host.members.note(member)
+
     # -- execs -------------------------------------------------------------------
 
     def add_exec(self, request: task_pb2.ExecProcessRequest) -> None:
@@ -222,7 +234,7 @@ class Container:
             raise ExistsError(f"exec {exec_id} already exists in {self.id}")
         self._check_exec()
         spec = json_of(request.spec, "Process")
-        self.bundle.exec_spec(exec_id).write_text(json.dumps(spec))
+        self.bundle.write_exec_spec(exec_id, spec)
         self.execs[exec_id] = Process(exec_id, stdio_of(request))
         self._tell.exec_added(exec_id)
 
@@ -236,8 +248,8 @@ class Container:
         await self._open_stdio(process)
         args = exec_args(
             self.id,
-            str(self.bundle.exec_spec(process.id)),
-            Creation(str(self.bundle.pid_file(process.id)), process.console_socket),
+            self.bundle.exec_spec(process.id),
+            Creation(self.bundle.pid_file(process.id), process.console_socket),
         )
         try:
             child = await bear_exec(
@@ -340,6 +352,7 @@ class Container:
             await process.dispose()
             self.bundle.forget_exec(process.id)
         self.execs.clear()
+        self._host.members.forget(self.id)
         self._tell.deleted(self.init.pid, exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
@@ -349,43 +362,21 @@ class Container:
         if number > 64:
             raise InvalidError(f"there is no signal {number}")
         all_ = all_ and process is self.init
-        by_runtime = self.init.state is State.PAUSED or (all_ and self._cgroup is None)
-        # Whoever froze it: we may never have been told.
-        if number == SIGKILL and isinstance(self._cgroup, CgroupV1):
-            by_runtime = by_runtime or self._cgroup.is_frozen()
-        if by_runtime and process is self.init:
-            # Only the runtime thaws the container for a SIGKILL.
-            flags = ["--all"] if all_ else []
-            await self._runc.run("kill", *flags, self.id, str(number))
+        held = self._freezer.holds(number, self._cgroup) or (all_ and self._cgroup is None)
+        if held and process is self.init:
+            await self._freezer.kill(number, all_=all_)
         elif all_ and self._cgroup is not None:
             self._cgroup.signal_all(number)
         else:
             process.signal(number)
 
     async def pause(self) -> None:
-        self.init.life.check(Op.PAUSE)
-        try:
-            await self._runc.run("pause", self.id)
-        except BaseException:
-            # It may be frozen already; a frozen process cannot even be killed.
-            with trio.move_on_after(CLEANUP, shield=True), contextlib.suppress(ShimError):
-                await self._runc.run("resume", self.id)
-            raise
-        self.init.life.apply(Op.PAUSE)
-        if self.init.state is State.PAUSED:  # it may have ended meanwhile
-            self._tell.paused()
+        """Freeze the container, its execs too."""
+        await self._freezer.pause()
 
     async def resume(self) -> None:
-        self.init.life.check(Op.RESUME)
-        try:
-            await self._runc.run("resume", self.id)
-        except RuntimeFailedError as exc:
-            # An earlier attempt, given up by its caller, had thawed it.
-            if "not paused" not in str(exc):
-                raise
-        self.init.life.apply(Op.RESUME)
-        if self.init.state is State.RUNNING:
-            self._tell.resumed()
+        """Let it go on."""
+        await self._freezer.resume()
 
     async def update(self, resources: AnyMessage) -> None:
         """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
@@ -396,24 +387,8 @@ class Container:
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
         """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""
         self.init.life.check(Op.CHECKPOINT)
-        dump = checkpoint_of(request)
-        ours = self.bundle.work / "criu-work"
-        if not dump.work_path:
-            ours.mkdir(parents=True, exist_ok=True)
-            dump = replace(dump, work_path=str(ours))
-        try:
-            runc = replace(self._runc, limit=max(self._runc.limit, CHECKPOINT))
-            await runc.run("checkpoint", *checkpoint_args(self.id, dump))
-        except ShimError as exc:
-            kept = self.bundle.path / "criu-dump.log"
-            with contextlib.suppress(OSError):
-                shutil.copyfile(Path(dump.work_path) / "dump.log", kept)
-                raise type(exc)(f"{exc}; see {kept}") from None
-            raise
-        finally:
-            if dump.work_path == str(ours):
-                shutil.rmtree(ours, ignore_errors=True)
-        self._tell.checkpointed(dump.image_path)
+        image = await dump(self._runc, self.id, self.bundle, request)
+        self._tell.checkpointed(image)
 
     def pids(self) -> list[int]:
         """Every process in the container, or else its init, though it may have ended.
@@ -441,6 +416,9 @@ class Container:
     async def _await_init(self, child: Child) -> None:
         exit_ = await child.wait()
         self._ending = True
+        if self._oom is not None:
+            self._oom.report()  # before systemd, where it looks after the cgroup, removes it
+        await self.init.hand_over()
         # A Start that is under way is told first.
         async with self.init.busy:
             if not self._config.own_pid_namespace:
@@ -477,5 +455,6 @@ class Container:
 
     async def _follow_exec(self, process: Process, child: Child) -> None:
         exit_ = await child.wait()
+        await process.hand_over()
         process.end(exit_)
         self._tell.exited(process, exit_)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim import log
+from shim.container.members import Members
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Host:
-    """``limit`` is how long one command of a runtime may take, in seconds."""
+    """``limit`` is how long one command of a runtime may take, in seconds.
+
+    ``members`` is where to note what is left to do if this daemon dies.
+    """
 
     namespace: str
     reaper: Reaper
     publisher: Publisher
     nursery: trio.Nursery
     limit: float
+    members: Members = field(default_factory=Members)
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` beside everything else.

@@ -16,6 +16,7 @@ import os
 import posixpath
 import socket
 import stat
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
 SOCKET_DIR = "/run/containerd/s"
 
-# Go's dialer, which managers use, refuses longer paths; the kernel's own limit is 107.
-_LONGEST = 106
+# What fits into sun_path beside its NUL, and what managers dial.
+_LONGEST = 107
 # Seconds to wait for another starter that is between its look and its bind.
 _PATIENCE = 5.0
 # Seconds between two attempts at a socket whose backlog is full, or at the lock.
@@ -128,6 +129,20 @@ def _clear(address: str, path: str) -> bool:
     return False
 
 
+def remove_dead(address: str) -> None:
+    """Remove what a dead shim left at ``address``; a live one's socket stays.
+
+    :raises TimedOutError: a starter has been at work in the directory for too long.
+    :raises InvalidError: something else than a socket is there.
+    """
+    name = _name(address)
+    # As in listen: between a look and a removal without the lock, the socket
+    # could become that of a new shim.
+    if socket_path(address):
+        with contextlib.suppress(FileNotFoundError), _locked(posixpath.dirname(name) or "."):
+            _clear(address, name)
+
+
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -183,6 +198,26 @@ async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
     except BaseException:
         sock.close()
         raise
+
+
+def connect_blocking(address: str, seconds: float) -> socket.socket:
+    """Connect a socket each of whose calls fails after ``seconds`` with BlockingIOError.
+
+    :raises UnavailableError: nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Python's own timeout would make it non-blocking, which with a full backlog
+        # is an error at once.
+        timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            sock.setsockopt(socket.SOL_SOCKET, option, timeval)
+        if not _connected(sock, address):
+            raise BlockingIOError(errno.EAGAIN, f"{address} accepted nobody in {seconds:g} s")  # noqa: TRY301 - the except closes
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connected(sock: socket.socket, address: str) -> bool:

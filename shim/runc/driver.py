@@ -25,7 +25,6 @@ from shim.scope import background
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from shim.reaper import Child, Reaper
     from shim.runc.command import Runtime
@@ -168,7 +167,7 @@ class Runc:
             err.close()
 
     async def give_birth(
-        self, verb: str, *args: str, log: Path, fds: Mapping[int, int] | None
+        self, verb: str, *args: str, log: str, fds: Mapping[int, int] | None
     ) -> None:
         """Run a command that leaves a process behind, whose stdio is ``fds``.
 
@@ -177,8 +176,9 @@ class Runc:
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
         :raises RuntimeMissingError: there is no such runtime.
         """
-        log.unlink(missing_ok=True)
-        argv = self.runtime.argv(verb, *args, log=str(log))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(log)  # noqa: PTH108 - a plain string all along
+        argv = self.runtime.argv(verb, *args, log=log)
         try:
             child = self.reaper.spawn(argv, env=self.environ, fds=fds)
         except NotFoundError as exc:
@@ -186,8 +186,8 @@ class Runc:
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
-            with contextlib.suppress(OSError):
-                text = log.read_text(errors="replace")
+            with contextlib.suppress(OSError), open(log, errors="replace") as file:
+                text = file.read()
             raise _failure(verb, exit_, last_error(text) or last_line(text))
 
     async def _finish(

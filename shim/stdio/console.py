@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 import termios
-from pathlib import Path
 
 import trio
 from trio.lowlevel import wait_readable
@@ -26,8 +25,8 @@ class ConsoleSocket:
     """A listening socket in a directory of its own.  Close it when done."""
 
     def __init__(self) -> None:
-        self._directory = Path(make_private_directory("console-"))
-        self.path = str(self._directory / "s")
+        self._directory = make_private_directory("console-")
+        self.path = f"{self._directory}/s"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._listener.setblocking(False)
@@ -67,9 +66,9 @@ class ConsoleSocket:
             trio.lowlevel.notify_closing(self._listener)
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
-            Path(self.path).unlink()
+            os.unlink(self.path)  # noqa: PTH108 - a plain string all along
         with contextlib.suppress(FileNotFoundError):
-            self._directory.rmdir()
+            os.rmdir(self._directory)  # noqa: PTH106 - a plain string all along
 
 
 async def _receive(peer: socket.socket) -> Fd:

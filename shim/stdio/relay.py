@@ -114,6 +114,8 @@ class Relay:
             left = fifos.unread(fd)
             taken = self.moved - left
             if taken >= limit or (not left and self._is_drained()):
+                if self._rest is not None:
+                    self._rest.close()  # an exec may never be deleted
                 return
             if taken != before:
                 before, since = taken, trio.current_time()
@@ -148,7 +150,8 @@ class Relay:
             while not fifos.has_reader(writer):
                 await trio.sleep(pause)  # no event tells a writer that a reader came
                 pause = min(2 * pause, _LONG_PAUSE)
-            self._rest = fifos.reopen_reader(writer)
+            if fifos.unread(writer):
+                self._rest = fifos.reopen_reader(writer)
         finally:
             writer.close()
 

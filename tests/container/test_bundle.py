@@ -97,17 +97,19 @@ def test_a_bundle_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_pid_file_that_is_missing_or_half_written_is_no_pid(tmp_path: Path) -> None:
     bundle = Bundle.open(str(tmp_path))
     assert bundle.read_pid() == 0
-    bundle.pid_file().write_text("")
+    (tmp_path / "init.pid").write_text("")
     assert bundle.read_pid() == 0
-    bundle.pid_file().write_text("123\n")
+    (tmp_path / "init.pid").write_text("123\n")
     assert bundle.read_pid() == 123
 
 
 def test_the_files_of_an_exec_are_its_own_and_go_with_it(tmp_path: Path) -> None:
     bundle = Bundle.open(str(tmp_path))
-    for path in (bundle.pid_file("e1"), bundle.exec_log("e1"), bundle.exec_spec("e1")):
-        path.touch()
-    bundle.pid_file().touch()
+    for name in ("e1.pid", ".e1.pid", "e1.log.json"):
+        (tmp_path / name).touch()
+    bundle.write_exec_spec("e1", {})
+    assert (tmp_path / "e1.process.json").exists()
+    (tmp_path / "init.pid").touch()
     bundle.forget_exec("e1")
     bundle.forget_exec("e1")
     assert [p.name for p in tmp_path.iterdir()] == ["init.pid"]

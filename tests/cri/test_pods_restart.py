@@ -14,16 +14,12 @@ from grpclib import GRPCError
 from tests.cri.pods import SLEEP, Pod
 from tests.e2e.test_lifecycle import alive
 from tests.e2e.waiting import wait_until
-from tests.matrix import record_not_applicable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.cri.node import Node
-
 pytestmark = pytest.mark.e2e
 SCENARIO = "Restart of the manager"
-JOINERS = "of a killed shim of version 3, `delete` is called for the sandbox alone"
 UNTIL_GO = "while ! test -e /go; do sleep 0.05; done; exit {0}"
 
 
@@ -83,12 +79,7 @@ def test_a_log_goes_on_after_containerd_was_away(pod: Pod) -> None:
     assert pod.wait_exit(container)[0] == 33
 
 
-def test_a_killed_shim_has_its_pod_told_ended_and_removable(
-    make_pod: Callable[..., Pod], node: Node, request: pytest.FixtureRequest
-) -> None:
-    if joiners_are_forgotten(node):
-        record_not_applicable(request, JOINERS)
-        return
+def test_a_killed_shim_has_its_pod_told_ended_and_removable(make_pod: Callable[..., Pod]) -> None:
     pod, other = make_pod(), make_pod()
     containers = [pod.start(*SLEEP) for _ in range(2)]
     survivor = other.start(*SLEEP)
@@ -120,8 +111,3 @@ def test_a_shim_killed_while_containerd_is_away_is_found_dead(pod: Pod) -> None:
     with pytest.raises(GRPCError, match=r"not.*running|CONTAINER_EXITED|not found"):
         pod.exec(container, "true")
     pod.end()
-
-
-def joiners_are_forgotten(node: Node) -> bool:
-    """Say whether containerd leaves containers of a killed shim running, whichever shim it was."""
-    return node.manager.modern

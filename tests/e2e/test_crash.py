@@ -92,7 +92,7 @@ def test_containerd_dies_during_a_run(ctr: Ctr, moment: str) -> None:
     assert_working_or_nothing(ctr, name)
 
 
-@pytest.mark.parametrize("verb", ["start"])
+@pytest.mark.parametrize("verb", ["create", "start"])
 @pytest.mark.parametrize("back", ["before", "after"])
 def test_containerd_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str, back: str) -> None:
     """``back`` says whether containerd is back before runc ends, or after."""

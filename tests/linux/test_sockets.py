@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
-from shim.linux.sockets import can_connect, connect, listen, socket_address
+from shim.linux.sockets import can_connect, connect, listen, remove_dead, socket_address
+from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 
 def test_an_address_is_what_containerd_computes() -> None:
@@ -84,9 +89,68 @@ def test_an_abstract_address_is_taken_once() -> None:
     assert not can_connect(address)
 
 
+def test_a_path_as_long_as_the_kernel_takes_is_taken(tmp_path: Path) -> None:
+    """A directory of 42 bytes, the longest containerd accepts, makes such paths."""
+    address = f"unix://{tmp_path}/".ljust(len("unix://") + 107, "x")
+    with listen(address):
+        assert can_connect(address)
+
+
 def test_a_path_too_long_for_managers_is_refused_with_advice() -> None:
     with pytest.raises(InvalidError, match="use a socket directory"):
-        listen("unix:///" + "x" * 106)
+        listen("unix:///" + "x" * 107)
+
+
+def test_of_the_sockets_of_shims_only_a_dead_one_is_removed(tmp_path: Path) -> None:
+    live, dead = (f"unix://{tmp_path}/{name}" for name in ("live", "dead"))
+    (tmp_path / "file").write_text("precious")
+    listen(dead).close()
+    with listen(live):
+        remove_dead(live)
+        for _ in range(2):
+            remove_dead(dead)
+        with pytest.raises(InvalidError, match="not a socket"):
+            remove_dead(f"unix://{tmp_path}/file")
+        remove_dead(f"unix://{tmp_path}/gone/s")
+        remove_dead("abstract")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "live"]
+
+
+def test_a_dead_socket_that_is_being_replaced_is_left_to_the_new_shim(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/s"
+    listen(address).close()
+    with locked(tmp_path) as lock:
+        remover = threading.Thread(target=remove_dead, args=(address,))
+        remover.start()
+        # Whatever it looks at before it has the lock, it has seen now.
+        wait_until("the lock is wanted", lambda: len(fds_of(tmp_path)) == 2)
+        (tmp_path / "s").unlink()
+        with socket.socket(socket.AF_UNIX) as fresh:
+            fresh.bind(f"{tmp_path}/s")
+            fresh.listen()
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            remover.join()
+            assert can_connect(address)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Be a starter at work in ``directory``."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def fds_of(path: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if entry.samefile(path):
+                found.append(entry.name)
+    return found
 
 
 def test_of_many_starters_exactly_one_listens(tmp_path: Path) -> None:

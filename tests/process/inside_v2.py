@@ -178,6 +178,7 @@ async def check_groups_below(rig: Rig) -> None:
 
 async def check_the_shims_own_group(rig: Rig) -> None:
     path = f"/{rig.root.name}-shim/below"
+    (TOP / path[1:]).mkdir(parents=True)
     value = Options(shim_cgroup=path).SerializeToString()
     options = AnyMessage(type_url="containerd.runc.v1.Options", value=value)
     bundle = rig.bundle("c1", "sleep", "1000")

@@ -49,12 +49,41 @@ def test_a_start_of_crio_asks_for_the_version_and_the_features() -> None:
     features = subprocess.run(
         [SHIM, "features"], capture_output=True, check=False, stdin=subprocess.DEVNULL
     )
-    # What CRI-O reads is all or nothing: features, or a failure in one line.
-    if features.returncode == 0:
-        assert json.loads(features.stdout)["ociVersionMin"]
-    else:
-        assert not features.stdout
-        assert features.stderr.count(b"\n") == 1
+    assert (features.returncode, features.stderr) == (0, b"")
+    told = json.loads(features.stdout)
+    # Without either, CRI-O takes the rest for invalid.
+    assert told["ociVersionMin"]
+    assert told["ociVersionMax"]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_the_runtime_says_of_its_features_is_said_as_it_is(
+    tmp_path: Path, status: int
+) -> None:
+    runtime = tmp_path / "runc"
+    runtime.write_text(f'#!/bin/sh\necho "out $*"; echo err >&2; exit {status}\n')
+    runtime.chmod(0o755)
+    done = subprocess.run(
+        [SHIM, "features"],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, b"out features\n", b"err\n")
+
+
+def test_without_a_runtime_there_are_no_features_and_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [SHIM, "features"],
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"runc" in done.stderr
+    assert done.stderr.count(b"\n") == 1
 
 
 async def test_a_container_lives_and_dies(rig: Rig) -> None:

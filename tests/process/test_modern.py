@@ -37,7 +37,9 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
+from shim.cgroup.files import make_group
 from shim.cgroup.find import cgroup_at
+from shim.container.members import directories_of
 from shim.linux.mounts import mount_points
 from shim.linux.sockets import SOCKET_DIR, socket_address, socket_path
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
@@ -226,6 +228,8 @@ async def test_the_options_given_to_start_are_the_shims_own(
     extensions = [Extension(value=other), Extension(value=prefixed)]
     stdin = caller.params(extensions=extensions) if modern else options.SerializeToString()
     cgroup = cgroup_at(path)
+    for directory in directories_of(cgroup):
+        make_group(f"/{directory}")
     bundle = rig.bundle("c1", "true")
     try:
         task, answer = await caller.start(bundle, stdin)
@@ -258,6 +262,22 @@ async def test_the_level_of_the_log_is_the_params(
         assert (b"level=debug" in text) is chatty
     finally:
         os.close(log)
+
+
+async def test_the_longest_socket_directory_containerd_accepts_is_served(
+    rig: Rig, caller: Caller
+) -> None:
+    """Of 42 bytes, source: containerd core/runtime/v2/socket_linux.go."""
+    directory = f"{rig.root}/".ljust(42, "s")
+    task, answer = await caller.start(
+        rig.bundle("c1", "true"), caller.params(socket_dir=directory)
+    )
+    path = socket_path(BootstrapResult.FromString(answer).address)
+    assert path.startswith(f"{directory}/")
+    assert len(path) == 107
+    await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
+    await wait_gone(rig.daemons)
+    assert not Path(path).exists()
 
 
 async def test_a_socket_directory_that_is_too_long_is_refused_in_one_line(
@@ -298,7 +318,6 @@ def read_some(fd: int) -> bytes:
 
 def remove_cgroup(path: str) -> None:
     cgroup = cgroup_at(path)
-    directories = getattr(cgroup, "directories", None) or {"": getattr(cgroup, "directory", "")}
-    for directory in set(directories.values()):
-        if Path(directory).is_dir():
-            Path(directory).rmdir()
+    for directory in directories_of(cgroup):
+        if Path("/", directory).is_dir():
+            Path("/", directory).rmdir()

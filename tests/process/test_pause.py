@@ -140,3 +140,44 @@ async def test_a_signal_to_a_paused_exec_counts_once_it_goes_on(rig: Rig) -> Non
     waited = await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=10)
     assert waited.exit_status == 128 + 15
     assert await status(task) == process_pb2.RUNNING
+
+
+async def test_of_two_callers_at_once_the_state_says_what_came_of_it(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", COUNT.replace("NAME", "init"))
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    done: list[str] = []
+    refusals: set[Status] = set()
+
+    async def attempt(name: str, call: Awaitable[object]) -> None:
+        try:
+            await call
+        except GRPCError as exc:
+            refusals.add(exc.status)
+        else:
+            done.append(name)
+
+    for _ in range(5):
+        for name, one in (("paused", pause), ("resumed", resume)):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(attempt, name, one(task))
+            if name == "paused":
+                assert await status(task) == process_pb2.PAUSED
+                assert await _stands_still(rig)
+            else:
+                assert await status(task) == process_pb2.RUNNING
+                await _counts_on(rig, "init")
+    await rig.sink.wait_for("resumed")
+    assert done == ["paused", "resumed"] * 5
+    assert refusals == {Status.FAILED_PRECONDITION}
+    assert rig.sink.names()[2:] == done
+    await task.Kill(KillRequest(id="c1", signal=9), timeout=10)
+    assert (await task.Wait(WaitRequest(id="c1"), timeout=10)).exit_status == 137
+
+
+async def _stands_still(rig: Rig) -> bool:
+    """Say whether the count stays the same for ten times as long as it takes to go up."""
+    with trio.move_on_after(0.2) as scope:
+        await _counts_on(rig, "init")
+    return scope.cancelled_caught

@@ -1,0 +1,175 @@
+"""``delete``: what a manager runs when it believes a shim gone, or never there.
+
+It needs nothing from the shim, whose death may be the reason.  Of a pod's first
+container it ends the others too, if nobody serves them any more.
+
+Source: containerd core/runtime/v2/binary.go, and
+cmd/containerd-shim-runc-v2/manager/manager_linux.go.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.api.task_pb2 import DeleteResponse
+from shim.container.abandoned import kill_abandoned, member_of
+from shim.container.bundle import Bundle, checked_id
+from shim.container.members import Members
+from shim.errors import ShimError
+from shim.linux import sockets
+from shim.linux.mounts import unmount_all
+from shim.linux.pipes import read_until
+from shim.reaper import open_reaper
+from shim.runc.driver import Runc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.config import Flags
+    from shim.container.members import Member
+    from shim.reaper import Reaper
+
+# Seconds the runtime has to delete containers, and all of ``delete`` then takes
+# at most: containerd kills it after five, in which the interpreter has to start too.
+RUNTIME = 2.5
+DELETE = 3.5
+# What the manager is told of a container that ended without a witness: it was
+# killed, by us if by nobody else.
+KILLED = 128 + signal.SIGKILL
+
+
+def delete(flags: Flags) -> bytes:
+    """Clean up after a container whose shim is gone, or never was; return a DeleteResponse.
+
+    Says the same however often it is called, and in time whatever hangs.  What
+    cannot be cleaned is logged on stderr, which the manager copies into its log.
+
+    :raises InvalidError: the flags name no container.
+    """
+    checked_id(flags.id)
+    bundle = Bundle(_bundle_of(flags))
+    reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
+    _in_time(lambda: _clean_up(flags, bundle), flags.id)
+    reply.exited_at.GetCurrentTime()
+    return reply.SerializeToString()
+
+
+def _bundle_of(flags: Flags) -> Path:
+    if flags.bundle:
+        return Path(flags.bundle)
+    here = Path.cwd()
+    sibling = here.parent / flags.id
+    return sibling if sibling.is_dir() else here
+
+
+def _in_time(work: Callable[[], None], id_: str) -> None:
+    """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
+
+    A runtime or an unmount that waits for a dead disk cannot even be killed.
+    """
+    reader, writer = os.pipe()
+    try:
+        pid = os.fork()
+    except OSError as exc:
+        os.close(reader)
+        os.close(writer)
+        log.warning("the clean-up is not bounded: no process to be had", id=id_, error=exc)
+        work()
+        return
+    if pid == 0:
+        try:
+            # The manager waits for the end of our output, so that is not held here.
+            null = os.open(os.devnull, os.O_RDWR)
+            for number, fd in enumerate((null, null, writer)):
+                os.dup2(fd, number)
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            work()
+        except BaseException as exc:
+            log.crash("the clean-up failed", exc, id=id_)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    try:
+        said, ended = read_until(reader, DELETE)
+    finally:
+        os.close(reader)
+    with suppress(OSError):
+        os.write(2, said)
+    if not ended:
+        log.warning("the clean-up is not done yet: something hangs", id=id_)
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # whoever started us may have SIGCHLD ignored
+        os.waitpid(pid, 0 if ended else os.WNOHANG)
+
+
+def _clean_up(flags: Flags, bundle: Bundle) -> None:
+    own = member_of(bundle, flags.id, flags.namespace)
+    notes = Members(str(bundle.path))
+    orphans = [] if _is_served(bundle) else notes.read()
+    # They end first, so that no runtime that hangs keeps one of them alive.
+    kill_abandoned([own, *orphans])
+    # Whoever was started since under one of these names has a shim again.
+    known = [own] if _is_served(bundle) else [own, *orphans]
+    stuck = trio.run(_forget, known)
+    for member in known:
+        try:
+            unmount_all(str(Bundle(Path(member.bundle)).rootfs))
+        except (ShimError, OSError) as exc:
+            log.warning("the rootfs is still mounted", id=member.id, error=exc)
+        else:
+            if member is not own and member.id not in stuck:
+                notes.forget(member.id)
+    _remove_dead_socket(bundle)
+
+
+def _address(bundle: Bundle) -> str:
+    return (bundle.path / "address").read_text(errors="replace").strip()
+
+
+def _is_served(bundle: Bundle) -> bool:
+    """Say whether somebody serves the pod of ``bundle``.  Who cannot be asked may be there."""
+    try:
+        return sockets.can_connect(_address(bundle))
+    except (ShimError, OSError):
+        return True
+
+
+async def _forget(members: list[Member]) -> list[str]:
+    """Have the runtimes delete ``members``, side by side; return the ids they could not."""
+    stuck: list[str] = []
+
+    async def force(member: Member, reaper: Reaper) -> None:
+        try:
+            await Runc(member.runtime, reaper, RUNTIME).run("delete", "--force", member.id)
+        except (ShimError, OSError) as exc:
+            log.warning("the runtime could not delete the container", id=member.id, error=exc)
+            stuck.append(member.id)
+
+    known = [member for member in members if _has_state(Path(member.runtime.root), member.id)]
+    if known:
+        async with open_reaper() as reaper, trio.open_nursery() as nursery:
+            for member in known:
+                nursery.start_soon(force, member, reaper)
+    return stuck
+
+
+def _has_state(root: Path, id_: str) -> bool:
+    """Say whether the runtime may still know the container.
+
+    runc, crun and youki keep a directory of its name, gVisor files that begin with it.
+    """
+    with suppress(OSError):
+        return any(name == id_ or name.startswith(f"{id_}_") for name in os.listdir(root))  # noqa: PTH208 - names are wanted
+    return False
+
+
+def _remove_dead_socket(bundle: Bundle) -> None:
+    with suppress(ShimError, OSError):
+        sockets.remove_dead(_address(bundle))

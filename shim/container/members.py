@@ -1,0 +1,138 @@
+"""The other containers of a pod, noted where a clean-up after its shim finds them.
+
+A manager that took an answer of version 3 knows one shim for a pod: when that
+dies, it calls ``delete`` for the container the shim was started for, and for no
+other.  So for each other one a file ``members/ID`` lies in the bundle of that
+first container, from before it is made until it is deleted, with what ends it:
+its own bundle may be gone by then.
+
+Not here: the ending, which is ``shim.container.abandoned`` and ``shim.cleanup``.
+
+Source: containerd core/runtime/v2/shim_manager.go, Start and cleanupShim.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim import log
+from shim.cgroup.v1 import CgroupV1
+from shim.container.bundle import checked_id
+from shim.errors import InvalidError
+from shim.runc.command import Runtime
+
+if TYPE_CHECKING:
+    from shim.cgroup.find import Cgroup
+
+_DIRECTORY = "members"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a container is known and ended by, without its shim and its bundle.
+
+    ``pid`` is 0 while there is no init.  ``cgroups`` are what its cgroup may be
+    called, from the end of the path.
+    """
+
+    id: str
+    bundle: str
+    runtime: Runtime
+    pid: int = 0
+    cgroups: tuple[str, ...] = ()
+    own_pid_namespace: bool = False
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Member:
+        """:raises InvalidError: this is no member's note."""
+        match _json(text):
+            case {
+                "id": str(id_),
+                "bundle": str(bundle),
+                "runtime": {
+                    "binary": str(binary),
+                    "root": str(root),
+                    "systemd_cgroup": bool(flag),
+                },
+                "pid": int(pid),
+                "cgroups": [*cgroups],
+                "own_pid_namespace": bool(own),
+            } if all(isinstance(name, str) for name in cgroups):
+                checked_id(id_)
+                if "\0" in bundle + root + binary or not bundle.startswith("/") or not binary:
+                    raise InvalidError("the note's paths are none")
+                runtime = Runtime(binary, root, flag)
+                return cls(id_, bundle, runtime, pid, tuple(cgroups), own)
+            case _:
+                raise InvalidError("the note is not a member's")
+
+
+def _json(text: str | bytes) -> object:
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def directories_of(cgroup: Cgroup | None) -> tuple[str, ...]:
+    """Return the directories of ``cgroup`` as names of a :class:`Member`'s."""
+    if cgroup is None:
+        return ()
+    found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
+    return tuple(dict.fromkeys(directory.strip("/") for directory in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The notes in ``bundle``, the first container's.  Without a bundle there are none."""
+
+    bundle: str = ""
+
+    def note(self, member: Member) -> None:
+        """Write down what is known of ``member``, over what was known before.
+
+        Nothing for the first container itself, which has its bundle.  A note
+        that cannot be written is no reason to be without the container.
+        """
+        if not self.bundle or os.path.realpath(member.bundle) == self.bundle:
+            return
+        # Torn by our own death it would be worse than the one it replaces.  No
+        # container's name begins with a dot.
+        draft = self._path(f".{member.id}")
+        try:
+            # Not its parents: whose bundle is gone, is gone with its pod's clean-up.
+            draft.parent.mkdir(mode=0o711, exist_ok=True)
+            draft.write_text(json.dumps(asdict(member)))
+            draft.replace(self._path(member.id))
+        except FileNotFoundError as exc:
+            log.debug("the bundle of the first container is gone", id=member.id, error=exc)
+        except OSError as exc:
+            log.warning("if the shim dies, a container may stay", id=member.id, error=exc)
+
+    def forget(self, id_: str) -> None:
+        """Remove the note of ``id_``, if there is one."""
+        if self.bundle:
+            with suppress(OSError):
+                self._path(id_).unlink()
+
+    def read(self) -> list[Member]:
+        """Return what is noted; what makes no sense is left out."""
+        members = []
+        for path in sorted((Path(self.bundle) / _DIRECTORY).glob("[!.]*")):
+            try:
+                member = Member.parse(path.read_bytes())
+            except (OSError, InvalidError) as exc:
+                log.warning("a note of the pod's shim is unreadable", path=path, error=exc)
+                continue
+            if member.id == path.name:
+                members.append(member)
+        return members
+
+    def _path(self, name: str) -> Path:
+        return Path(self.bundle) / _DIRECTORY / name
