@@ -98,7 +98,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # criu locks the network of what it dumps with iptables.
     install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates
     make_criu
-    tests/managers/fetch.sh || step "no other containerd: tests/e2e/test_managers.py will be skipped"
+    tests/managers/fetch.sh || step "no other managers: their share of tests/e2e, tests/docker and tests/cri will be skipped"
 fi
 make_venv
 # Without bytecode each start of an interpreter would compile everything again.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The managers and runtimes of three Debian releases, unpacked below the cache and not
-# installed: what tests/docker and tests/e2e/test_managers.py run.  Fetched once: 190 MB
+# installed: what tests/e2e, tests/cri and tests/docker run.  Fetched once: 190 MB
 # over the net, 540 MB on disk, a minute.
 #
 #   tests/managers/fetch.sh [SUITE...]     (bookworm trixie sid)
