@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.e2e.managers import EXECUTABLE, Manager
 from tests.e2e.modern import write_wrapper
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PATIENCE, wait_until
 
 # Not needed, and a source of noise on hosts without btrfs, zfs, aufs or CNI.
 # A name that one version does not know is nothing to it.
@@ -110,7 +110,7 @@ class Containerd:
         if self._process is None:
             return
         self._process.send_signal(sig)
-        self._process.wait(30)
+        self._process.wait(30 * PATIENCE)
         self._process = None
 
     def _answers(self) -> bool:
@@ -118,7 +118,7 @@ class Containerd:
         assert self._process.poll() is None, self.log.read_text()[-4000:]
         # `version` answers before the tasks of an earlier run are loaded; `task ls` does not.
         tasks = [self.tool("ctr"), "-a", str(self.address), "task", "ls"]
-        done = subprocess.run(tasks, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(tasks, capture_output=True, timeout=20 * PATIENCE, check=False)
         return done.returncode == 0
 
     def _config(self) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.image import NAME
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,11 @@ class Ctr:
 
     def __call__(self, *args: str | Path, stdin: bytes = b"", timeout: float = CALL) -> Result:
         done = subprocess.run(
-            self.argv(*args), input=stdin, capture_output=True, timeout=timeout, check=False
+            self.argv(*args),
+            input=stdin,
+            capture_output=True,
+            timeout=timeout * PATIENCE,
+            check=False,
         )
         return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 

@@ -30,9 +30,10 @@ from shim.api.options_pb2 import Options
 from shim.api.task_grpc import TaskStub
 from shim.linux import sockets
 from shim.linux.mounts import unmount_all
-from shim.ttrpc.client import open_channel
+from shim.ttrpc.client import Channel, open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
 from tests.e2e.leftovers import fork_servers, processes
+from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from shim.api.envelope_pb2 import Envelope
     from shim.api.forward_pb2 import ForwardRequest
-    from shim.ttrpc.client import Channel
 
 SHIM = [sys.executable, "-m", "shim"]
 NAMESPACE = "trio-shim-test"
@@ -75,7 +75,8 @@ class Sink(EventsBase):
     @unary
     async def Forward(self, request: ForwardRequest) -> Empty:
         self.envelopes.append(request.envelope)
-        self._more.set()
+        more, self._more = self._more, trio.Event()
+        more.set()
         return Empty()
 
     @property
@@ -94,9 +95,8 @@ class Sink(EventsBase):
 
     async def wait_for(self, name: str, container_id: str = "", *, seconds: float = 20) -> None:
         """Wait until an event of this name has come."""
-        with trio.fail_after(seconds):
+        with trio.fail_after(seconds * PATIENCE):
             while name not in self.names(container_id):
-                self._more = trio.Event()
                 await self._more.wait()
 
 
@@ -110,6 +110,17 @@ def default_config() -> dict[str, Any]:
     config["root"]["readonly"] = False
     config["process"]["env"] = ["PATH=/bin", "TERM=xterm"]
     return config
+
+
+class Patient(Channel):
+    """A connection whose calls may take as long as the machine is slow."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def request(self, *args: Any, timeout: float | None = None, **kinds: Any) -> Any:
+        seconds = None if timeout is None else timeout * PATIENCE
+        return self._channel.request(*args, timeout=seconds, **kinds)
 
 
 class Rig:
@@ -167,7 +178,7 @@ class Rig:
             capture_output=True,
             cwd=bundle,
             env=environ,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
         )
 
@@ -191,7 +202,7 @@ class Rig:
         """Open one more connection to the shim, which lasts as long as the rig."""
         stream = await sockets.connect(self.address)
         channel = await self.nursery.start(self._hold, stream)
-        task = TaskStub(channel)
+        task = TaskStub(Patient(channel))
         pid = (await task.Connect(task_pb2.ConnectRequest(), timeout=5)).shim_pid
         self._started.add(pid)
         self._addresses.add(self.address)
@@ -238,11 +249,11 @@ class Rig:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in filter(alive, self._started):
                 os.kill(pid, number)
-            with trio.move_on_after(10):
+            with trio.move_on_after(10 * PATIENCE):
                 while any(map(alive, self._started)):
                     await trio.sleep(0.01)
         # A fork server that was on its way when the test ended, and the like.
-        with trio.move_on_after(10):
+        with trio.move_on_after(10 * PATIENCE):
             while left := self._left():
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
@@ -289,7 +300,7 @@ async def open_rig() -> AsyncIterator[Rig]:
             try:
                 yield rig
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 30 * PATIENCE):
                     await rig.end()
                 nursery.cancel_scope.cancel()
     finally:
@@ -308,6 +319,6 @@ def alive(pid: int) -> bool:
 
 async def wait_gone(pids: Sequence[int], seconds: float = 10) -> None:
     """Wait until none of ``pids`` runs."""
-    with trio.fail_after(seconds):
+    with trio.fail_after(seconds * PATIENCE):
         while any(alive(pid) for pid in pids):
             await trio.sleep(0.01)

@@ -19,6 +19,7 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim.api.runtimeoptions_pb2 import Options
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, SHIM, Rig
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Engine:
                 "TTRPC_ADDRESS": str(self.rig.root / "events"),
                 "PYTHONPATH": str(Path(__file__).parents[2]),
             },
-            timeout=20,
+            timeout=20 * PATIENCE,
             check=False,
         )
 
@@ -110,7 +111,7 @@ class Engine:
                 [self.binary, "--root", str(self.state), "delete", "--force", id_],
                 capture_output=True,
                 check=False,
-                timeout=20,
+                timeout=20 * PATIENCE,
             )
         # What it could not delete must not stay for runc, which knows no such state.
         shutil.rmtree(self.state, ignore_errors=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,15 +199,20 @@ async def test_a_second_delete_finds_the_container_gone_and_is_content(
 
 
 @pytest.mark.parametrize("dress", ["runc options", "TOML"])
-async def test_info_of_a_runtime_that_tells_no_features_is_an_answer(
+async def test_info_has_the_features_of_a_runtime_that_tells_them(
     engine: Engine, dress: str
 ) -> None:
+    # gVisor and older cruns tell none, which is an answer too.
+    told = subprocess.run([engine.binary, "features"], capture_output=True, check=False)
     options = engine.toml() if dress == "TOML" else engine.rig.options(binary_name=engine.binary)
     done = engine.run_shim(engine.rig.root, "-info", stdin=options.SerializeToString())
     assert done.returncode == 0, done.stderr
     info = RuntimeInfo.FromString(done.stdout)
     assert info.options == options
-    assert not info.HasField("features")
+    assert info.HasField("features") == (told.returncode == 0)
+    assert json.loads(info.features.value or b"0") == json.loads(
+        told.stdout if told.returncode == 0 else b"0"
+    )
 
 
 async def test_gvisor_without_its_wrapper_fails_and_leaves_nothing(rig: Rig) -> None:
