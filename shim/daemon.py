@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+# Seconds without a container after which nobody is coming any more.
+DESERTED = 30.0
 # Seconds for the calls and the events under way when the daemon ends.
 DRAIN = 3.0
 FAREWELL = 1.0
@@ -79,9 +81,11 @@ async def _main(settings: Settings, listener: socket.socket, ready: Callable[[],
     ):
         members = Members(settings.bundle)
         host = Host(settings.namespace, reaper, publisher, nursery, settings.limit, members)
-        handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
+        service = TaskService(host, shutdown)
+        handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
+        nursery.start_soon(_shutdown_when_deserted, service, shutdown)
         serving = partial(
             serve, shutdown=shutdown, drain=DRAIN, abandon=ABANDONED, immediate=IMMEDIATE
         )
@@ -104,6 +108,12 @@ async def _shutdown_on_signal(
         async for number in signals:
             log.info("shutting down on a signal", signal=signal.Signals(number).name)
             shutdown.set()
+
+
+async def _shutdown_when_deserted(service: TaskService, shutdown: trio.Event) -> None:
+    await service.wait_deserted(DESERTED)
+    log.warning("nobody has a container here: leaving", seconds=DESERTED)
+    shutdown.set()
 
 
 def rehearse() -> None:

@@ -79,7 +79,37 @@ class TaskService(TaskBase):
         self._shutdown = shutdown
         # None while the container is being created: the id is taken already.
         self._containers: dict[str, Container | None] = {}
+        self._occupied = trio.Event()
+        self._vacant = trio.Event()
         self._creating: dict[str, trio.CancelScope] = {}
+
+    async def wait_deserted(self, seconds: float) -> None:
+        """Return when there has been no container for ``seconds``.
+
+        No manager leaves a shim empty for long but one that died between two
+        steps.  containerd 1.6 then holds on to the empty shim for ever, and its
+        id is taken until that ends.
+        """
+        while True:
+            with trio.move_on_after(seconds) as scope:
+                await self._occupied.wait()
+            if scope.cancelled_caught:
+                return
+            await self._vacant.wait()
+
+    def _reserve(self, id_: str) -> None:
+        if id_ in self._containers:
+            raise ExistsError(f"container {id_} already exists in this shim")
+        if not self._containers:  # who waits, waits for the end of this occupation
+            self._vacant = trio.Event()
+        self._containers[id_] = None
+        self._occupied.set()
+
+    def _release(self, id_: str) -> None:
+        del self._containers[id_]
+        if not self._containers:
+            self._vacant.set()
+            self._occupied = trio.Event()
 
     def _container(self, id_: str) -> Container:
         container = self._containers.get(id_)
@@ -112,22 +142,23 @@ class TaskService(TaskBase):
 
     @unary
     async def Create(self, request: CreateTaskRequest) -> CreateTaskResponse:
-        if request.id in self._containers:
-            raise ExistsError(f"container {request.id} already exists in this shim")
-        self._containers[request.id] = None
+        if self._shutdown.is_set():
+            raise UnavailableError("this shim is ending; start another")
+        self._reserve(request.id)
         with trio.CancelScope() as creating:
             self._creating[request.id] = creating
             try:
                 container = await Container.create(request, self._host)
             except BaseException:
-                del self._containers[request.id]
+                self._release(request.id)
                 raise
             finally:
                 del self._creating[request.id]
+                # However it failed: who asked for the end does not ask again.
+                if creating.cancel_called and not self._containers:
+                    self._shutdown.set()
             self._containers[request.id] = container
             return CreateTaskResponse(pid=container.init.pid)
-        if not self._containers:
-            self._shutdown.set()
         raise UnavailableError(f"container {request.id} was given up while it was created")
 
     @unary
@@ -138,7 +169,7 @@ class TaskService(TaskBase):
     async def Delete(self, request: DeleteRequest) -> DeleteResponse:
         pid, exit_ = await self._container(request.id).delete(request.exec_id)
         if not request.exec_id:
-            del self._containers[request.id]
+            self._release(request.id)
         reply = DeleteResponse(pid=pid, exit_status=exit_.status)
         _stamp(reply.exited_at, exit_.at)
         return reply

@@ -116,13 +116,18 @@ def _container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
     :raises NotFoundError: there is none.
     """
     if isinstance(cgroup, CgroupV2):
-        if directory := own_part(cgroup.directory, names):
+        if _is_group(directory := own_part(cgroup.directory, names)):
             return CgroupV2(directory, cgroup.mount)
     else:
         cut = {name: own_part(directory, names) for name, directory in cgroup.directories.items()}
-        if found := {name: directory for name, directory in cut.items() if directory}:
+        if found := {name: directory for name, directory in cut.items() if _is_group(directory)}:
             return CgroupV1(found)
     raise NotFoundError("the process is not in the cgroup of the container")
+
+
+def _is_group(directory: str) -> bool:
+    """Whether it is one that can be a container's: an id may be "memory", or "cgroup"."""
+    return os.path.isfile(f"{directory}/cgroup.procs") and not os.path.ismount(directory)  # noqa: PTH113 - a plain string all along
 
 
 def own_part(directory: str, names: Sequence[str]) -> str:

@@ -88,6 +88,10 @@ def _member(parent: Any, name: str, kind: type) -> Any:
     return value
 
 
+# Source: include/linux/threads.h PID_MAX_LIMIT.
+_PID_MAX = 1 << 22
+
+
 @dataclass(frozen=True, slots=True)
 class Bundle:
     """A directory with a config.json.
@@ -147,9 +151,10 @@ class Bundle:
         """Return the pid the runtime wrote, or 0 if there is none to be read."""
         try:
             with open(self.pid_file(exec_id)) as file:
-                return int(file.read())
+                pid = int(file.read())
         except (OSError, ValueError):
             return 0
+        return pid if 0 < pid <= _PID_MAX else 0
 
     def forget_pid(self, exec_id: str = "") -> None:
         """Remove the pid file, and the one runc writes first and leaves when it is killed."""

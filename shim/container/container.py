@@ -33,13 +33,7 @@ from shim.container.process import NEVER_RAN, Process
 from shim.container.requests import json_of, mount_of, stdio_of
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.linux.mounts import mount_all, unmount_all
-from shim.runc.command import (
-    Checkpoint,
-    Creation,
-    create_args,
-    exec_args,
-    restore_args,
-)
+from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import Runc
 from shim.stdio.stdio import open_stdio
 
@@ -321,7 +315,8 @@ class Container:
             if process is self.init:
                 await self._delete_container(exit_)
             else:
-                del self.execs[exec_id]
+                # The container may have been deleted meanwhile, and all its execs.
+                self.execs.pop(exec_id, None)
                 self.bundle.forget_exec(exec_id)
             process.life.apply(Op.DELETE)
             await process.dispose()

@@ -94,7 +94,7 @@ class Options:
         try:
             table = json.loads(path.read_text())
             return cls(**_checked(table, {f.name: f.name for f in fields(cls)}))
-        except (OSError, ValueError, InvalidError) as exc:
+        except (OSError, ValueError, RecursionError, InvalidError) as exc:
             log.debug("no options are recorded", error=exc)
             return cls()
 

@@ -233,8 +233,11 @@ class CopyRelay(Relay):
                 break
             rest = rest[count:]
             waited = False
+            # At once: wait_taken sees by this that a slow reader takes something.
+            self._pending = len(rest)
+            self._advance(count)
         self._pending = 0
-        self._advance(len(data))
+        self._advance(len(rest))  # dropped
 
     def _drop(self, exc: OSError) -> None:
         if not self._failed:

@@ -69,7 +69,8 @@ def assert_free(ctr: Ctr, name: str) -> None:
         ctr("task", "rm", "-f", name)  # again: what is still being made has no task yet
         return not ctr.containerd.bundle(name).exists()
 
-    wait_until("its bundle is gone", gone)
+    # An empty shim that nobody ends leaves after half a minute.
+    wait_until("its bundle is gone", gone, timeout=60)
     wait_until("its shim is gone", lambda: not shim_pids(ctr))
     ctr("c", "rm", name)
     result = ctr.run("--rm", "--null-io", "--", name, "sh", "-c", "exit 8")
