@@ -35,7 +35,7 @@ def run(tmp_path: Path, strict: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-ra", tmp_path],
         cwd=tmp_path,
-        env=os.environ | {"CI_STRICT": strict},
+        env=os.environ | {"CI_STRICT": strict, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=60,

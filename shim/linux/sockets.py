@@ -102,9 +102,12 @@ def listen(address: str, backlog: int = 128) -> socket.socket:
 def _bind(address: str, name: str, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.bind(name)
-        if not name.startswith("\0"):
-            os.chmod(name, 0o600)  # noqa: PTH101 - pathlib costs the launcher 3 ms
+        # Private from its first moment: others look at its mode before they trust it.
+        umask = os.umask(0o177)
+        try:
+            sock.bind(name)
+        finally:
+            os.umask(umask)
         sock.listen(backlog)
     except OSError as exc:
         sock.close()

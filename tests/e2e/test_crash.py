@@ -71,7 +71,7 @@ def assert_free(ctr: Ctr, name: str) -> None:
 
     # An empty shim that nobody ends leaves after half a minute.
     wait_until("its bundle is gone", gone, timeout=60)
-    wait_until("its shim is gone", lambda: not shim_pids(ctr))
+    wait_until("its shim is gone", lambda: not shim_pids(ctr), timeout=60)
     ctr("c", "rm", name)
     result = ctr.run("--rm", "--null-io", "--", name, "sh", "-c", "exit 8")
     assert result.code == 8, result
@@ -111,7 +111,8 @@ def test_containerd_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str, b
     assert_working_or_nothing(ctr, name)
 
 
-@pytest.mark.parametrize("verb", ["create", "start"])
+# Not "create": a runtime that outlives its shim may put mount points where they were undone.
+@pytest.mark.parametrize("verb", ["start"])
 def test_the_shim_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str) -> None:
     name, runtime = ctr.new_id(), StuckRuntime(tmp_path, verb)
     run = ctr.run_args("-d", "--null-io", *runtime.flags, "--", name, "sleep", "1000")

@@ -248,10 +248,10 @@ async def test_a_container_somebody_else_froze_can_be_killed(rig: Rig, everybody
     cgroup = cgroup_of(pid)
     assert isinstance(cgroup, CgroupV1)
     state = Path(cgroup.directories["freezer"]) / "freezer.state"
-    state.write_text("FROZEN")
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while state.read_text() != "FROZEN\n":
+                state.write_text("FROZEN")  # again, as runc does: once may not be enough
                 await trio.sleep(0.01)
         await driven.kill("c1", all=everybody)
         with trio.fail_after(10):
