@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shim.linux.libc import set_child_subreaper
+
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 pytest_plugins = ["tests.matrix"]
 STRICT = "CI_STRICT"
@@ -34,3 +36,15 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{STRICT}=1 and this end-to-end test was skipped: {reason}"
     return report
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """Get the orphans of the test's children, and of nobody's later.
+
+    A run that stayed one would keep every later orphan as a zombie, which a
+    runtime that looks for its processes takes for alive.
+    """
+    set_child_subreaper()
+    yield
+    set_child_subreaper(wanted=False)

@@ -12,22 +12,12 @@ import pytest
 import trio
 
 from shim.errors import NotFoundError
-from shim.linux.libc import set_child_subreaper
 from shim.reaper import UNKNOWN_STATUS, open_reaper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SH = "/bin/sh"
-
-
-@pytest.fixture
-def subreaper() -> Iterator[None]:
-    """Get the orphans of the test's children, and of nobody's later."""
-    set_child_subreaper()
-    yield
-    set_child_subreaper(wanted=False)
 
 
 async def test_an_exit_code_is_the_processs_own() -> None:

@@ -26,7 +26,6 @@ from shim.api.task_pb2 import (
 from shim.container.container import Container
 from shim.container.host import Host
 from shim.events.publisher import NullPublisher
-from shim.linux import libc
 from shim.linux.sockets import socket_address
 from shim.reaper import open_reaper
 from tests.process.rig import NAMESPACE, Rig, alive
@@ -293,8 +292,8 @@ class _Hasty:
         return self._reaper.adopt(pid)
 
 
+@pytest.mark.usefixtures("subreaper")
 async def test_a_create_given_up_at_its_very_end_leaves_nothing(rig: Rig) -> None:
-    libc.set_child_subreaper()
     bundle = rig.bundle("c1", "sleep", "1000")
     scope = trio.CancelScope()
     async with open_reaper() as reaper, trio.open_nursery() as nursery:
