@@ -57,10 +57,12 @@ if TYPE_CHECKING:
 
 # The names one service is registered under, besides its own.
 ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
+# Seconds a Shutdown waits for a creation it has called off: containerd gives it three.
+_CALLED_OFF = 2.5
 # Methods nobody needs once their caller is gone.
 ABANDONED = ("Wait",)
 # Methods that wait for nothing at all.
-IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty", "Shutdown")
+IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty")
 
 _STATUS = {
     State.CREATED: process_pb2.CREATED,
@@ -81,7 +83,7 @@ class TaskService(TaskBase):
         self._containers: dict[str, Container | None] = {}
         self._occupied = trio.Event()
         self._vacant = trio.Event()
-        self._creating: dict[str, trio.CancelScope] = {}
+        self._creating: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
 
     async def wait_deserted(self, seconds: float) -> None:
         """Return when there has been no container for ``seconds``.
@@ -145,8 +147,9 @@ class TaskService(TaskBase):
         if self._shutdown.is_set():
             raise UnavailableError("this shim is ending; start another")
         self._reserve(request.id)
+        over = trio.Event()
         with trio.CancelScope() as creating:
-            self._creating[request.id] = creating
+            self._creating[request.id] = creating, over
             try:
                 container = await Container.create(request, self._host)
             except BaseException:
@@ -154,6 +157,7 @@ class TaskService(TaskBase):
                 raise
             finally:
                 del self._creating[request.id]
+                over.set()
                 # However it failed: who asked for the end does not ask again.
                 if creating.cancel_called and not self._containers:
                     self._shutdown.set()
@@ -249,7 +253,12 @@ class TaskService(TaskBase):
     async def Shutdown(self, request: ShutdownRequest) -> Empty:
         if request.id in self._creating:
             # A manager that came back does not wait for what another asked for.
-            self._creating[request.id].cancel()
+            creating, over = self._creating[request.id]
+            creating.cancel()
+            # It cleans up once it has our answer, and what the runtime still
+            # makes then would stay.
+            with trio.move_on_after(_CALLED_OFF):
+                await over.wait()
         elif self._containers:
             log.debug("not shutting down: containers are left", count=len(self._containers))
         else:

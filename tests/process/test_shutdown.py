@@ -86,6 +86,39 @@ exec runc "$@\"""",
     await task.Start(StartRequest(id="c1"), timeout=10)
 
 
+async def test_with_its_own_creation_under_way_it_answers_when_nothing_of_it_is_left(
+    rig: Rig,
+) -> None:
+    """Whoever has the answer deletes the bundle: nothing may come into being in it then."""
+    seen = rig.root / "seen"
+    wrapper = rig.wrapper(
+        "slow",
+        f"""case " $* " in *" create "*) echo $$ >{seen}.new; mv {seen}.new {seen}; sleep 1;; esac
+exec runc "$@\"""",
+    )
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    request = rig.create_request(bundle, options=rig.options(binary_name=wrapper))
+    refusals = []
+
+    async def refused() -> None:
+        with pytest.raises(GRPCError) as caught:
+            await task.Create(request, timeout=30)
+        refusals.append(caught.value.status)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused)
+        with trio.fail_after(10):
+            while not seen.exists():
+                await trio.sleep(0.01)
+        await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
+        assert not alive(int(seen.read_text()))
+        assert not list(rig.runc_root.glob("*/c1"))
+        assert not [path for path in bundle.glob("*.pid") if alive(int(path.read_text()))]
+    assert refusals == [Status.UNAVAILABLE]
+    await ended(rig)
+
+
 async def create(task: TaskStub, request: object) -> None:
     await task.Create(request, timeout=30)  # type: ignore[arg-type]  # a create request
 
