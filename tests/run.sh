@@ -96,7 +96,9 @@ WRAPPER
 
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # criu locks the network of what it dumps with iptables.
-    install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates
+    # umoci and skopeo make images and take them apart; the rest is what people sit in front of.
+    install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates \
+        umoci skopeo tmux bash zsh fish
     make_criu
     tests/managers/fetch.sh || step "no other managers: their share of tests/e2e, tests/docker and tests/cri will be skipped"
 fi

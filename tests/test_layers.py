@@ -20,8 +20,8 @@ LAYERS = [
     {"shim.service"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
-    {"shim.api", "shim.reaper", "shim.config"},
-    {"shim.errors", "shim.scope", "shim.log", "shim.ttrpc", "shim.linux"},
+    {"shim.api", "shim.reaper", "shim.config", "shim.hostfile"},
+    {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"},
     {"shim.launcher"},
     {"shim.version"},
 ]
@@ -39,7 +39,8 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 
 # What the command line and the library may take from the daemon's package.
 SHIMCTL_MAY = (
-    *("shim.api", "shim.ttrpc", "shim.errors", "shim.scope", "shim.version", "shim.linux"),
+    *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
+    "shim.linux",
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )
 
