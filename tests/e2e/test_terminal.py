@@ -32,7 +32,8 @@ def test_control_c_interrupts_the_program_and_not_the_shell(ctr: Ctr) -> None:
     command = ctr.argv(*ctr.run_args("--rm", "-t", "--", ctr.new_id(), "sh"))
     with open_terminal(command) as terminal:
         terminal.expect("# ")
-        terminal.type("echo go; sleep 1000\n")
+        # Between two commands the shell itself would get it, and go on.
+        terminal.type("sh -c 'echo go; exec sleep 1000'\n")
         terminal.expect("go\n")
         terminal.type("\x03")
         terminal.expect("# ")
