@@ -1,7 +1,9 @@
 """``delete``: what a manager runs when it believes a shim gone, or never there.
 
 It needs nothing from the shim, whose death may be the reason.  Of a pod's first
-container it ends the others too, if nobody serves them any more.
+container it ends the others too, if nobody serves them any more.  What the shim
+knew and could not tell any more, it left in the bundle: how the container ended,
+and the events that nobody acknowledged.
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,10 +26,12 @@ from shim.container.abandoned import kill_abandoned, member_of
 from shim.container.bundle import Bundle, checked_id
 from shim.container.members import Members
 from shim.errors import ShimError
+from shim.events.rest import tell_rest
 from shim.linux import sockets
 from shim.linux.mounts import unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
+from shim.records import read_exit
 from shim.runc.driver import Runc
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 RUNTIME = 2.5
 DELETE = 3.5
 # What the manager is told of a container that ended without a witness: it was
-# killed, by us if by nobody else.
+# killed, by us if by nobody else, and it was now.
 KILLED = 128 + signal.SIGKILL
 
 
@@ -56,8 +61,13 @@ def delete(flags: Flags) -> bytes:
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
     reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
-    _in_time(lambda: _clean_up(flags, bundle), flags.id)
-    reply.exited_at.GetCurrentTime()
+    _in_time(lambda: _clean_up(flags, bundle), flags.id, lambda: _tell_rest(flags, bundle))
+    record = read_exit(str(bundle.path))
+    if record is None:
+        reply.exited_at.GetCurrentTime()
+    else:
+        reply.pid, reply.exit_status = record.pid, record.exit_status
+        reply.exited_at.FromNanoseconds(record.exited_at)
     return reply.SerializeToString()
 
 
@@ -69,11 +79,46 @@ def _bundle_of(flags: Flags) -> Path:
     return sibling if sibling.is_dir() else here
 
 
-def _in_time(work: Callable[[], None], id_: str) -> None:
+def _tell_rest(flags: Flags, bundle: Bundle) -> None:
+    members = {member.id: member.bundle for member in Members(str(bundle.path)).read()}
+
+    def tells_itself(id_: str) -> bool:
+        # Who was started by ``start`` has an address in its bundle, and a ``delete``.
+        here = members.get(id_, str(bundle.path.parent / id_))
+        return id_ == flags.id or os.path.exists(f"{here}/address")  # noqa: PTH110 - a plain string
+
+    try:
+        address = os.environ.get("TTRPC_ADDRESS", "")
+        tell_rest(bundle.journal, address, tells_itself=tells_itself, later=_leave_behind)
+    except Exception as exc:
+        log.crash("events are left", exc, id=flags.id)
+
+
+def _leave_behind(work: Callable[[], object], fd: int) -> None:
+    """Do ``work``, which nobody waits for, in a process of its own; it needs ``fd``."""
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        # As below: whoever waits for us knows us to be done by what we hold open.
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in range(3):
+            os.dup2(null, number)
+        os.closerange(3, fd)
+        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        os.chdir("/")
+        work()
+    finally:
+        os._exit(0)
+
+
+def _in_time(work: Callable[[], None], id_: str, meanwhile: Callable[[], None]) -> None:
     """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
 
     A runtime or an unmount that waits for a dead disk cannot even be killed.
+    ``meanwhile``, which has a bound of its own, is done here.
     """
+    deadline = time.monotonic() + DELETE
     reader, writer = os.pipe()
     try:
         pid = os.fork()
@@ -82,6 +127,7 @@ def _in_time(work: Callable[[], None], id_: str) -> None:
         os.close(writer)
         log.warning("the clean-up is not bounded: no process to be had", id=id_, error=exc)
         work()
+        meanwhile()
         return
     if pid == 0:
         try:
@@ -97,7 +143,8 @@ def _in_time(work: Callable[[], None], id_: str) -> None:
             os._exit(0)
     os.close(writer)
     try:
-        said, ended = read_until(reader, DELETE)
+        meanwhile()
+        said, ended = read_until(reader, deadline - time.monotonic())
     finally:
         os.close(reader)
     with suppress(OSError):

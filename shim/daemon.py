@@ -11,6 +11,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,6 +20,7 @@ from grpclib.exceptions import GRPCError
 from shim import log
 from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import ConnectRequest, CreateTaskRequest
+from shim.container.bundle import Bundle
 from shim.container.host import Host
 from shim.container.members import Members
 from shim.errors import ShimError
@@ -76,7 +78,9 @@ async def _main(settings: Settings, listener: socket.socket, ready: Callable[[],
     shutdown = trio.Event()
     async with (
         open_reaper() as reaper,
-        open_publisher(settings.ttrpc_address, settings.namespace) as publisher,
+        open_publisher(
+            settings.ttrpc_address, settings.namespace, Bundle(Path(settings.bundle)).journal
+        ) as publisher,
         trio.open_nursery() as nursery,
     ):
         members = Members(settings.bundle)
@@ -96,7 +100,7 @@ async def _main(settings: Settings, listener: socket.socket, ready: Callable[[],
         with trio.move_on_after(FAREWELL) as scope:
             await publisher.flush()
         if scope.cancelled_caught:
-            log.warning("shut down with events the manager did not take")
+            log.warning("shut down with events the manager did not take: they stay in the journal")
         nursery.cancel_scope.cancel()
 
 

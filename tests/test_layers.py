@@ -31,6 +31,7 @@ PURE = [
     "shim/ttrpc/protocol.py",
     "shim/runc/command.py",
     "shim/container/lifecycle.py",
+    "shim/events/encoding.py",
     "shim/events/topics.py",
     "shim/cgroup/metrics.py",
     "shimctl/render.py",

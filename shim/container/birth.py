@@ -30,7 +30,7 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
     :raises ShimError: as the runtime had it, or the terminal did not come.
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
-    bundle.forget_pid(process.id)
+    bundle.forget_end(process.id)
     with runc.reaper.birth():
         try:
             await runc.give_birth(verb, *args, log=log, fds=process.fds)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shim.errors import InvalidError, NotFoundError
+from shim.records import forget_exit
 
 # containerd's identifiers.Validate.  An id becomes part of a file name.
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
@@ -120,6 +121,11 @@ class Bundle:
             raise NotFoundError(f"{self.path}/config.json does not exist") from None
 
     @property
+    def journal(self) -> str:
+        """The events that the manager has not acknowledged yet, of all of the shim's."""
+        return f"{self.path}/events.journal"
+
+    @property
     def rootfs(self) -> Path:
         """Where the manager's mounts go."""
         return self.path / "rootfs"
@@ -161,9 +167,14 @@ class Bundle:
         _remove(self.pid_file(exec_id))
         _remove(self.pid_file(f".{exec_id or 'init'}"))
 
+    def forget_end(self, exec_id: str = "") -> None:
+        """Remove what an earlier process of this name left: there is another, or none."""
+        self.forget_pid(exec_id)
+        forget_exit(str(self.path), exec_id)
+
     def forget_exec(self, exec_id: str) -> None:
         """Remove what an exec left behind."""
-        self.forget_pid(exec_id)
+        self.forget_end(exec_id)
         _remove(self.exec_log(exec_id))
         _remove(self.exec_spec(exec_id))
 

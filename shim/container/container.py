@@ -108,7 +108,9 @@ class Container:
                 mount_all(mounts, str(bundle.rootfs))
             undo.push_async_callback(self.init.dispose)
             await self._open_stdio(self.init)
-            if not self._image.image_path:
+            if self._image.image_path:
+                bundle.forget_end()
+            else:
                 await self._create_init()
             undo.pop_all()
         self._tell.created(request, self.init.pid)
@@ -409,7 +411,7 @@ class Container:
             self._host.go(lambda: self._await_init(child))
 
     async def _await_init(self, child: Child) -> None:
-        exit_ = await child.wait()
+        exit_ = await self.init.witness(child, str(self.bundle.path))
         self._ending = True
         if self._oom is not None:
             self._oom.report()  # before systemd, where it looks after the cgroup, removes it
@@ -449,7 +451,7 @@ class Container:
                 await process.wait()
 
     async def _follow_exec(self, process: Process, child: Child) -> None:
-        exit_ = await child.wait()
+        exit_ = await process.witness(child, str(self.bundle.path))
         await process.hand_over()
         process.end(exit_)
         self._tell.exited(process, exit_)

@@ -9,6 +9,7 @@ import trio
 from shim.container.lifecycle import Lifecycle, Op, State
 from shim.errors import WrongStateError
 from shim.reaper import UNKNOWN_STATUS, Exit
+from shim.records import ExitRecord, write_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,6 +57,13 @@ class Process:
         """Record the process the runtime made."""
         self.child = child
         self.pid = child.pid
+
+    async def witness(self, child: Child, bundle: str) -> Exit:
+        """Wait for the end of ``child``, and write it down before anybody is told."""
+        exit_ = await child.wait()
+        record = ExitRecord(child.pid, exit_.status, exit_.at, exit_.reason)
+        write_exit(bundle, record, self.id)
+        return exit_
 
     def end(self, exit_: Exit) -> None:
         """Record the exit, and answer everyone who waits for it."""

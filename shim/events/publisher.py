@@ -1,7 +1,7 @@
 """Tells the manager what happened: in order, one at a time, until it says it heard.
 
-The queue has no limit in time: while the manager is away, events wait.  It has
-one in number, past which the oldest event that is not an exit goes first.
+While the manager is away, events wait; how, is ``shim.events.backlog``.  What an
+earlier daemon of the same bundle did not deliver goes first.
 
 An event that the manager received and whose acknowledgement got lost is sent
 again; it is the same event, with the same timestamp.
@@ -12,7 +12,6 @@ Source: containerd core/events/exchange validateEnvelope for what is accepted.
 from __future__ import annotations
 
 import time
-from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,10 +23,10 @@ from grpclib.exceptions import GRPCError
 
 from shim import log
 from shim.api.envelope_pb2 import Envelope
-from shim.api.events_pb2 import TaskExit
 from shim.api.forward_grpc import EventsStub
 from shim.api.forward_pb2 import ForwardRequest
 from shim.errors import ShimError
+from shim.events.backlog import Backlog
 from shim.events.topics import topic_of
 from shim.linux.sockets import connect
 from shim.scope import background
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-# Events kept while nobody takes them: about 5 MiB.
-LIMIT = 20_000
 # Seconds the manager has to acknowledge one event.
 ACKNOWLEDGE = 10.0
 # Seconds before the next attempt: doubled from the first to the last.
@@ -68,16 +65,24 @@ class NullPublisher:
 
 
 class EventPublisher:
-    """An ordered queue and the task that empties it.  Use :func:`open_publisher`."""
+    """Adds to a backlog and empties it.  Use :func:`open_publisher`."""
 
-    def __init__(self, address: str, namespace: str) -> None:
-        # Here, unlike anywhere else, a bare path is what managers give.
-        self._address = f"unix://{address.removeprefix('unix://')}"
+    def __init__(
+        self, address: str, namespace: str, backlog: Backlog, *, last_pause: float = _LAST_PAUSE
+    ) -> None:
+        self._last_pause = last_pause
+        self._address = address_of(address)
         self._namespace = namespace
-        self._queue: deque[Envelope] = deque()
+        self._backlog = backlog
         self._more = trio.Event()
         self._empty = trio.Event()
-        self._empty.set()
+        if not backlog:
+            self._empty.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many events the manager has not acknowledged."""
+        return len(self._backlog)
 
     def publish(self, event: Message) -> None:
         """Queue ``event`` for delivery, stamped with the time it is now."""
@@ -89,26 +94,13 @@ class EventPublisher:
             topic=topic_of(event),
             event=AnyMessage(type_url=name, value=event.SerializeToString()),
         )
-        self._queue.append(envelope)
-        if len(self._queue) > LIMIT:
-            self._forget_one()
+        self._backlog.append(envelope)
         self._empty = trio.Event() if self._empty.is_set() else self._empty
         self._more.set()
 
     async def flush(self) -> None:
         """Wait until everything published so far has been acknowledged.  Bound it."""
         await self._empty.wait()
-
-    def _forget_one(self) -> None:
-        # The first one may be on its way at this moment.
-        exit_name = TaskExit.DESCRIPTOR.full_name
-        for index in range(1, len(self._queue)):
-            if self._queue[index].event.type_url != exit_name:
-                break
-        else:
-            index = 1
-        log.warning("event dropped: the queue is full", topic=self._queue[index].topic)
-        del self._queue[index]
 
     async def run(self) -> None:
         """Deliver for as long as this runs."""
@@ -125,42 +117,58 @@ class EventPublisher:
                         await self._deliver_first(stub)
                         pause = _FIRST_PAUSE
             except (OSError, ShimError, GRPCError, ExceptionGroup) as exc:
-                log.debug("the manager takes no events", error=exc, waiting=len(self._queue))
+                log.debug("the manager takes no events", error=exc, waiting=self.waiting)
+                self._backlog.mend()
                 await trio.sleep(pause)
-                pause = min(2 * pause, _LAST_PAUSE)
+                pause = min(2 * pause, self._last_pause)
 
     async def _wait_more(self, patience: float = float("inf")) -> bool:
         """Wait until there is something to send; say whether there is."""
-        if not self._queue:
+        if not self._backlog:
             self._more = trio.Event()
             with trio.move_on_after(patience):
                 await self._more.wait()
-        return bool(self._queue)
+        return bool(self._backlog)
 
     async def _deliver_first(self, stub: EventsStub) -> None:
-        envelope = self._queue[0]
+        envelope = self._backlog.first
         try:
             await stub.Forward(ForwardRequest(envelope=envelope), timeout=ACKNOWLEDGE)
         except GRPCError as exc:
             if exc.status not in _REFUSED:
                 raise
             log.error("the manager refused an event", topic=envelope.topic, error=exc.message)
-        self._queue.popleft()
-        if not self._queue:
+        self._backlog.acknowledge()
+        if not self._backlog:
             self._empty.set()
+
+
+def address_of(text: str) -> str:
+    """Return where to connect to.  Here, unlike elsewhere, managers give a bare path."""
+    return f"unix://{text.removeprefix('unix://')}"
 
 
 @asynccontextmanager
 async def open_publisher(
-    address: str, namespace: str
+    address: str, namespace: str, journal: str = ""
 ) -> AsyncIterator[EventPublisher | NullPublisher]:
     """Deliver events to ``address`` (a path, ``unix://`` optional) for the block.
 
-    An empty address means that nobody wants any.
+    An empty address means that nobody wants any.  Those that wait are kept in the
+    file ``journal`` too, unless that is empty, and are found there again.
     """
     if not address:
         yield NullPublisher()
         return
-    publisher = EventPublisher(address, namespace)
-    async with background(publisher.run):
-        yield publisher
+    backlog = Backlog(journal)
+    try:
+        if not backlog.load():
+            log.warning("another process has the journal", path=journal)
+    except OSError as exc:
+        log.warning("the journal cannot be read", path=journal, error=exc)
+    publisher = EventPublisher(address, namespace, backlog)
+    try:
+        async with background(publisher.run):
+            yield publisher
+    finally:
+        backlog.close()

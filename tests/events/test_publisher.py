@@ -13,7 +13,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.events_pb2 import TaskDelete, TaskExit, TaskStart
 from shim.api.forward_grpc import EventsBase
-from shim.events import publisher as module
+from shim.events import backlog
 from shim.events.publisher import open_publisher
 from shim.events.topics import TOPICS, topic_of
 from shim.linux.sockets import listen
@@ -146,7 +146,7 @@ async def test_without_an_address_events_are_nobodys_business() -> None:
 async def test_when_the_queue_is_full_exits_are_the_last_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LIMIT", 3)
+    monkeypatch.setattr(backlog, "LIMIT", 3)
     manager = Manager()
     path = tmp_path / "events"
     async with open_publisher(str(path), "ns") as publisher:

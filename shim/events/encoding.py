@@ -1,0 +1,95 @@
+"""The format of the events journal: records one behind the other, each with its own fate.
+
+       0        4        8        12
+       +--------+--------+--------+------------------
+       |  mark  | length | crc32  | payload (length)
+       +--------+--------+--------+------------------
+
+``length`` and ``crc32`` are big-endian; the checksum is of the length and the
+payload.  ``mark`` is ``WAITS`` for an event to deliver, and is overwritten in
+place by ``DONE`` once that is acknowledged.  So no damage elsewhere, and no loss
+of the end of the file, can make an acknowledged event one to deliver again.
+
+A damaged record is lost and no other: reading goes on at the next mark that
+begins a whole record.
+
+Bytes in, records out; no I/O happens here, and what a payload means is not known.
+
+Source: none; this format is ours.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+WAITS = b"\xe5Ev?"
+DONE = b"\xdaeV."
+
+_HEADER = struct.Struct(">4sII")
+_LENGTH = struct.Struct(">I")
+# Bytes before the payload.
+HEADER = _HEADER.size
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One event to deliver, and at which byte its record begins."""
+
+    offset: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is in a journal.  ``end`` is where its last whole record ends.
+
+    ``damaged`` is how many bytes belong to no whole record.
+    """
+
+    waiting: list[Record]
+    end: int
+    damaged: int
+
+
+def encode(payload: bytes) -> bytes:
+    """Return the record of an event to deliver."""
+    return _HEADER.pack(WAITS, len(payload), _checksum(payload)) + payload
+
+
+def _checksum(payload: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
+
+
+def decode(data: bytes) -> Reading:
+    """Return what is left to deliver, in the order it was written in."""
+    waiting: list[Record] = []
+    offset = end = damaged = 0
+    while offset < len(data):
+        payload = _payload_at(data, offset)
+        if payload is None:
+            following = _next_mark(data, offset + 1)
+            damaged += following - offset
+            offset = following
+            continue
+        if data.startswith(WAITS, offset):
+            waiting.append(Record(offset, payload))
+        offset = end = offset + HEADER + len(payload)
+    return Reading(waiting, end, damaged)
+
+
+def _payload_at(data: bytes, offset: int) -> bytes | None:
+    if offset + HEADER > len(data):
+        return None
+    mark, length, checksum = _HEADER.unpack_from(data, offset)
+    begin = offset + HEADER
+    if mark not in (WAITS, DONE) or begin + length > len(data):
+        return None
+    payload = data[begin : begin + length]
+    return payload if _checksum(payload) == checksum else None
+
+
+def _next_mark(data: bytes, offset: int) -> int:
+    found = [at for mark in (WAITS, DONE) if (at := data.find(mark, offset)) >= 0]
+    return min(found, default=len(data))

@@ -1,0 +1,120 @@
+"""What a daemon that is gone did not deliver, told by the ``delete`` of its container.
+
+Whether the manager tells the end of a container itself, from what ``delete``
+answers, depends on what it knows.  One that had the task at hand does, unless
+Delete was answered before.  One that has just started does not: it looks for the
+shims of its former life before it knows any task, and before it takes events.
+So who listens is told all but the ends that it tells itself, before it has our
+answer and can tell them.  Who does not listen yet is told everything, by a
+process that we leave behind.
+
+Source: containerd core/runtime/v2/shim.go cleanupAfterDeadShim and delete,
+shim_load.go loadShim; cmd/containerd/command/main.go for when it listens.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.api.events_pb2 import TaskDelete, TaskExit
+from shim.events.backlog import Backlog
+from shim.events.journal import is_waiting
+from shim.events.publisher import EventPublisher, address_of
+from shim.linux.sockets import can_connect
+from shim.scope import background
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shim.api.envelope_pb2 import Envelope
+
+# Seconds for a manager that listens, of the time that it gives ``delete``.
+AT_ONCE = 1.0
+# Seconds for one that is starting, and may have many more shims to look for.
+LATER = 60.0
+# Seconds between two looks at whether the daemon, which was asked to end, has ended,
+# and at most between two at whether the manager listens.
+_LOOK = 0.01
+_PAUSE = 0.1
+_EXIT, _DELETE = TaskExit.DESCRIPTOR.full_name, TaskDelete.DESCRIPTOR.full_name
+
+
+def tell_rest(
+    journal: str,
+    address: str,
+    *,
+    tells_itself: Callable[[str], bool],
+    later: Callable[[Callable[[], object], int], None],
+) -> None:
+    """Deliver what waits in ``journal`` to the manager at ``address``, in a second or two.
+
+    ``tells_itself`` says of a container id whether the manager calls ``delete``
+    for it, and so tells its end.  ``later`` is given what takes longer, to do it
+    in another process, which needs one fd of ours.
+    """
+    try:
+        backlog = _take(journal) if address else None
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        log.warning("the journal cannot be read", path=journal, error=exc)
+        return
+    if backlog is None:
+        return
+    try:
+        if can_connect(address_of(address)):
+            _forget_told(backlog, tells_itself)
+            _deliver(backlog, address, AT_ONCE)
+            if backlog:
+                log.warning("the manager does not take its events", left=len(backlog))
+        else:
+            later(partial(_deliver, backlog, address, LATER), backlog.fileno())
+    finally:
+        backlog.close()
+
+
+def _take(journal: str) -> Backlog | None:
+    """Return what waits, or None if nothing does or the daemon is there to tell it."""
+    deadline = time.monotonic() + AT_ONCE
+    backlog = Backlog(journal)
+    while is_waiting(journal) and time.monotonic() < deadline:
+        if backlog.load():
+            return backlog
+        time.sleep(_LOOK)
+    return None
+
+
+def _forget_told(backlog: Backlog, tells_itself: Callable[[str], bool]) -> None:
+    """Let go of the ends that the manager tells.  Whose Delete was answered, it has forgotten."""
+    deleted = {
+        TaskDelete.FromString(envelope.event.value).container_id
+        for envelope in backlog.envelopes()
+        if envelope.event.type_url == _DELETE
+    }
+
+    def wanted(envelope: Envelope) -> bool:
+        if envelope.event.type_url != _EXIT:
+            return True
+        event = TaskExit.FromString(envelope.event.value)
+        is_init = event.id == event.container_id
+        return not is_init or event.container_id in deleted or not tells_itself(event.container_id)
+
+    backlog.keep(wanted)
+
+
+def _deliver(backlog: Backlog, address: str, seconds: float) -> None:
+    """Deliver for some seconds, and let go of the backlog."""
+
+    async def deliver() -> None:
+        publisher = EventPublisher(address, "", backlog, last_pause=_PAUSE)
+        with trio.move_on_after(seconds):
+            async with background(publisher.run):
+                await publisher.flush()
+
+    trio.run(deliver)
+    backlog.close()
