@@ -32,9 +32,11 @@ from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
 from shim.container.requests import json_of, mount_of, stdio_of
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
+from shim.hostfile import read_output
 from shim.linux.mounts import mount_all, unmount_all
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import Runc
+from shim.stdio.spool import Room
 from shim.stdio.stdio import open_stdio
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Container:
         self._tell = Announcer(request.id, host.publisher)
         self._runc = Runc(options.runtime(host.namespace), host.reaper, host.limit)
         self._mounted = bool(request.rootfs)
+        output = read_output(os.environ).annotated(config.annotations)
+        self._room = Room.of(output, str(bundle.path))
         self._image = Checkpoint(
             image_path=request.checkpoint,
             work_path=options.criu_work_path or str(bundle.work),
@@ -127,6 +131,7 @@ class Container:
                 namespace=self._host.namespace,
                 uid=self._options.io_uid,
                 gid=self._options.io_gid,
+                room=self._room,
             )
         )
 

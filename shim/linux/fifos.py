@@ -165,6 +165,11 @@ def has_input(reader: Fd) -> bool:
     return bool(_poll(reader, select.POLLIN) & select.POLLIN)
 
 
+def at_end(reader: Fd) -> bool:
+    """Say whether a pipe is empty and nobody can write to it any more."""
+    return _poll(reader, select.POLLIN) == select.POLLHUP
+
+
 def _poll(fd: Fd, events: int) -> int:
     poll = select.poll()
     poll.register(fd.number, events)

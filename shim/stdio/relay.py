@@ -1,15 +1,14 @@
 """One direction of one stream: bytes from a source to a sink until the source ends.
 
-Between pipes the bytes stay in the kernel (splice); to a file, and to and from
-a terminal, they are read and written.  A relay sleeps unless there is something
-to move and room for it, and never raises into the nursery it runs in.
+Between pipes the bytes stay in the kernel (splice); ``copying`` has the relays
+that read and write.  A relay sleeps unless there is something to move and room
+for it, and never raises into the nursery it runs in.
 
-Source: splice(2), pty(7), fifo(7); drivers/tty/n_tty.c for what a hang-up does.
+Source: splice(2), fifo(7).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -24,16 +23,19 @@ if TYPE_CHECKING:
 
     from shim.linux.fifos import Fd
 
-# Bytes in one splice, and in one read.
-_SPLICE = fifos.PIPE_SIZE
-_READ = 1 << 17
-_TERMINAL = 1 << 16  # bytes read from a terminal before they are passed on
-
 # Seconds between two looks at what a reader has left.
 _GLANCE = 0.002
-# Seconds between two looks at a terminal that was hung up, or for a reader.
-_SHORT_PAUSE = 0.05
-_LONG_PAUSE = 0.5
+# Seconds between two looks for a reader.
+SHORT_PAUSE = 0.05
+LONG_PAUSE = 0.5
+
+
+def splice(source: int, sink: int) -> int:
+    """Move what is in a pipe to another without waiting; 0 is the end of the source.
+
+    :raises BlockingIOError: one is empty, or the other is full.
+    """
+    return os.splice(source, sink, fifos.PIPE_SIZE, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
 
 
 class Relay:
@@ -97,7 +99,7 @@ class Relay:
         A writer that goes on writing does not prolong this: nothing holds more
         than a pipe's size of bytes written earlier.
         """
-        limit = self.moved + self._pending + fifos.PIPE_SIZE
+        limit = self.moved + self.backlog + fifos.PIPE_SIZE
         while self.moved < limit and not self._is_drained():
             await self._progress.park()
 
@@ -108,7 +110,7 @@ class Relay:
         there is none, nor for what is no fifo.  As with :meth:`wait_drained`, a
         writer that goes on writing does not prolong this.
         """
-        limit = self.moved + self._pending + fifos.PIPE_SIZE
+        limit = self.moved + self.backlog + fifos.PIPE_SIZE
         before, since = -1, trio.current_time()
         while self._linger and (fd := self._rest or self.sink).number >= 0:
             left = fifos.unread(fd)
@@ -123,8 +125,13 @@ class Relay:
                 return
             await trio.sleep(_GLANCE)
 
+    @property
+    def backlog(self) -> int:
+        """How many bytes have left the source and not reached the sink."""
+        return self._pending
+
     def _is_drained(self) -> bool:
-        return self.source_done.is_set() or not (self._pending or fifos.has_input(self.source))
+        return not self.backlog and (self.source_done.is_set() or not fifos.has_input(self.source))
 
     async def _pump(self) -> None:
         raise NotImplementedError
@@ -146,10 +153,10 @@ class Relay:
         writer = fifos.reopen_writer(self.sink)
         try:
             self.sink.close()
-            pause = _SHORT_PAUSE
+            pause = SHORT_PAUSE
             while not fifos.has_reader(writer):
                 await trio.sleep(pause)  # no event tells a writer that a reader came
-                pause = min(2 * pause, _LONG_PAUSE)
+                pause = min(2 * pause, LONG_PAUSE)
             if fifos.unread(writer):
                 self._rest = fifos.reopen_reader(writer)
         finally:
@@ -164,145 +171,16 @@ class SpliceRelay(Relay):
         while True:
             await wait_readable(source)
             try:
-                count = os.splice(
-                    source, sink, _SPLICE, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-                )
+                count = splice(source, sink)
             except BlockingIOError:
                 # Which of the two would block?  Waiting on the wrong one spins.
                 if fifos.unread(self.source):
                     await wait_writable(sink)
+                elif fifos.at_end(self.source):
+                    return  # a full sink hides the end
                 continue
             except BrokenPipeError:
                 return  # the process closed its stdin
             if not count:
                 return
             self._advance(count)
-
-
-class CopyRelay(Relay):
-    """From a pipe or fifo to anything.
-
-    With ``insist`` a failing sink is tried again for ever; without it, what
-    does not fit is dropped, so that no container blocks on a full disk.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        source: Fd,
-        sink: Fd,
-        *,
-        closes: Sequence[Fd] = (),
-        linger: bool = False,
-        insist: bool = False,
-    ) -> None:
-        super().__init__(name, source, sink, closes=closes, linger=linger)
-        self._insist = insist
-        self._failed = False
-
-    async def _pump(self) -> None:
-        while True:
-            await wait_readable(self.source.number)
-            try:
-                data = os.read(self.source.number, _READ)
-            except BlockingIOError:
-                continue
-            if not data:
-                return
-            await self._write(data)
-
-    async def _write(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
-        self._pending = len(rest)
-        waited = False
-        while rest:
-            try:
-                count = os.write(self.sink.number, rest)
-            except BlockingIOError:
-                # A terminal that was hung up claims to have room.
-                if waited:
-                    await trio.sleep(_SHORT_PAUSE)
-                await wait_writable(self.sink.number)
-                waited = True
-                continue
-            except OSError as exc:
-                if self._insist and exc.errno == errno.EIO:
-                    await trio.sleep(_SHORT_PAUSE)
-                    continue
-                self._drop(exc)
-                break
-            rest = rest[count:]
-            waited = False
-            # At once: wait_taken sees by this that a slow reader takes something.
-            self._pending = len(rest)
-            self._advance(count)
-        self._pending = 0
-        self._advance(len(rest))  # dropped
-
-    def _drop(self, exc: OSError) -> None:
-        if not self._failed:
-            log.error("output is being dropped", stream=self.name, error=str(exc))
-        self._failed = True
-
-
-class TerminalRelay(CopyRelay):
-    """From the master of a terminal to anything.
-
-    A hang-up is not the end: another process may open the terminal again.
-    :meth:`finish` says when it is.
-    """
-
-    _finishing = False
-    _waiting: trio.CancelScope | None = None
-
-    async def _run(self) -> None:
-        # One for all reads: a fresh one each would be as many page faults.
-        self._buffer = memoryview(bytearray(_TERMINAL))
-        await super()._run()
-
-    def finish(self) -> None:
-        """Take what is there to read, and then end, whoever still has the terminal open."""
-        self._finishing = True
-        if self._waiting is not None:
-            self._waiting.cancel()
-
-    async def _pump(self) -> None:
-        hung_up = False
-        pause = _SHORT_PAUSE
-        while True:
-            if not self._finishing:
-                with trio.CancelScope() as self._waiting:
-                    if hung_up:
-                        await trio.sleep(pause)
-                        pause = min(2 * pause, _LONG_PAUSE)
-                    else:
-                        await wait_readable(self.source.number)
-                self._waiting = None
-            else:
-                await trio.lowlevel.checkpoint()
-            data, error = self._read_some()
-            if data:
-                hung_up, pause = False, _SHORT_PAUSE
-                await self._write(data)
-            elif self._finishing:
-                return
-            else:
-                hung_up = error == errno.EIO
-
-    def _read_some(self) -> tuple[memoryview, int]:
-        """Read what is there, up to the buffer's size; say why there is no more.
-
-        A terminal gives 4 KiB at a time at the most, and sleeping after each of
-        them costs more than the bytes do.
-        """
-        size = 0
-        error = 0
-        while size < len(self._buffer):
-            try:
-                size += os.readv(self.source.number, [self._buffer[size:]])
-            except OSError as exc:
-                if exc.errno not in {errno.EAGAIN, errno.EIO}:
-                    raise
-                error = exc.errno
-                break
-        return self._buffer[:size], error

@@ -45,10 +45,10 @@ def _session_node(
 
 
 @contextmanager
-def open_node(scratch: Path, manager: Manager) -> Iterator[Node]:
+def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Iterator[Node]:
     """Run a node, with its images, for the block."""
     # Not pytest's own directory: socket paths are short.
-    node = Node(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
+    node = make(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
     try:
         node.start()
         node.import_images(scratch)
@@ -80,8 +80,8 @@ def make_pod(node: Node) -> Iterator[Callable[..., Pod]]:
     """Make pods; after the test they are removed, and nothing of them may be left."""
     pods: list[Pod] = []
 
-    def make(handler: str = "") -> Pod:
-        pod = Pod(node, f"pod{len(pods)}")
+    def make(handler: str = "", annotations: dict[str, str] | None = None) -> Pod:
+        pod = Pod(node, f"pod{len(pods)}", annotations=annotations or {})
         pods.append(pod)
         pod.run(handler)
         return pod

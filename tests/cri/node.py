@@ -117,6 +117,7 @@ conf_dir = "{self.root}/cni"
 default_runtime_name = "trio"
 [{runtimes}.trio]
 runtime_type = "{RUNTIME}"
+pod_annotations = ["io.trio-shim.*"]
 [{runtimes}.{WITH_OPTIONS}]
 runtime_type = "{RUNTIME}"
 [{runtimes}.{WITH_OPTIONS}.options]

@@ -29,6 +29,7 @@ class Pod:
     name: str
     id: str = ""
     containers: list[str] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
 
     @property
     def logs(self) -> Path:
@@ -40,6 +41,7 @@ class Pod:
         return {
             "metadata": {"name": self.name, "uid": self.name, "namespace": "tests"},
             "log_directory": str(self.logs),
+            "annotations": self.annotations,
             "linux": {
                 "cgroup_parent": f"/{self.node.group}/{self.name}",
                 "security_context": {"namespace_options": self._namespaces()},

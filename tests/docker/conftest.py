@@ -44,12 +44,12 @@ def _session_docker(
 
 
 @contextmanager
-def open_dockerd(scratch: Path, suite: str) -> Iterator[Dockerd]:
+def open_dockerd(scratch: Path, suite: str, make: type[Dockerd] = Dockerd) -> Iterator[Dockerd]:
     """Run the dockerd of ``suite``, with the image, for the block."""
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="dkr", dir="/run"))
     (root / "cid").mkdir()
-    daemon = Dockerd(root, suite)
+    daemon = make(root, suite)
     try:
         missing = daemon.missing()
         if os.geteuid() != 0 or missing or not BUSYBOX.exists():

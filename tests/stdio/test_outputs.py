@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ import trio
 import trio.testing
 
 from shim.errors import InvalidError, NotFoundError
+from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.linux.mounts import Mount, mount_all, unmount_all
 from shim.stdio.sinks import Address, parse_address
+from shim.stdio.spool import Room
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 
 if TYPE_CHECKING:
@@ -101,6 +104,25 @@ async def test_waiting_for_a_reader_costs_no_cpu_time(rig: Rig) -> None:
         assert time.process_time() - before < 0.05
         await stdio.aclose()
         assert (await wait()).status == 128 + 13
+
+
+@pytest.mark.parametrize("room", [None, Room()], ids=["block", "drop"])
+async def test_an_end_that_comes_when_the_fifo_is_just_full_costs_no_cpu_time(
+    rig: Rig, room: Room | None
+) -> None:
+    """splice says of a full sink that it is full, even at the end of the source."""
+    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+        sink = stdio._outputs[0].sink
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(sink.number, bytes(4096))
+        wait = await rig.run(stdio, "true")
+        await wait()
+        before = time.process_time()
+        await trio.sleep(0.5)  # this is the measurement
+        assert time.process_time() - before < 0.05
+        with trio.fail_after(5):
+            assert len(await read_all(reader(rig.path("out")))) == fifos.PIPE_SIZE
 
 
 async def test_an_absent_reader_costs_the_drain_its_timeout(rig: Rig) -> None:

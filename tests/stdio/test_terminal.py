@@ -19,7 +19,7 @@ import trio.testing
 
 from shim.errors import TimedOutError, UnavailableError
 from shim.linux.fifos import Fd
-from shim.stdio import stdio as module
+from shim.stdio import terminal as module
 from tests.stdio.conftest import read_all, read_some, read_until, reader, write_all, writer
 
 if TYPE_CHECKING:

@@ -1,0 +1,156 @@
+"""What this host's administrator chose, and what a container's annotations change of it.
+
+The file is TOML and there need not be one::
+
+    [output]
+    policy = "spool"                   # block, spool or drop
+    limit = "64MiB"                    # a stream, on disk
+    max-limit = "1GiB"                 # what an annotation may ask for
+    directory = "/var/lib/trio-shim"
+
+It is read for every container that is created, so that a correction is seen by
+the next one.  A key that is not known is an error: a misspelt one would be
+obeyed by nobody, and missed only when it is needed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shim.errors import InvalidError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PATH = "/etc/trio-shim.toml"
+# The environment variable that names another path.
+VARIABLE = "TRIO_SHIM_CONFIG"
+POLICY_ANNOTATION = "io.trio-shim.output"
+LIMIT_ANNOTATION = "io.trio-shim.output-limit"
+
+BLOCK, SPOOL, DROP = POLICIES = ("block", "spool", "drop")
+
+_SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)")
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+# Less than this would hold no line, and more than that no disk.
+_LEAST, _MOST = 4096, 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What becomes of output that nobody reads.
+
+    ``limit`` is how many bytes of one stream may wait on disk, ``max_limit`` the
+    most that an annotation may make of it, ``directory`` the place for them;
+    all are for ``spool`` alone.
+    """
+
+    policy: str = BLOCK
+    limit: int = 64 << 20
+    max_limit: int = 1 << 30
+    directory: str = "/var/lib/trio-shim"
+
+    def annotated(self, annotations: Mapping[str, str]) -> Output:
+        """Return this as a container's annotations change it.
+
+        :raises InvalidError: an annotation of ours has a value it cannot have.
+        """
+        output = self
+        if POLICY_ANNOTATION in annotations:
+            policy = _policy(annotations[POLICY_ANNOTATION], f"annotation {POLICY_ANNOTATION}")
+            output = replace(output, policy=policy)
+        if LIMIT_ANNOTATION in annotations:
+            limit = _size(annotations[LIMIT_ANNOTATION], f"annotation {LIMIT_ANNOTATION}")
+            most = max(self.limit, self.max_limit)
+            if limit > most:
+                raise InvalidError(
+                    f"annotation {LIMIT_ANNOTATION} may be {most} bytes on this host, not "
+                    f"{limit}; {PATH} may allow more as output.max-limit"
+                )
+            output = replace(output, limit=limit)
+        return output
+
+
+def read_output(environ: Mapping[str, str]) -> Output:
+    """Return what the host's file says of output; without a file, the defaults.
+
+    :raises InvalidError: the file cannot be read or has a mistake in it, or the
+        environment names one that is not there.
+    """
+    path = environ.get(VARIABLE) or PATH
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        if path == PATH:
+            return Output()
+        raise InvalidError(f"{VARIABLE} names {path}, which does not exist") from None
+    except OSError as exc:
+        raise InvalidError(f"{path} cannot be read: {exc.strerror}") from None
+    return parse(data, path)
+
+
+def parse(data: bytes, path: str = PATH) -> Output:
+    """Parse the host's file, which is called ``path`` in what is said of it.
+
+    :raises InvalidError: with the one line that says what to change in it.
+    """
+    import tomllib  # 4 ms for those only who have such a file
+
+    try:
+        tables = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidError(f"{path} is not TOML: {exc}") from None
+    _check_keys(tables, ("output",), path, "")
+    table = tables.get("output", {})
+    if not isinstance(table, dict):
+        raise InvalidError(f"{path}: output must be a table, [output]")
+    _check_keys(table, ("policy", "limit", "max-limit", "directory"), path, "output.")
+    output = Output()
+    if "policy" in table:
+        output = replace(output, policy=_policy(table["policy"], f"{path}: output.policy"))
+    if "limit" in table:
+        output = replace(output, limit=_size(table["limit"], f"{path}: output.limit"))
+    if "max-limit" in table:
+        most = _size(table["max-limit"], f"{path}: output.max-limit")
+        output = replace(output, max_limit=most)
+    if "directory" in table:
+        directory = table["directory"]
+        if not isinstance(directory, str) or not directory.startswith("/") or "\0" in directory:
+            raise InvalidError(f"{path}: output.directory must be an absolute path")
+        output = replace(output, directory=directory)
+    return output
+
+
+def _check_keys(table: Mapping[str, object], known: tuple[str, ...], path: str, at: str) -> None:
+    for key in table:
+        if key not in known:
+            names = ", ".join(at + name for name in known)
+            raise InvalidError(f"{path}: {_shown(at + key)} is not known; there is {names}")
+
+
+def _policy(value: Any, where: str) -> str:
+    if value not in POLICIES:
+        raise InvalidError(f"{where} must be block, spool or drop, not {_shown(value)}")
+    return str(value)
+
+
+def _size(value: Any, where: str) -> int:
+    """Return a number of bytes, given as one or as a text such as ``64MiB``."""
+    size = -1
+    if type(value) is int:
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = int(match[1]) * _UNITS[match[2]]
+    if not _LEAST <= size <= _MOST:
+        raise InvalidError(
+            f"{where} must be a size from 4KiB to 1024GiB, such as 1048576 or 64MiB, "
+            f"not {_shown(value)}"
+        )
+    return size
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:100]

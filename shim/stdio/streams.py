@@ -1,0 +1,158 @@
+"""What the stdio of every process has in common, pipes or a terminal.
+
+Source: containerd-shim-runc-v2 process/io.go and process/init.go (stdin and its
+second opening).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.linux import fifos
+from shim.linux.fifos import Fd
+
+if TYPE_CHECKING:
+    from shim.stdio.relay import Relay
+    from shim.stdio.sinks import Logger
+    from shim.stdio.spool import Room
+
+# Seconds for readers to take what there is before they hear of the exit; the
+# same while they catch up on what was kept for them; and after which one that
+# takes nothing is not waited for.
+_HAND_OVER = 2.0
+_CATCH_UP = 10.0
+_PATIENCE = 0.2
+# Seconds for relays to notice that they are stopped.
+_STOP = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StdioSpec:
+    """What the manager asks for: paths of fifos or files, or an address; empty is none."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+class Stdio:
+    """The stdio of one process.  Use :func:`open_stdio`."""
+
+    def __init__(
+        self,
+        spec: StdioSpec,
+        nursery: trio.Nursery,
+        logger: Logger | None,
+        room: Room | None = None,
+    ) -> None:
+        self.spec = spec
+        # What the runtime gets as 0, 1 and 2; valid until started() or aclose().
+        self.child_fds: tuple[int, int, int] = (-1, -1, -1)
+        # The path for the runtime's --console-socket, for a terminal.
+        self.console_socket: str | None = None
+        self._nursery = nursery
+        self._fds: list[Fd] = []  # all of them
+        self._child_ends: list[Fd] = []  # those that started() closes
+        self._stdin_keeper: Fd | None = None
+        self._inputs: list[Relay] = []
+        self._outputs: list[Relay] = []
+        self._logger = logger
+        self._room = room  # for output nobody reads; without, its writer waits
+        self._closing = False
+        self._closed = trio.Event()
+
+    async def started(self) -> None:
+        """Close the child's ends: the runtime has returned, the process has its own.
+
+        :raises TimedOutError: the runtime was to send a terminal and did not.
+        """
+        self._close_child_ends()
+
+    def exited(self) -> None:
+        """Let readers of a terminal see its end: no process will open it again."""
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the terminal, in columns and rows; without one nothing happens.
+
+        Docker's clients resize whatever they are attached to, and Go's shim lets them.
+        """
+
+    def close_stdin(self) -> None:
+        """Let the process see the end of its stdin once the client has closed it too."""
+        if self._stdin_keeper is not None:
+            self._stdin_keeper.close()
+
+    async def hand_over(self) -> None:
+        """Let whoever is reading have what the process wrote, before the exit is told.
+
+        Clients stop reading when they hear of it (containerd 2's close their end
+        of the fifo, dockerd 20.10 does when Delete returns), and what is still
+        in the fifo is lost to them.  Takes no time when nothing is, and never
+        more than two seconds, or ten while a reader takes what was kept for it.
+
+        Source: containerd pkg/cio/io_unix.go, the ``cancel`` of copyIO.
+        """
+        self.exited()
+        kept = self._room is not None and any(relay.backlog for relay in self._outputs)
+        with trio.move_on_after(_CATCH_UP if kept else _HAND_OVER):
+            for relay in self._outputs:
+                await relay.wait_taken(_PATIENCE)
+
+    async def drain(self, timeout: float = 10) -> None:
+        """Wait until what the process wrote has left the shim, at most ``timeout`` seconds."""
+        self.exited()
+        with trio.move_on_after(timeout) as scope:
+            for relay in self._outputs:
+                await relay.wait_drained()
+                await relay.wait_taken(_PATIENCE)
+        if scope.cancelled_caught:
+            log.warning("output left behind: nobody reads it", stdout=self.spec.stdout)
+
+    async def aclose(self) -> None:
+        """Stop and close everything; at most some seconds, and whole even if cancelled."""
+        if self._closing:
+            await self._closed.wait()
+            return
+        self._closing = True
+        try:
+            with trio.move_on_after(_STOP, shield=True):
+                for relay in (*self._inputs, *self._outputs):
+                    await relay.stop()
+            for fd in self._fds:
+                fd.close()
+            self._close_child_ends()
+            if self._logger is not None:
+                await self._logger.aclose()
+        finally:
+            self._closed.set()
+
+    def _close_child_ends(self) -> None:
+        for fd in self._child_ends:
+            fd.close()
+        if self._logger is not None:
+            self._logger.started()
+        self.child_fds = (-1, -1, -1)
+
+    def _own(self, fd: Fd) -> Fd:
+        self._fds.append(fd)
+        return fd
+
+    def _for_child(self, fd: Fd) -> Fd:
+        self._child_ends.append(fd)
+        return self._own(fd)
+
+    def _open_null(self) -> Fd:
+        return self._for_child(Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+
+    def _open_stdin(self, path: str) -> Fd:
+        """Open the manager's stdin fifo, with a writer of our own that defers its end."""
+        reader = self._own(fifos.open_reader(path))
+        fifos.grow(reader)
+        self._stdin_keeper = self._own(fifos.open_writer(path))
+        return reader

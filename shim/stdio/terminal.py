@@ -1,0 +1,125 @@
+"""The stdio of a process that has a terminal: one stream out, one in.
+
+Source: containerd-shim-runc-v2 runc/platform.go.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shim.linux.fifos import Fd
+from shim.stdio.console import ConsoleSocket, set_size
+from shim.stdio.copying import CopyRelay, TerminalRelay
+from shim.stdio.sinks import open_log_file, open_output
+from shim.stdio.streams import Stdio, StdioSpec
+
+if TYPE_CHECKING:
+    import trio
+
+    from shim.stdio.relay import Relay
+    from shim.stdio.sinks import Address, Logger
+    from shim.stdio.spool import Room
+
+# Seconds for a runtime that has returned to have sent the terminal.
+_CONSOLE = 10.0
+
+
+class TerminalStdio(Stdio):
+    """A terminal, whose master the runtime sends us; its stderr is its stdout."""
+
+    def __init__(
+        self,
+        spec: StdioSpec,
+        nursery: trio.Nursery,
+        logger: Logger | None,
+        room: Room | None = None,
+    ) -> None:
+        super().__init__(spec, nursery, logger, room)
+        self._socket: ConsoleSocket | None = None
+        self._master: Fd | None = None
+        self._output: TerminalRelay | None = None
+        self._input: Fd | None = None
+        self._sink: Fd | None = None
+        self._linger = False
+        self._size: tuple[int, int] | None = None
+
+    def open(self, address: Address, uid: int, gid: int) -> None:
+        """Open everything but the master, which :meth:`started` receives."""
+        null = self._open_null()
+        self.child_fds = (null.number, null.number, null.number)
+        if self.spec.stdin:
+            self._input = self._open_stdin(self.spec.stdin)
+        if self._logger is not None:
+            self._sink = self._logger.stdout
+            os.set_blocking(self._sink.number, False)
+        elif not address.path:
+            self._sink = self._own(Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
+        elif address.scheme == "file":
+            self._sink = self._own(open_log_file(address.path))
+        else:
+            self._sink, self._linger = open_output(address.path)
+            self._own(self._sink)
+        self._socket = ConsoleSocket()
+        self.console_socket = self._socket.path
+
+    async def started(self) -> None:
+        await super().started()
+        if self._socket is None or self._sink is None:
+            return
+        try:
+            master = self._own(await self._socket.receive_master(_CONSOLE))
+        finally:
+            self._close_socket()
+        if self._closing:
+            master.close()
+            return
+        self._master = master
+        if self._size is not None:
+            set_size(master, *self._size)
+        self._output = self._relay_output(master, self._sink)
+        self._outputs.append(self._output)
+        self._output.start(self._nursery)
+        if self._input is not None:
+            relay = CopyRelay("stdin", self._input, master, closes=(self._input,), insist=True)
+            self._inputs.append(relay)
+            relay.start(self._nursery)
+            self._nursery.start_soon(self._hang_up_after, relay, self._output)
+
+    def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
+        if self._room is None or not self._linger:
+            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._linger)
+        from shim.stdio.patient import PatientTerminalRelay  # not for who does not ask for it
+
+        return PatientTerminalRelay("terminal", master, sink, closes=(sink,), room=self._room)
+
+    def exited(self) -> None:
+        if self._output is not None:
+            self._output.finish()
+
+    def resize(self, width: int, height: int) -> None:
+        self._size = width, height
+        if self._master is not None and self._master.number >= 0:
+            set_size(self._master, width, height)
+
+    async def aclose(self) -> None:
+        self._close_socket()
+        await super().aclose()
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+        self.console_socket = None
+
+    async def _hang_up_after(self, stdin: Relay, output: TerminalRelay) -> None:
+        """Close the terminal when its input has ended, as the Go shim does.
+
+        A terminal knows no end of input but a hang-up: a shell whose client
+        has left for good gets SIGHUP, and what it wrote before is delivered.
+        """
+        await stdin.source_done.wait()
+        output.finish()
+        await output.source_done.wait()
+        if self._master is not None:
+            self._master.close()

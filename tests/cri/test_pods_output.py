@@ -1,0 +1,49 @@
+"""Output of a pod's containers while containerd is away, as the pod's annotation says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from grpclib import GRPCError
+
+from tests.cri.pods import Pod
+from tests.e2e.test_lifecycle import alive
+from tests.e2e.test_output_policy import spools
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.cri.node import Node
+
+__all__ = ["spools"]
+
+pytestmark = pytest.mark.e2e
+SCENARIO = "Output nobody reads"
+
+LINES = 30_000
+TAIL = "x" * 100
+SCRIPT = f"until test -e /go; do sleep 0.05; done; seq 1 {LINES} | sed s/$/{TAIL}/; exit 6"
+
+
+def test_what_a_container_says_meanwhile_is_in_the_log_as_its_pods_annotation_asks(
+    node: Node, make_pod: Callable[..., Pod]
+) -> None:
+    pod = make_pod(annotations={"io.trio-shim.output": "spool"})
+    container = pod.start("sh", "-c", SCRIPT)
+    pid = pod.pid(container)
+    node.kill()
+    Path(f"/proc/{pid}/root/go").touch()
+    wait_until("it has ended", lambda: not alive(pid), 60)
+    node.start()
+    assert pod.wait_exit(container) == (6, "Error")
+    pod.wait_lines("c0", LINES)
+    assert [text for _, text in pod.said("c0")] == [f"{n}{TAIL}" for n in range(1, LINES + 1)]
+
+
+def test_a_policy_there_is_not_fails_the_pod_by_name(node: Node) -> None:
+    pod = Pod(node, "pod0", annotations={"io.trio-shim.output": "spol"})
+    with pytest.raises(GRPCError, match=r"annotation io\.trio-shim\.output must be block"):
+        pod.run()

@@ -1,0 +1,101 @@
+"""Whatever a writer and a reader do, the output is what was written, less what the markers say."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import tempfile
+from contextlib import suppress
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shim.linux import fifos
+from shim.stdio.patient import PATIENCE, PatientRelay
+from shim.stdio.spool import Room
+
+PAGE = 4096
+MARKER = re.compile(rb"\n\[trio-shim: (\d+) bytes of output dropped\]\n")
+# No two stretches of it are alike, and there is no newline: a marker brings its own.
+DATA = b"".join(b"%07d " % i for i in range(50_000))
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(1, 30_000)),
+        st.tuples(st.just("read"), st.integers(1, 12_000)),
+        st.tuples(st.just("pass"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+async def settle() -> None:
+    """Let the relay do what it can; should it never rest, this ends all the same."""
+    for _ in range(30):
+        await trio.lowlevel.checkpoint()
+
+
+async def written_and_read(steps: list[tuple[str, int]], room: Room) -> tuple[int, bytes]:
+    """Do the steps, with a fifo of one page; return how much was written and all that came."""
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/fifo"
+        os.mkfifo(path)
+        sink = fifos.open_keep(path)
+        fcntl.fcntl(sink.number, fcntl.F_SETPIPE_SZ, PAGE)
+        out = fifos.open_reader(path)
+        source, process = fifos.open_pipe()
+        for end in (source, process):
+            os.set_blocking(end.number, False)
+        relay = PatientRelay("stdout", source, sink, closes=(source, sink), room=room)
+        written, received = 0, b""
+        async with trio.open_nursery() as nursery:
+            relay.start(nursery)
+            for kind, size in steps:
+                await settle()
+                if kind == "write":
+                    written += os.write(process.number, DATA[written : written + size] or b"")
+                elif kind == "read":
+                    with suppress(BlockingIOError):
+                        received += os.read(out.number, size)
+                else:
+                    clock.jump(PATIENCE + 0.1)
+            process.close()
+            for _ in range(1000):
+                await settle()
+                with suppress(BlockingIOError):
+                    received += os.read(out.number, 1 << 16)
+                if relay.sink.number < 0 and not fifos.unread(out):
+                    break
+                clock.jump(0.05)  # it looks now and then for a reader
+            await relay.stop()
+        out.close()
+    return written, received
+
+
+def check(written: int, received: bytes) -> None:
+    """Put together from pieces and markers what was written."""
+    pieces = MARKER.split(received)
+    at = 0
+    for piece, dropped in zip(pieces[::2], [*pieces[1::2], b"0"], strict=True):
+        assert piece == DATA[at : at + len(piece)]
+        at += len(piece) + int(dropped)
+    assert at == written
+
+
+@pytest.mark.parametrize("limit", [0, PAGE, 9000, 100_000])
+@settings(deadline=None, max_examples=150)
+@given(steps=STEPS)
+def test_nothing_is_lost_doubled_or_moved_but_what_a_marker_tells(
+    limit: int, steps: list[tuple[str, int]]
+) -> None:
+    room = Room(limit, (tempfile.gettempdir(),)) if limit else Room()
+    written, received = trio.run(
+        written_and_read, steps, room, clock=trio.testing.MockClock(), strict_exception_groups=True
+    )
+    check(written, received)

@@ -1,0 +1,99 @@
+"""Output of a terminal that nobody reads, under ``spool`` and ``drop``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from shim.linux import fifos
+from shim.stdio import patient
+from shim.stdio.spool import Room
+from tests.stdio.conftest import read_all, read_some, read_until, reader
+from tests.stdio.test_patient import MIB, kept_of, put, spool_in
+from tests.stdio.test_terminal import send_terminal
+from tests.stdio.whole.client import wait_until
+
+if TYPE_CHECKING:
+    from tests.stdio.conftest import Rig
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient, "PATIENCE", 0.1)
+
+
+async def run_to_end(rig: Rig, terminal: fifos.Fd, script: str) -> None:
+    child = rig.reaper.spawn(["sh", "-c", script], fds={1: terminal.number})
+    with trio.fail_after(20):
+        assert (await child.wait()).status == 0
+
+
+@pytest.mark.parametrize("come", ["before the exit", "after the exit"])
+async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come: str) -> None:
+    data = put(rig, "data", 8 * MIB)
+    room = spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), terminal=True, room=room) as stdio:
+        process = send_terminal(stdio)
+        await stdio.started()
+        await run_to_end(rig, process, f"cat {rig.directory}/data")
+        process.close()
+        if come == "before the exit":
+            out = reader(rig.path("out"))
+            received = await read_until(out, len(data))
+            stdio.exited()
+            with trio.fail_after(5):
+                received += await read_all(out)
+        else:
+            with trio.fail_after(2):
+                await stdio.hand_over()
+            with trio.fail_after(10):
+                received = await read_all(reader(rig.path("out")))
+    assert received == data
+
+
+async def test_under_drop_the_first_is_kept_and_the_gap_is_marked(rig: Rig) -> None:
+    data = put(rig, "data", 8 * MIB, width=10)
+    async with rig.open(stdout=rig.path("out"), terminal=True, room=Room()) as stdio:
+        process = send_terminal(stdio)
+        await stdio.started()
+        await run_to_end(rig, process, f"cat {rig.directory}/data")
+        master = stdio._outputs[0].source
+        await wait_until(lambda: not fifos.has_input(master))
+        await trio.testing.wait_all_tasks_blocked()
+        out = reader(rig.path("out"))
+        received = b""
+        while b"dropped]\n" not in received:
+            received += await read_some(out)
+        os.write(process.number, b"after")
+        received += await read_until(out, 5)
+        process.close()
+        stdio.exited()
+        assert await read_all(out) == b""
+    kept, after = kept_of(received, data)
+    assert len(kept) >= MIB
+    assert after == b"after"
+
+
+async def test_what_comes_while_the_spool_is_read_stays_behind_it(rig: Rig) -> None:
+    room = spool_in(rig.directory / "spool")
+    numbers = [b"%07d\n" % i for i in range(1 << 19)]
+    async with rig.open(stdout=rig.path("out"), terminal=True, room=room) as stdio:
+        process = send_terminal(stdio)
+        await stdio.started()
+        (rig.directory / "first").write_bytes(b"".join(numbers[: 1 << 18]))
+        (rig.directory / "second").write_bytes(b"".join(numbers[1 << 18 :]))
+        await run_to_end(rig, process, f"cat {rig.directory}/first")
+        child = rig.reaper.spawn(["cat", f"{rig.directory}/second"], fds={1: process.number})
+        process.close()
+        out = reader(rig.path("out"))
+        received = b""
+        whole = b"".join(numbers)
+        while len(received) < len(whole):
+            received += await read_some(out, 50_000)
+        await child.wait()
+        out.close()
+    assert received == whole
