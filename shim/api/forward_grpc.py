@@ -5,9 +5,9 @@ import abc
 import typing
 
 import grpclib.const
-import shim.ttrpc.client
+import shim.ttrpc.calls
 if typing.TYPE_CHECKING:
-    import shim.ttrpc.server
+    import shim.ttrpc.services
 
 import google.protobuf.empty_pb2
 import shim.api.envelope_pb2
@@ -17,7 +17,7 @@ import shim.api.forward_pb2
 class EventsBase(abc.ABC):
 
     @abc.abstractmethod
-    async def Forward(self, stream: 'shim.ttrpc.server.Stream[shim.api.forward_pb2.ForwardRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Forward(self, stream: 'shim.ttrpc.services.Stream[shim.api.forward_pb2.ForwardRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -33,8 +33,8 @@ class EventsBase(abc.ABC):
 
 class EventsStub:
 
-    def __init__(self, channel: shim.ttrpc.client.Channel) -> None:
-        self.Forward = shim.ttrpc.client.UnaryUnaryMethod(
+    def __init__(self, channel: shim.ttrpc.calls.Channel) -> None:
+        self.Forward = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.services.events.ttrpc.v1.Events/Forward',
             shim.api.forward_pb2.ForwardRequest,

@@ -3,8 +3,8 @@
     python -m shim.api.generate [--check]
 
 Messages come from protoc (grpcio-tools).  Stubs and service bases come from
-grpclib's own plugin, told that the client and server modules are ours, so that
-the daemon imports neither asyncio nor h2.
+grpclib's own plugin, told that the client and server modules are ours, which
+load neither asyncio nor h2, nor trio: one set of stubs serves every channel.
 
 Run from the source tree; needs the ``dev`` dependencies.
 """
@@ -44,10 +44,10 @@ import types
 from grpclib.plugin import main as plugin
 real = plugin.client
 plugin.client = types.SimpleNamespace(
-    __name__="shim.ttrpc.client", Channel=real.Channel,
+    __name__="shim.ttrpc.calls", Channel=real.Channel,
     UnaryUnaryMethod=real.UnaryUnaryMethod, UnaryStreamMethod=real.UnaryStreamMethod,
     StreamUnaryMethod=real.StreamUnaryMethod, StreamStreamMethod=real.StreamStreamMethod)
-plugin.server = types.SimpleNamespace(__name__="shim.ttrpc.server", Stream=plugin.server.Stream)
+plugin.server = types.SimpleNamespace(__name__="shim.ttrpc.services", Stream=plugin.server.Stream)
 plugin.main()
 """
 

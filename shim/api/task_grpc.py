@@ -5,9 +5,9 @@ import abc
 import typing
 
 import grpclib.const
-import shim.ttrpc.client
+import shim.ttrpc.calls
 if typing.TYPE_CHECKING:
-    import shim.ttrpc.server
+    import shim.ttrpc.services
 
 import google.protobuf.any_pb2
 import google.protobuf.empty_pb2
@@ -20,71 +20,71 @@ import shim.api.task_pb2
 class TaskBase(abc.ABC):
 
     @abc.abstractmethod
-    async def State(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.StateRequest, shim.api.task_pb2.StateResponse]') -> None:
+    async def State(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.StateRequest, shim.api.task_pb2.StateResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Create(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.CreateTaskRequest, shim.api.task_pb2.CreateTaskResponse]') -> None:
+    async def Create(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.CreateTaskRequest, shim.api.task_pb2.CreateTaskResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Start(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.StartRequest, shim.api.task_pb2.StartResponse]') -> None:
+    async def Start(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.StartRequest, shim.api.task_pb2.StartResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Delete(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.DeleteRequest, shim.api.task_pb2.DeleteResponse]') -> None:
+    async def Delete(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.DeleteRequest, shim.api.task_pb2.DeleteResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Pids(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.PidsRequest, shim.api.task_pb2.PidsResponse]') -> None:
+    async def Pids(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.PidsRequest, shim.api.task_pb2.PidsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Pause(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.PauseRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Pause(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.PauseRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Resume(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.ResumeRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Resume(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.ResumeRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Checkpoint(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.CheckpointTaskRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Checkpoint(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.CheckpointTaskRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Kill(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.KillRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Kill(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.KillRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Exec(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.ExecProcessRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Exec(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.ExecProcessRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def ResizePty(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.ResizePtyRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def ResizePty(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.ResizePtyRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def CloseIO(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.CloseIORequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def CloseIO(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.CloseIORequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Update(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.UpdateTaskRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Update(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.UpdateTaskRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Wait(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.WaitRequest, shim.api.task_pb2.WaitResponse]') -> None:
+    async def Wait(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.WaitRequest, shim.api.task_pb2.WaitResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Stats(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.StatsRequest, shim.api.task_pb2.StatsResponse]') -> None:
+    async def Stats(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.StatsRequest, shim.api.task_pb2.StatsResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Connect(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.ConnectRequest, shim.api.task_pb2.ConnectResponse]') -> None:
+    async def Connect(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.ConnectRequest, shim.api.task_pb2.ConnectResponse]') -> None:
         pass
 
     @abc.abstractmethod
-    async def Shutdown(self, stream: 'shim.ttrpc.server.Stream[shim.api.task_pb2.ShutdownRequest, google.protobuf.empty_pb2.Empty]') -> None:
+    async def Shutdown(self, stream: 'shim.ttrpc.services.Stream[shim.api.task_pb2.ShutdownRequest, google.protobuf.empty_pb2.Empty]') -> None:
         pass
 
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
@@ -196,104 +196,104 @@ class TaskBase(abc.ABC):
 
 class TaskStub:
 
-    def __init__(self, channel: shim.ttrpc.client.Channel) -> None:
-        self.State = shim.ttrpc.client.UnaryUnaryMethod(
+    def __init__(self, channel: shim.ttrpc.calls.Channel) -> None:
+        self.State = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/State',
             shim.api.task_pb2.StateRequest,
             shim.api.task_pb2.StateResponse,
         )
-        self.Create = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Create = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Create',
             shim.api.task_pb2.CreateTaskRequest,
             shim.api.task_pb2.CreateTaskResponse,
         )
-        self.Start = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Start = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Start',
             shim.api.task_pb2.StartRequest,
             shim.api.task_pb2.StartResponse,
         )
-        self.Delete = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Delete = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Delete',
             shim.api.task_pb2.DeleteRequest,
             shim.api.task_pb2.DeleteResponse,
         )
-        self.Pids = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Pids = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Pids',
             shim.api.task_pb2.PidsRequest,
             shim.api.task_pb2.PidsResponse,
         )
-        self.Pause = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Pause = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Pause',
             shim.api.task_pb2.PauseRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Resume = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Resume = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Resume',
             shim.api.task_pb2.ResumeRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Checkpoint = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Checkpoint = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Checkpoint',
             shim.api.task_pb2.CheckpointTaskRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Kill = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Kill = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Kill',
             shim.api.task_pb2.KillRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Exec = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Exec = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Exec',
             shim.api.task_pb2.ExecProcessRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.ResizePty = shim.ttrpc.client.UnaryUnaryMethod(
+        self.ResizePty = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/ResizePty',
             shim.api.task_pb2.ResizePtyRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.CloseIO = shim.ttrpc.client.UnaryUnaryMethod(
+        self.CloseIO = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/CloseIO',
             shim.api.task_pb2.CloseIORequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Update = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Update = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Update',
             shim.api.task_pb2.UpdateTaskRequest,
             google.protobuf.empty_pb2.Empty,
         )
-        self.Wait = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Wait = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Wait',
             shim.api.task_pb2.WaitRequest,
             shim.api.task_pb2.WaitResponse,
         )
-        self.Stats = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Stats = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Stats',
             shim.api.task_pb2.StatsRequest,
             shim.api.task_pb2.StatsResponse,
         )
-        self.Connect = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Connect = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Connect',
             shim.api.task_pb2.ConnectRequest,
             shim.api.task_pb2.ConnectResponse,
         )
-        self.Shutdown = shim.ttrpc.client.UnaryUnaryMethod(
+        self.Shutdown = shim.ttrpc.calls.UnaryUnaryMethod(
             channel,
             '/containerd.task.v3.Task/Shutdown',
             shim.api.task_pb2.ShutdownRequest,

@@ -34,7 +34,7 @@ _LONGEST = 107
 # Seconds to wait for another starter that is between its look and its bind.
 _PATIENCE = 5.0
 # Seconds between two attempts at a socket whose backlog is full, or at the lock.
-_PAUSE = 0.005
+PAUSE = 0.005
 
 
 def socket_address(
@@ -160,7 +160,7 @@ def _locked(directory: str) -> Iterator[None]:
                     raise TimedOutError(
                         f"{directory} stays locked by another starter; end it and try again"
                     ) from None
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
         yield
     finally:
         os.close(fd)
@@ -193,10 +193,10 @@ async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
         # A full backlog is EAGAIN here, which trio's own connect would take for
         # "in progress" and so for success; no event says that there is room.
         deadline = trio.current_time() + timeout
-        while not _connected(sock, address):
+        while not try_connect(sock, address):
             if trio.current_time() >= deadline:
                 raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
-            await trio.sleep(_PAUSE)
+            await trio.sleep(PAUSE)
         return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     except BaseException:
         sock.close()
@@ -215,7 +215,7 @@ def connect_blocking(address: str, seconds: float) -> socket.socket:
         timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, option, timeval)
-        if not _connected(sock, address):
+        if not try_connect(sock, address):
             raise BlockingIOError(errno.EAGAIN, f"{address} accepted nobody in {seconds:g} s")  # noqa: TRY301 - the except closes
     except BaseException:
         sock.close()
@@ -223,7 +223,11 @@ def connect_blocking(address: str, seconds: float) -> socket.socket:
     return sock
 
 
-def _connected(sock: socket.socket, address: str) -> bool:
+def try_connect(sock: socket.socket, address: str) -> bool:
+    """Connect ``sock``; False if the backlog is full, of which no event says when it ends.
+
+    :raises UnavailableError: nobody listens there.
+    """
     try:
         sock.connect(_name(address))
     except BlockingIOError:

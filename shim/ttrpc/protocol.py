@@ -159,6 +159,7 @@ class ClientProtocol:
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
         self._next_id = 1
+        self.foreign = False  # the peer answered what was never asked: it speaks no ttrpc
 
     def encode_request(
         self,
@@ -190,10 +191,15 @@ class ClientProtocol:
         """Feed bytes from the peer; return the responses they complete.
 
         Whether a stream is still waited for is the caller's to know: it may have
-        given up, and there is no way to tell the peer.
+        given up, and there is no way to tell the peer.  A stream that was never
+        opened is another matter: who answers on it answers something else, such
+        as HTTP, and :attr:`foreign` says so.
         """
         responses = []
         for item in self._decoder.receive(data):
+            answers = isinstance(item, Oversize) or item.kind == Kind.RESPONSE
+            if answers and (item.stream_id % 2 == 0 or item.stream_id >= self._next_id):
+                self.foreign = True
             if isinstance(item, Oversize):
                 text = f"the reply of {item.length} bytes is over the limit of {MAX_PAYLOAD}"
                 response = ResponseReceived(item.stream_id, Status.RESOURCE_EXHAUSTED, text)

@@ -22,116 +22,46 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
-import socket
-import struct
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import trio
-from google.protobuf.message import DecodeError, Message
-from grpclib.const import Cardinality, Handler, Status
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from shim import log
-from shim.errors import ShimError, status_of
+from shim.errors import status_of
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
+from shim.ttrpc.services import (
+    UNSENT_LIMIT,
+    PeerRefusedError,
+    Servable,
+    Stream,
+    accept,
+    check_peer,
+    expected,
+    handlers_of,
+    unary,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
+    from collections.abc import Container, Mapping
 
-Service = TypeVar("Service")
-Request = TypeVar("Request", bound=Message)
-Reply = TypeVar("Reply", bound=Message)
+    from grpclib.const import Handler
 
-UNSENT_LIMIT = 1 << 20  # bytes of replies for one peer
+__all__ = [
+    "UNSENT_LIMIT",
+    "PeerRefusedError",
+    "Servable",
+    "Stream",
+    "check_peer",
+    "handlers_of",
+    "serve",
+    "serve_connection",
+    "unary",
+]
 
 _CHUNK = 65536  # bytes; one read takes whole bursts of requests
-_PEERCRED = struct.Struct("iII")  # pid, uid, gid
-
-
-class PeerRefusedError(ShimError):
-    """The process at the other end belongs to somebody else."""
-
-    status: ClassVar[Status] = Status.PERMISSION_DENIED
-
-
-class Stream(Generic[Request, Reply]):
-    """One call, as a method of a generated service base gets it.
-
-    ``deadline`` is on trio's clock, infinite when the caller set none.  The keys
-    of ``metadata`` are lower case.
-    """
-
-    def __init__(
-        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
-    ) -> None:
-        self.metadata = metadata
-        self.deadline = deadline
-        self.reply: bytes | None = None
-        self._request: Request | None = request
-
-    async def recv_message(self) -> Request | None:
-        """Return the request; None after it has been received once."""
-        request, self._request = self._request, None
-        return request
-
-    async def send_message(self, message: Reply) -> None:
-        """Answer.  The reply leaves when the method returns, unless it raises."""
-        if self.reply is not None:
-            raise ProtocolError("a unary method sends one reply")
-        self.reply = message.SerializeToString()
-
-
-def unary(
-    method: Callable[[Service, Request], Awaitable[Reply]],
-) -> Callable[[Service, Stream[Request, Reply]], Coroutine[Any, Any, None]]:
-    """Turn ``async def Kill(self, request) -> reply`` into a method of a service base."""
-
-    @functools.wraps(method)
-    async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
-        request = await stream.recv_message()
-        assert request is not None  # nobody received it before us
-        await stream.send_message(await method(service, request))
-
-    return serve_stream
-
-
-class Servable(Protocol):
-    """A generated service base."""
-
-    def __mapping__(self) -> dict[str, Handler]: ...
-
-
-def handlers_of(
-    *services: Servable, aliases: Mapping[str, str] | None = None
-) -> dict[str, Handler]:
-    """Return the methods of ``services`` by their ``/package.Service/Method``.
-
-    ``aliases`` names services (keys) that are served under another full name too.
-    """
-    handlers: dict[str, Handler] = {}
-    for service in services:
-        for name, handler in service.__mapping__().items():
-            handlers[name] = handler
-            full_name, _, method = name.removeprefix("/").rpartition("/")
-            if aliases and full_name in aliases:
-                handlers[f"/{aliases[full_name]}/{method}"] = handler
-    return handlers
-
-
-def check_peer(sock: trio.socket.SocketType) -> None:
-    """Make sure that the process which connected is ours: same user, same group.
-
-    :raises PeerRefusedError: it is not.
-    """
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, uid, gid = _PEERCRED.unpack(raw)
-    if (uid, gid) != (os.geteuid(), os.getegid()):
-        raise PeerRefusedError(
-            f"process {pid} of user {uid}, group {gid} may not use the socket of "
-            f"user {os.geteuid()}, group {os.getegid()}; call as that user"
-        )
 
 
 async def serve_connection(
@@ -272,20 +202,11 @@ class _Connection:
         self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
     ) -> None:
         name = f"/{event.service}/{event.method}"
-        handler = self._handlers.get(name)
-        refuse = functools.partial(self._protocol.send_error, event.stream_id)
-        if handler is None:
-            return refuse(Status.UNIMPLEMENTED, f"there is no method {name}")
-        if handler.cardinality is not Cardinality.UNARY_UNARY:
-            return refuse(Status.UNIMPLEMENTED, f"{name} streams, which is not supported")
-        if event.timeout is not None and event.timeout <= 0:
-            return refuse(Status.DEADLINE_EXCEEDED, f"{name} came after its deadline")
         try:
-            request = handler.request_type.FromString(event.payload)
-        except DecodeError as exc:
-            return refuse(Status.INVALID_ARGUMENT, f"the request to {name} is malformed: {exc}")
-        deadline = math.inf if event.timeout is None else trio.current_time() + event.timeout
-        stream: Stream[Any, Any] = Stream(request, event.metadata, deadline)
+            handler, stream = accept(event, self._handlers, trio.current_time())
+        except GRPCError as exc:
+            self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
+            return
         if event.method in self._immediate:
             self._call_now(event.stream_id, name, handler, stream)
         elif event.method in self._abandon:
@@ -293,7 +214,6 @@ class _Connection:
         else:
             self._running += 1
             lasting.start_soon(self._lasting_call, event.stream_id, name, handler, stream)
-        return None
 
     def _call_now(
         self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
@@ -342,17 +262,11 @@ class _Connection:
             self._protocol.send_reply(stream_id, stream.reply)
 
     def _fail(self, stream_id: int, name: str, exc: Exception) -> None:
-        if not _expected(exc):
+        if not expected(exc):
             log.crash("method failed", exc, method=name)
         status, message = status_of(exc)
         if not self._gone:
             self._protocol.send_error(stream_id, status, message)
-
-
-def _expected(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return len(exc.exceptions) == 1 and _expected(exc.exceptions[0])
-    return isinstance(exc, (ShimError, GRPCError, OSError))
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -1,0 +1,274 @@
+"""ttrpc for plain threads: a channel whose coroutines never suspend, and a server.
+
+A third thin adapter of what :mod:`.calls`, :mod:`.services` and :mod:`.protocol`
+say.  :func:`run` drives a coroutine that was made on such a channel: where it
+would suspend, it has blocked its thread instead.
+
+Several threads share a channel.  One of those that wait reads for all and hands
+out the answers; when it has its own, the next one reads.  So a Wait in one
+thread holds up nobody's Kill, and no thread is needed that only reads.
+
+The daemon never imports this; it needs neither trio nor asyncio.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import socket
+import threading
+import time
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from shim.errors import TimedOutError
+from shim.linux import sockets
+from shim.ttrpc import calls
+from shim.ttrpc.calls import Call, ConnectionLostError, Metadata, Reply, Request, too_late
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+
+Result = TypeVar("Result")
+
+_CHUNK = 65536  # bytes; one read takes whole bursts of replies
+_LONGEST = 86400.0  # s; one wait of the kernel, after which we look again
+
+
+def run(call: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end in this thread.
+
+    :raises RuntimeError: it waits for something else than a blocking channel.
+    """
+    try:
+        call.send(None)
+    except StopIteration as done:
+        result: Result = done.value
+        return result
+    call.close()
+    raise RuntimeError(f"{call!r} suspends; only calls on a blocking channel never do")
+
+
+def connect(address: str, timeout: float = 5) -> socket.socket:
+    """Connect to ``address`` within ``timeout`` seconds.
+
+    :raises UnavailableError: nobody listens there.
+    :raises TimedOutError: somebody does, but accepts no one.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        deadline = time.monotonic() + timeout
+        while not sockets.try_connect(sock, address):
+            if time.monotonic() >= deadline:
+                raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
+            time.sleep(sockets.PAUSE)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds until ``deadline``, as many as one wait may last."""
+    return min(max(deadline - time.monotonic(), 0), _LONGEST)
+
+
+class Answer:
+    """What one call waits for.  All but :meth:`wait` happens under the channel's lock."""
+
+    __slots__ = ("_channel", "deadline", "done", "leads", "wake")
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.deadline = math.inf  # on the monotonic clock
+        self.done = False
+        self.leads = False  # it is this one's turn to read for all
+        self.wake: threading.Event | None = None  # there once another one reads
+
+    def set(self) -> None:
+        self.done = True
+        if self.wake is not None:
+            self.wake.set()
+
+    async def wait(self) -> None:
+        """Block until the answer is there.
+
+        :raises TimeoutError: the deadline came first.
+        """
+        self._channel.wait_answer(self)
+
+
+class Channel(calls.Channel):
+    """One connection and the calls on it, by any number of threads.  See :func:`open_channel`."""
+
+    def __init__(self, sock: socket.socket, metadata: Metadata | None = None) -> None:
+        super().__init__(metadata)
+        self._sock = sock
+        self._lock = threading.Lock()  # of everything below
+        self._lost = False
+        self._closed = False
+        self._led = False  # somebody reads
+        self._followers: dict[Answer, None] = {}  # who wait meanwhile, first come first
+        self._begun = b""  # the rest of a frame that is half sent
+        self._unsent: dict[int, bytes] = {}  # frames by stream, none of which is begun
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()  # the reader's
+        self._poll.register(self._wake, select.POLLIN)
+
+    def event(self) -> Answer:
+        """Return what one call waits for."""
+        return Answer(self)
+
+    @asynccontextmanager
+    async def _open(self, call: Call[Request, Reply]) -> AsyncIterator[Call[Request, Reply]]:
+        if call.timeout is not None:
+            if call.timeout <= 0:
+                raise too_late(call)
+            assert isinstance(call.answered, Answer)
+            call.answered.deadline = time.monotonic() + call.timeout
+        try:
+            yield call
+        except TimeoutError:
+            raise too_late(call) from None
+        finally:
+            with self._lock:
+                self._forget(call)
+                if call.stream_id is not None:
+                    self._unsent.pop(call.stream_id, None)
+
+    async def send(self, call: Call[Any, Any], payload: bytes) -> None:
+        # Nobody waits here for a peer that does not read: what the socket does
+        # not take goes out beside the reading, frame by frame and in order.
+        with self._lock:
+            if self._lost:
+                raise ConnectionLostError
+            frame = call.encode(self._protocol, payload)
+            assert call.stream_id is not None
+            self._calls[call.stream_id] = call
+            self._unsent[call.stream_id] = frame
+            self._flush()
+            if self._led and (self._begun or self._unsent):
+                os.eventfd_write(self._wake, 1)
+
+    def _flush(self) -> None:
+        try:
+            while self._begun or self._unsent:
+                if not self._begun:
+                    self._begun = self._unsent.pop(next(iter(self._unsent)))
+                sent = self._sock.send(self._begun, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._begun = self._begun[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The reader meets the end as well, and first delivers the replies
+            # that are still there to be read.
+            self._begun = b""
+            self._unsent.clear()
+
+    def wait_answer(self, answer: Answer) -> None:
+        """Block until ``answer`` is there; read for everybody if nobody else does.
+
+        :raises TimeoutError: its deadline came first.
+        """
+        with self._lock:
+            if answer.done:
+                return
+            if self._led:
+                answer.wake = threading.Event()
+                self._followers[answer] = None
+            else:
+                self._led = answer.leads = True
+        try:
+            if answer.wake is not None:
+                self._follow(answer.wake, answer)
+            while answer.leads and not answer.done and answer.deadline > time.monotonic():
+                self._read(remaining(answer.deadline))
+        finally:
+            with self._lock:
+                self._followers.pop(answer, None)
+                if answer.leads:
+                    self._pass_on()
+        if not answer.done:
+            raise TimeoutError
+
+    def _follow(self, wake: threading.Event, answer: Answer) -> None:
+        while not wake.wait(remaining(answer.deadline)):
+            if answer.deadline <= time.monotonic():
+                return
+
+    def _pass_on(self) -> None:
+        while self._followers:
+            follower = next(iter(self._followers))
+            del self._followers[follower]
+            if not follower.done and follower.wake is not None:
+                follower.leads = True
+                follower.wake.set()
+                return
+        self._led = False
+        if self._closed:
+            self._release()
+
+    def _read(self, seconds: float) -> None:
+        """Wait for what the peer sends, for so long, and hand it out."""
+        with self._lock:
+            unsent = bool(self._begun or self._unsent)
+        self._poll.register(self._sock, select.POLLIN | (select.POLLOUT if unsent else 0))
+        ready = dict(self._poll.poll(math.ceil(seconds * 1000)))
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        if not ready.get(self._sock.fileno()):
+            return
+        try:
+            data = self._receive_some()
+            with self._lock:
+                self._flush()
+                if data == b"" or (data and not self._receive(data)):
+                    self._lose()
+        except BaseException:
+            # What was read may be lost, and without it the rest makes no sense.
+            with self._lock:
+                self._lose()
+            raise
+
+    def _receive_some(self) -> bytes | None:
+        """Return what is there: None for nothing, no bytes for the end."""
+        try:
+            return self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._begun = b""
+        self._unsent.clear()
+        self._lose_calls()
+
+    def close(self) -> None:
+        """End every call, in whatever thread, with ConnectionLostError; again is fine."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._lose()
+            if self._led:
+                os.eventfd_write(self._wake, 1)  # who reads closes when it is out
+            else:
+                self._release()
+
+    def _release(self) -> None:
+        self._sock.close()
+        os.close(self._wake)
+
+
+@contextmanager
+def open_channel(sock: socket.socket, metadata: Metadata | None = None) -> Iterator[Channel]:
+    """Own ``sock`` for the block; close it, and end every call, on the way out."""
+    channel = Channel(sock, metadata)
+    try:
+        yield channel
+    finally:
+        channel.close()

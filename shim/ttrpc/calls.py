@@ -1,0 +1,267 @@
+"""What a call is, whoever carries it: the shape that grpclib's stubs expect.
+
+A channel carries any number of calls at once over one connection.  Here is what
+all channels share; how they wait and do I/O is the business of :mod:`.client`
+(trio), :mod:`.aio` (asyncio) and :mod:`.blocking` (threads).
+
+Source: grpclib.client, for the names; containerd/ttrpc client.go, for the rules.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Cardinality, Status
+from grpclib.exceptions import GRPCError, ProtocolError
+
+from shim.errors import UnavailableError
+from shim.ttrpc.protocol import ClientProtocol, ResponseReceived
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+Metadata: TypeAlias = Mapping[str, str] | Collection[tuple[str, str]]
+
+_FOREIGN = "who answers is no ttrpc server; the socket belongs to something else"
+
+
+class ConnectionLostError(UnavailableError):
+    """The peer closed the connection, or it was closed here, before a reply came."""
+
+    def __init__(self, message: str = "the ttrpc connection is closed; connect again") -> None:
+        super().__init__(message)
+
+
+class Event(Protocol):
+    """What a call waits for; trio's and asyncio's events are such."""
+
+    def set(self) -> Any: ...
+    async def wait(self) -> Any: ...
+
+
+class Call(Generic[Request, Reply]):
+    """One call: one message out, one message back."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        name: str,
+        reply_type: type[Reply],
+        timeout: float | None,
+        metadata: dict[str, str],
+    ) -> None:
+        self.name = name
+        self.timeout = timeout
+        self.metadata = metadata
+        self.stream_id: int | None = None
+        self.answered = channel.event()
+        self._channel = channel
+        self._reply_type = reply_type
+        self._answer: ResponseReceived | None = None
+        self._received = False
+
+    async def send_message(self, message: Request, *, end: bool = False) -> None:
+        """Send the request.  ``end`` changes nothing: a unary request is always the last.
+
+        :raises ConnectionLostError: there is no connection any more.
+        :raises TooBigError: the request is over ttrpc's limit.
+        """
+        if self.stream_id is not None:
+            raise ProtocolError("a unary call sends one message")
+        await self._channel.send(self, message.SerializeToString())
+
+    async def recv_message(self) -> Reply | None:
+        """Wait for the reply; None after it has been received once.
+
+        :raises GRPCError: the peer answered with an error.
+        :raises ConnectionLostError: the connection ended first.
+        """
+        if self._received:
+            return None
+        if self.stream_id is None:
+            raise ProtocolError("send_message() comes first")
+        await self.answered.wait()
+        self._received = True
+        answer = self._answer
+        if answer is None:
+            raise ConnectionLostError
+        if answer.status is not Status.OK:
+            raise GRPCError(answer.status, answer.message)
+        try:
+            return self._reply_type.FromString(answer.payload)
+        except DecodeError as exc:
+            text = f"the reply to {self.name} is not a {self._reply_type.DESCRIPTOR.full_name}"
+            raise GRPCError(Status.INTERNAL, text) from exc
+
+    def settle(self, answer: ResponseReceived | None) -> None:
+        """Wake the caller with ``answer``, or with None for a lost connection."""
+        self._answer = answer
+        self.answered.set()
+
+    def encode(self, protocol: ClientProtocol, payload: bytes) -> bytes:
+        """Take a stream id and return the frame, which has to go out in the order of the ids."""
+        service, _, method = self.name.removeprefix("/").rpartition("/")
+        self.stream_id, frame = protocol.encode_request(
+            service, method, payload, timeout=self.timeout, metadata=self.metadata
+        )
+        return frame
+
+
+class Channel(ABC):
+    """One connection and the calls on it; what stubs are made for."""
+
+    def __init__(self, metadata: Metadata | None = None) -> None:
+        self._metadata = dict(metadata or {})
+        self._protocol = ClientProtocol()
+        self._calls: dict[int, Call[Any, Any]] = {}
+
+    @abstractmethod
+    def event(self) -> Event:
+        """Return what one call waits for."""
+
+    def request(
+        self,
+        name: str,
+        cardinality: Cardinality,
+        request_type: type[Request],
+        reply_type: type[Reply],
+        *,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+    ) -> AbstractAsyncContextManager[Call[Request, Reply]]:
+        """Open a call to ``name`` for a block that may last ``timeout`` seconds.
+
+        The peer is told the timeout too.  ``metadata`` is added to the channel's own.
+
+        :raises GRPCError: DEADLINE_EXCEEDED, out of the block, when the time is up.
+        """
+        if cardinality is not Cardinality.UNARY_UNARY:
+            raise GRPCError(Status.UNIMPLEMENTED, f"{name}: only unary calls are supported")
+        pairs = self._metadata | dict(metadata) if metadata else self._metadata
+        return self._open(Call(self, name, reply_type, timeout, pairs))
+
+    @abstractmethod
+    def _open(
+        self, call: Call[Request, Reply]
+    ) -> AbstractAsyncContextManager[Call[Request, Reply]]:
+        """Bound the block by the call's timeout, and forget the call at its end."""
+
+    @abstractmethod
+    async def send(self, call: Call[Any, Any], payload: bytes) -> None:
+        """Send a call's request; only :class:`Call` asks for that."""
+
+    def _receive(self, data: bytes | bytearray) -> bool:
+        """Hand each of the answers in ``data`` to its caller.
+
+        False means that the peer makes no sense: no call will ever be answered.
+        """
+        for response in self._protocol.receive_data(data):
+            call = self._calls.pop(response.stream_id, None)
+            if call is not None:
+                call.settle(response)
+        if self._protocol.foreign:
+            for stream_id, call in self._calls.items():
+                call.settle(ResponseReceived(stream_id, Status.INTERNAL, _FOREIGN))
+            self._calls.clear()
+        return not self._protocol.foreign
+
+    def _forget(self, call: Call[Any, Any]) -> None:
+        if call.stream_id is not None:
+            self._calls.pop(call.stream_id, None)
+
+    def _lose_calls(self) -> None:
+        for call in self._calls.values():
+            call.settle(None)
+        self._calls.clear()
+
+
+def too_late(call: Call[Any, Any]) -> GRPCError:
+    """Return the error of a call whose time is up."""
+    seconds = max(call.timeout or 0, 0)
+    return GRPCError(Status.DEADLINE_EXCEEDED, f"{call.name}: no reply within {seconds:g} s")
+
+
+class _Method(Generic[Request, Reply]):
+    """One method of a stub: ``name`` is ``/package.Service/Method``."""
+
+    _cardinality: ClassVar[Cardinality]
+
+    def __init__(
+        self, channel: Channel, name: str, request_type: type[Request], reply_type: type[Reply]
+    ) -> None:
+        self.channel = channel
+        self.name = name
+        self.request_type = request_type
+        self.reply_type = reply_type
+
+    def open(
+        self, *, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> AbstractAsyncContextManager[Call[Request, Reply]]:
+        """Open the call as a block; see :meth:`Channel.request`."""
+        return self.channel.request(
+            self.name,
+            self._cardinality,
+            self.request_type,
+            self.reply_type,
+            timeout=timeout,
+            metadata=metadata,
+        )
+
+
+class UnaryUnaryMethod(_Method[Request, Reply]):
+    """One message out, one back."""
+
+    _cardinality = Cardinality.UNARY_UNARY
+
+    async def __call__(
+        self,
+        message: Request,
+        *,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+    ) -> Reply:
+        """Call, and wait for the reply at most ``timeout`` seconds.
+
+        :raises GRPCError: the peer refused, or the time is up.
+        :raises ConnectionLostError: the connection ended first.
+        """
+        async with self.open(timeout=timeout, metadata=metadata) as call:
+            await call.send_message(message, end=True)
+            reply = await call.recv_message()
+        assert reply is not None  # the first recv_message() returns or raises
+        return reply
+
+
+class _StreamingMethod(_Method[Request, Reply]):
+    """A shape that stubs may name, and whose calls the channel refuses."""
+
+    async def __call__(
+        self,
+        message: Request | Sequence[Request],
+        *,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+    ) -> Any:
+        """Refuse.
+
+        :raises GRPCError: UNIMPLEMENTED, always.
+        """
+        async with self.open(timeout=timeout, metadata=metadata):
+            raise AssertionError("the channel refuses every call that is not unary")
+
+
+class UnaryStreamMethod(_StreamingMethod[Request, Reply]):
+    _cardinality = Cardinality.UNARY_STREAM
+
+
+class StreamUnaryMethod(_StreamingMethod[Request, Reply]):
+    _cardinality = Cardinality.STREAM_UNARY
+
+
+class StreamStreamMethod(_StreamingMethod[Request, Reply]):
+    _cardinality = Cardinality.STREAM_STREAM

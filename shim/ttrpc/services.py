@@ -1,0 +1,157 @@
+"""What a service is, whoever runs it: handlers, streams, and which requests are refused.
+
+The shapes are those that grpclib's plugin generates bases for.  Who reads, and
+which method runs when, is the business of :mod:`.server` (trio), :mod:`.aio`
+(asyncio) and :mod:`.blocking` (threads).
+
+Source: grpclib.server, for the names; containerd/ttrpc server.go, for the refusals.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.exceptions import GRPCError, ProtocolError
+
+from shim.errors import ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+
+    from shim.ttrpc.protocol import RequestReceived
+
+Service = TypeVar("Service")
+Request = TypeVar("Request", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+
+UNSENT_LIMIT = 1 << 20  # bytes of replies for one peer
+
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+class HasPeer(Protocol):
+    """A socket, of whatever library."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+class PeerRefusedError(ShimError):
+    """The process at the other end belongs to somebody else."""
+
+    status: ClassVar[Status] = Status.PERMISSION_DENIED
+
+
+class Stream(Generic[Request, Reply]):
+    """One call, as a method of a generated service base gets it.
+
+    ``deadline`` is on the clock of the server, infinite when the caller set none.
+    The keys of ``metadata`` are lower case.
+    """
+
+    def __init__(
+        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
+    ) -> None:
+        self.metadata = metadata
+        self.deadline = deadline
+        self.reply: bytes | None = None
+        self._request: Request | None = request
+
+    async def recv_message(self) -> Request | None:
+        """Return the request; None after it has been received once."""
+        request, self._request = self._request, None
+        return request
+
+    async def send_message(self, message: Reply) -> None:
+        """Answer.  The reply leaves when the method returns, unless it raises."""
+        if self.reply is not None:
+            raise ProtocolError("a unary method sends one reply")
+        self.reply = message.SerializeToString()
+
+
+def unary(
+    method: Callable[[Service, Request], Awaitable[Reply]],
+) -> Callable[[Service, Stream[Request, Reply]], Coroutine[Any, Any, None]]:
+    """Turn ``async def Kill(self, request) -> reply`` into a method of a service base."""
+
+    @functools.wraps(method)
+    async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
+        request = await stream.recv_message()
+        assert request is not None  # nobody received it before us
+        await stream.send_message(await method(service, request))
+
+    return serve_stream
+
+
+class Servable(Protocol):
+    """A generated service base."""
+
+    def __mapping__(self) -> dict[str, Handler]: ...
+
+
+def handlers_of(
+    *services: Servable, aliases: Mapping[str, str] | None = None
+) -> dict[str, Handler]:
+    """Return the methods of ``services`` by their ``/package.Service/Method``.
+
+    ``aliases`` names services (keys) that are served under another full name too.
+    """
+    handlers: dict[str, Handler] = {}
+    for service in services:
+        for name, handler in service.__mapping__().items():
+            handlers[name] = handler
+            full_name, _, method = name.removeprefix("/").rpartition("/")
+            if aliases and full_name in aliases:
+                handlers[f"/{aliases[full_name]}/{method}"] = handler
+    return handlers
+
+
+def check_peer(sock: HasPeer) -> None:
+    """Make sure that the process which connected is ours: same user, same group.
+
+    :raises PeerRefusedError: it is not.
+    """
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    pid, uid, gid = _PEERCRED.unpack(raw)
+    if (uid, gid) != (os.geteuid(), os.getegid()):
+        raise PeerRefusedError(
+            f"process {pid} of user {uid}, group {gid} may not use the socket of "
+            f"user {os.geteuid()}, group {os.getegid()}; call as that user"
+        )
+
+
+def accept(
+    event: RequestReceived, handlers: Mapping[str, Handler], now: float
+) -> tuple[Handler, Stream[Any, Any]]:
+    """Return who answers the request, and the call; ``now`` is on the server's clock.
+
+    :raises GRPCError: nobody can; the message says why.
+    """
+    name = f"/{event.service}/{event.method}"
+    handler = handlers.get(name)
+    if handler is None:
+        raise GRPCError(Status.UNIMPLEMENTED, f"there is no method {name}")
+    if handler.cardinality is not Cardinality.UNARY_UNARY:
+        raise GRPCError(Status.UNIMPLEMENTED, f"{name} streams, which is not supported")
+    if event.timeout is not None and event.timeout <= 0:
+        raise GRPCError(Status.DEADLINE_EXCEEDED, f"{name} came after its deadline")
+    try:
+        request = handler.request_type.FromString(event.payload)
+    except DecodeError as exc:
+        text = f"the request to {name} is malformed: {exc}"
+        raise GRPCError(Status.INVALID_ARGUMENT, text) from exc
+    deadline = math.inf if event.timeout is None else now + event.timeout
+    return handler, Stream(request, event.metadata, deadline)
+
+
+def expected(exc: BaseException) -> bool:
+    """Say whether ``exc`` is an answer that a method may well give, and no bug."""
+    if isinstance(exc, BaseExceptionGroup):
+        return len(exc.exceptions) == 1 and expected(exc.exceptions[0])
+    return isinstance(exc, (ShimError, GRPCError, OSError))
