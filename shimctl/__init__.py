@@ -13,7 +13,11 @@
 
     trio.run(main)
 
-Everything is trio; times are seconds, sizes are bytes, dates are UTC.  Failures
+These names are for trio; :mod:`shimctl.aio` and :mod:`shimctl.blocking` have the same
+ones, and the same values, for asyncio and for plain threads.  ``docs/embedding.md``
+shows a manager's life on each.  There is no state but in what you hold.
+
+Times are seconds, sizes are bytes, dates are UTC.  Failures
 are the exceptions of :mod:`shim.errors`, re-exported here: each has the status
 a shim would send for it.  The names below are the whole public interface.
 
@@ -25,6 +29,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shim.api.mount_pb2 import Mount
     from shim.errors import (
         ExistsError,
         InvalidError,
@@ -36,9 +41,11 @@ if TYPE_CHECKING:
         WrongStateError,
     )
     from shimctl.client import Shim, Task, connect
-    from shimctl.discover import Found, list_shims
+    from shimctl.discover import Found, Health, list_shims
     from shimctl.events import Event, serve_events
-    from shimctl.launch import Launched, launch
+    from shimctl.exits import read_exit
+    from shimctl.launching import Launched, launch, run_delete
+    from shimctl.options import runc_options
     from shimctl.values import (
         Connected,
         Exited,
@@ -55,8 +62,10 @@ __all__ = [
     "ExistsError",
     "Exited",
     "Found",
+    "Health",
     "InvalidError",
     "Launched",
+    "Mount",
     "NotFoundError",
     "Pid",
     "Shim",
@@ -73,16 +82,22 @@ __all__ = [
     "connect",
     "launch",
     "list_shims",
+    "read_exit",
+    "run_delete",
+    "runc_options",
     "serve_events",
 ]
 
 # Where each name lives.  Nothing is imported before it is used: ``shimctl
 # --help`` must not pay for trio and protobuf.
 _HOMES = {
+    "shim.api.mount_pb2": ("Mount",),
     "shimctl.client": ("Shim", "Task", "connect"),
-    "shimctl.discover": ("Found", "list_shims"),
+    "shimctl.discover": ("Found", "Health", "list_shims"),
     "shimctl.events": ("Event", "serve_events"),
-    "shimctl.launch": ("Launched", "launch"),
+    "shimctl.exits": ("read_exit",),
+    "shimctl.launching": ("Launched", "launch", "run_delete"),
+    "shimctl.options": ("runc_options",),
     "shimctl.values": ("Connected", "Exited", "Pid", "Stats", "Status", "Stdio", "TaskState"),
 }
 

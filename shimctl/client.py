@@ -6,19 +6,21 @@ UNIMPLEMENTED, and from then on is asked in version 2: the messages are the same
 
 Failures are :mod:`shim.errors`: the one whose status the shim answered with,
 UnavailableError when the connection is refused or lost, TimedOutError when no
-answer came in time.
+answer came in time.  Who answers something that is no ttrpc is a plain ShimError.
+
+The classes wait for nothing but their channel, and so belong to no framework:
+:func:`connect` makes them on trio, :mod:`shimctl.aio` on asyncio, and
+:mod:`shimctl.blocking` drives them without either.  None is imported here.
 
 Source: containerd api/runtime/task/v3/shim.proto; the runc options and JSON
-payloads are those of protocol section 6.
+payloads are those of containerd's api/types/runc/options and pkg/oci.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.any_pb2 import Any as AnyMessage
 from grpclib.const import Status as RpcStatus
 from grpclib.exceptions import GRPCError
 
@@ -35,7 +37,8 @@ from shim.errors import (
     WrongStateError,
 )
 from shim.linux import sockets
-from shim.ttrpc.client import Channel, ConnectionLostError, UnaryUnaryMethod, open_channel
+from shim.ttrpc.calls import Channel, ConnectionLostError, UnaryUnaryMethod
+from shimctl.options import checkpoint_options, json_value
 from shimctl.values import (
     Connected,
     Exited,
@@ -50,7 +53,10 @@ from shimctl.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api.mount_pb2 import Mount
 
@@ -58,7 +64,6 @@ CONNECT_TIMEOUT = 5  # s
 CALL_TIMEOUT = 30  # s; a call that runs the runtime may need a few
 _V2, _V3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
 _NAMESPACE = "containerd-namespace-ttrpc"
-_SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
 
 _ERRORS: dict[RpcStatus, type[ShimError]] = {
     error.status: error
@@ -75,28 +80,45 @@ _ERRORS: dict[RpcStatus, type[ShimError]] = {
 
 
 @asynccontextmanager
-async def connect(address: str, *, namespace: str = "") -> AsyncIterator[Shim]:
+async def connect(
+    address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
+) -> AsyncIterator[Shim]:
     """Connect to the shim at ``address`` for the length of the block.
 
     ``address`` is what the shim's ``start`` printed: ``unix://`` and a path, or the
     name of an abstract socket; a path alone will do.  ``namespace`` goes along with
     every call; a shim without it uses the one it was started with.
 
+    The connection is closed at the end of the block, and with it every call on it
+    ends; the shim and its containers go on.
+
     :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: somebody does, but accepts no one.
+    :raises TimedOutError: somebody does, but accepts no one in ``timeout`` seconds.
+    :raises InvalidError: this can be no address.
     """
-    if address.startswith("/"):
-        address = f"unix://{address}"
-    try:
-        stream = await sockets.connect(address, CONNECT_TIMEOUT)
-    except OSError as exc:
-        raise UnavailableError(f"cannot connect to {address}: {exc.strerror or exc}") from None
+    from shim.ttrpc.client import open_channel  # trio, which the other faces do without
+
+    with reaching(address) as whole:
+        stream = await sockets.connect(whole, timeout)
     async with open_channel(stream) as channel:
-        yield Shim(channel, address, namespace)
+        yield Shim(channel, whole, namespace)
+
+
+@contextmanager
+def reaching(address: str) -> Iterator[str]:
+    """Give the whole of ``address``, to connect to in the block; what fails is typed.
+
+    :raises UnavailableError: the block cannot connect.
+    """
+    whole = f"unix://{address}" if address.startswith("/") else address
+    try:
+        yield whole
+    except OSError as exc:
+        raise UnavailableError(f"cannot connect to {whole}: {exc.strerror or exc}") from None
 
 
 class Shim:
-    """One shim daemon, which may hold several tasks."""
+    """One shim daemon, which may hold several tasks.  Made by ``connect``."""
 
     def __init__(self, channel: Channel, address: str, namespace: str) -> None:
         self.address = address
@@ -105,9 +127,17 @@ class Shim:
         self._v2 = _alias(self._v3, channel)
         self._versions = [3, 2]  # to be tried, in this order
 
-    def task(self, task_id: str) -> Task:
-        """Return the init process of container ``task_id``; this asks the shim nothing."""
-        return Task(self, task_id)
+    @property
+    def api_version(self) -> int:
+        """The version of the Task API that was agreed on, 0 before the first call."""
+        return self._versions[0] if len(self._versions) == 1 else 0
+
+    def task(self, task_id: str, exec_id: str = "") -> Task:
+        """Return the init of container ``task_id``, or one of its execs.
+
+        This asks the shim nothing; whether there is such a process, the first call tells.
+        """
+        return Task(self, task_id, exec_id)
 
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
         """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
@@ -117,29 +147,34 @@ class Shim:
     async def create(
         self,
         task_id: str,
-        bundle: str,
+        bundle: str | Path,
         *,
         stdio: Stdio | None = None,
         rootfs: Sequence[Mount] = (),
-        checkpoint: str = "",
+        checkpoint: str | Path = "",
         options: AnyMessage | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> int:
         """Create container ``task_id`` from the OCI ``bundle``; return the pid of its init.
 
         ``rootfs`` is mounted on ``bundle/rootfs`` first.  The container does not
-        run before :meth:`Task.start`.
+        run before :meth:`Task.start`.  With ``checkpoint``, a directory that
+        :meth:`Task.checkpoint` has filled, it then goes on where it was.
+        ``options`` are the runtime's; see :func:`shimctl.runc_options`.
+
+        :raises ExistsError: the id is taken.
+        :raises ShimError: the runtime refused; the message is its own.
         """
         stdio = stdio or Stdio()
         request = api.CreateTaskRequest(
             id=task_id,
-            bundle=bundle,
+            bundle=str(bundle),
             rootfs=rootfs,
             terminal=stdio.terminal,
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,
-            checkpoint=checkpoint,
+            checkpoint=str(checkpoint),
             options=options,
         )
         reply = await self.call("Create", request, timeout)
@@ -191,7 +226,10 @@ class Task:
         self.exec_id = exec_id
 
     async def start(self, *, timeout: float = CALL_TIMEOUT) -> int:
-        """Start the process; return its pid."""
+        """Start the process; return its pid.
+
+        :raises WrongStateError: it has been started already.  Some shims say only ShimError.
+        """
         request = api.StartRequest(id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Start", request, timeout)
         return int(reply.pid)
@@ -204,7 +242,10 @@ class Task:
         stdio: Stdio | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> Task:
-        """Add a process, described by the ``process`` object of an OCI config; start it next."""
+        """Add a process, described by the ``process`` object of an OCI config; start it next.
+
+        :raises ExistsError: the container has such an ``exec_id`` already.
+        """
         stdio = stdio or Stdio()
         request = api.ExecProcessRequest(
             id=self.id,
@@ -213,13 +254,16 @@ class Task:
             stdin=stdio.stdin,
             stdout=stdio.stdout,
             stderr=stdio.stderr,
-            spec=_json("Process", process),
+            spec=json_value("Process", process),
         )
         await self.shim.call("Exec", request, timeout)
         return Task(self.shim, self.id, exec_id)
 
     async def state(self, *, timeout: float = CALL_TIMEOUT) -> TaskState:
-        """Ask for the process's state."""
+        """Ask for the process's state.
+
+        :raises NotFoundError: the shim knows no such container or exec.
+        """
         request = api.StateRequest(id=self.id, exec_id=self.exec_id)
         return state_of(await self.shim.call("State", request, timeout))
 
@@ -234,7 +278,12 @@ class Task:
         await self.shim.call("Kill", request, timeout)
 
     async def wait(self, *, timeout: float | None = None) -> Exited:
-        """Wait for the end of the process, for ever unless ``timeout`` says otherwise."""
+        """Wait for the end of the process, for ever unless ``timeout`` says otherwise.
+
+        One that has ended already is answered at once, until it is deleted.
+
+        :raises TimedOutError: it still runs after ``timeout`` seconds.
+        """
         request = api.WaitRequest(id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Wait", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at))
@@ -269,11 +318,42 @@ class Task:
         """Undo :meth:`pause`."""
         await self.shim.call("Resume", api.ResumeRequest(id=self.id), timeout)
 
+    async def checkpoint(
+        self,
+        path: str | Path,
+        *,
+        stop: bool = False,
+        work_path: str | Path = "",
+        options: AnyMessage | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        """Write the container's memory and state into the directory ``path``, with criu.
+
+        It goes on running, unless ``stop``.  criu's logs go to ``work_path``.
+        ``options``, the runtime's own message, replaces both.
+
+        :raises UnsupportedError: this host has no criu.  Some shims say only ShimError.
+        """
+        request = api.CheckpointTaskRequest(
+            id=self.id,
+            path=str(path),
+            options=options or checkpoint_options(path, stop=stop, work_path=work_path),
+        )
+        await self.shim.call("Checkpoint", request, timeout)
+
     async def update(
-        self, resources: Mapping[str, object], *, timeout: float = CALL_TIMEOUT
+        self,
+        resources: Mapping[str, object],
+        *,
+        annotations: Mapping[str, str] | None = None,
+        timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
-        request = api.UpdateTaskRequest(id=self.id, resources=_json("LinuxResources", resources))
+        request = api.UpdateTaskRequest(
+            id=self.id,
+            resources=json_value("LinuxResources", resources),
+            annotations=annotations,
+        )
         await self.shim.call("Update", request, timeout)
 
     async def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
@@ -287,10 +367,6 @@ class Task:
         """Let the process see the end of its input, once every writer has closed it."""
         request = api.CloseIORequest(id=self.id, exec_id=self.exec_id, stdin=True)
         await self.shim.call("CloseIO", request, timeout)
-
-
-def _json(kind: str, value: Mapping[str, object]) -> AnyMessage:
-    return AnyMessage(type_url=_SPEC + kind, value=json.dumps(dict(value)).encode())
 
 
 def _alias(stub: TaskStub, channel: Channel) -> TaskStub:

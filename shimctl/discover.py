@@ -14,15 +14,15 @@ for the files, the arguments and the name of the socket.
 from __future__ import annotations
 
 import json
-import os
 import stat
+import time
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import trio
 
 from shim.errors import (
     InvalidError,
@@ -32,20 +32,20 @@ from shim.errors import (
     UnavailableError,
 )
 from shim.linux import sockets
-from shimctl.client import connect
+from shimctl import known
+from shimctl.exits import read_exit
+from shimctl.face import TRIO
 from shimctl.values import Status
-from shimctl.workdir import state_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shimctl.client import Shim
+    from shimctl.face import Face
+    from shimctl.values import Exited
 
 PROBE = 2  # s for one socket: connect, Connect, State
 SOCKETS = sockets.SOCKET_DIR
-_BUNDLES = "io.containerd.runtime.v2.task"
-_STATES = ("/run/containerd", "/run/docker/containerd/daemon", "/run/k3s/containerd")
-_CRIO = "/run/containers/storage/overlay-containers"  # /<id>/userdata/address
 _LONGEST = 64 * 1024  # bytes of an address file that we look at
 
 
@@ -65,7 +65,8 @@ class Found:
     Empty strings, and 0 for pids, stand for what nobody could tell: a shim
     known only by its socket has no ``bundle``, a dead one no pids.  ``status``
     is the container's, UNKNOWN unless ``health`` is UP.  ``managed`` is true
-    for the containers of ``shimctl run``.
+    for the containers of ``shimctl run``.  ``exited`` is how the container ended,
+    where its shim is gone and has left a record of it in the bundle.
     """
 
     namespace: str
@@ -78,16 +79,20 @@ class Found:
     shim_pid: int = 0
     managed: bool = False
     detail: str = ""
+    exited: Exited | None = None
 
 
 async def list_shims(
-    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS
+    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS, face: Face = TRIO
 ) -> list[Found]:
     """Find every shim and ask each for its state; sorted by namespace and id.
 
     ``states`` are further state directories of containerd (its ``state`` option,
     default /run/containerd); CONTAINERD_STATE, if set, is always one of them.
-    ``socket_dir`` replaces containerd's socket directory.
+    ``socket_dir`` replaces containerd's socket directory.  ``face`` is how to wait.
+
+    Nothing is an error: what does not answer like a shim within 2 s is found with
+    the ``health`` and ``detail`` that say so.
     """
     processes = _shim_processes()
     candidates = _in_directories(states)
@@ -100,11 +105,9 @@ async def list_shims(
     results: list[Found] = []
 
     async def ask(found: Found) -> None:
-        results.append(await _probe(found, processes))
+        results.append(await _probe(found, processes, face))
 
-    async with trio.open_nursery() as nursery:
-        for found in candidates:
-            nursery.start_soon(ask, found)
+    await face.together([partial(ask, found) for found in candidates])
     return sorted(results, key=lambda found: (found.namespace, found.id, found.address))
 
 
@@ -148,7 +151,7 @@ def _in_directories(states: Sequence[str | Path]) -> list[Found]:
 
 
 def _ours() -> Iterator[Found]:
-    for path in _glob(state_directory(), "*/*/config.json"):
+    for path in known.listed(known.state_directory(), "*/*/config.json"):
         bundle = path.parent
         yield Found(
             bundle.parent.name, bundle.name, _address_in(bundle), str(bundle), managed=True
@@ -156,33 +159,25 @@ def _ours() -> Iterator[Found]:
 
 
 def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
-    extra = os.environ.get("CONTAINERD_STATE")
-    roots = dict.fromkeys(str(root) for root in (*_STATES, *states, *([extra] if extra else [])))
-    for root in roots:
-        for bundle in _glob(Path(root), f"{_BUNDLES}/*/*"):
-            # A bundle without an address is a container being born.
-            if address := _address_in(bundle):
+    for root in known.roots(states):
+        for bundle in known.listed(Path(root), f"{known.BUNDLES}/*/*"):
+            # A bundle with neither is a container being born.
+            address = _address_in(bundle)
+            if address or read_exit(bundle):
                 yield Found(bundle.parent.name, bundle.name, address, str(bundle))
-    for path in _glob(Path(_CRIO), "*/userdata/address"):
+    for path in known.listed(Path(known.CRIO), "*/userdata/address"):
         bundle = path.parent
         if address := _address_in(bundle):
             yield Found("default", bundle.parent.name, address, str(bundle))
 
 
 def _sockets(directory: Path) -> Iterator[Path]:
-    for path in _glob(directory, "*"):
+    for path in known.listed(directory, "*"):
         try:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 yield path
         except OSError:
             continue  # gone since
-
-
-def _glob(root: Path, pattern: str) -> list[Path]:
-    try:
-        return sorted(root.glob(pattern))
-    except OSError:
-        return []  # not ours to read, or gone since
 
 
 def _address_in(bundle: Path) -> str:
@@ -250,29 +245,33 @@ def _path_of(address: str) -> str:
     return address.removeprefix("unix://")
 
 
-async def _probe(found: Found, processes: Sequence[_Arguments]) -> Found:
+async def _probe(found: Found, processes: Sequence[_Arguments], face: Face) -> Found:
     """Ask one socket who it is and how its container does."""
+    if found.bundle:
+        found = replace(found, exited=read_exit(found.bundle))
     if not found.address:
         return replace(found, detail="no shim was started for this directory")
     health, detail = Health.SILENT, f"no answer within {PROBE} s"
     connected = False
-    with trio.move_on_after(PROBE):
-        try:
-            async with connect(found.address, namespace=found.namespace) as shim:
-                connected = True
-                return await _ask(shim, found, processes)
-        except TimedOutError:
-            pass
-        except UnavailableError as exc:
-            health, detail = Health.FOREIGN if connected else Health.DEAD, str(exc)
-        except ShimError as exc:
-            health, detail = Health.FOREIGN, str(exc)
+    deadline = time.monotonic() + PROBE
+    try:
+        async with face.connect(found.address, namespace=found.namespace, timeout=PROBE) as shim:
+            connected = True
+            return await _ask(shim, replace(found, exited=None), processes, deadline)
+    except TimedOutError:
+        pass
+    except UnavailableError as exc:
+        health, detail = Health.FOREIGN if connected else Health.DEAD, str(exc)
+    except ShimError as exc:
+        health, detail = Health.FOREIGN, str(exc)
     return replace(_identify(found, processes), health=health, detail=detail)
 
 
-async def _ask(shim: Shim, found: Found, processes: Sequence[_Arguments]) -> Found:
+async def _ask(
+    shim: Shim, found: Found, processes: Sequence[_Arguments], deadline: float
+) -> Found:
     try:
-        who = await shim.connect(found.id)
+        who = await shim.connect(found.id, timeout=deadline - time.monotonic())
     except NotFoundError:
         pass  # not every shim answers for ids it does not know; but it did answer
     else:
@@ -281,7 +280,7 @@ async def _ask(shim: Shim, found: Found, processes: Sequence[_Arguments]) -> Fou
     if not found.id:
         found = _identify(found, processes)
     try:
-        state = await shim.task(found.id).state()
+        state = await shim.task(found.id).state(timeout=deadline - time.monotonic())
     except NotFoundError:
         return replace(found, detail="the shim has no such container")
     bundle = state.bundle or found.bundle

@@ -29,7 +29,7 @@ _PROBE = """
 import json, os, sys
 given = [entry for entry in sys.argv[1:] if entry not in sys.path]
 sys.path += given
-import shim.forkserver, shim.launcher, shimctl.commands, psutil, yaml
+import shim.forkserver, shim.launcher, shimctl.client, psutil, yaml
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 print(json.dumps({
     "path": [e for e in given if any(file.startswith(e + os.sep) for file in files)],

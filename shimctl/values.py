@@ -70,11 +70,16 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """How and when a process ended.  ``pid`` is 0 where the reply has none."""
+    """How and when a process ended.  ``pid`` is 0 where the reply has none.
+
+    ``reason`` says why the status is not known; it is 255 then.  Shims do not tell,
+    their exit records do.
+    """
 
     exit_status: int
     exited_at: datetime | None
     pid: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,10 @@ class Pid:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a container uses.  CPU times in seconds, memory in bytes, None for no limit."""
+    """What a container uses.  CPU times in seconds, memory in bytes, None for no limit.
+
+    ``io_read`` and ``io_written`` are bytes of block devices, None where nobody counts them.
+    """
 
     cgroup: int
     cpu: float
@@ -106,6 +114,8 @@ class Stats:
     memory_limit: int | None
     pids: int
     pids_limit: int | None
+    io_read: int | None = None
+    io_written: int | None = None
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
@@ -168,6 +178,7 @@ def stats_of(metrics: AnyMessage) -> Stats:
 
 def _from_v1(metrics: cgroups_v1_pb2.Metrics) -> Stats:
     usage = metrics.cpu.usage  # nanoseconds
+    moved = metrics.blkio.io_service_bytes_recursive
     return Stats(
         cgroup=1,
         cpu=usage.total / 1e9,
@@ -177,11 +188,14 @@ def _from_v1(metrics: cgroups_v1_pb2.Metrics) -> Stats:
         memory_limit=_limit(metrics.memory.usage.limit),
         pids=metrics.pids.current,
         pids_limit=_limit(metrics.pids.limit),
+        io_read=sum(e.value for e in moved if e.op.lower() == "read") if moved else None,
+        io_written=sum(e.value for e in moved if e.op.lower() == "write") if moved else None,
     )
 
 
 def _from_v2(metrics: cgroups_v2_pb2.Metrics) -> Stats:
     cpu = metrics.cpu  # microseconds
+    moved = metrics.io.usage
     return Stats(
         cgroup=2,
         cpu=cpu.usage_usec / 1e6,
@@ -191,6 +205,8 @@ def _from_v2(metrics: cgroups_v2_pb2.Metrics) -> Stats:
         memory_limit=_limit(metrics.memory.usage_limit),
         pids=metrics.pids.current,
         pids_limit=_limit(metrics.pids.limit),
+        io_read=sum(entry.rbytes for entry in moved) if moved else None,
+        io_written=sum(entry.wbytes for entry in moved) if moved else None,
     )
 
 

@@ -22,7 +22,7 @@ from shim.errors import ShimError
 from shim.linux import sockets
 from shim.ttrpc.client import Channel, open_channel
 from shim.ttrpc.protocol import NAMESPACE as NAMESPACE_KEY
-from shimctl.launch import parse_answer
+from shimctl.launching import parse_answer
 from tests.bench import command, procs
 from tests.bench.caller import Caller, service_of
 from tests.bench.workplace import (

@@ -23,7 +23,7 @@ from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-EXAMPLE = ROOT / "examples/containerd-forkserver.conf"
+EXAMPLE = ROOT / "examples/systemd/containerd-forkserver.conf"
 
 
 @pytest.fixture

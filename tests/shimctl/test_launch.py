@@ -7,8 +7,8 @@ import pytest
 
 from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.errors import InvalidError, NotFoundError, ShimError, UnsupportedError
-from shimctl import launch as launching
-from shimctl.launch import find_runtime, launch, parse_answer
+from shimctl import launching
+from shimctl.launching import find_runtime, launch, parse_answer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,9 @@ The executable is run twice in a container's life: with ``start`` it leaves a
 daemon behind and prints its address, with ``delete`` it removes what the daemon
 could not.  In between the daemon is reached through :mod:`shimctl.client`.
 
+Who gives up waiting for a ``start`` leaves no shim behind: one that has come to
+be is asked to leave again, which takes ``WITHDRAW`` seconds at most.
+
 Source: containerd core/runtime/v2/binary.go and shim.go (parseStartResponse),
 pkg/shim/util.go for the name of the executable.
 """
@@ -13,28 +16,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
 from google.protobuf.message import DecodeError
 
 from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
-from shimctl.client import connect
+from shimctl import known
+from shimctl.face import TRIO
 from shimctl.values import Exited, time_of
-from shimctl.workdir import events_socket, state_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from shimctl.face import Face
 
 DEFAULT_RUNTIME = "io.containerd.trio.v2"
 START_TIMEOUT = 30  # s
 DELETE_TIMEOUT = 5  # s, as containerd's io.containerd.timeout.shim.cleanup
+WITHDRAW = 5  # s for a start that nobody waits for any more, and for its shim to leave
 _NEWEST = 3  # the Task API version that we know
 _LOG_LIMIT = 64 * 1024  # bytes of a shim's log that are kept
 
@@ -56,6 +63,7 @@ async def launch(
     runtime: str = DEFAULT_RUNTIME,
     debug: bool = False,
     events: str | Path | None = None,
+    face: Face = TRIO,
 ) -> Launched:
     """Start a shim for ``container`` in ``bundle``; return once it answers.
 
@@ -63,70 +71,142 @@ async def launch(
     of its own; nothing is created in the runtime yet.  ``runtime`` is a runtime's
     name or the path of a shim.  ``events`` is the socket the shim sends events
     to, by default the one ``shimctl events`` listens on; empty for none.
+    ``face`` is how to wait.
 
-    :raises NotFoundError: there is no such runtime.
+    Cancelling this ends the shim again, if it has come to be; one of a pod that has
+    containers already stays.  A ``start`` that does not end within 5 s then is
+    killed.  What it may have left by then is a shim without a container: ours
+    leaves by itself after half a minute.
+
+    :raises NotFoundError: there is no such runtime, or no such bundle.
     :raises ShimError: the shim failed to start; the message is its own.
     :raises TimedOutError: it did not start within 30 s.
     """
     binary = find_runtime(runtime)
-    command = [*_command(binary, container, namespace), *(["-debug"] if debug else []), "start"]
+    if not Path(bundle).is_dir():
+        raise NotFoundError(f"there is no bundle {bundle}")
+    argv = [*_command(binary, container, namespace), *(["-debug"] if debug else []), "start"]
     environment = _environment(namespace, events)
-    with open_log(Path(bundle)) as log:
-        with trio.move_on_after(START_TIMEOUT) as scope:
-            done = await trio.run_process(
-                command,
-                cwd=bundle,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                process_group=0,  # a Ctrl-C for us is not for the shim
-            )
-        if scope.cancelled_caught:
-            raise TimedOutError(f"{binary} start did not end within {START_TIMEOUT} s")
-        if done.returncode:
-            said = _last_line(done.stderr) or _last_line(done.stdout) or log.last_line()
-            raise ShimError(f"{binary} start failed ({done.returncode}): {said}")
-        address, version = parse_answer(done.stdout)
-        # A shim opens its log before it serves.  Leaving earlier could leave
-        # it without a reader, and some shims wait for one for ever.
+    with (
+        open_log(Path(bundle)) as log,
+        _open_command(argv, bundle, environment) as command,
+    ):
         try:
-            async with connect(address, namespace=namespace) as shim:
-                who = await shim.connect(container)
-        except NotFoundError:
-            return Launched(address, version)
-        except ShimError as exc:
-            raise type(exc)(f"{exc}; the shim's log ends: {log.last_line()}") from None
+            if not await face.readable(command.pidfd, START_TIMEOUT):
+                command.kill()
+                raise TimedOutError(f"{binary} start did not end within {START_TIMEOUT} s")  # noqa: TRY301 - what it left is withdrawn
+            done = command.finish()
+            if done.returncode:
+                said = _last_line(done.stderr) or _last_line(done.stdout) or log.last_line()
+                raise ShimError(f"{binary} start failed ({done.returncode}): {said}")  # noqa: TRY301 - the same
+            address, version = parse_answer(done.stdout)
+            # A shim opens its log before it serves.  Leaving earlier could leave
+            # it without a reader, and some shims wait for one for ever.
+            try:
+                async with face.connect(address, namespace=namespace) as shim:
+                    who = await shim.connect(container)
+            except NotFoundError:
+                return Launched(address, version)
+            except ShimError as exc:
+                raise type(exc)(f"{exc}; the shim's log ends: {log.last_line()}") from None
+        except BaseException:
+            await face.insist(partial(_withdraw, command, namespace, face), 2 * WITHDRAW)
+            raise
     return Launched(address, version, who.shim_pid)
 
 
+async def _withdraw(command: _Command, namespace: str, face: Face) -> None:
+    """Undo a start that nobody waits for any more, as far as it has come."""
+    if not await face.readable(command.pidfd, WITHDRAW):
+        command.kill()
+    done = command.finish()
+    with suppress(ShimError):
+        address, _ = parse_answer(done.stdout)
+        async with face.connect(address, namespace=namespace, timeout=WITHDRAW / 2) as shim:
+            await shim.shutdown(timeout=WITHDRAW / 2)  # one with containers stays
+
+
 async def run_delete(
-    bundle: str | Path, container: str, *, namespace: str, runtime: str
+    bundle: str | Path,
+    container: str,
+    *,
+    namespace: str = "default",
+    runtime: str = DEFAULT_RUNTIME,
+    face: Face = TRIO,
 ) -> Exited | None:
     """Run the shim's ``delete`` command, as containerd does once the daemon is gone.
 
-    Returns None if the command failed or did not end within 5 s: it is a last
-    resort, and usually finds nothing left to do.
+    It ends what the daemon left running, and removes what it left mounted.  Returns
+    how the container ended, as far as that is known (128 + SIGKILL where it is not),
+    or None if the command failed or did not end within 5 s: it is a last resort,
+    and usually finds nothing left to do.
+
+    :raises NotFoundError: there is no such runtime, or no such bundle.
     """
     binary = find_runtime(runtime)
-    command = [*_command(binary, container, namespace), "-bundle", str(bundle), "delete"]
-    with trio.move_on_after(DELETE_TIMEOUT):
-        done = await trio.run_process(
-            command,
-            cwd=bundle,
-            env=_environment(namespace, ""),
-            stdin=subprocess.DEVNULL,
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            process_group=0,
-        )
-        with suppress(DecodeError):
-            reply = task_pb2.DeleteResponse.FromString(done.stdout)
-            if done.returncode == 0:
-                return Exited(reply.exit_status, time_of(reply.exited_at), reply.pid)
+    if not Path(bundle).is_dir():
+        raise NotFoundError(f"there is no bundle {bundle}")
+    argv = [*_command(binary, container, namespace), "-bundle", str(bundle), "delete"]
+    with _open_command(argv, bundle, _environment(namespace, "")) as command:
+        if not await face.readable(command.pidfd, DELETE_TIMEOUT):
+            return None
+        done = command.finish()
+    with suppress(DecodeError):
+        reply = task_pb2.DeleteResponse.FromString(done.stdout)
+        if done.returncode == 0:
+            return Exited(reply.exit_status, time_of(reply.exited_at), reply.pid)
     return None
+
+
+class _Command:
+    """A run of the shim's executable; ``pidfd`` is readable once it has ended.
+
+    What it prints goes to memory, not through pipes: nobody has to read along, and
+    a daemon that keeps its stdout open keeps nobody waiting.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], pidfd: int, out: int, err: int) -> None:
+        self._process = process
+        self._out, self._err = out, err
+        self.pidfd = pidfd
+
+    def finish(self) -> subprocess.CompletedProcess[bytes]:
+        """Return what came of it, once it has ended."""
+        code = self._process.wait()
+        said = (os.pread(fd, _LOG_LIMIT, 0) for fd in (self._out, self._err))
+        return subprocess.CompletedProcess(self._process.args, code, *said)
+
+    def kill(self) -> None:
+        """End it, and what it runs; the daemon has a session of its own."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@contextmanager
+def _open_command(
+    argv: Sequence[str], bundle: str | Path, environment: dict[str, str]
+) -> Iterator[_Command]:
+    """Run ``argv`` in ``bundle``; what still runs at the end of the block is killed."""
+    with ExitStack() as stack:
+        out, err = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr"))
+        stack.callback(os.close, out)
+        stack.callback(os.close, err)
+        process = subprocess.Popen(
+            argv,
+            cwd=bundle,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            process_group=0,  # a Ctrl-C for us is not for the shim
+        )
+        pidfd = os.pidfd_open(process.pid)
+        stack.callback(os.close, pidfd)
+        command = _Command(process, pidfd, out, err)
+        stack.callback(command.kill)
+        yield command
 
 
 def find_runtime(runtime: str) -> str:
@@ -190,14 +270,14 @@ def _command(binary: str, container: str, namespace: str) -> list[str]:
     return [
         *(binary, "-namespace", namespace, "-id", container),
         # Nobody listens here: it makes the name of the socket ours.
-        *("-address", str(state_directory() / "shimctl.sock")),
+        *("-address", str(known.state_directory() / "shimctl.sock")),
         *("-publish-binary", "/bin/true"),
     ]
 
 
 def _environment(namespace: str, events: str | Path | None) -> dict[str, str]:
     return os.environ | {
-        "TTRPC_ADDRESS": str(events_socket() if events is None else events),
+        "TTRPC_ADDRESS": str(known.events_socket() if events is None else events),
         "GRPC_ADDRESS": "",
         "NAMESPACE": namespace,
         "MAX_SHIM_VERSION": "2",

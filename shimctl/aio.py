@@ -1,0 +1,164 @@
+"""The library on asyncio: the names of :mod:`shimctl`, with the same values.
+
+    import asyncio
+    from shimctl import aio
+
+    async def main():
+        async with aio.connect("unix:///run/containerd/s/...") as shim:
+            print((await shim.task("redis").state()).status)
+
+    asyncio.run(main())
+
+:class:`~shimctl.client.Shim` and :class:`~shimctl.client.Task` are the very same
+classes; every method is a coroutine, and cancelling one gives up the call.  Any
+number of tasks may use one connection.  Only :func:`serve_events` has another
+shape, ``async with``: asyncio has no ``nursery.start``.  trio is not loaded.
+
+Source: as in :mod:`shimctl.client`, :mod:`shimctl.launching` and :mod:`shimctl.discover`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from shim.ttrpc import aio as ttrpc
+from shimctl import client, discover, launching
+from shimctl.client import CONNECT_TIMEOUT, Shim, Task
+from shimctl.discover import Found
+from shimctl.events import Event, handlers_for, listening
+from shimctl.exits import read_exit
+from shimctl.launching import DEFAULT_RUNTIME, Launched
+from shimctl.options import runc_options
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from shimctl.values import Exited
+
+__all__ = [
+    "Event",
+    "Found",
+    "Launched",
+    "Shim",
+    "Task",
+    "connect",
+    "launch",
+    "list_shims",
+    "read_exit",
+    "run_delete",
+    "runc_options",
+    "serve_events",
+]
+
+
+@asynccontextmanager
+async def connect(
+    address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
+) -> AsyncIterator[Shim]:
+    """Connect to the shim at ``address`` for the block; see :func:`shimctl.connect`."""
+    with client.reaching(address) as whole:
+        sock = await ttrpc.connect(whole, timeout)
+    async with ttrpc.open_channel(sock) as channel:
+        yield Shim(channel, whole, namespace)
+
+
+async def launch(
+    bundle: str | Path,
+    container: str,
+    *,
+    namespace: str = "default",
+    runtime: str = DEFAULT_RUNTIME,
+    debug: bool = False,
+    events: str | Path | None = None,
+) -> Launched:
+    """Start a shim; see :func:`shimctl.launch`."""
+    return await launching.launch(
+        bundle,
+        container,
+        namespace=namespace,
+        runtime=runtime,
+        debug=debug,
+        events=events,
+        face=_FACE,
+    )
+
+
+async def run_delete(
+    bundle: str | Path,
+    container: str,
+    *,
+    namespace: str = "default",
+    runtime: str = DEFAULT_RUNTIME,
+) -> Exited | None:
+    """Run the shim's ``delete`` command; see :func:`shimctl.run_delete`."""
+    return await launching.run_delete(
+        bundle, container, namespace=namespace, runtime=runtime, face=_FACE
+    )
+
+
+async def list_shims(
+    *, states: Sequence[str | Path] = (), socket_dir: str | Path = discover.SOCKETS
+) -> list[Found]:
+    """Find every shim; see :func:`shimctl.list_shims`."""
+    return await discover.list_shims(states=states, socket_dir=socket_dir, face=_FACE)
+
+
+@asynccontextmanager
+async def serve_events(
+    path: str | Path, handler: Callable[[Event], Awaitable[object]]
+) -> AsyncIterator[None]:
+    """Listen on ``path`` and call ``handler`` with each event, for the block.
+
+    It listens when the block begins.  Everything else is as :func:`shimctl.serve_events`
+    says; the end of the block cancels a handler that still runs.
+    """
+    with listening(path) as listener:
+        async with ttrpc.open_server(listener, handlers_for(handler)):
+            yield
+
+
+class _Asyncio:
+    """How to wait; see :mod:`shimctl.face`."""
+
+    connect = staticmethod(connect)
+
+    async def readable(self, fd: int, seconds: float) -> bool:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(fd, ready.set)
+        try:
+            async with asyncio.timeout(seconds):
+                await ready.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(fd)
+        return True
+
+    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        async def bounded() -> None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await work()
+
+        task = asyncio.create_task(bounded())
+        while not task.done():
+            # Who cancels us once more gets what they want, when this is over.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(task)
+        task.result()
+
+    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(_coroutine(work))
+
+
+async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+_FACE = _Asyncio()

@@ -1,0 +1,334 @@
+"""The library for plain threads: the names of :mod:`shimctl`, with the same values.
+
+    from shimctl import blocking
+
+    with blocking.connect("unix:///run/containerd/s/...") as shim:
+        print(shim.task("redis").wait().exit_status)
+
+Every method blocks its thread, and no other: threads share one connection, and a
+``wait`` in one holds up no ``kill`` in another.  Bound a call with ``timeout``.
+:meth:`Shim.close`, from whatever thread, ends every call with UnavailableError.
+
+What the methods do and raise is said where they are implemented, in
+:mod:`shimctl.client`; neither trio nor asyncio is loaded.
+
+Source: as in :mod:`shimctl.client`, :mod:`shimctl.launching` and :mod:`shimctl.discover`.
+"""
+
+from __future__ import annotations
+
+import select
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
+
+from shim.ttrpc import blocking as ttrpc
+from shim.ttrpc.blocking import run
+from shimctl import client
+from shimctl.client import CALL_TIMEOUT, CONNECT_TIMEOUT
+from shimctl.exits import read_exit
+from shimctl.options import runc_options
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
+    from pathlib import Path
+
+    from google.protobuf.any_pb2 import Any as AnyMessage
+
+    from shim.api.mount_pb2 import Mount
+    from shimctl.discover import Found
+    from shimctl.events import Event
+    from shimctl.launching import Launched
+    from shimctl.values import Connected, Exited, Pid, Stats, Stdio, TaskState
+
+__all__ = [
+    "Shim",
+    "Task",
+    "connect",
+    "launch",
+    "list_shims",
+    "read_exit",
+    "run_delete",
+    "runc_options",
+    "serve_events",
+]
+
+
+@contextmanager
+def connect(
+    address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
+) -> Iterator[Shim]:
+    """Connect to the shim at ``address`` for the block; see :func:`shimctl.connect`."""
+    with client.reaching(address) as whole:
+        sock = ttrpc.connect(whole, timeout)
+    with ttrpc.open_channel(sock) as channel:
+        yield Shim(client.Shim(channel, whole, namespace), channel.close)
+
+
+class Shim:
+    """One shim daemon, which may hold several tasks; see :class:`shimctl.client.Shim`."""
+
+    def __init__(self, shim: client.Shim, close: Callable[[], None]) -> None:
+        self._shim = shim
+        self.close = close  # ends every call on this connection
+
+    @property
+    def address(self) -> str:
+        """Where the shim listens."""
+        return self._shim.address
+
+    @property
+    def api_version(self) -> int:
+        """The version of the Task API that was agreed on, 0 before the first call."""
+        return self._shim.api_version
+
+    def task(self, task_id: str, exec_id: str = "") -> Task:
+        """Return the init of container ``task_id``, or one of its execs."""
+        return Task(self, self._shim.task(task_id, exec_id))
+
+    def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
+        """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
+        return run(self._shim.connect(task_id, timeout=timeout))
+
+    def create(
+        self,
+        task_id: str,
+        bundle: str | Path,
+        *,
+        stdio: Stdio | None = None,
+        rootfs: Sequence[Mount] = (),
+        checkpoint: str | Path = "",
+        options: AnyMessage | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> int:
+        """Create container ``task_id`` from the OCI ``bundle``; return the pid of its init."""
+        return run(
+            self._shim.create(
+                task_id,
+                bundle,
+                stdio=stdio,
+                rootfs=rootfs,
+                checkpoint=checkpoint,
+                options=options,
+                timeout=timeout,
+            )
+        )
+
+    def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
+        """Ask the shim to exit; with containers left it stays, and that is no error."""
+        run(self._shim.shutdown(now=now, timeout=timeout))
+
+
+class Task:
+    """One process of a container; see :class:`shimctl.client.Task`."""
+
+    def __init__(self, shim: Shim, task: client.Task) -> None:
+        self.shim = shim
+        self._task = task
+
+    @property
+    def id(self) -> str:
+        """The container's id."""
+        return self._task.id
+
+    @property
+    def exec_id(self) -> str:
+        """The id of an exec; empty for the init."""
+        return self._task.exec_id
+
+    def start(self, *, timeout: float = CALL_TIMEOUT) -> int:
+        """Start the process; return its pid."""
+        return run(self._task.start(timeout=timeout))
+
+    def exec(
+        self,
+        exec_id: str,
+        process: Mapping[str, object],
+        *,
+        stdio: Stdio | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> Task:
+        """Add a process, described by the ``process`` object of an OCI config; start it next."""
+        added = run(self._task.exec(exec_id, process, stdio=stdio, timeout=timeout))
+        return Task(self.shim, added)
+
+    def state(self, *, timeout: float = CALL_TIMEOUT) -> TaskState:
+        """Ask for the process's state."""
+        return run(self._task.state(timeout=timeout))
+
+    def kill(self, signal: int, *, everyone: bool = False, timeout: float = CALL_TIMEOUT) -> None:
+        """Send a signal to the process, or to ``everyone`` in the container."""
+        run(self._task.kill(signal, everyone=everyone, timeout=timeout))
+
+    def wait(self, *, timeout: float | None = None) -> Exited:
+        """Wait for the end of the process, for ever unless ``timeout`` says otherwise."""
+        return run(self._task.wait(timeout=timeout))
+
+    def delete(self, *, timeout: float = CALL_TIMEOUT) -> Exited:
+        """Delete the ended process: the shim forgets it, a container's resources are freed."""
+        return run(self._task.delete(timeout=timeout))
+
+    def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
+        """List the processes of the container."""
+        return run(self._task.pids(timeout=timeout))
+
+    def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
+        """Measure what the container uses."""
+        return run(self._task.stats(timeout=timeout))
+
+    def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Freeze every process of the container."""
+        run(self._task.pause(timeout=timeout))
+
+    def resume(self, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Undo :meth:`pause`."""
+        run(self._task.resume(timeout=timeout))
+
+    def checkpoint(
+        self,
+        path: str | Path,
+        *,
+        stop: bool = False,
+        work_path: str | Path = "",
+        options: AnyMessage | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        """Write the container's memory and state into the directory ``path``, with criu."""
+        run(
+            self._task.checkpoint(
+                path, stop=stop, work_path=work_path, options=options, timeout=timeout
+            )
+        )
+
+    def update(
+        self,
+        resources: Mapping[str, object],
+        *,
+        annotations: Mapping[str, str] | None = None,
+        timeout: float = CALL_TIMEOUT,
+    ) -> None:
+        """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
+        run(self._task.update(resources, annotations=annotations, timeout=timeout))
+
+    def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Tell the process's terminal its size, in characters."""
+        run(self._task.resize(width, height, timeout=timeout))
+
+    def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
+        """Let the process see the end of its input, once every writer has closed it."""
+        run(self._task.close_io(timeout=timeout))
+
+
+def launch(
+    bundle: str | Path,
+    container: str,
+    *,
+    namespace: str = "default",
+    runtime: str | None = None,
+    debug: bool = False,
+    events: str | Path | None = None,
+) -> Launched:
+    """Start a shim; see :func:`shimctl.launch`.  ``runtime`` None is the default one."""
+    from shimctl import launching
+
+    return run(
+        launching.launch(
+            bundle,
+            container,
+            namespace=namespace,
+            runtime=runtime or launching.DEFAULT_RUNTIME,
+            debug=debug,
+            events=events,
+            face=_FACE,
+        )
+    )
+
+
+def run_delete(
+    bundle: str | Path,
+    container: str,
+    *,
+    namespace: str = "default",
+    runtime: str | None = None,
+) -> Exited | None:
+    """Run the shim's ``delete`` command; see :func:`shimctl.run_delete`."""
+    from shimctl import launching
+
+    runtime = runtime or launching.DEFAULT_RUNTIME
+    return run(
+        launching.run_delete(bundle, container, namespace=namespace, runtime=runtime, face=_FACE)
+    )
+
+
+def list_shims(
+    *, states: Sequence[str | Path] = (), socket_dir: str | Path | None = None
+) -> list[Found]:
+    """Find every shim; see :func:`shimctl.list_shims`."""
+    from shimctl import discover
+
+    socket_dir = socket_dir or discover.SOCKETS
+    return run(discover.list_shims(states=states, socket_dir=socket_dir, face=_FACE))
+
+
+@contextmanager
+def serve_events(path: str | Path, handler: Callable[[Event], object]) -> Iterator[None]:
+    """Listen on ``path`` and call ``handler`` with each event, in a thread, for the block.
+
+    It listens when the block begins, and calls the handler with one event at a time,
+    of whatever shim.  Everything else is as :func:`shimctl.serve_events` says, but
+    that a handler cannot be cancelled: one that takes longer than 10 s is called
+    again with the same event.
+
+    :raises TimedOutError: a handler still runs 10 s after the end of the block.
+    """
+    from shim.ttrpc.blocking_server import open_server
+    from shimctl.events import DRAIN, handlers_for, listening
+
+    async def call(event: Event) -> None:
+        handler(event)
+
+    with listening(path) as listener, open_server(listener, handlers_for(call), drain=DRAIN):
+        yield
+
+
+class _Threads:
+    """How to wait; see :mod:`shimctl.face`."""
+
+    @asynccontextmanager
+    async def connect(
+        self, address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
+    ) -> AsyncIterator[client.Shim]:
+        with client.reaching(address) as whole:
+            sock = ttrpc.connect(whole, timeout)
+        with ttrpc.open_channel(sock) as channel:
+            yield client.Shim(channel, whole, namespace)
+
+    async def readable(self, fd: int, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+        # Nothing cancels a thread; whoever gives a bound to each step gives one to all.
+        await work()
+
+    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda work: run(_coroutine(work)), works))
+
+
+async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+_AT_ONCE = 32  # shims asked beside each other
+_FACE = _Threads()

@@ -1,0 +1,48 @@
+"""The executable a shim was started from, and what it says of itself.
+
+A manager writes its path into the bundle; where it did not, the process tells.
+
+Source: containerd core/runtime/v2/manager.go for the file; pkg/shim/shim.go for
+``-v``.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import trio
+
+_TIMEOUT = 5.0  # s
+_LONGEST = 4096  # characters of what it says
+
+
+def executable_of(bundle: str, pid: int) -> str:
+    """Return the path of the shim's executable, empty where nothing tells."""
+    if bundle:
+        with suppress(OSError, ValueError):
+            if path := (Path(bundle) / "shim-binary-path").read_text().strip():
+                return path
+    with suppress(psutil.Error, OSError):
+        path = psutil.Process(pid).exe() if pid else ""
+        # An interpreter says nothing of what it runs.
+        if not Path(path).name.startswith("python"):
+            return path
+    return ""
+
+
+async def version_of(executable: str) -> str:
+    """Return what ``executable -v`` prints, empty if it cannot or will not say."""
+    said = b""
+    with suppress(OSError), trio.move_on_after(_TIMEOUT):
+        done = await trio.run_process(
+            [executable, "-v"],
+            stdin=subprocess.DEVNULL,
+            capture_stdout=True,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        said = done.stdout if done.returncode == 0 else b""
+    return said.decode(errors="replace").strip()[:_LONGEST]

@@ -1,0 +1,70 @@
+"""What the Task API carries without looking at it: OCI objects, and options of the runtime.
+
+Source: containerd api/types/runc/options, and pkg/oci for the names of JSON values.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from shim.api.options_pb2 import CheckpointOptions, Options
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+_SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
+
+
+def runc_options(
+    *,
+    binary: str = "",
+    root: str | Path = "",
+    systemd_cgroup: bool = False,
+    no_pivot_root: bool = False,
+    no_new_keyring: bool = False,
+    criu_work_path: str | Path = "",
+    io_uid: int = 0,
+    io_gid: int = 0,
+) -> AnyMessage:
+    """Return the options of ``create`` for runc and what is called like it.
+
+    ``binary`` is the runtime's executable (runc), ``root`` where it keeps its state
+    (/run/containerd/runc); below that comes a directory for the namespace.
+    ``systemd_cgroup`` lets systemd make the cgroup.  ``io_uid`` and ``io_gid`` own
+    the pipes of the process.  Empty is the shim's own choice.
+    """
+    return _wrapped(
+        Options(
+            binary_name=binary,
+            root=str(root),
+            systemd_cgroup=systemd_cgroup,
+            no_pivot_root=no_pivot_root,
+            no_new_keyring=no_new_keyring,
+            criu_work_path=str(criu_work_path),
+            io_uid=io_uid,
+            io_gid=io_gid,
+        )
+    )
+
+
+def checkpoint_options(
+    image: str | Path, *, stop: bool = False, work_path: str | Path = ""
+) -> AnyMessage:
+    """Return the options of a checkpoint into the directory ``image``."""
+    options = CheckpointOptions(exit=stop, image_path=str(image), work_path=str(work_path))
+    return _wrapped(options)
+
+
+def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
+    """Return an object of an OCI config; ``kind`` is its name in the specification."""
+    return AnyMessage(type_url=_SPEC + kind, value=json.dumps(dict(value)).encode())
+
+
+def _wrapped(message: Message) -> AnyMessage:
+    return AnyMessage(type_url=message.DESCRIPTOR.full_name, value=message.SerializeToString())
