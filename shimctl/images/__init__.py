@@ -1,0 +1,47 @@
+"""Images in layouts and archives: unpacked once, shared by every container, removed again.
+
+    image = await prepare("oci:/srv/images:redis")
+    config = image.oci_config(args=["redis-server"])   # the bundle's config.json
+    rootfs = mounts_for(image, bundle)                 # CreateTaskRequest.rootfs
+    ...
+    release(bundle)                                    # when the container is deleted
+
+skopeo reads and umoci unpacks; here is what they leave open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "Image",
+    "ImageConfig",
+    "Step",
+    "Store",
+    "Volume",
+    "Wishes",
+    "is_reference",
+    "mounts_for",
+    "open_progress",
+    "prepare",
+    "release",
+]
+
+# Where each name lives; nothing is imported before it is used.
+_HOMES = {
+    "shimctl.images.config": ("ImageConfig", "Volume", "Wishes"),
+    "shimctl.images.image": ("Image", "prepare"),
+    "shimctl.images.overlay": ("mounts_for",),
+    "shimctl.images.progress": ("Step", "open_progress"),
+    "shimctl.images.reference": ("is_reference",),
+    "shimctl.images.store": ("Store", "release"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in _HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)

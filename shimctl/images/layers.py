@@ -1,0 +1,107 @@
+"""What a layer may hold: names that stay inside the image, and nothing else.
+
+umoci, which unpacks, keeps every name inside by itself, as a chroot would.  A
+layer that tries to get out all the same is no honest one, and is refused whole
+before anything of it is unpacked.  A leading ``/`` is no attempt: builders
+write it, and it means the image's own root.
+
+Source: the OCI image specification, layer.md ("Whiteouts"); the ways out are
+those of CVE-2018-15664, CVE-2019-14271 and their like.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from shim.errors import InvalidError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_WHITEOUT = ".wh."
+
+
+class Names:
+    """The names of one layer, in order; see :meth:`check`."""
+
+    def __init__(self, layer: str) -> None:
+        self._layer = layer
+        # Links of this layer that are absolute or climb above the root.  Nothing that
+        # makes layers from a filesystem writes through a link.
+        self._ways_out: dict[tuple[str, ...], str] = {}
+
+    def check(self, name: str, *, symlink: str = "", hardlink: str = "") -> None:
+        """Take the next entry, and where it points if it is a link.
+
+        :raises InvalidError: it leads out of the image.
+        """
+        path = self._inside(name, name)
+        if path and path[-1].startswith(_WHITEOUT):
+            hidden = path[-1].removeprefix(_WHITEOUT)
+            if hidden in ("", ".", ".."):
+                raise self._refused(name, "it hides a directory that it is in")
+        if hardlink:
+            self._inside(hardlink, name)
+        self._ways_out.pop(path, None)
+        if symlink and _leads_out(path, symlink):
+            self._ways_out[path] = symlink
+
+    def _inside(self, path: str, name: str) -> tuple[str, ...]:
+        parts = tuple(part for part in path.split("/") if part not in ("", "."))
+        if ".." in parts:
+            raise self._refused(name, "it leads out of the image")
+        if self._ways_out:
+            for length in range(1, len(parts)):
+                if target := self._ways_out.get(parts[:length]):
+                    link = "/".join(parts[:length])
+                    raise self._refused(name, f"it goes through the link {link} to {target}")
+        return parts
+
+    def _refused(self, name: str, why: str) -> InvalidError:
+        return InvalidError(f"layer {self._layer} is refused for its entry {name!r}: {why}")
+
+
+def _leads_out(path: tuple[str, ...], target: str) -> bool:
+    if target.startswith("/"):
+        return True
+    depth = len(path) - 1
+    for part in target.split("/"):
+        depth += {"..": -1, "": 0, ".": 0}.get(part, 1)
+        if depth < 0:
+            return True
+    return False
+
+
+def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
+    """Read the names in the layer ``path``; ``report`` is told the bytes read so far.
+
+    :raises InvalidError: one leads out of the image, or it is no tar.
+    :raises UnsupportedError: it is compressed in a way that umoci does not know.
+    """
+    names = Names(digest)
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+        raw.seek(0)
+        if magic == _ZSTD:
+            raise UnsupportedError(
+                f"layer {digest} is compressed with zstd, which umoci cannot read; "
+                "`skopeo copy --dest-compress-format gzip` of it from a registry can be run"
+            )
+        plain = gzip.GzipFile(fileobj=raw) if magic[:2] == _GZIP else raw
+        try:
+            with tarfile.open(fileobj=cast("BinaryIO", plain), mode="r|") as layer:
+                for entry in layer:
+                    names.check(
+                        entry.name,
+                        symlink=entry.linkname if entry.issym() else "",
+                        hardlink=entry.linkname if entry.islnk() else "",
+                    )
+                    layer.members = []  # type: ignore[attr-defined]  # else it keeps every one
+                    report(raw.tell())
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+            raise InvalidError(f"layer {digest} is no tar: {exc}") from None

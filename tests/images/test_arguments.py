@@ -1,0 +1,94 @@
+"""What is said after an image is its command's, and after a bundle it is ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.errors import InvalidError, NotFoundError
+from shimctl.arguments import parser
+from shimctl.commands.from_image import stop_signal, volume_of, wishes_of
+from shimctl.commands.running import wanted_of
+from shimctl.images import Volume, Wishes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def wishes(*argv: str) -> Wishes:
+    args = parser().parse_args(["run", "--id", "c", *argv])
+    return wishes_of(args, wanted_of(args))
+
+
+@pytest.mark.parametrize("between", [[], ["--"]])
+def test_options_after_an_image_are_the_commands(between: list[str]) -> None:
+    args = parser().parse_args(["run", "-d", "oci:a:b", *between, "sh", "-d", "--id", "x"])
+    assert (args.bundle, args.args, args.id) == ("oci:a:b", ["sh", "-d", "--id", "x"], "")
+
+
+@pytest.mark.parametrize("command", ["run", "create"])
+def test_options_after_a_bundle_are_ours(command: str) -> None:
+    args = parser().parse_args([command, "--debug", "./b", "--id", "x"])
+    assert (args.bundle, args.args, args.id, args.debug) == ("./b", [], "x", True)
+
+
+def test_a_wrong_option_after_a_bundle_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["run", "./b", "--nonsense"])
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def test_what_is_not_said_is_as_the_image_has_it() -> None:
+    assert wishes("oci:a") == Wishes(
+        args=[], env=[], volumes=[], hostname="c", cgroup="/shimctl.default.c"
+    )
+
+
+def test_every_option_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "1")
+    monkeypatch.delenv("NOBODYS", raising=False)
+    argv = ["-e", "A=1", "--env", "OURS", "-e", "NOBODYS", "-w", "/w", "--entrypoint", "sh"]
+    argv += ["--hostname", "h", "-v", "/tmp:/t:ro", "--memory", "1MiB", "--cpus", "0.5"]
+    argv += ["--pids-limit", "9", "--read-only", "--network", "host", "-t", "oci:a", "-c", "x"]
+    assert wishes(*argv) == Wishes(
+        args=["-c", "x"],
+        entrypoint=["sh"],
+        env=["A=1", "OURS=1"],
+        working_dir="/w",
+        hostname="h",
+        volumes=[Volume("/tmp", "/t", read_only=True)],
+        memory=1 << 20,
+        cpus=0.5,
+        pids=9,
+        read_only=True,
+        network=True,
+        terminal=True,
+        cgroup="/shimctl.default.c",
+    )
+    assert wishes("--entrypoint", "", "oci:a").entrypoint == []
+
+
+def test_a_volume_is_found_from_where_we_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert volume_of(".:/x:rw") == Volume(str(tmp_path), "/x")
+    with pytest.raises(NotFoundError, match=r"there is no .*/nothing to show"):
+        volume_of("nothing:/x")
+
+
+@pytest.mark.parametrize("text", ["/tmp", ":/x", "/tmp:", "/tmp:x", "/tmp:/x:rwx", "/tmp:/x:ro:z"])
+def test_what_is_no_volume_is_refused(text: str) -> None:
+    with pytest.raises(InvalidError, match=r"is no volume; say SRC:/DST"):
+        volume_of(text)
+
+
+def test_a_bundle_that_says_no_stop_signal_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for text in ("{}", '{"annotations": []}', "no json", '{"annotations": {"a": "b"}}'):
+        path.write_text(text)
+        assert stop_signal(str(tmp_path)) == ""
+    assert stop_signal(str(tmp_path / "nowhere")) == ""
+    path.write_text('{"annotations": {"org.opencontainers.image.stopSignal": "SIGINT"}}')
+    assert stop_signal(str(tmp_path)) == "SIGINT"
