@@ -8,9 +8,9 @@ whole thing off instead.
 from __future__ import annotations
 
 import math
+import os
 import signal
-import sys
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,14 @@ import trio
 
 from shim.errors import ShimError
 from shim.scope import background
+from shimctl.hub import END, ERR, OUT, Hub, open_hub, try_lock
+from shimctl.keys import KeyFilter
 from shimctl.relay import copy_in, copy_out, drain
-from shimctl.terminal import raw_mode, size_of
+from shimctl.terminal import own_size, raw_mode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from shimctl.client import Task
     from shimctl.relay import Pipes
@@ -50,25 +53,29 @@ class CalledOffError(ShimError):
 
 
 class Signals:
-    """Where signals go: to ``task``, or while there is none, against the block."""
+    """Where signals go: to ``task``, or while there is none, against the block.
+
+    ``resized`` is called when our terminal has another size.
+    """
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self.task: Task | None = None
+        self.resized: Callable[[], Awaitable[object]] | None = None
         self.caught = 0
         self._scope = scope
         self._demands = 0
 
     async def deliver(self, number: int) -> None:
         """Do what signal ``number`` asks for."""
-        if self.task is None:
-            if number != signal.SIGWINCH:
-                self.caught = number
-                self._scope.cancel()
+        if number == signal.SIGWINCH:
+            if self.resized is not None:
+                await self.resized()
             return
-        with suppress(ShimError):  # it has just ended, or it has no terminal
-            if number == signal.SIGWINCH:
-                await resize(self.task)
-                return
+        if self.task is None:
+            self.caught = number
+            self._scope.cancel()
+            return
+        with suppress(ShimError):  # it has just ended
             self._demands += number in (signal.SIGINT, signal.SIGTERM)
             insist = self._demands >= _INSIST
             await self.task.kill(signal.SIGKILL if insist else number)
@@ -94,16 +101,33 @@ async def open_signals() -> AsyncIterator[Signals]:
         raise CalledOffError(signals.caught)
 
 
-async def resize(task: Task) -> None:
-    """Give the process's terminal the size of ours."""
-    if size := size_of(sys.stdin.fileno()) or size_of(sys.stdout.fileno()):
-        await task.resize(*size)
+async def attach(
+    task: Task, pipes: Pipes, signals: Signals, *, keys: bytes = b"", place: Path | None = None
+) -> Exited | None:
+    """Relay for a process that has started, until it has ended; then delete it.
+
+    In ``place``, its bundle, others may attach beside us.  With a terminal, ``keys``
+    let go of it: then it goes on, and None is returned.
+    """
+
+    async def resize(width: int, height: int) -> None:
+        with suppress(ShimError):  # it has just ended
+            await task.resize(width, height)
+
+    resizing = resize if pipes.stdio.terminal else None
+    async with AsyncExitStack() as stack:
+        if place is None:
+            hub = Hub(pipes, resizing)
+        else:
+            stack.enter_context(try_lock(place))
+            hub = await stack.enter_async_context(open_hub(place, pipes, resizing))
+        return await _attach(task, pipes, signals, hub, keys)
+    raise AssertionError("nothing in the block is suppressed")
 
 
-async def attach(task: Task, pipes: Pipes, signals: Signals) -> Exited:
-    """Relay for a process that has started, until it has ended; then delete it."""
-    signals.task = task
-
+async def _attach(
+    task: Task, pipes: Pipes, signals: Signals, hub: Hub, keys: bytes
+) -> Exited | None:
     first = math.inf
 
     async def nobody_reads() -> None:
@@ -123,23 +147,32 @@ async def attach(task: Task, pipes: Pipes, signals: Signals) -> Exited:
         with suppress(ShimError):
             await task.close_io()
 
-    outputs = [(pipes.stdout, sys.stdout.fileno())]
+    async def resized() -> None:
+        await hub.resize_own(own_size())
+
+    async def pass_on_input() -> None:
+        typed = partial(hub.use, hub.own)
+        await copy_in(0, pipes, filtered, typed=typed, closed=end_of_input)
+        if filtered.found:
+            staying.cancel()
+
+    outputs = [(pipes.stdout, 1, partial(hub.tell, OUT))]
     if pipes.stderr is not None:
-        outputs.append((pipes.stderr, sys.stderr.fileno()))
-    inputs = []
-    if pipes.stdin is not None:
-        inputs.append(partial(copy_in, sys.stdin.fileno(), pipes, end_of_input))
+        outputs.append((pipes.stderr, 2, partial(hub.tell, ERR)))
     terminal = pipes.stdio.terminal and pipes.stdin is not None
-    with raw_mode(sys.stdin.fileno()) if terminal else nullcontext():
-        if pipes.stdio.terminal:
-            with suppress(ShimError):
-                await resize(task)
+    filtered = KeyFilter(keys if terminal and os.isatty(0) else b"")
+    signals.task, signals.resized = task, resized
+    exited = None
+    with raw_mode(0) if terminal else nullcontext(), trio.CancelScope() as staying:
+        await resized()
+        inputs = [pass_on_input] if pipes.stdin is not None else []
         async with background(*inputs), trio.open_nursery() as copying:
-            for source, target in outputs:
-                copying.start_soon(copy_out, source, target, nobody_reads)
+            for source, target, tell in outputs:
+                copying.start_soon(copy_out, source, target, nobody_reads, tell)
             exited = await task.wait()
             await task.delete()
             copying.cancel_scope.deadline = trio.current_time() + DRAIN
-        for source, target in outputs:
-            await drain(source, target)
+        for source, target, tell in outputs:
+            await drain(source, target, tell)
+        hub.tell(END)
     return exited

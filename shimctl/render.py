@@ -1,4 +1,4 @@
-"""What people and programs see: aligned tables, and JSON.
+"""What people and programs see: aligned tables, JSON and YAML.
 
 Text out of values; nothing here reads a clock, a file or a terminal.
 """
@@ -6,9 +6,9 @@ Text out of values; nothing here reads a clock, a file or a terminal.
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,21 +18,79 @@ _ABSENT = "-"
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+class Colour(StrEnum):
+    """What a terminal is told, to show what follows so.  Source: ECMA-48, SGR."""
+
+    RED = "\x1b[31m"
+    GREEN = "\x1b[32m"
+    YELLOW = "\x1b[33m"
+    CYAN = "\x1b[36m"
+    FAINT = "\x1b[2m"
+    BOLD = "\x1b[1m"
+
+
+_PLAIN = "\x1b[0m"
+
+# By the first word of what a table says of a container or a shim.
+_STATUSES = {
+    "running": Colour.GREEN,
+    "up": Colour.GREEN,
+    "created": Colour.CYAN,
+    "paused": Colour.YELLOW,
+    "pausing": Colour.YELLOW,
+    "silent": Colour.YELLOW,
+    "stopped": Colour.FAINT,
+    "exited": Colour.FAINT,
+    "dead": Colour.RED,
+    "not": Colour.RED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Coloured:
+    """A cell of a table, and how to show it where colours are wanted."""
+
+    text: str
+    colour: Colour | None
+
+
+def status(text: str) -> Coloured:
+    """Show a status in its colour; one we do not know has none."""
+    words = text.replace(",", " ").split()
+    return Coloured(text, _STATUSES.get(words[0]) if words else None)
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, colours: bool = False
+) -> str:
     """Align ``rows`` under ``headers``, a line each; absent values are ``-``.
 
     Control characters are shown escaped: what a container or a peer named
     itself must not move the reader's cursor.
     """
-    lines = [list(headers), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    grid = [[Coloured(name, Colour.BOLD) for name in headers]]
+    grid += [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[column].text) for line in grid) for column in range(len(headers))]
+    return "\n".join(_line(line, widths, colours) for line in grid)
 
 
-def _cell(value: object) -> str:
+def _line(cells: Sequence[Coloured], widths: Sequence[int], colours: bool) -> str:
+    *others, last = zip(cells, widths, strict=True)
+    padded = [Coloured(cell.text.ljust(width), cell.colour) for cell, width in others]
+    return "  ".join(_paint(cell, colours) for cell in (*padded, last[0])).rstrip()
+
+
+def _paint(cell: Coloured, colours: bool) -> str:
+    return f"{cell.colour}{cell.text}{_PLAIN}" if colours and cell.colour else cell.text
+
+
+def _cell(value: object) -> Coloured:
+    if isinstance(value, Coloured):
+        return Coloured(_text(value.text), value.colour)
+    return Coloured(_text(value), None)
+
+
+def _text(value: object) -> str:
     if value is None or value == "":
         return _ABSENT
     if isinstance(value, datetime):
@@ -45,12 +103,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def size(count: int | None) -> str | None:
+def size(count: float | None) -> str | None:
     """Show bytes as people read them: ``512B``, ``1.5MiB``."""
     if count is None:
         return None
     if count < 1024:
-        return f"{count}B"
+        return f"{int(count)}B"
     number = float(count)
     for unit in _UNITS:
         number /= 1024
@@ -75,6 +133,13 @@ def as_json(value: object, *, indent: int | None = 2) -> str:
     Times are RFC 3339, enumerations their names, tuples lists, absence null.
     """
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
+
+
+def as_yaml(value: object) -> str:
+    """Show any of our values as YAML, with the names and values of :func:`as_json`."""
+    import yaml  # late: only this needs it, and it takes as long as a probe
+
+    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: object) -> Any:

@@ -22,22 +22,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
 
+from shim.api.options_pb2 import Options
 from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.linux.sockets import can_connect, socket_path
 from shim.scope import background
-from shimctl import workdir
+from shimctl import detached, logger, workdir
 from shimctl.attach import attach, open_signals
 from shimctl.client import connect
-from shimctl.launch import DEFAULT_RUNTIME, find_runtime, launch, open_log, run_delete
+from shimctl.detached import Detached, open_detached
+from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log, run_delete
 from shimctl.relay import open_pipes
-from shimctl.values import Stdio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from shim.api.mount_pb2 import Mount
     from shimctl.client import Shim, Task
-    from shimctl.launch import Log
+    from shimctl.launching import Log
     from shimctl.values import Exited
 
 CLEANUP = 20  # s for all of it, when something went wrong
@@ -53,64 +56,143 @@ class Run:
     container: str
     namespace: str = "default"
     runtime: str = DEFAULT_RUNTIME
-    log: Path | None = None  # detached only: where the output goes
+    interactive: bool = False  # detached only: keep a stdin for who attaches
+    terminal: bool | None = None  # None is what the bundle says, and none when detached
+    log: Path | None = None  # detached only: where the output goes, instead of our log
+    log_limit: int = logger.LIMIT  # bytes of our log, of which there are two files
+    policy: str = ""  # what becomes of output that nobody reads; empty for the usual
+    detach_keys: bytes = b""  # at a terminal, what lets go of the container
     debug: bool = False
+    binary: str = ""  # what the shim runs; empty for its own choice, which is runc
+    checkpoint: Path | None = None  # an image to restore
+    work_path: Path | None = None  # where criu logs, when it restores
     events: Path | None = None  # the socket to send events to, instead of the usual one
+    config: dict[str, Any] | None = None  # of an image, whose rootfs is made for the directory
+    rootfs: Callable[[Path], Sequence[Mount]] | None = None
 
 
 def prepare(wanted: Run, *, attached: bool) -> Path:
     """Make the working directory for ``wanted``.
 
-    A detached container gets no terminal: nobody would be at it.
+    A detached container gets a terminal only if that is asked for.
     """
-    bundle = wanted.bundle.absolute()
     binary = find_runtime(wanted.runtime)
-    config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
-    if not isinstance(config.get("process"), dict):
-        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
-    if not attached:
-        config["process"] = config["process"] | {"terminal": False}
-    root = config["root"]["path"]
-    if not Path(root).is_dir():
-        raise NotFoundError(f"the bundle's root {root} is no directory")
+    config = wanted.config or _config_of(wanted.bundle.absolute())
+    terminal = attached and config["process"].get("terminal", False)
+    terminal = terminal if wanted.terminal is None else wanted.terminal
+    config["process"] = config["process"] | {"terminal": terminal}
+    if policy := _policy(wanted, attached=attached, terminal=terminal):
+        config["annotations"] = (config.get("annotations") or {}) | {detached.POLICY: policy}
     work = workdir.make(config, wanted.namespace, wanted.container)
     (work / "shim-binary-path").write_text(binary)
     return work
 
 
-async def run_attached(wanted: Run) -> Exited:
-    """Run a container with our stdin, stdout and stderr; leave nothing behind."""
+def _config_of(bundle: Path) -> dict[str, Any]:
+    config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
+    if not isinstance(config.get("process"), dict):
+        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
+    root = config["root"]["path"]
+    if not Path(root).is_dir():
+        raise NotFoundError(f"the bundle's root {root} is no directory")
+    return config
+
+
+def _policy(wanted: Run, *, attached: bool, terminal: bool) -> str:
+    """Choose what becomes of output that nobody reads; empty is the shim's choice.
+
+    Where nobody may be for long, the container must not wait for it.
+    """
+    if attached:
+        usual = "spool" if terminal and wanted.detach_keys else ""
+    else:
+        usual = "spool" if _detached(wanted).through_fifos else ""
+    return wanted.policy or usual
+
+
+def _detached(wanted: Run) -> Detached:
+    return Detached(
+        interactive=wanted.interactive,
+        terminal=bool(wanted.terminal),
+        log=wanted.log,
+        limit=wanted.log_limit,
+        policy=wanted.policy,
+    )
+
+
+async def run_attached(wanted: Run) -> Exited | None:
+    """Run a container with our stdin, stdout and stderr; leave nothing behind.
+
+    Others may attach to it beside us.  Returns None when it goes on without us,
+    because somebody at our terminal typed the keys for that.
+    """
+    exited, left = None, False
     async with open_signals() as signals:
         work = prepare(wanted, attached=True)
         config = workdir.read_config(work)
         terminal = bool(config["process"].get("terminal"))
         try:
+            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
             async with _launched(wanted, work, attached=True) as shim:
                 with open_pipes(work, stdin=True, terminal=terminal) as pipes:
-                    await shim.create(wanted.container, str(work), stdio=pipes.stdio)
+                    await shim.create(
+                        wanted.container,
+                        str(work),
+                        stdio=pipes.stdio,
+                        rootfs=rootfs,
+                        options=_options(wanted),
+                    )
                     task = shim.task(wanted.container)
                     await task.start()
-                    exited = await attach(task, pipes, signals)
+                    exited = await attach(
+                        task, pipes, signals, keys=wanted.detach_keys, place=work
+                    )
+                    pipes.keep = left = exited is None
         finally:
-            with trio.move_on_after(CLEANUP, shield=True):
-                await dispose(work, wanted.container, wanted.namespace)
+            if not left:
+                with trio.move_on_after(CLEANUP, shield=True):
+                    await dispose(work, wanted.container, wanted.namespace)
     return exited
 
 
-async def run_detached(wanted: Run) -> int:
-    """Run a container without us, output to /dev/null or ``log``; return its pid."""
+async def run_detached(wanted: Run, *, start: bool = True) -> int:
+    """Run a container without us, output to a log or fifos; return its pid.
+
+    Without ``start`` it is only created, or ready to be restored: then it has no pid yet.
+    """
     async with open_signals():
         work = prepare(wanted, attached=False)
         try:
+            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
             async with _launched(wanted, work, attached=False) as shim:
-                log = f"file://{wanted.log.absolute()}" if wanted.log else ""
-                stdio = Stdio(stdout=log, stderr=log)
-                await shim.create(wanted.container, str(work), stdio=stdio)
-                return await shim.task(wanted.container).start()
+                with open_detached(work, _detached(wanted)) as stdio:
+                    pid = await shim.create(
+                        wanted.container,
+                        str(work),
+                        stdio=stdio,
+                        rootfs=rootfs,
+                        checkpoint=str(wanted.checkpoint.absolute()) if wanted.checkpoint else "",
+                        options=_options(wanted),
+                    )
+                    task = shim.task(wanted.container)
+                    if stdio.terminal:
+                        with suppress(ShimError):  # not every shim can, so early
+                            await task.resize(*detached.SIZE)
+                    return await task.start() if start else pid
         except BaseException:
             with trio.move_on_after(CLEANUP, shield=True):
                 await dispose(work, wanted.container, wanted.namespace)
             raise
+
+
+def _options(wanted: Run) -> AnyMessage | None:
+    if not wanted.binary and not wanted.work_path:
+        return None
+    options = Options(
+        binary_name=wanted.binary,
+        criu_work_path=str(wanted.work_path.absolute()) if wanted.work_path else "",
+    )
+    return AnyMessage(type_url=Options.DESCRIPTOR.full_name, value=options.SerializeToString())
 
 
 @asynccontextmanager
@@ -178,11 +260,13 @@ async def exec_attached(
             added = await task.exec(name, process, stdio=pipes.stdio)
             try:
                 await added.start()
-                return await attach(added, pipes, signals)
+                exited = await attach(added, pipes, signals)
             except BaseException:
                 with trio.move_on_after(CLEANUP, shield=True):
                     await end(added)
                 raise
+    assert exited is not None, "no keys let go of an exec"
+    return exited
 
 
 def process_for(

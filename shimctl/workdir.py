@@ -11,7 +11,6 @@ are relative to the bundle; containerd pkg/identifiers for the ids.
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -20,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from shimctl import known
+from shimctl.images.store import release
 
-_STATE = "/run/trio-shim"
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _LONGEST_ID = 76
 
 
 def state_directory() -> Path:
     """Return where our containers live: SHIMCTL_STATE, or /run/trio-shim."""
-    return Path(os.environ.get("SHIMCTL_STATE") or _STATE)
+    return known.state_directory()
 
 
 def events_socket() -> Path:
     """Return where the shims that we launch send their events."""
-    return state_directory() / "events.sock"
+    return known.events_socket()
 
 
 def check_id(text: str, what: str = "id") -> str:
@@ -118,6 +118,7 @@ def make(config: dict[str, Any], namespace: str, container: str) -> Path:
             f"`shimctl delete -f {container}` removes it"
         ) from None
     (path / "config.json").write_text(json.dumps(config))
+    (path / "work").mkdir()  # some shims have criu work there, and do not make it
     return path
 
 
@@ -129,6 +130,7 @@ def remove(path: Path) -> None:
     """
     if mounted := _mounts_below(path):
         raise WrongStateError(f"{mounted[0]} is still mounted; umount it, then try again")
+    release(path)
     shutil.rmtree(path, ignore_errors=True)
     with suppress(OSError):  # others live in the namespace
         path.parent.rmdir()

@@ -1,24 +1,38 @@
 from __future__ import annotations
 
+import argparse
+import errno
+import io
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.errors import InvalidError
-from shimctl.cli import exit_code_for, parser
-from shimctl.commands import signal_number
+from shim.errors import (
+    InvalidError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
+from shimctl import commands
+from shimctl.arguments import parser
+from shimctl.cli import main
+from shimctl.commands.lifecycle import signal_number
+from shimctl.commands.output import colours
+from shimctl.commands.report import exit_code_for, hint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMMANDS = (
-    *("ps", "state", "start", "kill", "wait", "exec", "delete"),
-    *("pids", "stats", "pause", "resume", "events", "run"),
-)
+
+def every_command() -> dict[str, argparse.ArgumentParser]:
+    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(commands.choices)
 
 
 @pytest.fixture(autouse=True)
@@ -32,11 +46,35 @@ def shimctl(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_an_example(command: str) -> None:
-    done = shimctl(command, "--help")
-    assert done.returncode == 0
-    assert re.search(rf"\n  shimctl {command}\b", done.stdout)
+def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    """Do what :func:`shimctl` does, in this process: most of its time is the start of one."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as exc:
+            code = exc.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+@pytest.mark.parametrize("command", every_command())
+def test_every_command_has_help_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parser().parse_args([command, "--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"example:\n  shimctl {command}\b", shown)
+    for action in every_command()[command]._actions:
+        assert action.help or isinstance(action, argparse._SubParsersAction), action
+
+
+def test_every_command_is_done_by_somebody() -> None:
+    for name, sub in every_command().items():
+        assert callable(commands.command(sub.get_default("group"), name))
 
 
 def test_help_loads_neither_trio_nor_protobuf() -> None:
@@ -49,7 +87,12 @@ def test_help_loads_neither_trio_nor_protobuf() -> None:
 
 
 def test_no_command_loads_asyncio() -> None:
-    script = "import sys, shimctl.commands\nassert not {'asyncio', 'h2'} & sys.modules.keys()"
+    script = (
+        "import sys, pkgutil, importlib, shimctl.commands as commands\n"
+        "for found in pkgutil.iter_modules(commands.__path__, 'shimctl.commands.'):\n"
+        "    importlib.import_module(found.name)\n"
+        "assert not {'asyncio', 'h2', 'yaml'} & sys.modules.keys()"
+    )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
@@ -81,7 +124,7 @@ def test_a_wrong_command_line_is_our_failure_in_one_line(argv: list[str]) -> Non
     ],
 )
 def test_a_failure_is_one_line_and_125(argv: list[str], state: Path) -> None:
-    done = shimctl(*argv)
+    done = called(*argv)
     assert (done.returncode, done.stdout) == (125, "")
     assert re.fullmatch(r"shimctl: .+\n", done.stderr)
     assert not state.exists()
@@ -136,4 +179,213 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 def test_the_command_of_exec_keeps_its_own_flags() -> None:
     args = parser().parse_args(["exec", "-it", "redis", "ls", "-n", "--json"])
     assert args.args == ["ls", "-n", "--json"]
-    assert (args.interactive, args.tty, args.json, args.id) == (True, True, False, "redis")
+    assert (args.interactive, args.tty, args.output, args.id) == (True, True, "table", "redis")
+
+
+def make_directory(state: Path, namespace: str, name: str) -> Path:
+    """Make the directory of a container that has no shim."""
+    directory = state / namespace / name
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text('{"process": {"args": ["sh"]}}')
+    return directory
+
+
+def with_an_id() -> list[list[str]]:
+    """Every command that takes a container's id, with what else it needs."""
+    more = {
+        "exec": ["true"],
+        "update": ["--pids-limit", "9"],
+        "checkpoint": ["--image-path", "/nonexistent"],
+        "top": ["-i", "1"],
+    }
+    found = []
+    for name, sub in every_command().items():
+        if any(a.dest == "id" and not a.option_strings for a in sub._actions):
+            before = [] if name == "exec" else more.get(name, [])
+            found.append([name, *before, "ID", *(more["exec"] if name == "exec" else [])])
+    return found
+
+
+@pytest.mark.parametrize("command", with_an_id(), ids=lambda command: command[0])
+def test_a_short_name_that_may_be_several_is_refused_with_a_list(
+    state: Path, command: list[str]
+) -> None:
+    for name in ("still", "stick"):
+        make_directory(state, "ns", name)
+    done = called(*["sti" if word == "ID" else word for word in command])
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "'sti' may be any of ns/stick, ns/still; use a longer id" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", with_an_id(), ids=lambda command: command[0])
+def test_a_container_that_is_gone_is_said_in_one_line(state: Path, command: list[str]) -> None:
+    done = called(*["gone" if word == "ID" else word for word in command])
+    assert (done.returncode, done.stdout) == (125, "")
+    assert re.fullmatch(r"shimctl: no container 'gone'; see `shimctl ps`\n", done.stderr)
+
+
+@pytest.mark.parametrize("command", [*with_an_id(), ["ps"]], ids=lambda command: command[0])
+def test_a_socket_that_belongs_to_something_else_is_no_shim(
+    state: Path, tmp_path: Path, command: list[str]
+) -> None:
+    directory = make_directory(state, "ns", "foreign")
+    path = tmp_path / "socket"
+    (directory / "address").write_text(f"unix://{path}")
+    script = (
+        "import socket, sys\n"
+        "with socket.socket(socket.AF_UNIX) as listening:\n"
+        "    listening.bind(sys.argv[1])\n"
+        "    listening.listen()\n"
+        "    print(flush=True)\n"
+        "    while True:\n"
+        "        peer = listening.accept()[0]\n"
+        "        peer.recv(10)\n"
+        "        peer.sendall(b'HTTP/1.1 400 Bad Request\\r\\n\\r\\n')\n"
+        "        peer.close()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout
+            other.stdout.readline()
+            done = called(*["foreign" if word == "ID" else word for word in command])
+        finally:
+            other.kill()
+    if command[0] == "ps":
+        assert re.search(r"foreign +- +not a shim", done.stdout)
+    elif command[0] == "inspect":
+        assert done.returncode == 0
+        assert re.search(r"problem +[^- ]", done.stdout), done.stdout
+    elif command[0] != "delete":
+        assert (done.returncode, done.stdout) == (125, "")
+        assert re.fullmatch(r"shimctl: [^\n]+\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["update", "x", "--memory", "12XB"],
+        ["update", "x", "--memory", "-5"],
+        ["update", "x", "--cpus", "nan"],
+        ["update", "x", "--cpu-shares", "1"],
+        ["update", "x", "--blkio-weight", "1001"],
+        ["update", "x", "--cpuset-cpus", "all"],
+        ["update", "x", "--pids-limit", "0"],
+        ["top", "-d", "0"],
+        ["top", "-i", "0"],
+        ["top", "-i", "many"],
+        ["top", "--sort", "taste"],
+        ["ps", "-o", "xml"],
+        ["ps", "superfluous"],
+        ["state", "a", "b"],
+        ["restore", "./bundle"],
+        ["checkpoint", "x"],
+        ["checkpoint", "x", "--image-path", "/x", "--manage-cgroups-mode", "some"],
+        ["completion", "tcsh"],
+        ["completion"],
+        ["forkserver", "dance"],
+        ["nonsense\x1b[2J\nsecond line"],
+        ["ps", "second\nline"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_argument_is_our_failure_in_one_line(argv: list[str]) -> None:
+    done = called(*argv)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.removesuffix("\n").isprintable()
+    assert re.search(r"see `shimctl( \w+)? --help`$", done.stderr)
+
+
+def test_an_update_of_nothing_says_what_to_try() -> None:
+    done = called("update", "x")
+    assert done.returncode == 125
+    assert "try --memory 512MiB" in done.stderr
+
+
+def test_a_checkpoint_that_is_not_there_is_not_restored(tmp_path: Path, state: Path) -> None:
+    done = called("restore", "--image-path", tmp_path / "none", tmp_path, "--runtime", "/bin/true")
+    assert done.returncode == 125
+    assert "there is no checkpoint in" in done.stderr
+    assert not state.exists()
+
+
+@pytest.mark.parametrize("command", [["ps"], ["completion", "bash"], ["version", "--json"]])
+def test_a_reader_that_is_gone_ends_us_without_a_word(command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    argv = [sys.executable, "-m", "shimctl", *command]
+    with os.fdopen(write, "wb") as pipe:
+        done = subprocess.run(argv, stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("command", [["state", "x"], ["run"], ["create"]], ids=" ".join)
+def test_who_is_not_root_is_told_so(tmp_path: Path, state: Path, command: list[str]) -> None:
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "config.json").write_text('{"root": {"path": "rootfs"}, "process": {}}')
+    state.mkdir(mode=0o700)
+    more = [] if command[0] == "state" else [str(tmp_path), "--runtime", "/bin/true"]
+    script = (
+        "import os, sys\n"
+        "from shimctl.cli import main\n"
+        "import shimctl.commands.running, shimctl.commands.creating, shimctl.commands.listing\n"
+        "os.setgid(65534)\n"
+        "os.setuid(65534)\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, *more],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.count("\n") == 1
+    assert "try again as root" in done.stderr
+
+
+def test_a_state_directory_that_cannot_be_made_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rootfs").mkdir()
+    (tmp_path / "config.json").write_text('{"root": {"path": "rootfs"}, "process": {}}')
+    monkeypatch.setenv("SHIMCTL_STATE", "/proc/none/state")
+    for command in ("run", "create"):
+        done = shimctl(command, tmp_path, "--runtime", "/bin/true")
+        assert (done.returncode, done.stdout) == (125, "")
+        assert re.fullmatch(r"shimctl: /proc/none[^\n]*\n", done.stderr)
+    assert shimctl("ps").returncode == 0
+
+
+def test_an_error_says_what_to_try() -> None:
+    args = parser().parse_args(["state", "redis"])
+    assert "`shimctl ps`" in hint(UnavailableError("gone"), args)
+    assert "`shimctl state redis`" in hint(WrongStateError("it runs"), args)
+    assert "`shimctl version redis`" in hint(UnsupportedError("no"), args)
+    assert "again" in hint(TimedOutError("slow"), args)
+    assert "room" in hint(OSError(errno.ENOSPC, "full"), args)
+    assert hint(UnavailableError("gone; try this"), args) == ""
+
+
+@pytest.mark.parametrize(
+    ("environ", "terminal", "coloured"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm"}, False, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, True),
+        ({"TERM": "dumb"}, True, False),
+    ],
+)
+def test_colours_are_for_terminals_that_have_them(
+    environ: dict[str, str], terminal: bool, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert colours(terminal) is coloured

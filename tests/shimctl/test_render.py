@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,3 +86,40 @@ def test_json_has_plain_names_times_and_null() -> None:
 
 def test_json_on_one_line_is_one_line() -> None:
     assert render.as_json({"a": ("x", None)}, indent=None) == '{"a": ["x", null]}'
+
+
+def test_colours_are_for_who_wants_them_and_change_no_column() -> None:
+    rows = [(render.status("running"), "a"), (render.status("exited 7, no shim"), "b")]
+    plain = render.table(("STATUS", "ID"), rows)
+    coloured = render.table(("STATUS", "ID"), rows, colours=True)
+    assert "\x1b" not in plain
+    assert "\x1b[32mrunning          \x1b[0m  a" in coloured
+    assert re.sub(r"\x1b\[[0-9]*m", "", coloured) == plain
+
+
+@pytest.mark.parametrize("text", ["", "never heard of", " "])
+def test_a_status_nobody_knows_has_no_colour(text: str) -> None:
+    assert render.status(text).colour is None
+
+
+def test_a_coloured_name_cannot_move_the_readers_cursor_either() -> None:
+    shown = render.table(("S",), [(render.status("running\x1b[2J"),)], colours=True)
+    assert "\x1b[2J" not in shown
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.just(WHEN) | st.just(Status.PAUSED),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(VALUES)
+def test_yaml_says_what_json_says(value: object) -> None:
+    assert yaml.safe_load(render.as_yaml(value)) == json.loads(render.as_json(value))
+
+
+def test_yaml_keeps_the_order_of_the_fields() -> None:
+    assert render.as_yaml(Stdio("i", "o", "", terminal=True)) == (
+        "stdin: i\nstdout: o\nstderr: ''\nterminal: true\n"
+    )

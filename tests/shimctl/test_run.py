@@ -27,7 +27,7 @@ import pytest
 
 from shim.errors import NotFoundError
 from shim.linux.sockets import socket_address, socket_path
-from shimctl.launch import DEFAULT_RUNTIME, find_runtime
+from shimctl.launching import DEFAULT_RUNTIME, find_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.e2e
 
 RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", DEFAULT_RUNTIME)
 NAMESPACE = f"shimctl-test-{os.getpid()}"
+APPLETS = ("sh", "cat", "echo", "sleep", "yes", "stty", "id", "pwd", "true", "grep", "seq")
 PATIENCE = 20  # s for what should take a fraction of one
 
 
@@ -57,7 +58,7 @@ class Host:
         busybox = shutil.which("busybox")
         assert busybox
         shutil.copy(busybox, bundle / "rootfs/bin/busybox")
-        for name in ("sh", "cat", "echo", "sleep", "yes", "stty", "id", "pwd", "true", "grep"):
+        for name in APPLETS:
             (bundle / "rootfs/bin" / name).symlink_to("busybox")
         (bundle / "config.json").write_text(json.dumps(config(args, terminal=terminal)))
         return bundle
@@ -393,7 +394,7 @@ def test_a_terminal_is_passed_on_resized_and_restored(host: Host, how: str) -> N
         terminal.process.send_signal(signal.SIGWINCH)
         terminal.type(b"until stty size | grep '20 50'; do sleep 0.1; done; echo re''sized\r")
         terminal.expect(b"resized")
-        terminal.type(b"echo sta''rted; sleep 100\r")
+        terminal.type(b"sh -c 'echo sta\"\"rted; exec sleep 100'\r")
         terminal.expect(b"started")
         terminal.type(b"\x03")
         terminal.type(b"exit 5\r")

@@ -1,0 +1,191 @@
+"""A place to run containers in with shimctl, under one shim or another.
+
+Everything is in a directory of the test's own, and nothing of it is left on
+the host after :func:`open_place`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from shim.errors import NotFoundError
+from shimctl.launching import DEFAULT_RUNTIME, find_runtime
+from tests.process.runtimes import FETCHED, GVISOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60  # s for what should take a fraction of one
+TOOLS = ("sh", "cat", "echo", "sleep", "yes", "true", "dd")
+
+# Whose shim, and the runtime's name.  gVisor is a runtime under a shim.
+RUNTIMES = {"ours": DEFAULT_RUNTIME, "go": "io.containerd.runc.v2", "gvisor": DEFAULT_RUNTIME}
+
+
+@dataclass
+class Place:
+    """What :func:`open_place` gives."""
+
+    root: Path
+    kind: str
+    binary: str = ""
+    namespace: str = field(default_factory=lambda: f"place-{secrets.token_hex(4)}")
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "SHIMCTL_STATE": str(self.state), "PYTHONPATH": str(ROOT)}
+
+    def bundle(self, *args: str, **changes: Any) -> Path:
+        """Make a bundle whose root is busybox; ``changes`` replace keys of its config."""
+        bundle = Path(tempfile.mkdtemp(prefix="b", dir=self.root))
+        for name in ("bin", "proc", "dev", "tmp"):
+            (bundle / "rootfs" / name).mkdir(parents=True)
+        busybox = shutil.which("busybox")
+        assert busybox
+        shutil.copy(busybox, bundle / "rootfs/bin/busybox")
+        for name in TOOLS:
+            (bundle / "rootfs/bin" / name).symlink_to("busybox")
+        config = {
+            "ociVersion": "1.0.2",
+            "process": {
+                "args": list(args),
+                "cwd": "/",
+                "env": ["PATH=/bin", "MARK=yes"],
+                "user": {"uid": 0, "gid": 0},
+            },
+            "root": {"path": "rootfs"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
+        }
+        (bundle / "config.json").write_text(json.dumps(config | changes))
+        return bundle
+
+    def command(self, *argv: str | Path) -> list[str]:
+        return [sys.executable, "-m", "shimctl", *map(str, argv)]
+
+    def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*argv),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+            cwd=self.root,
+            env=self.environ,
+        )
+
+    def done(self, *argv: str | Path, stdin: str = "") -> str:
+        """Run a command that must succeed; return what it printed."""
+        done = self.shimctl(*argv, stdin=stdin)
+        assert (done.returncode, done.stderr) == (0, ""), done
+        return done.stdout
+
+    def json(self, *argv: str | Path) -> Any:
+        return json.loads(self.done(*argv, "-o", "json"))
+
+    def made(self, verb: str, id_: str, *argv: str | Path) -> str:
+        """Create, run or restore container ``id_`` under the shim of this place."""
+        self.ids.append(id_)
+        options = ["-n", self.namespace, "--runtime", RUNTIMES[self.kind], "--id", id_]
+        if self.binary:
+            options += ["--binary", self.binary]
+        detach = ["-d"] if verb == "run" else []
+        return self.done(verb, *detach, *options, *argv)
+
+    def sleeper(self, id_: str) -> Path:
+        """Run a container that sleeps; return its bundle."""
+        bundle = self.bundle("sleep", "1000")
+        self.made("run", id_, bundle)
+        return bundle
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the events of every shim that is started in the block."""
+        command = self.command("events")
+        quiet = subprocess.DEVNULL
+        with subprocess.Popen(command, env=self.environ, stdout=quiet) as listener:
+            try:
+                eventually((self.state / "events.sock").exists)
+                yield
+            finally:
+                listener.terminate()
+
+    def left(self) -> list[str]:
+        """What there still is of any container that was made here."""
+        left = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            line = " ".join(process.info["cmdline"] or ())
+            if process.info["status"] != psutil.STATUS_ZOMBIE and self.namespace in line:
+                left.append(line)
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        left += [line for line in mounts if str(self.root) in line or self.namespace in line]
+        left += map(str, self.state.glob("*/*"))
+        left += map(str, Path("/run/containerd/runc", self.namespace).glob("*"))
+        return left
+
+
+def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) -> None:
+    """Poll for what nothing tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, shown()
+        time.sleep(0.05)
+
+
+def missing(kind: str) -> str:
+    """Return what this machine lacks for ``kind``, empty if nothing."""
+    lacking = [tool for tool in ("runc", "busybox") if not shutil.which(tool)]
+    if kind == "gvisor" and not (FETCHED / "runsc").exists():
+        lacking.append("runsc, which tests/managers/fetch.sh fetches")
+    try:
+        find_runtime(RUNTIMES[kind])
+    except NotFoundError as exc:
+        lacking.append(str(exc))
+    if os.geteuid():
+        lacking.append("root")
+    return ", ".join(lacking)
+
+
+@contextmanager
+def open_place(kind: str) -> Iterator[Place]:
+    """Own a place under the shim that ``kind`` names, and see that nothing is left of it."""
+    if lacking := missing(kind):
+        pytest.skip(f"needs {lacking}")
+    with tempfile.TemporaryDirectory(prefix="place") as directory:
+        place = Place(Path(directory), kind)
+        if kind == "gvisor":
+            wrapper = place.root / "runsc"
+            wrapper.write_text(f"#!/bin/sh\n{GVISOR.format(runsc=FETCHED / 'runsc')}\n")
+            wrapper.chmod(0o755)
+            place.binary = str(wrapper)
+        # Some shims try for seconds to deliver an event that nobody takes.
+        with place.listening():
+            try:
+                yield place
+            finally:
+                for path in place.state.glob("*/*/config.json"):
+                    place.shimctl("delete", "-f", "-n", place.namespace, path.parent.name)
+        eventually(lambda: place.left() == [], place.left)
+        with suppress(OSError):  # made by the first container, kept by the runtime
+            Path("/run/containerd/runc", place.namespace).rmdir()

@@ -1,0 +1,91 @@
+"""docs/shimctl.md names everything there is to say to shimctl, and the examples can be said."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from shimctl.arguments import parser
+from shimctl.arguments.builder import FAILED, FORMATS
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/shimctl.md").read_text()
+SHARED, *_ = PAGE.partition("\n## What there is")
+
+
+def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    found = (a for a in of._actions if isinstance(a, argparse._SubParsersAction))
+    return next((dict(action.choices) for action in found), {})
+
+
+COMMANDS = subparsers(parser())
+
+
+def section(command: str) -> str:
+    """Return what the page says of one command."""
+    found = re.search(rf"(?ms)^### `shimctl {command}\b.*?(?=^##|\Z)", PAGE)
+    assert found, f"docs/shimctl.md has no section for {command}"
+    return found[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_names_every_command_and_option(command: str) -> None:
+    text = section(command)
+    for one in (COMMANDS[command], *subparsers(COMMANDS[command]).values()):
+        for action in one._actions:
+            for option in action.option_strings:
+                assert f"`{option}`" in text + SHARED, f"{command} has {option}"
+            if not action.option_strings and isinstance(action.metavar, str):
+                assert action.metavar in text or subparsers(COMMANDS[command])
+    for verb in subparsers(COMMANDS[command]):
+        assert verb in text
+
+
+def test_the_page_names_nothing_that_is_not_there() -> None:
+    named = re.findall(r"^### `shimctl ([a-z]+)", PAGE, re.MULTILINE)
+    assert sorted(named) == sorted(COMMANDS)
+    for command in COMMANDS:
+        parsers = (COMMANDS[command], *subparsers(COMMANDS[command]).values())
+        known = {o for one in parsers for action in one._actions for o in action.option_strings}
+        rows = re.findall(r"^\| (`-.*?) \|", section(command), re.MULTILINE)
+        assert set(re.findall(r"`(--?[a-z][a-z-]*)`", "".join(rows))) <= known
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_each_is_on_the_page_and_is_understood(command: str) -> None:
+    epilog = COMMANDS[command].epilog or ""
+    example = epilog.removeprefix("example:\n").strip()
+    assert f"```\n{example}\n```" in section(command)
+    # Up to where a shell takes over.
+    words = re.split(r" ?[|>;&]", example)[0]
+    program, *argv = shlex.split(words)
+    assert program == "shimctl"
+    assert parser().parse_args(argv).command == command
+
+
+def test_the_page_tells_the_exit_codes_and_the_formats() -> None:
+    for code in (FAILED, 126, 127, 130, 141):
+        assert f"| {code} |" in SHARED
+    for name in FORMATS:
+        assert name in SHARED
+
+
+def test_the_page_tells_what_the_environment_changes() -> None:
+    read = set()
+    for path in (ROOT / "shimctl").rglob("*.py"):
+        read |= set(re.findall(r"environ\.get\(\s*\"([A-Z_]+)\"", path.read_text()))
+    assert read >= {"NO_COLOR", "SHIMCTL_STATE"}
+    for name in read:
+        assert f"`{name}`" in SHARED, name
+
+
+def test_the_page_has_one_sentence_per_line() -> None:
+    code = False
+    for line in PAGE.splitlines():
+        code ^= line.startswith("```")
+        if not code and not line.startswith("|"):
+            assert not re.search(r"[a-z]\. [A-Z]", line), line
