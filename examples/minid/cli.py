@@ -1,0 +1,76 @@
+"""The command line: ``minid -c FILE`` is the daemon, with a verb it speaks to one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from minid import control, daemon
+from minid.config import STATE, load
+from shimctl import ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EPILOG = """\
+examples:
+  minid -c /etc/minid.yaml              run the containers in the file
+  minid -c /etc/minid.yaml ps           show them
+  minid -c /etc/minid.yaml restart web  restart one
+SIGHUP makes it read the file again; SIGTERM ends it and leaves the containers running.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Return the exit status: 0, 1 for what could not be done, 2 for a wrong command line."""
+    parser = argparse.ArgumentParser(
+        prog="minid",
+        description="A small container manager.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", type=Path, help="the containers, in YAML"
+    )
+    parser.add_argument("verb", nargs="?", choices=control.VERBS, metavar="ps|up|down|restart")
+    parser.add_argument("name", nargs="?", default="", help="one container; without, all")
+    options = parser.parse_args(argv)
+    try:
+        if options.verb is None:
+            if options.config is None:
+                parser.error("say -c FILE to run it, or ps, up, down or restart")
+            trio.run(daemon.run, options.config, strict_exception_groups=True)
+            return 0
+        state = load(options.config).state if options.config else STATE
+        reply = trio.run(control.ask, state / "control.sock", options.verb, options.name)
+    except (ShimError, OSError) as exc:
+        sys.stderr.write(f"minid: {exc}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    sys.stdout.write(table(reply["containers"]))
+    return 0
+
+
+def table(containers: Sequence[dict[str, Any]]) -> str:
+    """Return ``ps`` as text."""
+    rows: list[tuple[str, ...]] = [
+        ("NAME", "STATUS", "GENERATION", "PID", "RESTARTS", "LAST EXIT")
+    ]
+    for one in containers:
+        last = one["reason"] if one["code"] is None else str(one["code"])
+        fields = (
+            one["name"],
+            one["status"],
+            one["generation"],
+            one["pid"] or "-",
+            one["restarts"],
+        )
+        rows.append((*map(str, fields), last or "-"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,231 @@
+"""A container by name: which generation there is, whether there should be one, and when.
+
+One task each.  Everything it decides by is in its :class:`Record` and in the
+ledger, on the disk before it is acted upon.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from minid import bundle
+from minid.config import Spec, parse_container
+from minid.generation import Generation, Place, say
+from minid.ledger import read_record, write_json
+from minid.logs import LogFile
+from minid.policy import Record
+from shimctl import InvalidError, ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from minid.ledger import End
+
+_AGAIN = 1.0  # s before a step that failed is tried again
+
+
+def home_of(state: Path, name: str) -> Path:
+    return state / "containers" / name
+
+
+def read_spec(home: Path) -> Spec | None:
+    """Return what the newest generation in ``home`` was made for, if that can be told."""
+    path = home / "spec.json"
+    try:
+        said = json.loads(path.read_bytes())
+        return parse_container(said["name"], said["written"], Path(said["base"]), str(path))
+    except (OSError, ValueError, KeyError, TypeError, InvalidError):
+        return None
+
+
+class Container:
+    """``home`` is its directory; the newest generation's is in it."""
+
+    def __init__(self, place: Place, spec: Spec, base: Path) -> None:
+        self.name = spec.name
+        self.place = place
+        self.home = home_of(place.state, spec.name)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.record = read_record(self.home / "record.json") or self._guess()
+        self.generation: Generation | None = None
+        self.removed = False
+        self.gone = False
+        self._base = base
+        self._spec = spec
+        self._log = LogFile(*self._log_of(spec))
+        self._changes = trio.Event()
+        self._made_for = read_spec(self.home) or spec
+        self.apply(spec, base)
+
+    # -- what others may ask ---------------------------------------------------------
+
+    def apply(self, spec: Spec, base: Path) -> None:
+        """Be as ``spec`` says from now on, with another generation if that takes one."""
+        revived = self.removed and self.record.under_way  # it is being ended already
+        if (revived or spec.needs_another(self._made_for)) and not self.record.stopped:
+            self._save(self.record.again())
+        self._spec, self._base = spec, base
+        self._log.become(*self._log_of(spec))
+        self.removed = False
+        self._pulse()
+
+    def up(self) -> None:
+        """Somebody wants it to run now, whatever was said or happened before."""
+        if self.record.under_way and self.record.stopped:
+            self._save(self.record.again())  # it is being ended already
+        elif not self.record.under_way:
+            self._save(self.record.up())
+
+    def down(self) -> None:
+        self._save(replace(self.record, stopped=True))
+
+    def restart(self) -> None:
+        self._save(self.record.again())
+
+    def remove(self) -> None:
+        """End what runs, and then be gone."""
+        self.removed = True
+        self._pulse()
+
+    async def wait_ended(self) -> None:
+        """Wait until nothing of it is left running."""
+        await self._until(lambda: not self.record.under_way)
+
+    async def wait_begun(self) -> None:
+        """Wait until it runs, or will not, or not soon."""
+        await self._until(
+            lambda: (
+                self.removed
+                or (
+                    self.status in {"running", "stopped", "exited", "waiting"}
+                    and not (self.record.under_way and self.record.ending)
+                )
+            )
+        )
+
+    @property
+    def status(self) -> str:
+        if self.generation is not None:
+            return self.generation.status
+        if self.record.under_way:
+            return "starting"
+        if self.record.wanted:
+            return "waiting" if self.record.not_before > time.time() else "starting"
+        return "stopped" if self.record.stopped else "exited"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ``ps`` shows; everything in it is JSON."""
+        last = self.place.ledger.last.get(self.name)
+        return {
+            "name": self.name,
+            "status": self.status,
+            "generation": self.record.generation,
+            "pid": self.generation.pid if self.generation else 0,
+            "restarts": self.record.restarts,
+            "code": last.code if last else None,
+            "reason": last.reason if last else "",
+        }
+
+    def _guess(self) -> Record:
+        """Number on from what there was, when there is no record: a name may come back."""
+        last = self.place.ledger.last.get(self.name)
+        ended = last.generation if last else 0
+        there = [int(one.name) for one in self.home.iterdir() if one.name.isdecimal()]
+        newest = max(there, default=0)
+        if newest >= ended:
+            return Record(generation=newest, settled=max(0, newest - 1))
+        return Record(generation=ended, settled=ended)
+
+    # -- its task --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Do what there is to do, until it is removed."""
+        while not self.gone:
+            try:
+                await self._step()
+            except* (ShimError, OSError) as group:
+                say(f"{self.name}: {_first(group)}; trying again")
+                await trio.sleep(_AGAIN)
+        self._log.close()
+
+    async def _step(self) -> None:
+        record = self.record
+        if record.under_way:
+            end = await self._see_through(self.home / str(record.generation))
+            spec = self._spec
+            self._save(self.record.settle(end.code, end.at, spec.restart, spec.backoff))
+        elif self.removed:
+            shutil.rmtree(self.home, ignore_errors=True)
+            self.gone = True
+            self._pulse()
+        elif not record.wanted:
+            await self._changes.wait()
+        elif wait := record.wait(time.time(), self._spec.backoff):
+            with trio.move_on_after(wait):
+                await self._changes.wait()
+        else:
+            self._made_for = self._spec
+            write_json(
+                self.home / "spec.json",
+                {"written": self._spec.written, "base": str(self._base), "name": self.name},
+            )
+            self._save(record.begin(time.time()))
+
+    async def _see_through(self, home: Path) -> End:
+        """Take the newest generation to its end, from wherever it is."""
+        generation = Generation(self.place, home, self.name, self._made_for, self._pulse)
+        end = self.place.ledger.find(self.name, generation.number)
+        if end is None and not bundle.is_whole(home):
+            try:
+                await bundle.make(home, self._made_for, f"/{self.place.namespace}/{generation.id}")
+            except (ShimError, OSError) as exc:
+                return generation.record(None, reason=str(exc))
+            if self.removed or self.record.ending:  # an image may take long
+                return generation.record(None, reason="stopped before it was started")
+        if end is not None and not home.is_dir():
+            return end
+        self.generation = generation
+        self._pulse()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_when_asked, generation)
+                end = await generation.drive(self._log)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.generation = None
+        return end
+
+    async def _stop_when_asked(self, generation: Generation) -> None:
+        await self._until(lambda: self.removed or self.record.ending)
+        await generation.stop(self._spec.grace)
+
+    async def _until(self, true: Callable[[], bool]) -> None:
+        while not true():
+            await self._changes.wait()
+
+    def _pulse(self) -> None:
+        changes, self._changes = self._changes, trio.Event()
+        changes.set()
+
+    def _save(self, record: Record) -> None:
+        write_json(self.home / "record.json", asdict(record))
+        self.record = record
+        self._pulse()
+
+    def _log_of(self, spec: Spec) -> tuple[Path, int, int]:
+        return spec.log_in(self.place.state), spec.log.size, spec.log.count
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the error inside; there is one, as one thing happens at a time."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

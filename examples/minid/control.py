@@ -1,0 +1,137 @@
+"""The socket people command minid through: a line of JSON each way, one request a connection.
+
+The request is ``{"do": VERB, "name": NAME}``, the answer what ``ps`` shows or
+``{"error": TEXT}``.  Whoever sends something else, or nothing, costs nobody else
+anything: a line has a limit, a request a time, and the callers a number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shimctl import InvalidError, NotFoundError, ShimError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+VERBS = ("ps", "up", "down", "restart")
+_LONGEST = 4096  # bytes of a request
+_PATIENCE = 5.0  # s to send it
+_CALLERS = 64  # at a time; the others wait
+
+
+async def serve(
+    path: Path,
+    handler: Callable[[str, str], Awaitable[dict[str, Any]]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer on ``path`` with what ``handler`` makes of a verb and a name, until cancelled.
+
+    Only our own user may connect.  Whoever holds the lock of the directory owns
+    the path, so what is there is of somebody dead.
+    """
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        umask = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(umask)
+        sock.listen(_CALLERS)
+        try:
+            listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            callers = trio.CapacityLimiter(_CALLERS)
+            async with listener, trio.open_nursery() as nursery:
+                task_status.started()
+                while True:
+                    await callers.acquire_on_behalf_of(token := object())
+                    stream = await listener.accept()
+                    answer = partial(_answer, stream, handler)
+                    nursery.start_soon(_and_release, answer, callers, token)
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _and_release(
+    answer: Callable[[], Awaitable[object]], callers: trio.CapacityLimiter, token: object
+) -> None:
+    try:
+        await answer()
+    finally:
+        callers.release_on_behalf_of(token)
+
+
+async def _answer(
+    stream: trio.SocketStream, handler: Callable[[str, str], Awaitable[dict[str, Any]]]
+) -> None:
+    async with stream:
+        try:
+            verb, name = parse(await _read_line(stream, _PATIENCE))
+            reply = await handler(verb, name)
+        except (ShimError, OSError) as exc:
+            reply = {"error": str(exc)}
+        with suppress(trio.BrokenResourceError), trio.move_on_after(_PATIENCE):
+            await stream.send_all(json.dumps(reply).encode() + b"\n")
+
+
+async def _read_line(stream: trio.SocketStream, seconds: float) -> bytes:
+    line = b""
+    with trio.move_on_after(seconds), suppress(trio.BrokenResourceError):
+        while b"\n" not in line and len(line) <= _LONGEST:
+            more = await stream.receive_some(_LONGEST)
+            if not more:
+                break
+            line += more
+    if len(line) > _LONGEST or b"\n" not in line:
+        raise InvalidError(f"a request is one line of at most {_LONGEST} bytes")
+    return line.partition(b"\n")[0]
+
+
+def parse(line: bytes) -> tuple[str, str]:
+    """Return the verb and the name in a request.
+
+    :raises InvalidError: it is none.
+    """
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InvalidError("a request is a JSON object") from None
+    if not isinstance(request, dict):
+        raise InvalidError("a request is a JSON object")
+    verb, name = request.get("do"), request.get("name", "")
+    if verb not in VERBS or not isinstance(name, str):
+        raise InvalidError(f"a request has a name, and says to do {', '.join(VERBS)}")
+    return verb, name
+
+
+async def ask(path: Path, verb: str, name: str) -> dict[str, Any]:
+    """Send a request and return the answer, however long that takes.
+
+    :raises UnavailableError: there is no minid.
+    :raises ShimError: it refuses; the message is its own.
+    """
+    try:
+        stream = await trio.open_unix_socket(str(path))
+    except OSError as exc:
+        raise UnavailableError(f"no minid answers at {path}: {exc.strerror or exc}") from None
+    async with stream:
+        answer = b""
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(json.dumps({"do": verb, "name": name}).encode() + b"\n")
+            while not answer.endswith(b"\n") and (more := await stream.receive_some()):
+                answer += more
+    if not answer.endswith(b"\n"):
+        raise UnavailableError("minid went away before it answered")
+    reply: dict[str, Any] = json.loads(answer)
+    if "error" in reply:
+        raise NotFoundError(str(reply["error"]))
+    return reply

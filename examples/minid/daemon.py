@@ -1,0 +1,180 @@
+"""The daemon: its containers, what their shims tell, what people ask for.
+
+Leaving ends no container.  Whoever comes next, after an exit or a crash, finds
+each shim by what is in the state directory::
+
+    lock            held by who runs
+    control.sock    for people, events.sock for the shims
+    exits.jsonl     how each generation ended
+    logs/           what containers wrote, unless their log is elsewhere
+    containers/NAME/record.json, spec.json, and a directory for the newest generation
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+import shimctl
+from minid import control
+from minid.config import Settings, Spec, load
+from minid.container import Container, read_spec
+from minid.generation import Place, say
+from minid.ledger import End, Ledger
+from minid.policy import ALWAYS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_STARTING = 4  # containers at a time
+_BEGUN = 60.0  # s that `up` and `restart` wait for containers to run
+
+
+@contextmanager
+def open_state(state: Path) -> Iterator[None]:
+    """Own the state directory for the block.
+
+    :raises ExistsError: another minid does.
+    """
+    for directory in (state, state / "containers", state / "logs"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise shimctl.ExistsError(f"another minid runs on {state}; end it first") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+async def run(file: Path) -> None:
+    """Run what ``file`` says until SIGTERM or SIGINT; SIGHUP reads it again."""
+    settings = load(file)
+    with open_state(settings.state), Ledger(settings.state / "exits.jsonl") as ledger:
+        async with trio.open_nursery() as nursery:
+            minid = Minid(file, settings, ledger, nursery)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as come:
+                minid.begin()  # before the events of the meantime come
+                await nursery.start(shimctl.serve_events, minid.place.events, minid.take_event)
+                await nursery.start(control.serve, settings.state / "control.sock", minid.do)
+                say(f"{len(minid.containers)} containers, state in {settings.state}")
+                async for number in come:
+                    if number != signal.SIGHUP:
+                        break
+                    try:
+                        minid.reload()
+                    except shimctl.ShimError as exc:
+                        say(str(exc))
+            nursery.cancel_scope.cancel()
+    say("leaving; the containers run on")
+
+
+class Minid:
+    """The containers, by name."""
+
+    def __init__(
+        self, file: Path, settings: Settings, ledger: Ledger, nursery: trio.Nursery
+    ) -> None:
+        self.place = Place(
+            settings.state,
+            settings.namespace,
+            settings.runtime,
+            ledger,
+            trio.CapacityLimiter(_STARTING),
+        )
+        self.containers: dict[str, Container] = {}
+        self._file = file
+        self._settings = settings
+        self._nursery = nursery
+
+    def begin(self) -> None:
+        """Take up what is in the state directory, and what the file says."""
+        for home in sorted((self.place.state / "containers").iterdir()):
+            spec = read_spec(home) or Spec(home.name)
+            self._add(spec, self._settings.base)
+        self.apply(self._settings)
+        for spec in self._settings.containers:
+            container = self.containers[spec.name]
+            if spec.restart.kind == ALWAYS and container.record.stopped:
+                container.up()
+
+    def reload(self) -> None:
+        """Read the file again.
+
+        :raises InvalidError: it has a mistake, or changes what only a start can.
+        """
+        settings = load(self._file)
+        for what in ("state", "namespace", "runtime"):
+            if getattr(settings, what) != getattr(self._settings, what):
+                raise shimctl.InvalidError(f"{self._file}: {what}: takes a restart of minid")
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Add, change and remove containers until there is what ``settings`` say."""
+        self._settings = settings
+        wanted = {spec.name: spec for spec in settings.containers}
+        for name, container in self.containers.items():
+            if name not in wanted and not container.removed:
+                container.remove()
+        for name, spec in wanted.items():
+            if name in self.containers:
+                self.containers[name].apply(spec, settings.base)
+            else:
+                self._add(spec, settings.base)
+
+    def _add(self, spec: Spec, base: Path) -> None:
+        container = self.containers[spec.name] = Container(self.place, spec, base)
+        self._nursery.start_soon(self._look_after, container)
+
+    async def _look_after(self, container: Container) -> None:
+        await container.run()
+        if self.containers.get(container.name) is container:
+            del self.containers[container.name]
+
+    async def take_event(self, event: shimctl.Event) -> None:
+        """Note an exit; to return is to acknowledge it."""
+        fields = event.fields
+        if event.type != "containerd.events.TaskExit" or event.namespace != self.place.namespace:
+            return
+        name, _, number = str(fields.get("container_id")).rpartition(".")
+        if fields.get("id") != fields.get("container_id") or not number.isdecimal():
+            return  # of an exec, or nobody we know
+        container = self.containers.get(name)
+        if container is None or int(number) != container.record.generation:
+            return  # that one was seen to its end, or it would still be the newest
+        at = datetime.fromisoformat(fields["exited_at"]).timestamp()
+        self.place.ledger.record(End(name, int(number), int(fields["exit_status"]), at))
+
+    async def do(self, verb: str, name: str) -> dict[str, Any]:
+        """Do what somebody asked for; return what ``ps`` shows then."""
+        if verb == "up":
+            self.reload()
+        # What was removed is only shown, and waited for, while it ends.
+        there = {one.name: one for one in self.containers.values() if not one.removed}
+        if verb in ("ps", "down"):
+            there = dict(self.containers)
+        if name and name not in there:
+            known = ", ".join(sorted(there)) or "none"
+            raise shimctl.NotFoundError(f"there is no container {name}; there is {known}")
+        chosen = [there[name]] if name else list(there.values())
+        if verb != "ps":
+            for container in chosen:
+                getattr(container, verb)()
+            bound = float("inf") if verb == "down" else _BEGUN
+            with trio.move_on_after(bound):
+                async with trio.open_nursery() as nursery:
+                    for container in chosen:
+                        waiting = container.wait_ended if verb == "down" else container.wait_begun
+                        nursery.start_soon(partial(waiting))
+            chosen = [one for one in chosen if not one.gone]
+        return {"containers": [one.describe() for one in chosen]}
