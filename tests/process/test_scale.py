@@ -1,0 +1,85 @@
+"""Three hundred shims on one machine, and the manager that comes back to all of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.api.task_pb2 import ConnectRequest, ConnectResponse, PidsRequest, PidsResponse
+from tests.bench.caller import Caller
+from tests.bench.procs import threads, wakeups
+from tests.e2e.waiting import PATIENCE
+from tests.process.rig import NAMESPACE, Rig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+SHIMS = 300
+FEW = 30
+SETTLE = 20.0  # seconds until nothing happens any more
+WATCHED = 1.0  # seconds without a wake-up
+
+
+async def test_three_hundred_shims_are_idle_and_found_again_in_a_time_that_grows_with_them(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "on")
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", str(rig.root / "forkserver"))
+    first = rig.bundle("c0", "sleep", "1000")
+    bundles = [first, *(_like(first, f"c{number}") for number in range(1, SHIMS))]
+    inits, addresses = [], []
+    for bundle in bundles:
+        task = await rig.start(bundle)
+        addresses.append(rig.address)
+        inits.append((await rig.run(task, bundle)).pid)
+    assert len(set(rig.daemons)) == SHIMS
+
+    few = _reconnect(addresses[:FEW], bundles, inits)
+    every = _reconnect(addresses, bundles, inits)
+    # What each costs does not depend on how many there are.
+    assert statistics.median(every) < 2 * statistics.median(few), (few, every)
+
+    for pid in rig.daemons:
+        assert threads(pid) == 1
+    # The last of them has yet to let go of the connection its events went over.
+    with trio.fail_after(SETTLE * PATIENCE):
+        while await _woken(rig):
+            pass
+
+
+async def _woken(rig: Rig) -> int:
+    """Return how often all shims together have woken in a while."""
+    before = sum(map(wakeups, rig.daemons))
+    await trio.sleep(WATCHED)
+    return sum(map(wakeups, rig.daemons)) - before
+
+
+def _like(first: Path, id_: str) -> Path:
+    """Make a bundle as ``first`` is, without asking runc for its defaults again."""
+    path = first.with_name(id_)
+    path.mkdir()
+    config = json.loads((first / "config.json").read_text())
+    config["linux"]["cgroupsPath"] = f"/trio-shim-test/{first.parent.name}-{id_}"
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def _reconnect(addresses: list[str], bundles: list[Path], inits: list[int]) -> list[float]:
+    """Do what containerd does for each shim when it starts; return the seconds of each."""
+    taken = []
+    for address, bundle, init in zip(addresses, bundles, inits, strict=False):
+        began = time.perf_counter()
+        with Caller(address, NAMESPACE, 3) as caller:
+            found = caller.call("Connect", ConnectRequest(id=bundle.name), ConnectResponse)
+            pids = caller.call("Pids", PidsRequest(id=bundle.name), PidsResponse)
+        taken.append(time.perf_counter() - began)
+        assert found.task_pid == init
+        assert [process.pid for process in pids.processes] == [init]
+    return taken
