@@ -1,20 +1,14 @@
-"""The example is no installed package: its directory goes onto the path."""
+"""A minid of each test's own, where there is what it needs."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-EXAMPLES = str(Path(__file__).parents[2] / "examples")
-if EXAMPLES not in sys.path:
-    sys.path.insert(0, EXAMPLES)
-
-from tests.minid.manager import Manager, open_manager  # noqa: E402 - it imports from there
+from tests.minid.manager import Manager, open_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
