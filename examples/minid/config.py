@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from os.path import normpath
 from pathlib import Path
@@ -21,9 +22,11 @@ from shimctl import InvalidError
 STATE = Path("/run/minid")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _LONGEST_NAME = 60  # the shim's limit is 76, with a number behind it
-_SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)")
+_LONGEST_STATE = 80  # bytes: a socket's path has 107
+_SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", re.ASCII)
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_IMAGES = ("oci", "oci-archive", "docker-archive")
+_RESTART = re.compile(f"({'|'.join(KINDS)})|{ON_FAILURE}:([0-9]{{1,9}})", re.ASCII)
+_IMAGE = re.compile(r"(oci|oci-archive|docker-archive):(.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +108,9 @@ def parse(data: bytes, file: str, base: Path) -> Settings:
 
     :raises InvalidError: the one line that says what to change in ``file``.
     """
-    known = ("state", "namespace", "runtime", "containers")
-    top = _Place(document.parse(data, file), file, "").table(*known)
-    containers = top["containers"].table() if "containers" in top else {}
-    specs = tuple(_container(name, place, base) for name, place in containers.items())
-    settings = Settings(base, containers=specs)
-    if "state" in top:
-        settings = replace(settings, state=base / top["state"].text())
-    if len(str(settings.state)) > 80:
-        top["state"].fail("is too long for a socket in it; use at most 80 characters")
-    if "namespace" in top:
-        settings = replace(settings, namespace=top["namespace"].name())
-    if "runtime" in top:
-        settings = replace(settings, runtime=top["runtime"].text())
-    _check_logs(settings, containers)
+    whole = _Place(document.parse(data, file), file, base)
+    settings = Settings(base, **whole.record(_FILE))
+    _check_logs(settings, whole)
     return settings
 
 
@@ -127,118 +119,92 @@ def parse_container(name: str, written: Any, base: Path, file: str) -> Spec:
 
     :raises InvalidError: as :func:`parse` does.
     """
-    return _container(name, _Place(written, file, f"containers.{name}"), base)
+    return _container(name, _Place(written, file, base, f"containers.{name}"))
 
 
-def _container(name: str, place: _Place, base: Path) -> Spec:
+def _container(name: str, place: _Place) -> Spec:
     place.check_name(name)
-    keys = place.table(
-        *("bundle", "image", "command", "environment", "mounts", "stdin", "tty"),
-        *("restart", "backoff", "log", "limits", "grace"),
-    )
-    if ("bundle" in keys) == ("image" in keys):
+    given = place.record(_CONTAINER)
+    if ("bundle" in given) == ("image" in given):
         place.fail("needs one of bundle and image, and not both")
-    given = {key: _READERS[key](one, base) for key, one in keys.items()}
     return Spec(name, written=place.value, **given)
 
 
-def _image(place: _Place, base: Path) -> str:
-    kind, _, rest = place.text().partition(":")
-    if kind not in _IMAGES or not rest:
+def _containers(place: _Place) -> tuple[Spec, ...]:
+    return tuple(_container(name, one) for name, one in place.table().items())
+
+
+def _state(place: _Place) -> Path:
+    path = place.base / place.text()
+    if len(str(path).encode()) > _LONGEST_STATE:
+        place.fail(f"is too long for a socket in it; use at most {_LONGEST_STATE} characters")
+    return path
+
+
+def _name(place: _Place) -> str:
+    place.check_name(place.text())
+    return place.text()
+
+
+def _image(place: _Place) -> str:
+    found = _IMAGE.fullmatch(place.text())
+    if found is None:
         place.fail("is no image; say oci:LAYOUT:TAG, oci-archive:FILE or docker-archive:FILE")
-    return f"{kind}:{base / rest}"
+    return f"{found[1]}:{place.base / found[2]}"
 
 
-def _command(place: _Place, _base: Path) -> tuple[str, ...]:
-    words = tuple(word.text() for word in place.items())
-    return words or place.fail("is empty; name a program")
+def _command(place: _Place) -> tuple[str, ...]:
+    words = tuple(word.text(empty=True) for word in place.items())
+    if not words or not words[0]:
+        place.fail("is empty; name a program")
+    return words
 
 
-def _environment(place: _Place, _base: Path) -> tuple[tuple[str, str], ...]:
-    variables = place.table().items()
-    for name, value in variables:
-        if not name or "=" in name or "\0" in name:
-            value.fail("is no name of a variable")
-    return tuple((name, value.text(numbers=True)) for name, value in variables)
+def _environment(place: _Place) -> tuple[tuple[str, str], ...]:
+    variables = place.table()
+    for name, one in variables.items():
+        if not name or "=" in name:
+            one.fail("is no name of a variable")
+    # As it is written: of a whole number there is one way only.
+    return tuple(
+        (name, str(one.value) if type(one.value) is int else one.text(empty=True))
+        for name, one in variables.items()
+    )
 
 
-def _mounts(place: _Place, base: Path) -> tuple[Mount, ...]:
-    found = []
-    for one in place.items():
-        keys = one.table("source", "target", "readonly")
-        for needed in ("source", "target"):
-            if needed not in keys:
-                one.fail(f"needs a {needed}")
-        target = keys["target"].text()
-        if not target.startswith("/"):
-            keys["target"].fail(f"must be absolute, not {target!r}")
-        readonly = keys["readonly"].flag() if "readonly" in keys else False
-        found.append(Mount(str(base / keys["source"].text()), target, readonly))
-    return tuple(found)
+def _mounts(place: _Place) -> tuple[Mount, ...]:
+    return tuple(Mount(**one.record(_MOUNT, "source", "target")) for one in place.items())
 
 
-def _restart(place: _Place, _base: Path) -> Restart:
-    if place.value is False:  # how YAML 1.1 reads a plain ``no``
-        return Restart()
-    kind, colon, most = place.text().partition(":")
-    if kind not in KINDS or (colon and (kind != ON_FAILURE or not most.isdecimal())):
+def _target(place: _Place) -> str:
+    if not place.text().startswith("/"):
+        place.fail(f"must be absolute, not {place.value!r}")
+    return place.text()
+
+
+def _restart(place: _Place) -> Restart:
+    found = _RESTART.fullmatch(place.text())
+    if found is None:
         place.fail(f"must be no, on-failure[:MAX], always or unless-stopped{place.like(KINDS)}")
-    return Restart(kind, int(most) if most else None)
+    return Restart(found[1] or ON_FAILURE, int(found[2]) if found[2] else None)
 
 
-def _backoff(place: _Place, _base: Path) -> Backoff:
-    keys = place.table("start", "cap", "reset")
-    backoff = Backoff(**{name: one.number(least=0.0) for name, one in keys.items()})
+def _backoff(place: _Place) -> Backoff:
+    backoff = Backoff(**place.record(_BACKOFF))
     if backoff.cap < backoff.start:
         place.fail("has a cap below its start")
     return backoff
 
 
-def _log(place: _Place, base: Path) -> Log:
-    keys = place.table("file", "size", "count")
-    log = Log()
-    if "file" in keys:
-        log = replace(log, file=base / keys["file"].text())
-    if "size" in keys:
-        log = replace(log, size=keys["size"].size(least=4096))
-    if "count" in keys:
-        log = replace(log, count=keys["count"].whole(least=1, most=1000))
-    return log
-
-
-def _limits(place: _Place, _base: Path) -> Limits:
-    keys = place.table("memory", "cpus", "pids")
-    return Limits(
-        memory=keys["memory"].size(least=1 << 20) if "memory" in keys else None,
-        cpus=keys["cpus"].number(least=0.01) if "cpus" in keys else None,
-        pids=keys["pids"].whole(least=1, most=1 << 22) if "pids" in keys else None,
-    )
-
-
-_READERS: dict[str, Any] = {
-    "bundle": lambda place, base: base / place.text(),
-    "image": _image,
-    "command": _command,
-    "environment": _environment,
-    "mounts": _mounts,
-    "stdin": lambda place, base: str(base / place.text()),
-    "tty": lambda place, _: place.flag(),
-    "restart": _restart,
-    "backoff": _backoff,
-    "log": _log,
-    "limits": _limits,
-    "grace": lambda place, _: place.number(least=0.0),
-}
-
-
-def _check_logs(settings: Settings, places: dict[str, _Place]) -> None:
+def _check_logs(settings: Settings, whole: _Place) -> None:
     owners: dict[str, str] = {}
     for spec in settings.containers:
         # PATH.1 is what becomes of PATH, so it is nobody else's either.
         path = re.sub(r"(\.[0-9]+)+$", "", normpath(spec.log_in(settings.state)))
         owner = owners.setdefault(path, spec.name)
         if owner != spec.name:
-            places[spec.name].fail(f"log.file is, or comes to be, {owner}'s; name another")
+            place = whole.table()["containers"].table()[spec.name]
+            place.fail(f"log.file is, or comes to be, {owner}'s; name another")
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,22 +213,32 @@ class _Place:
 
     value: Any
     file: str
-    path: str
+    base: Path
+    path: str = ""
 
     def fail(self, text: str) -> NoReturn:
-        raise InvalidError(f"{self.file}: {self.path or 'the document'}: {text}")
+        path = repr(self.path)[1:-1]  # in one line, whatever it is
+        raise InvalidError(f"{self.file}: {path or 'the document'}: {text}")
 
-    def table(self, *known: str) -> dict[str, _Place]:
-        """``known`` are the only keys there may be; without any, all are."""
+    def table(self) -> dict[str, _Place]:
         if not isinstance(self.value, dict):
             self.fail(f"must be a table, not {self._shown()}")
         dot = f"{self.path}." if self.path else ""
-        found = {key: _Place(one, self.file, dot + key) for key, one in self.value.items()}
-        for key, one in found.items():
-            if known and key not in known:
-                guess = _Place(key, "", "").like(known)
-                one.fail(f"is not known{guess or '; there is ' + ', '.join(known)}")
-        return found
+        return {
+            key: _Place(one, self.file, self.base, dot + key) for key, one in self.value.items()
+        }
+
+    def record(self, readers: _Readers, *needed: str) -> dict[str, Any]:
+        """Return what ``readers`` make of a table that has no keys but theirs."""
+        places = self.table()
+        for key, one in places.items():
+            if key not in readers:
+                guess = _Place(key, "", self.base).like(tuple(readers))
+                one.fail(f"is not known{guess or '; there is ' + ', '.join(readers)}")
+        for key in needed:
+            if key not in places:
+                self.fail(f"needs a {key}")
+        return {key: readers[key](one) for key, one in places.items()}
 
     def like(self, known: tuple[str, ...]) -> str:
         near = difflib.get_close_matches(str(self.value), known, 1)
@@ -271,21 +247,17 @@ class _Place:
     def items(self) -> list[_Place]:
         if not isinstance(self.value, list):
             self.fail(f"must be a list, not {self._shown()}")
-        return [_Place(one, self.file, f"{self.path}[{i}]") for i, one in enumerate(self.value)]
+        return [
+            _Place(one, self.file, self.base, f"{self.path}[{i}]")
+            for i, one in enumerate(self.value)
+        ]
 
-    def text(self, *, numbers: bool = False) -> str:
-        """``numbers`` may be written without quotes, whole ones."""
-        if numbers and type(self.value) is int:
-            return str(self.value)
+    def text(self, *, empty: bool = False) -> str:
         if not isinstance(self.value, str):
             self.fail(f"must be a text, not {self._shown()}; put it in quotes")
-        if "\0" in self.value or (not self.value and not numbers):
-            self.fail("must not be empty" if not self.value else "has a NUL in it")
+        if not self.value and not empty:
+            self.fail("must not be empty")
         return self.value
-
-    def name(self) -> str:
-        self.check_name(self.text())
-        return str(self.value)
 
     def check_name(self, name: str) -> None:
         if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
@@ -299,19 +271,19 @@ class _Place:
             self.fail(f"must be true or false, not {self._shown()}")
         return self.value
 
-    def number(self, *, least: float) -> float:
+    def number(self, least: float) -> float:
         value = self.value
         if type(value) not in (int, float) or not math.isfinite(value) or value < least:
             self.fail(f"must be a number from {least:g}, not {self._shown()}")
         return float(value)
 
-    def whole(self, *, least: int, most: int) -> int:
+    def whole(self, least: int, most: int) -> int:
         value = self.value
         if type(value) is not int or not least <= value <= most:
             self.fail(f"must be a whole number from {least} to {most}, not {self._shown()}")
         return value
 
-    def size(self, *, least: int) -> int:
+    def size(self, least: int) -> int:
         size = -1
         if type(self.value) is int:
             size = self.value
@@ -323,3 +295,43 @@ class _Place:
 
     def _shown(self) -> str:
         return repr(self.value)[:60]
+
+
+_Readers = dict[str, Callable[[_Place], Any]]
+
+_MOUNT: _Readers = {
+    "source": lambda place: str(place.base / place.text()),
+    "target": _target,
+    "readonly": _Place.flag,
+}
+_BACKOFF: _Readers = dict.fromkeys(("start", "cap", "reset"), lambda place: place.number(0))
+_LOG: _Readers = {
+    "file": lambda place: place.base / place.text(),
+    "size": lambda place: place.size(4096),
+    "count": lambda place: place.whole(1, 1000),
+}
+_LIMITS: _Readers = {
+    "memory": lambda place: place.size(1 << 20),
+    "cpus": lambda place: place.number(0.01),
+    "pids": lambda place: place.whole(1, 1 << 22),
+}
+_CONTAINER: _Readers = {
+    "bundle": lambda place: place.base / place.text(),
+    "image": _image,
+    "command": _command,
+    "environment": _environment,
+    "mounts": _mounts,
+    "stdin": lambda place: str(place.base / place.text()),
+    "tty": _Place.flag,
+    "restart": _restart,
+    "backoff": _backoff,
+    "log": lambda place: Log(**place.record(_LOG)),
+    "limits": lambda place: Limits(**place.record(_LIMITS)),
+    "grace": lambda place: place.number(0),
+}
+_FILE: _Readers = {
+    "state": _state,
+    "namespace": _name,
+    "runtime": _Place.text,
+    "containers": _containers,
+}

@@ -1,13 +1,17 @@
 """A YAML file as plain values, strictly: nothing is guessed, merged, or silently replaced.
 
-A key that is there twice, an alias (and so a cycle), a tag, or a second document
-is refused, with its line.  Bytes in, values out; no I/O happens here.
+Text that is not in quotes is a number, true, false or null only where it is
+written as in JSON: ``no``, ``010``, ``1:30`` and dates are texts.  A key that is
+there twice, an alias (and so a cycle), a tag, or a second document is refused,
+with its line.  Bytes in, values out; no I/O happens here.
 
-Source: yaml.org/spec/1.1, and PyYAML's nodes, which still know their lines.
+Source: yaml.org/spec/1.2.2, "JSON Schema", but for its error where nothing
+matches; PyYAML's nodes, which still know their lines.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -15,18 +19,25 @@ import yaml
 from shimctl import InvalidError
 
 LONGEST = 1 << 20  # bytes of a file
+_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?", re.ASCII)
+# No program, file or variable has one: NUL, and half a pair of UTF-16.
+_NOWHERE = re.compile(r"[\0\ud800-\udfff]")
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe one, without aliases."""
+class _Loader(yaml.BaseLoader):
+    """PyYAML's one for texts, lists and tables, without aliases and tags."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call] # its stubs have gaps
-            raise yaml.MarkedYAMLError(
-                problem=f"the alias *{event.anchor} is not supported; write its value out",
-                problem_mark=event.start_mark,
-            )
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call] # its stubs have gaps
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias *{event.anchor} is not supported; write its value out"
+        elif getattr(event, "tag", None) is not None:
+            problem = f"the tag {event.tag} is not supported; remove it"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -38,14 +49,10 @@ def parse(data: bytes, file: str) -> Any:
     if len(data) > LONGEST:
         raise InvalidError(f"{file}: has {len(data)} bytes; {LONGEST} is the most that is read")
     try:
-        text = data.decode()
+        node = _Loader(data.decode()).get_single_node()
+        return None if node is None else _value(node, "")
     except UnicodeDecodeError as exc:
         raise InvalidError(f"{file}: byte {exc.start} is not UTF-8; save it as UTF-8") from None
-    loader: Any = None
-    try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        return None if node is None else _value(loader, node, file, "")
     except yaml.MarkedYAMLError as exc:
         line = exc.problem_mark.line + 1 if exc.problem_mark else 1
         raise InvalidError(f"{file}:{line}: {exc.problem}") from None
@@ -53,28 +60,36 @@ def parse(data: bytes, file: str) -> Any:
         raise InvalidError(f"{file}: {str(exc).splitlines()[0]}") from None
     except RecursionError:
         raise InvalidError(f"{file}: it is nested too deeply") from None
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
-def _value(loader: Any, node: Any, file: str, path: str) -> Any:
+def _value(node: Any, path: str) -> Any:
     if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, one, file, f"{path}[{i}]") for i, one in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
-        try:
-            return loader.construct_object(node)
-        except ValueError as exc:  # a date that is none, say
-            where = f"{file}:{node.start_mark.line + 1}: {path}"
-            raise InvalidError(f"{where}: {node.value[:60]!r}: {exc}") from None
+        return [_value(one, f"{path}[{i}]") for i, one in enumerate(node.value)]
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node, path)
     table: dict[str, Any] = {}
     for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-            raise InvalidError(f"{file}:{line}: {path or 'here'}: a key must be a plain word")
-        name = str(key.value)  # as it is written: ``on`` and ``1`` are words too
-        inner = f"{path}.{name}" if path else name
-        if name in table:
-            raise InvalidError(f"{file}:{line}: {inner}: is there twice; remove one")
-        table[name] = _value(loader, value, file, inner)
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
+            raise _mistake(key, f"{path or 'here'}: a key must be a plain word")
+        inner = f"{path}.{key.value}" if path else key.value
+        if key.value in table:
+            raise _mistake(key, f"{inner}: is there twice; remove one")
+        table[key.value] = _value(value, inner)
     return table
+
+
+def _scalar(node: yaml.ScalarNode, path: str) -> Any:
+    text: str = node.value
+    if _NOWHERE.search(text):
+        raise _mistake(node, f"{path or 'here'}: has a character that cannot be passed on")
+    if node.style is not None:  # in quotes, or a block
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _mistake(node: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
