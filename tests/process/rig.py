@@ -240,12 +240,14 @@ class Rig:
 
     async def end(self) -> None:
         """End every container, daemon and socket of this rig."""
-        for state in self.runc_root.glob("*/*"):
-            await trio.run_process(
-                ["runc", "--root", str(state.parent), "delete", "--force", state.name],
-                check=False,
-                capture_stderr=True,
-            )
+        # However many containers a test left: the daemons have their turn, too.
+        with trio.move_on_after(20 * PATIENCE):
+            for state in self.runc_root.glob("*/*"):
+                await trio.run_process(
+                    ["runc", "--root", str(state.parent), "delete", "--force", state.name],
+                    check=False,
+                    capture_stderr=True,
+                )
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in filter(alive, self._started):
                 os.kill(pid, number)
@@ -300,7 +302,7 @@ async def open_rig() -> AsyncIterator[Rig]:
             try:
                 yield rig
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 30 * PATIENCE):
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 60 * PATIENCE):
                     await rig.end()
                 nursery.cancel_scope.cancel()
     finally:

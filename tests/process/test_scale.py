@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from google.protobuf.empty_pb2 import Empty
 
-from shim.api.task_pb2 import ConnectRequest, ConnectResponse, PidsRequest, PidsResponse
+from shim.api.task_pb2 import (
+    ConnectRequest,
+    ConnectResponse,
+    DeleteRequest,
+    DeleteResponse,
+    KillRequest,
+    PidsRequest,
+    PidsResponse,
+    ShutdownRequest,
+    WaitRequest,
+    WaitResponse,
+)
 from tests.bench.caller import Caller
 from tests.bench.procs import threads, wakeups
 from tests.e2e.waiting import PATIENCE
-from tests.process.rig import NAMESPACE, Rig
+from tests.process.rig import NAMESPACE, Rig, wait_gone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +66,10 @@ async def test_three_hundred_shims_are_idle_and_found_again_in_a_time_that_grows
         while await _woken(rig):
             pass
 
+    for bundle, address in zip(bundles, addresses, strict=True):
+        _end(address, bundle.name)
+    await wait_gone(rig.daemons, 60)
+
 
 async def _woken(rig: Rig) -> int:
     """Return how often all shims together have woken in a while."""
@@ -69,6 +86,15 @@ def _like(first: Path, id_: str) -> Path:
     config["linux"]["cgroupsPath"] = f"/trio-shim-test/{first.parent.name}-{id_}"
     (path / "config.json").write_text(json.dumps(config))
     return path
+
+
+def _end(address: str, id_: str) -> None:
+    with Caller(address, NAMESPACE, 3) as caller:
+        caller.call("Kill", KillRequest(id=id_, signal=signal.SIGKILL), Empty)
+        ended = caller.call("Wait", WaitRequest(id=id_), WaitResponse)
+        assert ended.exit_status == 128 + signal.SIGKILL
+        caller.call("Delete", DeleteRequest(id=id_), DeleteResponse)
+        caller.send("Shutdown", ShutdownRequest(id=id_).SerializeToString())
 
 
 def _reconnect(addresses: list[str], bundles: list[Path], inits: list[int]) -> list[float]:
