@@ -178,17 +178,23 @@ class Stream:
     def _write(self, lines: list[bytes]) -> None:
         prefix = _prefix(self._name, b"F")
         short: list[bytes] = []
+        size = 0
         for line in lines:
+            # In pieces, for no file is to grow beyond its limit by what one read gave.
+            size += len(prefix) + len(line) + 1
+            if size > LONGEST:
+                self._write_short(prefix, short)
+                short = []
+                size = len(prefix) + len(line) + 1
             if len(line) <= LONGEST:
                 short.append(line)
                 continue
-            self._write_short(prefix, short)
-            short = []
             start = (len(line) - 1) // LONGEST * LONGEST
             self.unfinished, kept = line[:start], self.unfinished
             self.flush()
             self.unfinished = kept
             self._write_short(prefix, [line[start:]])
+            size = 0
         self._write_short(prefix, short)
 
     def _write_short(self, prefix: bytes, lines: list[bytes]) -> None:

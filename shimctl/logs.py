@@ -128,7 +128,7 @@ class Log:
         wanted = lines
         if size and os.pread(self._fd, 1, size - 1) == b"\n":
             wanted += 1
-        while position > 0:
+        while lines and position > 0:
             start = max(0, position - _CHUNK)
             data = os.pread(self._fd, position - start, start)
             if (count := data.count(b"\n")) < wanted:
@@ -300,6 +300,6 @@ def _last(entries: Iterator[Entry], lines: int | None) -> Iterable[Entry]:
         if not kept or kept[-1].ends:
             count += 1
         kept.append(entry)
-        while count > lines:
+        while kept and count > lines:
             count -= kept.popleft().ends
     return kept
