@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def leftovers(node: Node, pods: Iterable[Pod]) -> list[str]:
     """Describe everything of ``pods``, and of the node's tasks, that is still there."""
     root = str(node.root)
-    ids = [id_ for pod in pods for id_ in (pod.id, *pod.containers)]
+    # A pod that was refused has none.
+    ids = [id_ for pod in pods for id_ in (pod.id, *pod.containers) if id_]
     found = [f"process {pid}: {line}" for pid, line in processes(root, node.group, {node.pid})]
     found += [f"mount {point}" for point in mounts(root)]
     found += [f"socket {path}" for path in sockets(str(node.address), NAMESPACE, ids)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 from grpclib import GRPCError
 
-from tests.cri.pods import Pod
 from tests.e2e.test_lifecycle import alive
 from tests.e2e.test_output_policy import spools
 from tests.e2e.waiting import wait_until
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.cri.node import Node
+    from tests.cri.pods import Pod
 
 __all__ = ["spools"]
 
@@ -43,7 +43,6 @@ def test_what_a_container_says_meanwhile_is_in_the_log_as_its_pods_annotation_as
     assert [text for _, text in pod.said("c0")] == [f"{n}{TAIL}" for n in range(1, LINES + 1)]
 
 
-def test_a_policy_there_is_not_fails_the_pod_by_name(node: Node) -> None:
-    pod = Pod(node, "pod0", annotations={"io.trio-shim.output": "spol"})
+def test_a_policy_there_is_not_fails_the_pod_by_name(make_pod: Callable[..., Pod]) -> None:
     with pytest.raises(GRPCError, match=r"annotation io\.trio-shim\.output must be block"):
-        pod.run()
+        make_pod(annotations={"io.trio-shim.output": "spol"})

@@ -95,8 +95,10 @@ def on_trio(path: Path, handler: Callable[[shimctl.Event], object]) -> Iterator[
 
     ended = trio.Event()
     with _running(lambda began: trio.run(main, began, ended)):
-        yield
-        trio.from_thread.run_sync(ended.set, trio_token=token)
+        try:
+            yield
+        finally:
+            trio.from_thread.run_sync(ended.set, trio_token=token)
 
 
 @contextmanager
@@ -115,9 +117,11 @@ def on_asyncio(path: Path, handler: Callable[[shimctl.Event], object]) -> Iterat
 
     ended = asyncio.Event()
     with _running(lambda began: asyncio.run(main(began))):
-        yield
-        assert loop is not None
-        loop.call_soon_threadsafe(ended.set)
+        try:
+            yield
+        finally:
+            assert loop is not None
+            loop.call_soon_threadsafe(ended.set)
 
 
 @contextmanager
@@ -129,11 +133,14 @@ def _running(work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     def run() -> None:
         try:
             work(began.set)
+        except BaseExceptionGroup as group:
+            errors.extend(group.exceptions)  # of a nursery, with the one thing that failed
         except BaseException as exc:
             errors.append(exc)
         began.set()
 
-    thread = threading.Thread(target=run)
+    # A daemon: one that hangs fails its test, and not the end of all of them.
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
         assert began.wait(PATIENCE)
