@@ -148,8 +148,12 @@ class _Patient(Relay):
 
     def _give(self, store: Store) -> None:
         """Write what is oldest.  There is a reader: it took something."""
+        count = 0
         try:
-            count = store.give(self.sink) if store.used else self._write_marker(store)
+            if store.used:
+                count = store.give(self.sink)
+            elif self._dropped:
+                count = self._write_marker(store)
         except BlockingIOError:
             raise
         except OSError as exc:

@@ -7,6 +7,8 @@ import os
 import re
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import trio
@@ -15,8 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.linux import fifos
+from shim.linux.fifos import Fd
 from shim.stdio.patient import PATIENCE, PatientRelay
-from shim.stdio.spool import Room
+from shim.stdio.spool import Ring, Room
+
+if TYPE_CHECKING:
+    from shim.stdio.spool import Store
 
 PAGE = 4096
 MARKER = re.compile(rb"\n\[trio-shim: (\d+) bytes of output dropped\]\n")
@@ -86,6 +92,7 @@ def check(written: int, received: bytes) -> None:
         assert piece == DATA[at : at + len(piece)]
         at += len(piece) + int(dropped)
     assert at == written
+    assert b"0" not in pieces[1::2], "a marker for nothing"
 
 
 @pytest.mark.parametrize("limit", [0, PAGE, 9000, 100_000])
@@ -99,3 +106,53 @@ def test_nothing_is_lost_doubled_or_moved_but_what_a_marker_tells(
         written_and_read, steps, room, clock=trio.testing.MockClock(), strict_exception_groups=True
     )
     check(written, received)
+
+
+@pytest.mark.parametrize("place", ["spool", "drop", "full disk"])
+def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -> None:
+    """It takes something just as it is given up: nothing is stored yet, and nothing dropped."""
+
+    @dataclass(frozen=True, slots=True)
+    class Watched(Room):
+        came: ClassVar[list[bytes]] = []
+
+        def open(self) -> Store:
+            if not self.came:
+                out = fifos.open_reader(self.directories[-1])
+                self.came.append(os.read(out.number, PAGE))
+                out.close()
+            if place == "full disk":
+                return Ring(Fd(os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)), self.limit)
+            return Room(self.limit, self.directories[:-1]).open()
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            path = f"{directory}/fifo"
+            os.mkfifo(path)
+            sink = fifos.open_keep(path)
+            fcntl.fcntl(sink.number, fcntl.F_SETPIPE_SZ, PAGE)
+            out = fifos.open_reader(path)
+            source, process = fifos.open_pipe()
+            os.set_blocking(source.number, False)
+            directories = () if place == "drop" else (directory,)
+            room = Watched(100_000, (*directories, path))
+            relay = PatientRelay("stdout", source, sink, closes=(source, sink), room=room)
+            async with trio.open_nursery() as nursery:
+                relay.start(nursery)
+                os.write(process.number, DATA[: 3 * PAGE])
+                process.close()
+                received = b""
+                with trio.fail_after(10 * PATIENCE):
+                    while not Watched.came:
+                        await trio.sleep(PATIENCE)
+                    while relay.sink.number >= 0 or fifos.unread(out):
+                        await settle()
+                        with suppress(BlockingIOError):
+                            received += os.read(out.number, PAGE)
+                        await trio.sleep(0.01)
+                await relay.stop()
+            out.close()
+        check(3 * PAGE, Watched.came.pop() + received)
+
+    for _ in range(20):
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.001))
