@@ -74,7 +74,8 @@ async def test_under_drop_the_first_is_kept_and_the_gap_is_marked(rig: Rig) -> N
         stdio.exited()
         assert await read_all(out) == b""
     kept, after = kept_of(received, data)
-    assert len(kept) >= MIB
+    # What a fifo holds, less the ends of pages that a piece did not fit into any more.
+    assert len(kept) > 0.9 * MIB
     assert after == b"after"
 
 
