@@ -15,7 +15,9 @@ obeyed by nobody, and missed only when it is needed.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ BLOCK, SPOOL, DROP = POLICIES = ("block", "spool", "drop")
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)")
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+# Bytes of the file that are read at most.
+_LONGEST = 1 << 16
 # Less than this would hold no line, and more than that no disk.
 _LEAST, _MOST = 4096, 1 << 40
 
@@ -81,8 +85,7 @@ def read_output(environ: Mapping[str, str]) -> Output:
     """
     path = environ.get(VARIABLE) or PATH
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        data = _read(path)
     except FileNotFoundError:
         if path == PATH:
             return Output()
@@ -90,6 +93,18 @@ def read_output(environ: Mapping[str, str]) -> Output:
     except OSError as exc:
         raise InvalidError(f"{path} cannot be read: {exc.strerror}") from None
     return parse(data, path)
+
+
+def _read(path: str) -> bytes:
+    # The daemon stands still meanwhile: no fifo may hold it, and nothing fill it.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        is_fifo = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        if is_fifo or len(data := os.read(fd, _LONGEST + 1)) > _LONGEST:
+            raise InvalidError(f"{path} is no file of settings; remove it or name another")
+    finally:
+        os.close(fd)
+    return data
 
 
 def parse(data: bytes, path: str = PATH) -> Output:

@@ -135,6 +135,19 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
         read_output({"TRIO_SHIM_CONFIG": str(tmp_path)})
 
 
+def test_what_has_no_end_is_no_file_and_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 1 << 40)
+    for path in (tmp_path / "fifo", "/dev/zero", tmp_path / "huge"):
+        with pytest.raises(InvalidError, match="is no file of settings"):
+            read_output({"TRIO_SHIM_CONFIG": str(path)})
+
+
+def test_dev_null_is_a_file_without_settings() -> None:
+    assert read_output({"TRIO_SHIM_CONFIG": "/dev/null"}) == Output()
+
+
 def test_annotations_win_over_the_file() -> None:
     host = Output("spool", 1 << 20, directory="/srv")
     assert host.annotated({}) is host
