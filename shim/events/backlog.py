@@ -39,6 +39,7 @@ class Backlog:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._journal = Journal(path)
+        self._busy = False  # somebody else has the journal, and what is in it
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -48,6 +49,7 @@ class Backlog:
 
         :raises OSError: the journal cannot be read.
         """
+        self._busy = False
         if not self._path:
             return True
         try:
@@ -55,6 +57,7 @@ class Backlog:
         except FileNotFoundError:
             return True
         except BlockingIOError:
+            self._busy = True
             return False
         for offset, payload in found:
             try:
@@ -67,13 +70,34 @@ class Backlog:
 
     def append(self, envelope: Envelope) -> None:
         """Add an event behind all others."""
+        self._take_over()
         entry = Entry(envelope.SerializeToString(), envelope.event.type_url == _EXIT)
         self._add(entry)
-        if len(self._entries) > LIMIT or self._bytes > journal.SIZE:
+        is_full = len(self._entries) > LIMIT or self._bytes > journal.SIZE
+        if is_full:
             self._make_room()
+        if self._busy:
+            return
+        if is_full:
             self._journal.rewrite(self._entries)
         else:
             self._journal.write(self._entries, entry)
+
+    def _take_over(self) -> None:
+        """Have the journal, and what is left in it, if whoever had it has gone."""
+        if not self._busy:
+            return
+        ours, self._entries, self._bytes = self._entries, deque(), 0
+        if ours:
+            self._add(ours.popleft())  # it may be on its way at this moment
+        try:
+            self.load()
+        except OSError as exc:
+            log.warning("the journal cannot be read", path=self._path, error=exc)
+        for entry in ours:
+            self._add(entry)
+        if not self._busy:
+            self._journal.rewrite(self._entries)
 
     def _add(self, entry: Entry) -> None:
         self._entries.append(entry)
@@ -105,6 +129,7 @@ class Backlog:
 
     def mend(self) -> None:
         """Bring the journal up to date, where a failure kept it from that."""
+        self._take_over()
         self._journal.mend(self._entries)
 
     def fileno(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from shim.api.envelope_pb2 import Envelope
 from shim.api.events_pb2 import TaskExit, TaskStart
 from shim.events import backlog as backlog_module
 from shim.events import journal as journal_module
@@ -151,8 +152,35 @@ async def test_a_journal_has_one_owner(tmp_path: Path, said: Said) -> None:
             assert "another process has the journal" in said()
             assert second.waiting == 0
             publish(second, 2)
-            assert "the journal cannot be written" in said()
     assert waiting(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("leaves", [[], [1, 2]])
+async def test_what_an_owner_leaves_is_taken_over_when_it_goes(
+    tmp_path: Path, leaves: list[int]
+) -> None:
+    """As ``delete`` may own it, when a shim is started again in its bundle."""
+    path = tmp_path / "events.journal"
+    async with publishing(tmp_path) as publisher:
+        publish(publisher, 1, 2)
+    owner = Backlog(str(path))
+    assert owner.load()
+    manager = Manager()
+    async with publishing(tmp_path) as publisher:
+        publish(publisher, 3)
+        while len(owner) > len(leaves):
+            owner.acknowledge()
+        owner.close()
+        publish(publisher, 4)
+        # The first of ours may be on its way already.
+        expected = [3, *leaves, 4]
+        records = decode(path.read_bytes()).waiting
+        envelopes = [Envelope.FromString(record.payload) for record in records]
+        assert [TaskStart.FromString(one.event.value).pid for one in envelopes] == expected
+        async with serving(tmp_path / "events", manager):
+            await flush(publisher)
+    assert manager.pids == expected
+    assert not path.exists()
 
 
 async def test_a_daemon_that_lets_go_leaves_a_file_of_another_alone(tmp_path: Path) -> None:
