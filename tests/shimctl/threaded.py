@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,8 @@ def serving(path: Path, task: FakeTask) -> Iterator[Service]:
         assert service.began.wait(PATIENCE)
         yield service
     finally:
-        service.set(service.end)
+        with suppress(trio.RunFinishedError):  # a test may have ended it already
+            service.set(service.end)
         thread.join(PATIENCE)
         assert not thread.is_alive()
 

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,22 +270,6 @@ async def test_a_call_is_one_message_out_and_one_back() -> None:
             await call.send_message(StateRequest(id="redis"), end=True)
         assert (await call.recv_message()) == StateResponse(id="redis", pid=1)
         assert (await call.recv_message()) is None
-
-
-@pytest.fixture(scope="module")
-def grpclib_stubs(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """Return what grpclib's own plugin makes of task.proto, for grpclib's own client."""
-    out = tmp_path_factory.mktemp("grpclib")
-    plugin = Path(sys.executable).parent / "protoc-gen-grpclib_python"
-    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}"]
-    options = [f"--plugin={plugin}", f"--grpclib_python_out={out}"]
-    subprocess.run([*protoc, *options, "shim/api/task.proto"], check=True, timeout=60)
-    spec = importlib.util.spec_from_file_location("stubs", out / "shim/api/task_grpc.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 async def test_an_unmodified_grpclib_stub_works_on_the_channel(grpclib_stubs: ModuleType) -> None:
