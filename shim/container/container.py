@@ -101,6 +101,7 @@ class Container:
         checked_id(request.id)
         bundle = Bundle.open(request.bundle)
         self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
+        bundle.forget_end()
         async with AsyncExitStack() as undo:
             self._options.write(bundle.path / "options.json")
             (bundle.path / "runtime").write_text(self._runc.runtime.binary)
@@ -112,9 +113,7 @@ class Container:
                 mount_all(mounts, str(bundle.rootfs))
             undo.push_async_callback(self.init.dispose)
             await self._open_stdio(self.init)
-            if self._image.image_path:
-                bundle.forget_end()
-            else:
+            if not self._image.image_path:
                 await self._create_init()
             undo.pop_all()
         self._tell.created(request, self.init.pid)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
 from shim.api.task_pb2 import (
@@ -143,6 +144,18 @@ async def test_a_container_made_anew_in_its_bundle_has_not_ended(rig: Rig) -> No
     await kill_shim(rig)
     reply = delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
+
+
+async def test_a_creation_that_fails_early_leaves_no_earlier_end_behind(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", "exit 7")
+    task = await rig.start(bundle)
+    await run_to_end(rig, task, bundle)
+    await task.Delete(DeleteRequest(id="c1"), timeout=20)
+    with pytest.raises(GRPCError, match="nowhere"):
+        await rig.run(task, bundle, stdout=str(rig.root / "nowhere"))
+    await kill_shim(rig)
+    reply = delete(rig, bundle)
+    assert (reply.pid, reply.exit_status) == (0, 137)
 
 
 async def test_delete_says_how_it_really_ended_though_the_shim_is_gone(rig: Rig) -> None:
