@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from minid import control, daemon
-from minid.config import STATE, load
-from shimctl import ShimError
+from minid.config import STATE, load_state
+from minid.failures import EXPECTED, first_in, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,21 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", nargs="?", choices=control.VERBS, metavar="ps|up|down|restart")
     parser.add_argument("name", nargs="?", default="", help="one container; without, all")
     options = parser.parse_args(argv)
+    if options.verb is None and options.config is None:
+        parser.error("say -c FILE to run it, or ps, up, down or restart")
+    status = 0
     try:
         if options.verb is None:
-            if options.config is None:
-                parser.error("say -c FILE to run it, or ps, up, down or restart")
             trio.run(daemon.run, options.config, strict_exception_groups=True)
-            return 0
-        state = load(options.config).state if options.config else STATE
-        reply = trio.run(control.ask, state / "control.sock", options.verb, options.name)
-    except (ShimError, OSError) as exc:
-        sys.stderr.write(f"minid: {exc}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    sys.stdout.write(table(reply["containers"]))
-    return 0
+        else:
+            reply = trio.run(control.ask, socket_for(options.config), options.verb, options.name)
+            sys.stdout.write(table(reply["containers"]))
+    except* EXPECTED as group:
+        say(str(first_in(group)))
+        status = 1
+    except* KeyboardInterrupt:
+        status = 130
+    return status
+
+
+def socket_for(file: Path | None) -> Path:
+    """Return where the minid of ``file`` answers."""
+    return (load_state(file) if file else STATE) / "control.sock"
 
 
 def table(containers: Sequence[dict[str, Any]]) -> str:

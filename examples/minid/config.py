@@ -95,12 +95,25 @@ class Settings:
 
 def load(path: Path) -> Settings:
     """:raises InvalidError: it cannot be read, or says something that cannot be done."""
+    return parse(_read(path), str(path), path.resolve().parent)
+
+
+def load_state(path: Path) -> Path:
+    """Return the state directory that a file names, whatever else is wrong in it.
+
+    :raises InvalidError: it cannot be read.
+    """
+    whole = _Place(document.parse(_read(path), str(path)), str(path), path.resolve().parent)
+    place = whole.table().get("state")
+    return _state(place) if place else STATE
+
+
+def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            data = file.read(document.LONGEST + 1)
+            return file.read(document.LONGEST + 1)
     except OSError as exc:
         raise InvalidError(f"{path}: cannot be read: {exc.strerror}") from None
-    return parse(data, str(path), path.resolve().parent)
 
 
 def parse(data: bytes, file: str, base: Path) -> Settings:

@@ -17,11 +17,12 @@ import trio
 
 from minid import bundle
 from minid.config import Spec, parse_container
-from minid.generation import Generation, Place, say
+from minid.failures import EXPECTED, first_in, say
+from minid.generation import Generation, Place
 from minid.ledger import read_record, write_json
 from minid.logs import LogFile
 from minid.policy import Record
-from shimctl import InvalidError, ShimError
+from shimctl import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,11 +148,15 @@ class Container:
 
     async def run(self) -> None:
         """Do what there is to do, until it is removed."""
+        said = ""
         while not self.gone:
             try:
                 await self._step()
-            except* (ShimError, OSError) as group:
-                say(f"{self.name}: {_first(group)}; trying again")
+                said = ""
+            except* EXPECTED as group:
+                if said != (text := f"{self.name}: {first_in(group)}; trying again"):
+                    say(text)
+                said = text
                 await trio.sleep(_AGAIN)
         self._log.close()
 
@@ -185,7 +190,7 @@ class Container:
         if end is None and not bundle.is_whole(home):
             try:
                 await bundle.make(home, self._made_for, f"/{self.place.namespace}/{generation.id}")
-            except (ShimError, OSError) as exc:
+            except EXPECTED as exc:
                 return generation.record(None, reason=str(exc))
             if self.removed or self.record.ending:  # an image may take long
                 return generation.record(None, reason="stopped before it was started")
@@ -221,11 +226,3 @@ class Container:
 
     def _log_of(self, spec: Spec) -> tuple[Path, int, int]:
         return spec.log_in(self.place.state), spec.log.size, spec.log.count
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error inside; there is one, as one thing happens at a time."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

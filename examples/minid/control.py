@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shimctl import InvalidError, NotFoundError, ShimError, UnavailableError
+from minid.failures import EXPECTED
+from shimctl import InvalidError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,7 +78,7 @@ async def _answer(
         try:
             verb, name = parse(await _read_line(stream, _PATIENCE))
             reply = await handler(verb, name)
-        except (ShimError, OSError) as exc:
+        except EXPECTED as exc:
             reply = {"error": str(exc)}
         with suppress(trio.BrokenResourceError), trio.move_on_after(_PATIENCE):
             await stream.send_all(json.dumps(reply).encode() + b"\n")

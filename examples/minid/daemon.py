@@ -26,7 +26,8 @@ import shimctl
 from minid import control
 from minid.config import Settings, Spec, load
 from minid.container import Container, read_spec
-from minid.generation import Place, say
+from minid.failures import EXPECTED, say
+from minid.generation import Place
 from minid.ledger import End, Ledger
 from minid.policy import ALWAYS
 
@@ -73,7 +74,7 @@ async def run(file: Path) -> None:
                         break
                     try:
                         minid.reload()
-                    except shimctl.ShimError as exc:
+                    except EXPECTED as exc:
                         say(str(exc))
             nursery.cancel_scope.cancel()
     say("leaving; the containers run on")

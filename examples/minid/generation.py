@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ import trio
 
 import shimctl
 from minid import bundle
+from minid.failures import EXPECTED, say
 from minid.ledger import End, Ledger, write_json
 from minid.logs import copy, open_fifos
 
@@ -56,11 +56,6 @@ class Place:
     @property
     def events(self) -> Path:
         return self.state / "events.sock"
-
-
-def say(text: str) -> None:
-    sys.stderr.write(f"minid: {text}\n")
-    sys.stderr.flush()
 
 
 class Generation:
@@ -120,7 +115,7 @@ class Generation:
         try:
             async with self._connect(bundle.address_in(self.home)) as shim:
                 await shim.task(self.id).kill(number, everyone=number == signal.SIGKILL)
-        except (shimctl.ShimError, OSError):
+        except EXPECTED:
             return False  # not there yet, or no longer: then we are cancelled soon
         return True
 
@@ -139,7 +134,7 @@ class Generation:
             reached = False
             try:
                 address = await self._launch()
-            except (shimctl.ShimError, OSError) as exc:
+            except EXPECTED as exc:
                 return self.record(None, reason=str(exc))
             try:
                 async with self._connect(address) as shim:
@@ -236,7 +231,7 @@ class Generation:
             last = await shimctl.run_delete(
                 self.home, self.id, namespace=self.place.namespace, runtime=self.place.runtime
             )
-        except (shimctl.ShimError, OSError) as exc:
+        except EXPECTED as exc:
             say(f"{self.id}: the shim's delete: {exc}")
         return last
 
@@ -244,7 +239,7 @@ class Generation:
         """Delete the container, end the shim, remove the directory."""
         clean = False
         if address := bundle.address_in(self.home):
-            with suppress(shimctl.ShimError, OSError):
+            with suppress(*EXPECTED):
                 async with self._connect(address) as shim:
                     clean = await self._dismiss(shim)
         if not clean:

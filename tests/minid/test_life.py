@@ -223,6 +223,7 @@ def test_a_file_with_a_mistake_changes_nothing(manager: Manager) -> None:
     assert refused.stderr == (
         f"minid: {manager.file}: containers.web.grase: is not known; did you mean grace?\n"
     )
+    assert manager.run("ps").returncode == 0, "who only asks need not have a good file"
     manager.file.write_text(good.replace(manager.namespace, "another"))
     with pytest.raises(AssertionError, match="namespace: takes a restart of minid"):
         manager.ask("up")
