@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shim.errors import InvalidError, NotFoundError
 from shimctl import workdir
 from shimctl.images import Volume, Wishes, is_reference, mounts_for, open_progress, prepare
+from shimctl.images.reference import hint_for
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -28,8 +29,12 @@ async def with_image(args: Namespace, wanted: Run) -> Run:
     """Unpack the image that is asked for, and say so in ``wanted``; nothing for a bundle.
 
     :raises InvalidError: an argument makes no sense, or not with a bundle.
+    :raises NotFoundError: there is neither a bundle nor an image of that name.
     """
     if not is_reference(args.bundle):
+        if not Path(args.bundle).exists():
+            hint = hint_for(args.bundle)
+            raise NotFoundError(f"there is no bundle {args.bundle}; for an image {hint}")
         said = [name for name in _FOR_IMAGES if getattr(args, name) not in (None, "", 0, [])]
         if args.args or said or args.network != "none":
             what = f"--{said[0].replace('_', '-')}" if said else "a command, or --network,"

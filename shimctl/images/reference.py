@@ -45,14 +45,19 @@ def parse(text: str) -> Reference:
     """
     kind, _, rest = text.partition(":")
     if kind not in KINDS:
-        raise InvalidError(
-            f"{text!r} is no image; say oci:LAYOUT:TAG, oci-archive:FILE or docker-archive:FILE"
-        )
+        raise InvalidError(f"{text!r} is no image; {hint_for(text)}")
     path, colon, name = rest.partition(":")
     if not path or (colon and not name) or "\0" in text:
         what = "LAYOUT:TAG" if kind == OCI else "FILE[:NAME]"
         raise InvalidError(f"{text!r} is no image; say {kind}:{what}")
     return Reference(kind, Path(path), name)
+
+
+def hint_for(text: str) -> str:
+    """Return what to say instead of ``text``, which is no reference."""
+    if text.startswith("docker://"):
+        return f"say `skopeo copy {text} oci:LAYOUT:TAG`, then oci:LAYOUT:TAG"
+    return "say oci:LAYOUT:TAG, oci-archive:FILE or docker-archive:FILE"
 
 
 def full_name(name: str) -> str:

@@ -287,6 +287,16 @@ def test_what_is_for_an_image_is_not_for_a_bundle(host: Host, tmp_path: Path) ->
         assert "a bundle has it in its config.json" in host.fails(*argv)
 
 
+def test_what_is_neither_is_told_with_what_an_image_is(host: Host) -> None:
+    busybox = "docker://busybox:latest"
+    for argv in ([busybox], [busybox, "sh", "-c", "id"], ["-e", "A=1", busybox]):
+        assert f"for an image say `skopeo copy {busybox} oci:LAYOUT:TAG`" in host.fails(*argv)
+    assert "there is no bundle busybox; for an image say oci:LAYOUT:TAG," in host.fails("busybox")
+    done = host.shimctl("images", "prepare", busybox)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"is no image; say `skopeo copy {busybox} oci:LAYOUT:TAG`, then" in done.stderr
+
+
 def test_images_are_listed_prepared_and_removed_by_digest_or_name(
     host: Host, layout: Layout
 ) -> None:
