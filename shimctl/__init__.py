@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     )
     from shimctl.client import Shim, Task, connect
     from shimctl.discover import Found, Health, list_shims
+    from shimctl.ending import dispose
     from shimctl.events import Event, serve_events
-    from shimctl.exits import read_exit
+    from shimctl.exits import read_address, read_exit
     from shimctl.launching import Launched, launch, run_delete
     from shimctl.options import runc_options
     from shimctl.values import (
@@ -80,8 +81,10 @@ __all__ = [
     "UnsupportedError",
     "WrongStateError",
     "connect",
+    "dispose",
     "launch",
     "list_shims",
+    "read_address",
     "read_exit",
     "run_delete",
     "runc_options",
@@ -95,7 +98,8 @@ _HOMES = {
     "shimctl.client": ("Shim", "Task", "connect"),
     "shimctl.discover": ("Found", "Health", "list_shims"),
     "shimctl.events": ("Event", "serve_events"),
-    "shimctl.exits": ("read_exit",),
+    "shimctl.ending": ("dispose",),
+    "shimctl.exits": ("read_address", "read_exit"),
     "shimctl.launching": ("Launched", "launch", "run_delete"),
     "shimctl.options": ("runc_options",),
     "shimctl.values": ("Connected", "Exited", "Pid", "Stats", "Status", "Stdio", "TaskState"),

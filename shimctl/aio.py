@@ -24,11 +24,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from shim.ttrpc import aio as ttrpc
-from shimctl import client, discover, launching
+from shimctl import client, discover, ending, launching
 from shimctl.client import CONNECT_TIMEOUT, Shim, Task
 from shimctl.discover import Found
 from shimctl.events import Event, handlers_for, listening
-from shimctl.exits import read_exit
+from shimctl.exits import read_address, read_exit
 from shimctl.launching import DEFAULT_RUNTIME, Launched
 from shimctl.options import runc_options
 
@@ -45,8 +45,10 @@ __all__ = [
     "Shim",
     "Task",
     "connect",
+    "dispose",
     "launch",
     "list_shims",
+    "read_address",
     "read_exit",
     "run_delete",
     "runc_options",
@@ -96,6 +98,27 @@ async def run_delete(
     """Run the shim's ``delete`` command; see :func:`shimctl.run_delete`."""
     return await launching.run_delete(
         bundle, container, namespace=namespace, runtime=runtime, face=_FACE
+    )
+
+
+async def dispose(
+    bundle: str | Path,
+    container: str,
+    *,
+    address: str = "",
+    namespace: str = "default",
+    runtime: str = DEFAULT_RUNTIME,
+    alone: bool = True,
+) -> Exited | None:
+    """End a container and its shim; see :func:`shimctl.dispose`."""
+    return await ending.dispose(
+        bundle,
+        container,
+        address=address,
+        namespace=namespace,
+        runtime=runtime,
+        alone=alone,
+        face=_FACE,
     )
 
 

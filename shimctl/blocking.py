@@ -25,7 +25,7 @@ from shim.ttrpc import blocking as ttrpc
 from shim.ttrpc.blocking import run
 from shimctl import client
 from shimctl.client import CALL_TIMEOUT, CONNECT_TIMEOUT
-from shimctl.exits import read_exit
+from shimctl.exits import read_address, read_exit
 from shimctl.options import runc_options
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ __all__ = [
     "Shim",
     "Task",
     "connect",
+    "dispose",
     "launch",
     "list_shims",
+    "read_address",
     "read_exit",
     "run_delete",
     "runc_options",
@@ -264,6 +266,31 @@ def run_delete(
     runtime = runtime or launching.DEFAULT_RUNTIME
     return run(
         launching.run_delete(bundle, container, namespace=namespace, runtime=runtime, face=_FACE)
+    )
+
+
+def dispose(
+    bundle: str | Path,
+    container: str,
+    *,
+    address: str = "",
+    namespace: str = "default",
+    runtime: str | None = None,
+    alone: bool = True,
+) -> Exited | None:
+    """End a container and its shim; see :func:`shimctl.dispose`."""
+    from shimctl import ending, launching
+
+    return run(
+        ending.dispose(
+            bundle,
+            container,
+            address=address,
+            namespace=namespace,
+            runtime=runtime or launching.DEFAULT_RUNTIME,
+            alone=alone,
+            face=_FACE,
+        )
     )
 
 

@@ -13,7 +13,6 @@ for the files, the arguments and the name of the socket.
 
 from __future__ import annotations
 
-import json
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from shim.errors import (
 )
 from shim.linux import sockets
 from shimctl import known
-from shimctl.exits import read_exit
+from shimctl.exits import read_address, read_exit
 from shimctl.face import TRIO
 from shimctl.values import Status
 
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 
 PROBE = 2  # s for one socket: connect, Connect, State
 SOCKETS = sockets.SOCKET_DIR
-_LONGEST = 64 * 1024  # bytes of an address file that we look at
 
 
 class Health(StrEnum):
@@ -154,7 +152,7 @@ def _ours() -> Iterator[Found]:
     for path in known.listed(known.state_directory(), "*/*/config.json"):
         bundle = path.parent
         yield Found(
-            bundle.parent.name, bundle.name, _address_in(bundle), str(bundle), managed=True
+            bundle.parent.name, bundle.name, read_address(bundle), str(bundle), managed=True
         )
 
 
@@ -162,12 +160,12 @@ def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
     for root in known.roots(states):
         for bundle in known.listed(Path(root), f"{known.BUNDLES}/*/*"):
             # A bundle with neither is a container being born.
-            address = _address_in(bundle)
+            address = read_address(bundle)
             if address or read_exit(bundle):
                 yield Found(bundle.parent.name, bundle.name, address, str(bundle))
     for path in known.listed(Path(known.CRIO), "*/userdata/address"):
         bundle = path.parent
-        if address := _address_in(bundle):
+        if address := read_address(bundle):
             yield Found("default", bundle.parent.name, address, str(bundle))
 
 
@@ -178,20 +176,6 @@ def _sockets(directory: Path) -> Iterator[Path]:
                 yield path
         except OSError:
             continue  # gone since
-
-
-def _address_in(bundle: Path) -> str:
-    """Return the address written in a bundle; empty if there is none to be read."""
-    try:
-        with open(bundle / "bootstrap.json", "rb") as file:
-            return str(json.loads(file.read(_LONGEST))["address"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    try:
-        with open(bundle / "address", encoding="utf-8") as file:
-            return file.read(_LONGEST).strip()
-    except (OSError, ValueError):
-        return ""
 
 
 # Who it is

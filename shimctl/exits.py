@@ -1,17 +1,34 @@
-"""How a process ended, from the record that its shim left in the bundle."""
+"""What is to be read in a bundle: where its shim listens, and how its processes ended."""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from shim import records
 from shimctl.values import Exited
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST = 65536  # bytes of a file with an address
+
+
+def read_address(bundle: str | Path) -> str:
+    """Return where the shim of ``bundle`` listens, as its manager or it wrote it down.
+
+    Empty if there is nothing to be read.  Whether somebody listens there is another
+    question.
+    """
+    try:
+        with open(Path(bundle, "bootstrap.json"), "rb") as file:
+            return str(json.loads(file.read(_LONGEST))["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        with open(Path(bundle, "address"), encoding="utf-8") as file:
+            return file.read(_LONGEST).strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def read_exit(bundle: str | Path, exec_id: str = "") -> Exited | None:

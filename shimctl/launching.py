@@ -68,10 +68,11 @@ async def launch(
     """Start a shim for ``container`` in ``bundle``; return once it answers.
 
     ``bundle`` is a directory with a config.json, in which the shim leaves files
-    of its own; nothing is created in the runtime yet.  ``runtime`` is a runtime's
-    name or the path of a shim.  ``events`` is the socket the shim sends events
-    to, by default the one ``shimctl events`` listens on; empty for none.
-    ``face`` is how to wait.
+    of its own; nothing is created in the runtime yet.  Where the shim listens is
+    noted there too, in ``bootstrap.json`` as by containerd, for :func:`read_address`.
+    ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket
+    the shim sends events to, by default the one ``shimctl events`` listens on;
+    empty for none.  ``face`` is how to wait.
 
     Cancelling this ends the shim again, if it has come to be; one of a pod that has
     containers already stays.  A ``start`` that does not end within 5 s then is
@@ -104,15 +105,23 @@ async def launch(
             # it without a reader, and some shims wait for one for ever.
             try:
                 async with face.connect(address, namespace=namespace) as shim:
-                    who = await shim.connect(container)
+                    pid = (await shim.connect(container)).shim_pid
             except NotFoundError:
-                return Launched(address, version)
+                pid = 0
             except ShimError as exc:
                 raise type(exc)(f"{exc}; the shim's log ends: {log.last_line()}") from None
+            _note(Path(bundle), address, version)
         except BaseException:
             await face.insist(partial(_withdraw, command, namespace, face), 2 * WITHDRAW)
             raise
-    return Launched(address, version, who.shim_pid)
+    return Launched(address, version, pid)
+
+
+def _note(bundle: Path, address: str, version: int) -> None:
+    """Write down in the bundle where its shim listens, as containerd does."""
+    new = bundle / ".bootstrap.json.new"
+    new.write_text(json.dumps({"version": version, "address": address, "protocol": "ttrpc"}))
+    new.replace(bundle / "bootstrap.json")
 
 
 async def _withdraw(command: _Command, namespace: str, face: Face) -> None:

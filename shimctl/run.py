@@ -9,10 +9,7 @@ Source: containerd core/runtime/v2 (shim.go, delete) for the order.
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import signal
 import sys
 import tempfile
 from contextlib import asynccontextmanager, suppress
@@ -26,13 +23,15 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim.api.options_pb2 import Options
 from shim.errors import InvalidError, NotFoundError, ShimError
-from shim.linux.sockets import can_connect, socket_path
+from shim.linux.sockets import can_connect
 from shim.scope import background
-from shimctl import detached, logger, workdir
+from shimctl import detached, ending, logger, workdir
 from shimctl.attach import attach, open_signals
 from shimctl.client import connect
 from shimctl.detached import Detached, open_detached
-from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log, run_delete
+from shimctl.ending import end
+from shimctl.exits import read_address
+from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.relay import open_pipes
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from shimctl.values import Exited
 
 CLEANUP = 20  # s for all of it, when something went wrong
-_SHUTDOWN = 3  # s, as containerd allows
-_KILLED = 10  # s between SIGKILL and the exit
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +208,6 @@ async def _launched(wanted: Run, work: Path, *, attached: bool) -> AsyncIterator
         debug=wanted.debug,
         events=events,
     )
-    bootstrap = {"version": launched.version, "address": launched.address, "protocol": "ttrpc"}
-    (work / "bootstrap.json").write_text(json.dumps(bootstrap))
     with open_log(work) as log:
         async with (
             background(partial(_follow, log, wanted.debug)),
@@ -228,15 +223,6 @@ async def _follow(log: Log, show: bool) -> None:
         if show:
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-def _address(work: Path) -> str:
-    """Return the address that a shim or we left in ``work``; empty if there is none."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((work / "bootstrap.json").read_bytes())["address"])
-    with suppress(OSError):
-        return (work / "address").read_text().strip()
-    return ""
 
 
 def _binary(work: Path) -> str:
@@ -311,56 +297,20 @@ async def dispose(work: Path, container: str, namespace: str, address: str = "")
 
     :raises WrongStateError: something is still mounted in the directory.
     """
-    exited = None
-    address = address or _address(work)
-    alone = _alone(work, address)
-    with suppress(ShimError):
-        async with connect(address, namespace=namespace) as shim:
-            exited = await end(shim.task(container))
-            await _shut_down(shim, insist=alone)
-    binary = _binary(work)
-    with suppress(ShimError, OSError):
-        last = await run_delete(work, container, namespace=namespace, runtime=binary)
-        exited = exited or last
-    if alone and socket_path(address) and not can_connect(address):
-        Path(socket_path(address)).unlink(missing_ok=True)  # the shim was killed
+    address = address or read_address(work)
+    exited = await ending.dispose(
+        work,
+        container,
+        address=address,
+        namespace=namespace,
+        runtime=_binary(work),
+        alone=_alone(work, address),
+    )
     workdir.remove(work)
     return exited
-
-
-async def end(task: Task) -> Exited | None:
-    """Delete the process, after killing it if need be; None if it is not there."""
-    try:
-        return await task.delete()
-    except NotFoundError:
-        return None
-    except ShimError:
-        pass  # it runs, or half of it was never made
-    with suppress(ShimError):
-        await task.kill(signal.SIGKILL, everyone=not task.exec_id)
-        await task.wait(timeout=_KILLED)
-    with suppress(ShimError):
-        return await task.delete()
-    return None
-
-
-async def _shut_down(shim: Shim, *, insist: bool) -> None:
-    """Ask the shim to exit and wait until it has; with ``insist``, see to it."""
-    with suppress(ShimError, OSError):
-        fd = os.pidfd_open((await shim.connect(timeout=_SHUTDOWN)).shim_pid)
-        try:
-            await shim.shutdown(timeout=_SHUTDOWN)
-            with trio.move_on_after(_SHUTDOWN):
-                await trio.lowlevel.wait_readable(fd)
-                return
-            if insist:
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-                await trio.lowlevel.wait_readable(fd)
-        finally:
-            os.close(fd)
 
 
 def _alone(work: Path, address: str) -> bool:
     """Tell whether no other container of ours has the same shim, as in a pod."""
     others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
-    return all(other == work or _address(other) != address for other in others)
+    return all(other == work or read_address(other) != address for other in others)

@@ -11,7 +11,8 @@ from shimctl.commands.connected import open_found, open_task, wait_for
 from shimctl.commands.from_image import stop_signal
 from shimctl.commands.output import show
 from shimctl.discover import find_shim
-from shimctl.run import dispose, end
+from shimctl.ending import end
+from shimctl.run import dispose
 from shimctl.values import Status
 
 if TYPE_CHECKING:

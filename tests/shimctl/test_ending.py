@@ -1,0 +1,100 @@
+"""The end of a container by one call, whatever there is of it: on every face, of every shim."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+import shimctl
+from shimctl import aio, blocking
+from tests.process.rig import alive
+from tests.shimctl.place import RUNTIMES, eventually, open_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.shimctl.place import Place
+
+pytestmark = pytest.mark.e2e
+
+FACES: dict[str, Any] = {
+    "trio": lambda *args, **more: trio.run(partial(shimctl.dispose, *args, **more)),
+    "asyncio": lambda *args, **more: asyncio.run(aio.dispose(*args, **more)),
+    "threads": blocking.dispose,
+}
+
+
+@pytest.fixture(params=["ours", "go"])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with open_place(request.param) as place:
+        yield place
+
+
+def begin(place: Place, *, start: bool = True) -> tuple[Path, shimctl.Launched, int]:
+    """Create a container that sleeps; return its bundle, its shim and its pid."""
+    bundle = place.bundle("sleep", "1000").rename(place.root / "c")
+    runtime = RUNTIMES[place.kind]
+    launched = blocking.launch(
+        bundle, "c", namespace=place.namespace, runtime=runtime, events=place.state / "events.sock"
+    )
+    with blocking.connect(launched.address, namespace=place.namespace) as shim:
+        pid = shim.create("c", bundle)
+        if start:
+            shim.task("c").start()
+    return bundle, launched, pid
+
+
+def end(face: str, place: Place, bundle: Path) -> shimctl.Exited | None:
+    found: shimctl.Exited | None = FACES[face](
+        bundle, "c", namespace=place.namespace, runtime=RUNTIMES[place.kind]
+    )
+    return found
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_runs_is_killed_and_its_shim_leaves(face: str, place: Place) -> None:
+    bundle, launched, pid = begin(place)
+    assert shimctl.read_address(bundle) == launched.address
+    exited = end(face, place, bundle)
+    assert exited is not None
+    assert (exited.exit_status, exited.pid) == (137, pid)
+    eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
+    assert place.left() == []
+    end(face, place, bundle)  # may be repeated
+    assert bundle.is_dir()
+
+
+def test_what_was_only_created_goes_too(place: Place) -> None:
+    bundle, launched, pid = begin(place, start=False)
+    end("trio", place, bundle)
+    eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_a_killed_shim_left_ends_with_its_socket(face: str, place: Place) -> None:
+    bundle, launched, pid = begin(place)
+    os.kill(launched.shim_pid, signal.SIGKILL)
+    eventually(lambda: not alive(launched.shim_pid))
+    exited = end(face, place, bundle)
+    assert exited is not None
+    assert exited.exit_status == 137
+    eventually(lambda: not alive(pid))
+    assert not os.path.exists(launched.address.removeprefix("unix://"))  # noqa: PTH110 - a name
+
+
+def test_a_bundle_that_says_nothing_has_no_address(tmp_path: Path) -> None:
+    assert shimctl.read_address(tmp_path) == ""
+    (tmp_path / "bootstrap.json").write_text("{")
+    assert shimctl.read_address(tmp_path) == ""
+    (tmp_path / "address").write_text("unix:///one\n")
+    assert shimctl.read_address(tmp_path) == "unix:///one"
+    (tmp_path / "bootstrap.json").write_text('{"address": "unix:///two"}')
+    assert shimctl.read_address(tmp_path) == "unix:///two"
