@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,15 +103,6 @@ def _apply(config: dict[str, Any], spec: Spec) -> None:
     if limits.pids is not None:
         resources["pids"] = {"limit": limits.pids}
     config["annotations"] = {_OUTPUT: "spool"} | (config.get("annotations") or {})
-
-
-def address_in(home: Path) -> str:
-    """Return where the shim of ``home`` listens, as far as anybody wrote it down."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((home / "bootstrap.json").read_bytes())["address"])
-    with suppress(OSError):
-        return (home / "address").read_text().strip()  # by the shim, before it served
-    return ""
 
 
 def remove(home: Path) -> None:

@@ -89,7 +89,6 @@ class Settings:
     base: Path
     state: Path = STATE
     namespace: str = "minid"
-    runtime: str = "io.containerd.trio.v2"
     containers: tuple[Spec, ...] = ()
 
 
@@ -345,6 +344,5 @@ _CONTAINER: _Readers = {
 _FILE: _Readers = {
     "state": _state,
     "namespace": _name,
-    "runtime": _Place.text,
     "containers": _containers,
 }

@@ -89,7 +89,6 @@ class Minid:
         self.place = Place(
             settings.state,
             settings.namespace,
-            settings.runtime,
             ledger,
             trio.CapacityLimiter(_STARTING),
         )
@@ -115,7 +114,7 @@ class Minid:
         :raises InvalidError: it has a mistake, or changes what only a start can.
         """
         settings = load(self._file)
-        for what in ("state", "namespace", "runtime"):
+        for what in ("state", "namespace"):
             if getattr(settings, what) != getattr(self._settings, what):
                 raise shimctl.InvalidError(f"{self._file}: {what}: takes a restart of minid")
         self.apply(settings)

@@ -11,7 +11,6 @@ it that but the ledger, the bundle and the shim, and each step may be repeated:
 
 from __future__ import annotations
 
-import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import trio
 import shimctl
 from minid import bundle
 from minid.failures import EXPECTED, say
-from minid.ledger import End, Ledger, write_json
+from minid.ledger import End, Ledger
 from minid.logs import copy, open_fifos
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ if TYPE_CHECKING:
 
 CREATE = 150.0  # s for a Create, which is bounded by the shim's limit for its runtime
 LAST_OUTPUT = 10.0  # s without any output, once the container has ended, before the rest is lost
-KILLED = 10.0  # s between SIGKILL and the exit
 LAUNCHES = 3  # shims that may be gone before they have a container
-FAREWELL = 5.0  # s for a shim to exit when asked
 PAUSE = 0.1  # s between two attempts to reach somebody
 
 
@@ -49,7 +46,6 @@ class Place:
 
     state: Path
     namespace: str
-    runtime: str
     ledger: Ledger
     turns: trio.CapacityLimiter
 
@@ -92,7 +88,9 @@ class Generation:
             for fifo in fifos:
                 if not await copy(fifo, log, say, LAST_OUTPUT):
                     say(f"{self.id}: the rest of its output cannot be had, or cannot be kept")
-        await self._clear()
+        # The container, its shim, and whatever neither can remove.
+        await shimctl.dispose(self.home, self.id, namespace=self.place.namespace)
+        bundle.remove(self.home)
         return end
 
     def record(self, code: int | None, at: datetime | None = None, reason: str = "") -> End:
@@ -113,7 +111,7 @@ class Generation:
     async def _signal(self, number: int) -> bool:
         """Send a signal to the container; say whether there is no need to try again."""
         try:
-            async with self._connect(bundle.address_in(self.home)) as shim:
+            async with self._connect(shimctl.read_address(self.home)) as shim:
                 await shim.task(self.id).kill(number, everyone=number == signal.SIGKILL)
         except EXPECTED:
             return False  # not there yet, or no longer: then we are cancelled soon
@@ -152,17 +150,14 @@ class Generation:
     async def _launch(self) -> str:
         """Return the address of its shim, which is started if we know of none."""
         if (self.home / "bootstrap.json").exists():
-            return bundle.address_in(self.home)
+            return shimctl.read_address(self.home)
         async with self.place.turns:
             launched = await shimctl.launch(
                 self.home,
                 self.id,
                 namespace=self.place.namespace,
-                runtime=self.place.runtime,
                 events=self.place.events,
             )
-        answer = {"version": launched.version, "address": launched.address, "protocol": "ttrpc"}
-        write_json(self.home / "bootstrap.json", answer)
         return launched.address
 
     async def _follow(self, shim: Shim) -> End:
@@ -215,57 +210,11 @@ class Generation:
         None means that it never was: a shim leaves when nobody wants anything of
         it for half a minute, say.  Unless this was the ``last``, another is due.
         """
-        found = shimctl.read_exit(str(self.home))
-        said = await self._run_delete()
-        if found is not None:
+        if (found := shimctl.read_exit(self.home)) is not None:
             return self.record(found.exit_status, found.exited_at)
+        said = await shimctl.run_delete(self.home, self.id, namespace=self.place.namespace)
         if said is not None and said.pid:
             return self.record(said.exit_status, said.exited_at, "its shim was killed")
         (self.home / "bootstrap.json").unlink(missing_ok=True)
         never = "its shims are gone before it is made"
         return self.record(None, reason=never) if last else None
-
-    async def _run_delete(self) -> shimctl.Exited | None:
-        last: shimctl.Exited | None = None
-        try:
-            last = await shimctl.run_delete(
-                self.home, self.id, namespace=self.place.namespace, runtime=self.place.runtime
-            )
-        except EXPECTED as exc:
-            say(f"{self.id}: the shim's delete: {exc}")
-        return last
-
-    async def _clear(self) -> None:
-        """Delete the container, end the shim, remove the directory."""
-        clean = False
-        if address := bundle.address_in(self.home):
-            with suppress(*EXPECTED):
-                async with self._connect(address) as shim:
-                    clean = await self._dismiss(shim)
-        if not clean:
-            await self._run_delete()
-        bundle.remove(self.home)
-
-    async def _dismiss(self, shim: Shim) -> bool:
-        """End the shim and what it has; say whether it went without force."""
-        task = shim.task(self.id)
-        shim_fd = os.pidfd_open((await shim.connect(self.id)).shim_pid)
-        try:
-            await self._delete(task)
-            await shim.shutdown()
-            with trio.move_on_after(FAREWELL):
-                await trio.lowlevel.wait_readable(shim_fd)
-                return True
-            signal.pidfd_send_signal(shim_fd, signal.SIGKILL)
-            return False
-        finally:
-            os.close(shim_fd)
-
-    async def _delete(self, task: Task) -> None:
-        with suppress(shimctl.NotFoundError):
-            try:
-                await task.delete()
-            except shimctl.WrongStateError:  # it runs: a start that failed half way
-                await task.kill(signal.SIGKILL, everyone=True)
-                await task.wait(timeout=KILLED)
-                await task.delete()

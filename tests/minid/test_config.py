@@ -49,7 +49,6 @@ def test_everything_that_can_be_said_is_understood() -> None:
         """
 state: st
 namespace: mine
-runtime: io.containerd.runc.v2
 containers:
   web-1:
     bundle: bundles/web
@@ -71,7 +70,6 @@ containers:
     )
     web, db = settings.containers
     assert (settings.state, settings.namespace) == (BASE / "st", "mine")
-    assert settings.runtime == "io.containerd.runc.v2"
     assert web == Spec(
         name="web-1",
         bundle=BASE / "bundles/web",
@@ -143,7 +141,7 @@ REFUSED = {
     "a key nobody knows": ("contaners: {}", "contaners: is not known; did you mean containers?"),
     "one far from all": (
         "x: 1",
-        "x: is not known; there is state, namespace, runtime, containers",
+        "x: is not known; there is state, namespace, containers",
     ),
     "a key of a container": (WEB % "comand: [x]", "containers.web.comand: is not known; did you"),
     "a key of a limit": (WEB % "limits: {mem: 1}", "containers.web.limits.mem: is not known"),

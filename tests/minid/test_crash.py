@@ -69,8 +69,8 @@ async def go(manager: Manager, last: str) -> None:
         path, "web.1", namespace=manager.namespace, events=manager.state / "events.sock"
     )
     if last == "launched":
+        (path / "bootstrap.json").unlink()
         return
-    write_json(path / "bootstrap.json", {"address": launched.address})
     if last == "answered":
         return
     async with shimctl.connect(launched.address) as shim:
