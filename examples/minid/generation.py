@@ -112,7 +112,9 @@ class Generation:
         """Send a signal to the container; say whether there is no need to try again."""
         try:
             async with self._connect(shimctl.read_address(self.home)) as shim:
-                await shim.task(self.id).kill(number, everyone=number == signal.SIGKILL)
+                # The init, which takes all others with it.  Who was told at the same time
+                # as its children may live to see them die, and end with a code of its own.
+                await shim.task(self.id).kill(number)
         except EXPECTED:
             return False  # not there yet, or no longer: then we are cancelled soon
         return True
