@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down.  A module may import from its own layer and from below it.
 LAYERS = [
     {"shim.__main__"},
-    {"shim.forkserver"},
+    {"shim.forkserver", "shim.forked"},
     {"shim.bootstrap", "shim.cleanup", "shim.info"},
     {"shim.daemon"},
     {"shim.service"},
