@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,11 @@ from shim.api.task_pb2 import DeleteResponse
 from shim.container.abandoned import kill_abandoned, member_of
 from shim.container.bundle import Bundle, checked_id
 from shim.container.members import Members
+from shim.container.options import Options
 from shim.errors import ShimError
 from shim.events.rest import tell_rest
 from shim.linux import sockets
-from shim.linux.mounts import unmount_all
+from shim.linux.mounts import mounts_below, unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
 from shim.records import read_exit
@@ -60,11 +62,15 @@ def delete(flags: Flags) -> bytes:
     """
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
-    reply = DeleteResponse(pid=bundle.read_pid(), exit_status=KILLED)
-    _in_time(lambda: _clean_up(flags, bundle), flags.id, lambda: _tell_rest(flags, bundle))
+    pid = bundle.read_pid()
+    if _is_clean(flags, bundle, pid):
+        _tell_rest(flags, bundle)
+    else:
+        _in_time(lambda: _clean_up(flags, bundle), flags.id, lambda: _tell_rest(flags, bundle))
+    reply = DeleteResponse(pid=pid, exit_status=KILLED)
     record = read_exit(str(bundle.path))
     if record is None:
-        reply.exited_at.GetCurrentTime()
+        reply.exited_at.FromNanoseconds(time.time_ns())
     else:
         reply.pid, reply.exit_status = record.pid, record.exit_status
         reply.exited_at.FromNanoseconds(record.exited_at)
@@ -80,11 +86,13 @@ def _bundle_of(flags: Flags) -> Path:
 
 
 def _tell_rest(flags: Flags, bundle: Bundle) -> None:
-    members = {member.id: member.bundle for member in Members(str(bundle.path)).read()}
+    @cache
+    def members() -> dict[str, str]:
+        return {member.id: member.bundle for member in Members(str(bundle.path)).read()}
 
     def tells_itself(id_: str) -> bool:
         # Who was started by ``start`` has an address in its bundle, and a ``delete``.
-        here = members.get(id_, str(bundle.path.parent / id_))
+        here = members().get(id_, str(bundle.path.parent / id_))
         return id_ == flags.id or os.path.exists(f"{here}/address")  # noqa: PTH110 - a plain string
 
     try:
@@ -154,6 +162,46 @@ def _in_time(work: Callable[[], None], id_: str, meanwhile: Callable[[], None]) 
         os.kill(pid, signal.SIGKILL)
     with suppress(ChildProcessError):  # whoever started us may have SIGCHLD ignored
         os.waitpid(pid, 0 if ended else os.WNOHANG)
+
+
+def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
+    """Say whether the shim left nothing to end or to remove, and so nothing that could hang.
+
+    That is the rule: a shim that was told to shut down has done it all.
+    """
+    try:
+        root = Options.read(bundle.path / "options.json").runtime(flags.namespace).root
+        return (
+            # Where nothing hangs, not even the look at it.
+            root.startswith("/run/")
+            and not _is_there(pid)
+            and not _has_state(Path(root), flags.id)
+            and not Members(str(bundle.path)).names()
+            and not mounts_below(str(bundle.rootfs))
+            and not _has_dead_socket(bundle)
+        )
+    except (ShimError, OSError):
+        return False
+
+
+def _is_there(pid: int) -> bool:
+    """Say whether a process has this pid, whosever it is by now."""
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _has_dead_socket(bundle: Bundle) -> bool:
+    """Say whether a shim died there; one that is alive, if only to end, removes its own."""
+    try:
+        address = _address(bundle)
+    except FileNotFoundError:
+        return False
+    return os.path.lexists(sockets.socket_path(address)) and not sockets.can_connect(address)
 
 
 def _clean_up(flags: Flags, bundle: Bundle) -> None:

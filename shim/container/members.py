@@ -124,15 +124,26 @@ class Members:
     def read(self) -> list[Member]:
         """Return what is noted; what makes no sense is left out."""
         members = []
-        for path in sorted((Path(self.bundle) / _DIRECTORY).glob("[!.]*")):
+        for name in self.names():
+            path = self._path(name)
             try:
                 member = Member.parse(path.read_bytes())
             except (OSError, InvalidError) as exc:
                 log.warning("a note of the pod's shim is unreadable", path=path, error=exc)
                 continue
-            if member.id == path.name:
+            if member.id == name:
                 members.append(member)
         return members
+
+    def names(self) -> list[str]:
+        """Return the ids that something is noted of, whether it makes sense or not."""
+        if not self.bundle:
+            return []
+        try:
+            found = os.listdir(f"{self.bundle}/{_DIRECTORY}")  # noqa: PTH208 - names are wanted
+        except OSError:
+            return []
+        return sorted(name for name in found if not name.startswith("."))
 
     def _path(self, name: str) -> Path:
         return Path(self.bundle) / _DIRECTORY / name

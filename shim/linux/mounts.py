@@ -279,12 +279,10 @@ def unmount_all(rootfs: str) -> None:
 
     :raises OSError: the kernel refused.
     """
-    # The last part is not followed: a link there is not ours to unmount behind.
-    path = str(Path(rootfs).parent.resolve() / Path(rootfs).name)
     failure: OSError | None = None
     # More than one round only if somebody mounts while we unmount.
     for _ in range(3):
-        points = [p for p in mount_points() if p == path or p.startswith(path + "/")]
+        points = mounts_below(rootfs)
         if not points:
             return
         points.sort(key=lambda point: point.count("/"))
@@ -296,6 +294,14 @@ def unmount_all(rootfs: str) -> None:
                 failure = exc
     if failure is not None:
         raise failure
+
+
+def mounts_below(rootfs: str) -> list[str]:
+    """Return the mounts on ``rootfs`` and below, in the order they were made."""
+    # The last part is not followed: a link there is not ours to unmount behind.
+    directory, _, name = rootfs.rpartition("/")
+    path = f"{os.path.realpath(directory or '/')}/{name}"
+    return [p for p in mount_points() if p == path or p.startswith(path + "/")]
 
 
 def mount_points() -> list[str]:

@@ -1,0 +1,119 @@
+"""``delete`` of what a shim left in order: answered at once, by looking only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim import cleanup
+from shim.api.task_pb2 import DeleteResponse
+from shim.config import Flags
+from shim.linux.libc import mount
+from shim.linux.mounts import unmount_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MS_BIND = 4096
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Below /run, where runtimes keep their state."""
+    path = Path(f"/run/trio-shim-test-{os.getpid()}")
+    path.mkdir()
+    yield path
+    unmount_all(str(path))
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+@pytest.fixture
+def bundle(root: Path) -> Path:
+    """The bundle of a container that has been deleted, by a shim that has ended."""
+    bundle = root / "c1"
+    (bundle / "rootfs").mkdir(parents=True)
+    (bundle / "config.json").write_text("{}")
+    (bundle / "options.json").write_text(f'{{"root": "{root}/runc"}}')
+    (bundle / "address").write_text(f"unix://{root}/socket")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (bundle / "init.pid").write_text(str(ended.pid))
+    return bundle
+
+
+def delete(bundle: Path) -> DeleteResponse:
+    flags = Flags(namespace="ns", id="c1", bundle=str(bundle), action="delete")
+    return DeleteResponse.FromString(cleanup.delete(flags))
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each process that the clean-up was left to."""
+    seen: list[int] = []
+    in_time = cleanup._in_time
+
+    def counted(*args: object) -> None:
+        seen.append(1)
+        in_time(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cleanup, "_in_time", counted)
+    return seen
+
+
+def test_where_nothing_is_left_no_process_is_needed(bundle: Path, forks: list[int]) -> None:
+    pid = int((bundle / "init.pid").read_text())
+    for _ in range(2):
+        reply = delete(bundle)
+        assert (reply.pid, reply.exit_status) == (pid, 128 + signal.SIGKILL)
+    assert not forks
+
+
+def test_a_shim_that_serves_or_is_about_to_end_is_left_alone(
+    bundle: Path, forks: list[int]
+) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{bundle.parent}/socket")
+        sock.listen()
+        delete(bundle)
+    assert not forks
+    assert (bundle.parent / "socket").is_socket()
+
+
+@pytest.mark.parametrize(
+    "what", ["process", "state", "gvisor", "note", "mount", "socket", "elsewhere", "nonsense"]
+)
+def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
+    bundle: Path, forks: list[int], what: str
+) -> None:
+    root = bundle.parent
+    with subprocess.Popen(["sleep", "60"]) as process, socket.socket(socket.AF_UNIX) as sock:
+        match what:
+            case "process":
+                (bundle / "init.pid").write_text(str(process.pid))
+            case "state":
+                (root / "runc/ns/c1").mkdir(parents=True)
+            case "gvisor":
+                (root / "runc/ns").mkdir(parents=True)
+                (root / "runc/ns/c1_sandbox:c1.state").touch()
+            case "note":
+                (bundle / "members").mkdir()
+                (bundle / "members/c2").write_text("nonsense")
+            case "mount":
+                (bundle / "rootfs/deep").mkdir()
+                mount(str(bundle), str(bundle / "rootfs/deep"), "", _MS_BIND)
+            case "socket":
+                sock.bind(f"{root}/socket")
+            case "elsewhere":  # on a disk, which may hang
+                (bundle / "options.json").write_text('{"root": "/var/lib/nowhere"}')
+            case "nonsense":
+                (bundle / "address").unlink()
+                (bundle / "address").mkdir()
+        assert delete(bundle).exit_status == 128 + signal.SIGKILL
+        process.kill()
+    assert forks
