@@ -55,18 +55,15 @@ def _take_after(pid: int) -> int:
 
     Namespaces, cgroup, capabilities and label are the same by the socket's name.
     """
-    root = Path(f"/proc/{pid}")
-    entries = (root / "environ").read_bytes().split(b"\0")
-    pairs = [entry.partition(b"=") for entry in entries if b"=" in entry]
-    os.environb.clear()
-    os.environb.update({key: value for key, _, value in pairs if key})
-    os.chdir(root / "cwd")
+    root = f"/proc/{pid}"
+    entries = _read(f"{root}/environ").split(b"\0")
+    pairs = (entry.partition(b"=") for entry in entries if b"=" in entry)
+    _set_environment({key: value for key, _, value in pairs if key})
+    os.chdir(f"{root}/cwd")
     status = dict(
-        line.split(":\t", 1)
-        for line in (root / "status").read_text().splitlines()
-        if ":\t" in line
+        line.split(b":\t", 1) for line in _read(f"{root}/status").splitlines() if b":\t" in line
     )
-    os.umask(int(status["Umask"], 8))
+    os.umask(int(status[b"Umask"], 8))
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, pid))
     with suppress(OSError):
@@ -76,7 +73,21 @@ def _take_after(pid: int) -> int:
             theirs = resource.prlimit(pid, limit)
             if theirs != resource.getrlimit(limit):
                 resource.setrlimit(limit, theirs)
-    return int(status["PPid"])
+    return int(status[b"PPid"])
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _set_environment(wanted: dict[bytes, bytes]) -> None:
+    """Make ``wanted`` the environment, most of which the server has from an earlier caller."""
+    for key in [key for key in os.environb if key not in wanted]:
+        del os.environb[key]
+    for key, value in wanted.items():
+        if os.environb.get(key) != value:
+            os.environb[key] = value
 
 
 _LIMITS = [value for name, value in vars(resource).items() if name.startswith("RLIMIT_")]

@@ -18,8 +18,10 @@ import select
 import signal
 import socket
 import struct
+import sys
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -226,16 +228,23 @@ def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     return data, list(fds)
 
 
-def _stamp() -> tuple[int, int]:
-    """Return what changes whenever a file of this package does: newest change, and count."""
-    newest = count = 0
-    pending = [os.path.dirname(os.path.abspath(__file__))]  # noqa: PTH100, PTH120 - on every call
-    while pending:
-        with os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                if entry.name.endswith(".py"):
-                    count += 1
-                    newest = max(newest, entry.stat().st_mtime_ns)
-                elif entry.name != "__pycache__" and entry.is_dir():
-                    pending.append(entry.path)
-    return newest, count
+def _stamp() -> list[tuple[int, int]]:
+    """Return what changes whenever a file does whose code is loaded here."""
+    found = []
+    for path in _loaded():
+        try:
+            info = os.stat(path)  # noqa: PTH116 - on every call
+        except OSError:
+            found.append((0, 0))
+        else:
+            found.append((info.st_ino, info.st_mtime_ns))
+    return found
+
+
+@cache
+def _loaded() -> list[bytes]:
+    modules = [module for name, module in sys.modules.items() if name.startswith("shim.")]
+    paths = [path for module in modules if (path := getattr(module, "__file__", None))]
+    # Copies that lie together: the modules' own are all over the heap, where each
+    # look at one would copy a page that the last child shares.
+    return [os.fsencode(path) for path in paths]
