@@ -26,7 +26,7 @@ from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.api.task_pb2 import ConnectRequest
 from shim.cgroup.find import cgroup_at
 from shim.cgroup.v1 import CgroupV1
-from shim.container.bundle import Bundle, checked_id
+from shim.container.bundle import Bundle, Config, checked_id
 from shim.container.options import Options
 from shim.errors import (
     ExistsError,
@@ -160,6 +160,20 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 caller.refuse(f"{title}: {exc or type(exc).__name__}")
     finally:
         os._exit(status)
+
+
+def rehearse(invocation: Invocation) -> None:
+    """Do what can be done of a ``start`` without leaving a trace, as :func:`daemon.rehearse`."""
+    checked_id(invocation.id)
+    config = Config.parse(
+        b'{"process": {}, "root": {"path": "rootfs"}, "annotations": {"a": "b"}}'
+    )
+    address = sockets.socket_address("/run", "rehearsal", config.group or invocation.id)
+    _answer(invocation, address, 3)
+    Options.decode(invocation.options)
+    with suppress(OSError):
+        libc.disable_thp()  # as it is already
+    Path("/proc/self/oom_score_adj").read_text()
 
 
 def _bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:

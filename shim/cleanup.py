@@ -23,6 +23,7 @@ import trio
 
 from shim import log
 from shim.api.task_pb2 import DeleteResponse
+from shim.config import Flags
 from shim.container.abandoned import kill_abandoned, member_of
 from shim.container.bundle import Bundle, checked_id
 from shim.container.members import Members
@@ -39,7 +40,6 @@ from shim.runc.driver import Runc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shim.config import Flags
     from shim.container.members import Member
     from shim.reaper import Reaper
 
@@ -67,6 +67,17 @@ def delete(flags: Flags) -> bytes:
         _tell_rest(flags, bundle)
     else:
         _in_time(lambda: _clean_up(flags, bundle), flags.id, lambda: _tell_rest(flags, bundle))
+    return _reply(bundle, pid)
+
+
+def rehearse() -> None:
+    """Do what can be done of a ``delete`` without ending anything, as ``daemon.rehearse``."""
+    bundle = Bundle(Path("/nonexistent"))
+    _is_clean(Flags(namespace="rehearsal", id="nobody"), bundle, 0)
+    _reply(bundle, 0)
+
+
+def _reply(bundle: Bundle, pid: int) -> bytes:
     reply = DeleteResponse(pid=pid, exit_status=KILLED)
     record = read_exit(str(bundle.path))
     if record is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,6 @@ from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, serve_connection
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 # Seconds without a container after which nobody is coming any more.
@@ -121,7 +121,7 @@ async def _shutdown_when_deserted(service: TaskService, shutdown: trio.Event) ->
 
 
 def rehearse() -> None:
-    """Run one round of everything a daemon does at its birth, and leave no trace.
+    """Run some rounds of everything a daemon does at its birth, and leave no trace.
 
     For a parent of daemons: what is cached and specialised by then, each child has.
     """
@@ -144,4 +144,34 @@ async def _rehearse() -> None:
                 with suppress(GRPCError):
                     await task.Create(CreateTaskRequest(id="nobody", bundle="/nonexistent"))
                 await reaper.spawn(["true"]).wait()
+        nursery.cancel_scope.cancel()
+
+
+def rehearse_birth() -> None:
+    """Do what :func:`run` does until it is ready, and end, leaving no trace.
+
+    For a child that is to be a daemon: it writes to the pages that a daemon
+    writes to at once, and no others, which would be its own for nothing.
+    """
+    trio.run(_rehearse_birth, strict_exception_groups=True)
+
+
+async def _rehearse_birth() -> None:
+    shutdown = trio.Event()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind("")  # some name that is free, and no file
+    listener.listen()
+    sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    async with (
+        sock,
+        open_reaper() as reaper,
+        open_publisher("/nonexistent", "rehearsal") as publisher,
+        trio.open_nursery() as nursery,
+    ):
+        host = Host("rehearsal", reaper, publisher, nursery, LIMIT)
+        handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
+        await nursery.start(_shutdown_on_signal, shutdown)
+        serving = partial(serve, shutdown=shutdown, drain=0, abandon=ABANDONED)
+        await nursery.start(serving, sock, handlers)
+        shutdown.set()
         nursery.cancel_scope.cancel()

@@ -5,6 +5,9 @@ that finds none, does for later ones what they would have done themselves, and
 leaves when it has had no daemon and no caller for a while.  Its daemons are its
 children; when it dies they go on under init.
 
+One spare child is kept ready, so that a caller does not even wait for the fork.
+While there is none, as when many come at once, each gets a child of its own.
+
 Single-threaded and without an event loop of its own, since it forks: a poll of
 the socket and of the signals, one caller at a time, each with a bound.
 """
@@ -20,14 +23,14 @@ import socket
 import struct
 import sys
 import time
-from contextlib import suppress
-from functools import cache
+from contextlib import ExitStack, suppress
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from shim import cleanup, daemon, launcher, log  # noqa: F401 - held for children
 from shim.errors import ExistsError, InvalidError, ShimError
-from shim.forked import become
+from shim.forked import Call, Spare, become, stand_by
 from shim.linux import libc, sockets
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 # Seconds without daemon or caller until it leaves; 0 is never.
 IDLE = 600.0
+# Seconds without a caller until another child is made ready: those who come together,
+# and the runtime that follows a ``start``, have the processors to themselves.
+QUIET = 0.1
 # Seconds a caller has to say what it wants, once it is connected.
 _PATIENCE = 1.0
 _MESSAGE = 1 << 20
@@ -105,6 +111,9 @@ class _Server:
         self._since = time.monotonic()
         self._stopped = False
         self._listener: socket.socket | None = None
+        self._wake: tuple[int, ...] = ()
+        self._spare: Spare | None = None
+        self._wants_spare = True
 
     def serve(self) -> int:
         daemon.rehearse()
@@ -115,7 +124,7 @@ class _Server:
         except ExistsError:
             return 0
         self._listener.setblocking(False)
-        wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
@@ -130,9 +139,12 @@ class _Server:
                 else:
                     self._accept()
             self._reap()
+            if self._wants_spare and time.monotonic() >= self._since + QUIET:
+                self._keep_spare()
         return 0
 
     def close(self) -> None:
+        self._drop_spare()
         if self._listener is not None:
             self._listener.close()
             with suppress(ShimError, OSError):
@@ -143,9 +155,12 @@ class _Server:
 
     def _patience(self) -> float | None:
         """Milliseconds until there could be something to do by itself."""
-        if self._daemons or not self._idle:
+        waits = [QUIET] if self._wants_spare else []
+        if self._idle and not self._daemons:
+            waits.append(self._idle)
+        if not waits:
             return None
-        return max(0.0, self._since + self._idle - time.monotonic()) * 1000 + 1
+        return max(0.0, self._since + min(waits) - time.monotonic()) * 1000 + 1
 
     def _is_idle(self) -> bool:
         if self._daemons or not self._idle:
@@ -156,7 +171,9 @@ class _Server:
         """Wait for daemons that ended, and for what they in turn left to us."""
         with suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                if pid in self._daemons:
+                if self._spare is not None and pid == self._spare.pid:
+                    self._drop_spare()
+                elif pid in self._daemons:
                     self._daemons.discard(pid)
                     self._since = time.monotonic()
 
@@ -167,6 +184,7 @@ class _Server:
         except OSError:
             return
         self._since = time.monotonic()
+        self._wants_spare = self._spare is None
         with connection:
             try:
                 self._converse(connection)
@@ -183,7 +201,7 @@ class _Server:
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if verb == "run" and len(fds) == 3 and argv:
-                self._fork(connection, pid, argv, fds)
+                self._run_for(connection, Call(connection.fileno(), pid, argv, fds))
             elif verb == "status":
                 state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
                 connection.sendall(json.dumps(state).encode())
@@ -194,23 +212,70 @@ class _Server:
             for fd in fds:
                 os.close(fd)
 
-    def _fork(self, connection: socket.socket, pid: int, argv: list[str], fds: list[int]) -> None:
+    def _run_for(self, connection: socket.socket, call: Call) -> None:
         if _stamp() != self._stamp:
             # The code on disk is no longer the one we hold; the caller does it itself.
             self._stopped = True
             return
         try:
-            child = os.fork()
+            child = self._hand_over(call) or self._fork(partial(become, call, self._run))
         except OSError as exc:
-            os.write(fds[2], f"{Path(argv[0]).name}: cannot fork: {exc.strerror}\n".encode())
+            name = Path(call.argv[0]).name
+            os.write(call.fds[2], f"{name}: cannot fork: {exc.strerror}\n".encode())
             connection.sendall(b"\x01")
             return
+        if call.argv[-1] == "start":
+            self._daemons.add(child)
+
+    def _hand_over(self, call: Call) -> int:
+        """Give ``call`` to the spare child; return its pid, or 0 if there is none to take it."""
+        if self._spare is None:
+            return 0
+        spare, self._spare, self._wants_spare = self._spare, None, True
+        with spare.sock:
+            return spare.pid if spare.take(call) else 0
+
+    def _keep_spare(self) -> None:
+        self._wants_spare = False  # what fails now is not tried again before the next caller
+        with suppress(OSError):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, ExitStack() as unless_forked:
+                unless_forked.enter_context(ours)
+                pid = self._fork(partial(stand_by, theirs, self._run), ours)
+                unless_forked.pop_all()
+                self._spare = Spare(pid, ours)
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Take back the pages that a caller makes us write to: a fork shares them all."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            theirs.sendall(b"rehearse")
+            theirs.shutdown(socket.SHUT_WR)
+            self._converse(ours)
+        _stamp()
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.sock.close()
+            self._spare = None
+
+    def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket) -> int:
+        """Fork a child that does ``work`` and has nothing of the server's; return its pid."""
+        child = os.fork()
         if child:
-            if argv[-1] == "start":
-                self._daemons.add(child)
-            return
+            return child
         try:
-            become(connection.detach(), pid, argv, fds, self._run)
+            signal.set_wakeup_fd(-1)
+            for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+                signal.signal(caught, signal.SIG_DFL)
+            # Who connects after the server's death must not wait for us.
+            assert self._listener is not None
+            for sock in (self._listener, *ours):
+                sock.close()
+            for fd in self._wake:
+                os.close(fd)
+            work()
         finally:
             os._exit(1)
 

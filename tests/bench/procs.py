@@ -65,6 +65,12 @@ def parent(pid: int) -> int:
     return 0
 
 
+def children(pid: int) -> list[int]:
+    with suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 def state(pid: int) -> str:
     """Return the state's letter; Z, a zombie's, for a process that is gone."""
     with suppress(OSError):

@@ -251,7 +251,11 @@ async def open_many(
 
 
 def memory(sessions: list[Session]) -> float:
-    """Return the MiB that one of ``sessions``' shims takes, the fork server's share included."""
+    """Return the MiB that one of ``sessions``' shims takes, the fork server's share included.
+
+    Its spare child is part of it.
+    """
     daemons = [session.daemon for session in sessions]
-    everyone = {*daemons, *procs.fork_servers(daemons)}
+    servers = procs.fork_servers(daemons)
+    everyone = {*daemons, *servers, *(pid for server in servers for pid in procs.children(server))}
     return sum(map(procs.pss, everyone)) / len(daemons) / (1 << 20)

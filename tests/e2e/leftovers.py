@@ -70,12 +70,17 @@ def processes(root: str, namespace: str, known: Iterable[int] = ()) -> Iterator[
 
 
 def fork_servers(root: str) -> list[int]:
-    """Find the warm parents of the shims of ``root``, which stay for the next ones."""
+    """Find the warm parents of the shims of ``root``, which stay for the next ones.
+
+    Their spare children leave with them; one that did not is found too.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         try:
             if _is_fork_server(entry) and root.encode() in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if not _is_fork_server(entry.parent / parent):
+                    found.append(int(entry.name))
         except OSError:
             continue
     return found

@@ -77,6 +77,17 @@ class Server:
                     return int(state["pid"])
                 await trio.sleep(0.02)
 
+    async def wait_spare(self, *daemons: int) -> int:
+        """Wait until the server has a child that waits for a caller; return that child's pid."""
+        server = await self.wait_up()
+        with trio.fail_after(10):
+            while True:
+                for pid in children_of(server):
+                    # Asleep, it has rehearsed and waits.
+                    if pid not in daemons and state_of(pid) == "S":
+                        return pid
+                await trio.sleep(0.02)
+
     def ask(self, message: bytes) -> Any:
         for path in self.sockets:
             with socket.socket(socket.AF_UNIX) as sock:
@@ -107,12 +118,94 @@ def parent_of(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[1])
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 async def test_the_first_start_leaves_a_server_and_the_second_is_its_child(server: Server) -> None:
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
     await server.start(bundles[0])
     pid = await server.wait_up()
     assert parent_of(await server.start(bundles[1])) == pid
     assert server.ask(b"status") == {"pid": pid, "daemons": 1, "idle": 600.0}
+
+
+async def test_a_caller_is_served_by_a_child_that_was_there_before_it_came(
+    server: Server,
+) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(3)]
+    await server.start(bundles[0])
+    daemons: list[int] = []
+    for bundle in bundles[1:]:
+        spare = await server.wait_spare(*daemons)
+        assert await server.start(bundle) == spare
+        daemons.append(spare)
+    assert server.ask(b"status")["daemons"] == 2
+
+
+async def test_a_spare_child_is_no_daemon_and_takes_any_action(server: Server) -> None:
+    bundle = server.rig.bundle("c1", "true")
+    await server.start(bundle, TRIO_SHIM_FORKSERVER_IDLE="5")
+    pid = await server.wait_up()
+    spare = await server.wait_spare()
+    done = server.launch(bundle, "delete")
+    assert DeleteResponse.FromString(done.stdout).exit_status == 137
+    await wait_gone([spare])
+    again = await server.wait_spare()
+    assert server.ask(b"status") == {"pid": pid, "daemons": 0, "idle": 5.0}
+    await wait_gone([pid, again], 15)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_spare_child_that_died_costs_nothing_but_a_fork(
+    server: Server, end: signal.Signals
+) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    await server.start(bundles[0])
+    pid = await server.wait_up()
+    spare = await server.wait_spare()
+    os.kill(spare, end)
+    daemon = await server.start(bundles[1])
+    assert daemon != spare
+    assert parent_of(daemon) == pid
+    assert await server.wait_spare(daemon) != spare
+
+
+async def test_a_spare_child_leaves_with_its_server(server: Server) -> None:
+    await server.start(server.rig.bundle("c1", "true"))
+    pid = await server.wait_up()
+    spare = await server.wait_spare()
+    os.kill(pid, signal.SIGKILL)
+    await wait_gone([pid, spare])
+
+
+async def test_many_at_once_are_each_served(server: Server) -> None:
+    await server.start(server.rig.bundle("first", "true"))
+    pid = await server.wait_up()
+    spare = await server.wait_spare()
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(5)]
+    answers: list[str] = []
+
+    async def start(bundle: Path) -> None:
+        done = await trio.to_thread.run_sync(server.launch, bundle, "start")
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout.decode())
+
+    async with trio.open_nursery() as nursery:
+        for bundle in bundles:
+            nursery.start_soon(start, bundle)
+    daemons = []
+    for server.rig.address in answers:
+        server.rig.daemons.clear()
+        await server.rig.connect()
+        daemons += server.rig.daemons
+    assert len(set(daemons)) == 5
+    assert spare in daemons
+    assert {parent_of(daemon) for daemon in daemons} == {pid}
 
 
 async def test_switched_off_none_is_left(server: Server) -> None:
@@ -235,7 +328,10 @@ async def test_after_the_servers_death_the_next_start_is_cold_and_leaves_a_new_o
     assert parent_of(await server.start(bundles[2])) == second
 
 
-async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(server: Server) -> None:
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
+    server: Server, spare: bool
+) -> None:
     """Every start ends with a shim that works, and one daemon each, whatever the moment."""
     daemons = []
     for attempt in range(25):
@@ -245,6 +341,8 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(server: Se
             daemons.append(await server.start(server.rig.bundle(f"again{attempt}", "true")))
             await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
         victim = await server.wait_up()
+        if spare:
+            await server.wait_spare(*daemons)
         async with trio.open_nursery() as nursery:
 
             async def shoot(victim: int = victim, attempt: int = attempt) -> None:
@@ -273,12 +371,17 @@ def daemons_of(manager: Path) -> list[str]:
     return done.stdout.split()
 
 
-async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(server: Server) -> None:
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
+    server: Server, spare: bool
+) -> None:
     await server.start(server.rig.bundle("first", "true"))
     await server.wait_up()
     flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "orphans")]
     for attempt in range(25):
         bundle = server.rig.bundle(f"c{attempt}", "true")
+        if spare:
+            await server.wait_spare(*map(int, daemons_of(server.rig.root / "orphans")))
         launch = await trio.lowlevel.open_process(
             [*LAUNCH, *flags, "-id", bundle.name, "start"],
             cwd=bundle,
@@ -425,6 +528,7 @@ async def test_a_fork_that_fails_is_an_error_the_manager_shows(server: Server) -
         pid = await server.wait_up()
         (group / "cgroup.procs").write_text(str(pid))
         (group / "pids.max").write_text("1")
+        server.launch(bundles[1], "-info")  # takes the child there may be already
         done = server.launch(bundles[1], "start")
         assert (done.returncode, done.stdout) == (1, b"")
         assert b"cannot fork: Resource temporarily unavailable" in done.stderr
