@@ -140,12 +140,12 @@ def ask(argv: list[str]) -> tuple[int | None, str]:
 
 
 def main() -> int:
-    """Run the executable; return its exit status."""
+    """Run the executable; return its exit status, unless another process has done it all."""
     warning = ""
     if sys.argv[-1] in ("start", "delete", "-info") and wanted():
         status, warning = ask(sys.argv)
         if status is not None:
-            return status
+            os._exit(status)  # we have said nothing, and the interpreter's own end takes 1 ms
     from shim.__main__ import main as run_here
 
     return run_here(warning)
