@@ -293,6 +293,24 @@ async def test_both_launchers_look_in_the_same_place(
             group.rmdir()
 
 
+@needs_compiler
+@pytest.mark.parametrize("static", [True, False])
+async def test_the_native_launcher_is_static_where_there_is_a_libc_to_link_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, static: bool
+) -> None:
+    compiler = tmp_path / "compiler"
+    refusal = 'case "$*" in *-static*) echo cannot find -lc >&2; exit 1;; esac'
+    real = find_compiler()
+    compiler.write_text(f'#!/bin/sh\n{"" if static else refusal}\nexec {real} "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    assert (await install(tmp_path)).native
+    program = tmp_path / "bin" / NAME
+    assert (b"/ld-linux" not in program.read_bytes()) == static
+    done = run(str(program), "-v")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def other_group() -> Path:
     unified = Path("/sys/fs/cgroup")
     pids = unified / "pids"
