@@ -107,6 +107,11 @@ def _hierarchies(membership: dict[str, str], mounts: list[Mount]) -> dict[str, M
 
 
 def _directory(mount: Mount, path: str) -> str | None:
+    shown = _shown(mount, path)
+    return None if shown in (None, "/") else f"{mount.point}{shown}"
+
+
+def _shown(mount: Mount, path: str) -> str | None:
     # A path that leaves our cgroup namespace cannot be reached from here, and a
     # zombie's group may be gone.
     if ".." in PurePosixPath(path).parts or path.endswith(" (deleted)"):
@@ -115,8 +120,29 @@ def _directory(mount: Mount, path: str) -> str | None:
     shown = PurePosixPath(path)
     if shown.is_relative_to(mount.root):
         path = f"/{shown.relative_to(mount.root)}"
-    path = normpath(path)
-    return None if path == "/" else f"{mount.point}{path}"
+    return normpath(path)
+
+
+def threads_file(membership: dict[str, str], mounts: list[Mount]) -> str | None:
+    """Return a file that a thread writes itself into to be where it is, None if there is none.
+
+    Any hierarchy will do, and its root too.
+    """
+    top = unified_mount(mounts)
+    if top is not None:
+        shown = _shown(top, membership.get("", "/"))
+        return None if shown is None else normpath(f"{top.point}{shown}/cgroup.threads")
+    for controller, mount in _hierarchies(membership, mounts).items():
+        shown = _shown(mount, membership[controller])
+        if shown is not None:
+            return normpath(f"{mount.point}{shown}/tasks")
+    return None
+
+
+def own_threads_file() -> str | None:
+    """Return the :func:`threads_file` of this process."""
+    membership = parse_membership(read_file("/proc/self/cgroup") or "")
+    return threads_file(membership, _own_mounts())
 
 
 def cgroup_of(pid: int) -> Cgroup:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shim.cgroup.moving import prepare_move
 from shim.errors import WrongStateError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
     bundle.forget_end(process.id)
+    prepare_move()
     with runc.reaper.birth():
         try:
             await runc.give_birth(verb, *args, log=log, fds=process.fds)

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.cgroup.find import cgroup_at, cgroup_of, locate, parse_membership, parse_mountinfo
+from shim.cgroup.find import (
+    cgroup_at,
+    cgroup_of,
+    locate,
+    parse_membership,
+    parse_mountinfo,
+    threads_file,
+)
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
 from shim.errors import NotFoundError
@@ -54,6 +61,17 @@ def test_the_root_of_a_hierarchy_is_nobodys_own_group() -> None:
     assert mixed == CgroupV1({"memory": "/sys/fs/cgroup/memory/c1"})
     assert locate({"memory": "/", "cpu": "/"}, parse_mountinfo(HYBRID)) is None
     assert locate({"": "/"}, parse_mountinfo(UNIFIED)) is None
+
+
+def test_a_thread_stays_where_it_is_through_a_file_of_any_hierarchy() -> None:
+    hybrid, unified = parse_mountinfo(HYBRID), parse_mountinfo(UNIFIED)
+    mixed = {"freezer": "/c1", "": "/c1", "cpu": "/c1"}
+    assert threads_file(mixed, hybrid) == "/sys/fs/cgroup/cpu,cpuacct/c1/tasks"
+    assert threads_file({"cpu": "/"}, hybrid) == "/sys/fs/cgroup/cpu,cpuacct/tasks"
+    assert threads_file({"": "/a/b"}, unified) == "/sys/fs/cgroup/a/b/cgroup.threads"
+    assert threads_file({"": "/"}, unified) == "/sys/fs/cgroup/cgroup.threads"
+    assert threads_file({"": "/../b"}, unified) is None
+    assert threads_file({"cpu": "/c1"}, []) is None
 
 
 def test_a_group_that_is_removed_or_out_of_reach_is_none() -> None:
