@@ -27,6 +27,7 @@ import trio
 
 from shim import log
 from shim.errors import NotFoundError
+from shim.linux.libc import thp_of_children
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -143,14 +144,15 @@ class Reaper:
                 copy = _dup_above(null if source < 0 else source, floor)
                 moved.append(copy)
                 actions.append((os.POSIX_SPAWN_DUP2, copy, number))
-            pid = os.posix_spawnp(
-                argv[0],
-                list(argv),
-                dict(os.environ if env is None else env),
-                file_actions=actions,
-                setsigmask=(),
-                setsigdef=_RESET,
-            )
+            with thp_of_children():
+                pid = os.posix_spawnp(
+                    argv[0],
+                    list(argv),
+                    dict(os.environ if env is None else env),
+                    file_actions=actions,
+                    setsigmask=(),
+                    setsigdef=_RESET,
+                )
         except FileNotFoundError:
             raise NotFoundError(
                 f"{argv[0]}: no such executable; install it or correct its name"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -215,6 +216,32 @@ async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
                 while _state(pid) not in ("Z", ""):
                     await trio.lowlevel.checkpoint()
     assert _state(os.getppid()) not in ("Z", "")
+
+
+# Says whether huge pages are allowed: to what it spawns, and to itself after that.
+WITHOUT_HUGE_PAGES = """
+import trio
+from shim.linux import libc
+from shim.reaper import open_reaper
+
+async def main():
+    async with open_reaper() as reaper:
+        await reaper.spawn(["grep", "THP_enabled", "/proc/self/status"], fds={1: 1}).wait()
+
+libc.disable_thp()
+trio.run(main)
+print(next(line for line in open("/proc/self/status") if line.startswith("THP_enabled")))
+"""
+
+
+def test_what_we_spawn_has_huge_pages_though_we_have_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HUGE_PAGES], capture_output=True, text=True, check=True
+    )
+    said = done.stdout.split()
+    if not said:
+        pytest.skip("this kernel does not tell")
+    assert said == ["THP_enabled:", "1", "THP_enabled:", "0"]
 
 
 async def test_leaving_the_reaper_kills_nobody_and_leaks_no_fd() -> None:

@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -14,6 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NAME = 15
 _PR_SET_THP_DISABLE = 41
+_PR_GET_THP_DISABLE = 42
 _PR_SCHED_CORE = 62
 _PR_SCHED_CORE_CREATE = 1
 _PIDTYPE_PGID = 2
@@ -55,9 +61,35 @@ def set_name(name: str) -> None:
     _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0))
 
 
+# Whether huge pages are kept away from this process, and by itself.
+_thp_refused = False
+
+
 def disable_thp() -> None:
-    """Keep transparent huge pages out of this process's memory.  prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+    """Keep transparent huge pages out of this process's memory.  prctl(2).
+
+    What it executes has none either, unless that happens within :func:`thp_of_children`.
+    """
+    global _thp_refused
+    if not _checked(_libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)):
+        _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+        _thp_refused = True
+
+
+@contextmanager
+def thp_of_children() -> Iterator[None]:
+    """Let what is executed in the block have the huge pages that :func:`disable_thp` refused.
+
+    The refusal outlives an exec: without this, no program in a container had any.
+    """
+    if not _thp_refused:
+        yield
+        return
+    _checked(_libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0))
+    try:
+        yield
+    finally:
+        _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
 
 
 def create_core_cookie() -> None:
