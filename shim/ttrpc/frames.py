@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from grpclib.const import Status
 
@@ -50,18 +49,17 @@ class Flag(enum.IntFlag):
     NO_DATA = 4  # the frame carries no message, not an empty one
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One message on one stream.
 
     ``kind`` stays a bare int: a peer may speak a newer ttrpc, and a kind we do
-    not know must be ignored, not rejected.
+    not know must be ignored, not rejected.  ``flags`` are bits of :class:`Flag`.
     """
 
     stream_id: int
     kind: int
     payload: bytes = b""
-    flags: Flag = Flag.NONE
+    flags: int = Flag.NONE
 
     def encode(self) -> bytes:
         """Return the frame as it goes over the wire.
@@ -76,8 +74,7 @@ class Frame:
         return _HEADER.pack(length, self.stream_id, self.kind, self.flags) + self.payload
 
 
-@dataclass(frozen=True, slots=True)
-class Oversize:
+class Oversize(NamedTuple):
     """A frame that announced ``length`` bytes, more than the limit; its body is discarded."""
 
     stream_id: int
@@ -95,17 +92,20 @@ class FrameDecoder:
     def receive(self, data: bytes | bytearray) -> list[Frame | Oversize]:
         """Return what ``data`` completes.  An oversize frame is told by its header alone."""
         buffer = self._buffer
-        buffer += data
+        if buffer:
+            buffer += data
+            data = buffer
         items: list[Frame | Oversize] = []
-        start, available = 0, len(buffer)
+        start, available = 0, len(data)
         while True:
-            skipped = min(self._discard, available - start)
-            self._discard -= skipped
-            start += skipped
+            if self._discard:
+                skipped = min(self._discard, available - start)
+                self._discard -= skipped
+                start += skipped
             body = start + _HEADER.size
             if body > available:
                 break
-            length, stream_id, kind, flags = _HEADER.unpack_from(buffer, start)
+            length, stream_id, kind, flags = _HEADER.unpack_from(data, start)
             if length > MAX_PAYLOAD:
                 items.append(Oversize(stream_id, kind, length))
                 self._discard = length
@@ -114,7 +114,10 @@ class FrameDecoder:
             end = body + length
             if end > available:
                 break
-            items.append(Frame(stream_id, kind, bytes(buffer[body:end]), Flag(flags)))
+            items.append(Frame(stream_id, kind, bytes(data[body:end]), flags))
             start = end
-        del buffer[:start]
+        if data is buffer:
+            del buffer[:start]
+        elif start < available:  # few reads end within a frame
+            buffer += data[start:]
         return items

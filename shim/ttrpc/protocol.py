@@ -8,9 +8,8 @@ Source: containerd/ttrpc, PROTOCOL.md, request.proto, server.go and client.go.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from google.protobuf.message import DecodeError
 from grpclib.const import Status
@@ -36,8 +35,7 @@ class _RefusedError(Exception):
         self.status = status
 
 
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
+class RequestReceived(NamedTuple):
     """A call by the peer.
 
     ``timeout`` is in seconds from now: None for no limit, zero or less when the
@@ -49,11 +47,10 @@ class RequestReceived:
     method: str
     payload: bytes
     timeout: float | None = None
-    metadata: dict[str, list[str]] = field(default_factory=dict)
+    metadata: Mapping[str, list[str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseReceived:
+class ResponseReceived(NamedTuple):
     """The peer's answer to a call.  ``payload`` is empty unless ``status`` is OK."""
 
     stream_id: int
@@ -111,12 +108,13 @@ class ServerProtocol:
         metadata: dict[str, list[str]] = {}
         for pair in request.metadata:
             metadata.setdefault(pair.key.lower(), []).append(pair.value)
+        timeout = request.timeout_nano
         return RequestReceived(
             item.stream_id,
             request.service,
             request.method,
             request.payload,
-            request.timeout_nano / 1e9 if request.timeout_nano else None,
+            timeout / 1e9 if timeout else None,
             metadata,
         )
 

@@ -56,7 +56,7 @@ class Stream(Generic[Request, Reply]):
     """
 
     def __init__(
-        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
+        self, request: Request, metadata: Mapping[str, list[str]], deadline: float = math.inf
     ) -> None:
         self.metadata = metadata
         self.deadline = deadline

@@ -87,7 +87,12 @@ def test_fuzzed_bytes_never_raise(chunks: list[bytes]) -> None:
     FrameDecoder().receive(server.data_to_send())
 
 
-@given(st.lists(st.builds(Frame, st.integers(0, 50), st.integers(0, 4), st.binary(max_size=30))))
+any_frames = st.builds(
+    Frame, st.integers(0, 50), st.integers(0, 4), st.binary(max_size=30), st.integers(0, 255)
+)
+
+
+@given(st.lists(any_frames))
 def test_fuzzed_frames_never_cost_another_stream(frames: list[Frame]) -> None:
     server = ServerProtocol()
     for frame in frames:
