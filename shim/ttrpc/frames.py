@@ -66,12 +66,18 @@ class Frame(NamedTuple):
 
         :raises TooBigError: the payload is over the limit.
         """
-        length = len(self.payload)
-        if length > MAX_PAYLOAD:
-            raise TooBigError(
-                f"a message of {length} bytes is over ttrpc's limit of {MAX_PAYLOAD}"
-            )
-        return _HEADER.pack(length, self.stream_id, self.kind, self.flags) + self.payload
+        return encode(*self)
+
+
+def encode(stream_id: int, kind: int, payload: bytes = b"", flags: int = Flag.NONE) -> bytes:
+    """Return the wire form of what would be that :class:`Frame`.
+
+    :raises TooBigError: the payload is over the limit.
+    """
+    length = len(payload)
+    if length > MAX_PAYLOAD:
+        raise TooBigError(f"a message of {length} bytes is over ttrpc's limit of {MAX_PAYLOAD}")
+    return _HEADER.pack(length, stream_id, kind, flags) + payload
 
 
 class Oversize(NamedTuple):

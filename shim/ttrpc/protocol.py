@@ -15,10 +15,18 @@ from google.protobuf.message import DecodeError
 from grpclib.const import Status
 
 from shim.ttrpc import wire_pb2
-from shim.ttrpc.frames import MAX_PAYLOAD, Frame, FrameDecoder, Kind, Oversize, TooBigError
+from shim.ttrpc.frames import (
+    MAX_PAYLOAD,
+    Frame,
+    FrameDecoder,
+    Kind,
+    Oversize,
+    TooBigError,
+    encode,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 NAMESPACE = "containerd-namespace-ttrpc"  # the metadata key of containerd's namespace
 
@@ -39,7 +47,7 @@ class RequestReceived(NamedTuple):
     """A call by the peer.
 
     ``timeout`` is in seconds from now: None for no limit, zero or less when the
-    caller's deadline has already passed.  The keys of ``metadata`` are lower case.
+    caller's deadline has already passed.  ``pairs`` is the metadata as it came.
     """
 
     stream_id: int
@@ -47,7 +55,15 @@ class RequestReceived(NamedTuple):
     method: str
     payload: bytes
     timeout: float | None = None
-    metadata: Mapping[str, list[str]] = MappingProxyType({})
+    pairs: Iterable[wire_pb2.KeyValue] = ()
+
+    @property
+    def metadata(self) -> dict[str, list[str]]:
+        """By key, in lower case.  Made when it is asked for: hardly a method does."""
+        metadata: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            metadata.setdefault(pair.key.lower(), []).append(pair.value)
+        return metadata
 
 
 class ResponseReceived(NamedTuple):
@@ -105,9 +121,6 @@ class ServerProtocol:
         except DecodeError as exc:
             text = f"the frame is not a ttrpc Request: {exc}"
             raise _RefusedError(Status.INVALID_ARGUMENT, text) from exc
-        metadata: dict[str, list[str]] = {}
-        for pair in request.metadata:
-            metadata.setdefault(pair.key.lower(), []).append(pair.value)
         timeout = request.timeout_nano
         return RequestReceived(
             item.stream_id,
@@ -115,7 +128,7 @@ class ServerProtocol:
             request.method,
             request.payload,
             timeout / 1e9 if timeout else None,
-            metadata,
+            request.metadata or (),
         )
 
     def send_reply(self, stream_id: int, payload: bytes) -> None:
@@ -133,7 +146,7 @@ class ServerProtocol:
         self._send(stream_id, wire_pb2.Response(status=error))
 
     def _send(self, stream_id: int, response: wire_pb2.Response) -> None:
-        data = Frame(stream_id, Kind.RESPONSE, response.SerializeToString()).encode()
+        data = encode(stream_id, Kind.RESPONSE, response.SerializeToString())
         self._out.append(data)
         self.unsent += len(data)
 
@@ -181,7 +194,7 @@ class ClientProtocol:
         for key, value in metadata.items():
             request.metadata.add(key=key.lower(), value=value)
         stream_id = self._next_id
-        frame = Frame(stream_id, Kind.REQUEST, request.SerializeToString()).encode()
+        frame = encode(stream_id, Kind.REQUEST, request.SerializeToString())
         self._next_id += 2
         return stream_id, frame
 

@@ -10,6 +10,8 @@ is the service's.  Here is who runs when, and who stops when:
 - The methods named in ``immediate`` wait for nothing: they run where the request is
   read, without a task of their own.  A reply goes out in the turn it is made when
   nothing else is on its way; the writer is there for what the socket does not take.
+- One task reads from all sockets, so that many peers at once cost few turns of the
+  scheduler (:mod:`shim.ttrpc.readiness`).
 - A peer that does not read its replies is not read from either, once
   ``UNSENT_LIMIT`` is reached.  It is not cut off: containerd takes a closed
   connection for a dead shim and deletes the container, and a manager that is
@@ -20,10 +22,9 @@ Source: containerd/ttrpc server.go, from which the first rule differs on purpose
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 from grpclib.const import Status
@@ -32,22 +33,28 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from shim import log
 from shim.errors import status_of
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
+from shim.ttrpc.readiness import Readiness, open_readiness
 from shim.ttrpc.services import (
     UNSENT_LIMIT,
     PeerRefusedError,
     Servable,
     Stream,
     accept,
+    admit,
     check_peer,
     expected,
     handlers_of,
+    plain_methods,
     unary,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Container, Coroutine, Mapping
 
+    from google.protobuf.message import Message
     from grpclib.const import Handler
+
+    from shim.ttrpc.services import PlainMethod
 
 __all__ = [
     "UNSENT_LIMIT",
@@ -74,14 +81,20 @@ async def serve_connection(
 ) -> None:
     """Own ``stream``, and answer the requests on it until the peer goes.
 
-    ``abandon`` and ``immediate`` are short names of methods.  One that is called
-    immediate and waits after all is an error to its caller.
+    ``abandon`` and ``immediate`` are short names of methods, the latter made by
+    :func:`unary`.  One that is called immediate and waits after all is an error to
+    its caller.
 
     Returns when every call has ended.  After ``shutdown`` no new request is
     taken, the methods in ``abandon`` end at once, and the rest still get their
     replies sent.
     """
-    await _Connection(stream, handlers, abandon, immediate).run(shutdown)
+    methods = _Methods(handlers, abandon, plain_methods(handlers, immediate))
+    if isinstance(stream, trio.SocketStream):
+        async with open_readiness() as readiness:
+            await _Connection(stream, methods, readiness).run(shutdown)
+    else:
+        await _Connection(stream, methods).run(shutdown)
 
 
 async def serve(
@@ -98,24 +111,19 @@ async def serve(
 
     What is running then has ``drain`` seconds to end, and is cancelled after.
     """
+    methods = _Methods(handlers, abandon, plain_methods(handlers, immediate))
 
     async def converse(stream: trio.SocketStream) -> None:
         try:
             async with stream:
                 check_peer(stream.socket)
-                await serve_connection(
-                    stream,
-                    handlers=handlers,
-                    abandon=abandon,
-                    immediate=immediate,
-                    shutdown=shutdown,
-                )
+                await _Connection(stream, methods, readiness).run(shutdown)
         except PeerRefusedError as exc:
             log.warning("connection refused", error=exc)
         except Exception as exc:  # one connection must not cost the others theirs
             log.crash("connection failed", exc)
 
-    async with trio.open_nursery() as conversations:
+    async with open_readiness() as readiness, trio.open_nursery() as conversations:
         async with trio.open_nursery() as accepting:
             accept = functools.partial(
                 trio.serve_listeners, converse, [listener], handler_nursery=conversations
@@ -127,24 +135,30 @@ async def serve(
         conversations.cancel_scope.deadline = trio.current_time() + drain  # the rest may finish
 
 
+class _Methods(NamedTuple):
+    """What is served: by full names, but for ``abandon``."""
+
+    handlers: Mapping[str, Handler]
+    abandon: Container[str]
+    immediate: Mapping[str, PlainMethod]
+
+
 class _Connection:
     def __init__(
-        self,
-        stream: trio.abc.Stream,
-        handlers: Mapping[str, Handler],
-        abandon: Container[str],
-        immediate: Container[str],
+        self, stream: trio.abc.Stream, methods: _Methods, readiness: Readiness | None = None
     ) -> None:
         self._stream = stream
-        self._handlers = handlers
-        self._abandon = abandon
-        self._immediate = immediate
+        self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
+        self._readiness = readiness  # how a socket waits
+        self._methods = methods
         self._protocol = ServerProtocol()
         self._running = 0  # calls that outlive the peer
         self._draining = False
         self._gone = False
         self._idle_writer = trio.lowlevel.ParkingLot()
         self._held_reader = trio.lowlevel.ParkingLot()
+        self._paused = trio.Event()
+        self._failure: Exception | None = None
 
     async def run(self, shutdown: trio.Event | None) -> None:
         async with trio.open_nursery() as lasting:
@@ -163,15 +177,53 @@ class _Connection:
             self._gone = True
 
     async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        if self._readiness is not None:
+            await self._read_when_ready(self._readiness, lasting, listening)
+            return
         try:
             while data := await self._stream.receive_some(_CHUNK):
-                for event in self._protocol.receive_data(data):
-                    self._dispatch(event, lasting, listening)
-                self._flush()
+                self._take(data, lasting, listening)
                 while self._protocol.unsent > UNSENT_LIMIT:
                     await self._held_reader.park()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # gone without a good-bye is gone all the same
+
+    async def _read_when_ready(
+        self, readiness: Readiness, lasting: trio.Nursery, listening: trio.Nursery
+    ) -> None:
+        # As the loop above, which costs a turn of the scheduler for each peer.
+        read = functools.partial(self._read, lasting, listening)
+        while not self._gone:
+            self._paused = trio.Event()
+            with readiness.calling(self._fd, read):
+                await self._paused.wait()
+            if self._failure is not None:
+                raise self._failure
+            while self._protocol.unsent > UNSENT_LIMIT:
+                await self._held_reader.park()
+
+    def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        """Read once; pause when there is no more to come, or too much to go."""
+        try:
+            data = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        try:
+            self._take(data, lasting, listening)
+        except Exception as exc:  # it is this connection's, and no other's
+            self._failure = exc
+        self._gone = self._gone or not data
+        if self._gone or self._failure is not None or self._protocol.unsent > UNSENT_LIMIT:
+            self._paused.set()
+
+    def _take(
+        self, data: bytes | bytearray, lasting: trio.Nursery, listening: trio.Nursery
+    ) -> None:
+        for event in self._protocol.receive_data(data):
+            self._dispatch(event, lasting, listening)
+        self._flush()
 
     async def _write_loop(self, scope: trio.CancelScope) -> None:
         try:
@@ -189,40 +241,43 @@ class _Connection:
 
     def _flush(self) -> None:
         """Send what is queued as far as that needs no waiting; the writer does the rest."""
-        if self._idle_writer and isinstance(self._stream, trio.SocketStream):
+        if not self._protocol.unsent:
+            return
+        if self._idle_writer and self._fd >= 0:
             data = self._protocol.data_to_send()
-            sent = 0
-            with contextlib.suppress(OSError):  # the writer meets it again, and deals with it
-                sent = os.write(self._stream.socket.fileno(), data) if data else 0
+            try:
+                sent = os.write(self._fd, data)
+            except OSError:  # the writer meets it again, and deals with it
+                sent = 0
+            if sent == len(data):
+                return
             self._protocol.put_back(data[sent:])
-        if self._protocol.unsent:
-            self._idle_writer.unpark()
+        self._idle_writer.unpark()
 
     def _dispatch(
         self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
     ) -> None:
         name = f"/{event.service}/{event.method}"
         try:
-            handler, stream = accept(event, self._handlers, trio.current_time())
+            if (method := self._methods.immediate.get(name)) is not None:
+                _, request = admit(event, self._methods.handlers)
+                self._call_now(event.stream_id, name, method(request))
+                return
+            handler, stream = accept(event, self._methods.handlers, trio.current_time())
         except GRPCError as exc:
             self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
             return
-        if event.method in self._immediate:
-            self._call_now(event.stream_id, name, handler, stream)
-        elif event.method in self._abandon:
+        if event.method in self._methods.abandon:
             listening.start_soon(self._call, event.stream_id, name, handler, stream)
         else:
             self._running += 1
             lasting.start_soon(self._lasting_call, event.stream_id, name, handler, stream)
 
-    def _call_now(
-        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
-    ) -> None:
-        call = handler.func(stream)
+    def _call_now(self, stream_id: int, name: str, call: Coroutine[object, None, Message]) -> None:
         try:
             call.send(None)
-        except StopIteration:
-            self._answer(stream_id, name, stream)
+        except StopIteration as done:
+            self._protocol.send_reply(stream_id, done.value.SerializeToString())
         except Exception as exc:  # whatever it is, it is the caller's answer
             self._fail(stream_id, name, exc)
         else:

@@ -14,7 +14,8 @@ import math
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from grpclib.const import Cardinality, Handler, Status
@@ -23,7 +24,7 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from shim.errors import ShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 
     from shim.ttrpc.protocol import RequestReceived
 
@@ -56,7 +57,7 @@ class Stream(Generic[Request, Reply]):
     """
 
     def __init__(
-        self, request: Request, metadata: Mapping[str, list[str]], deadline: float = math.inf
+        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
     ) -> None:
         self.metadata = metadata
         self.deadline = deadline
@@ -126,10 +127,37 @@ def check_peer(sock: HasPeer) -> None:
         )
 
 
+PlainMethod: TypeAlias = "Callable[[Any], Coroutine[Any, Any, Message]]"
+
+
+def plain_methods(
+    handlers: Mapping[str, Handler], names: Container[str]
+) -> dict[str, PlainMethod]:
+    """Return those methods whose short name is in ``names`` without what :func:`unary` put around.
+
+    That is the bound ``async def Kill(self, request) -> reply``.
+    """
+    return {
+        name: MethodType(handler.func.__wrapped__, handler.func.__self__)
+        for name, handler in handlers.items()
+        if name.rpartition("/")[2] in names and hasattr(handler.func, "__wrapped__")
+    }
+
+
 def accept(
     event: RequestReceived, handlers: Mapping[str, Handler], now: float
 ) -> tuple[Handler, Stream[Any, Any]]:
     """Return who answers the request, and the call; ``now`` is on the server's clock.
+
+    :raises GRPCError: nobody can; the message says why.
+    """
+    handler, request = admit(event, handlers)
+    deadline = math.inf if event.timeout is None else now + event.timeout
+    return handler, Stream(request, event.metadata, deadline)
+
+
+def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Handler, Message]:
+    """Return who answers the request, and what is asked.
 
     :raises GRPCError: nobody can; the message says why.
     """
@@ -146,8 +174,7 @@ def accept(
     except DecodeError as exc:
         text = f"the request to {name} is malformed: {exc}"
         raise GRPCError(Status.INVALID_ARGUMENT, text) from exc
-    deadline = math.inf if event.timeout is None else now + event.timeout
-    return handler, Stream(request, event.metadata, deadline)
+    return handler, request
 
 
 def expected(exc: BaseException) -> bool:
