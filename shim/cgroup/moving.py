@@ -4,9 +4,9 @@ Whoever moves a process takes a lock that every fork and every exit on the host
 takes too.  For their sake it is free for them until somebody moves; the first who
 does then waits for all processors to have seen it, an RCU grace period of some
 10 ms, half way through ``runc create`` and ``runc exec``.  Who comes a few
-milliseconds after does not wait again.  So we are the first, while the runtime is
-still being loaded: a thread, since the wait is one of the kernel's that nothing
-interrupts, moves itself to the group it is in, and ends.
+milliseconds after does not wait again.  So we are the first, as soon as the runtime
+runs and while it is still being loaded: a thread, since the wait is one of the
+kernel's that nothing interrupts, moves itself to the group it is in, and ends.
 
 Nothing depends on it: where it cannot be done, the runtime waits, as it would alone.
 
@@ -31,12 +31,13 @@ _under_way = False
 
 
 def prepare_move() -> None:
-    """Begin; returns at once."""
+    """Begin; returns at once, and never fails."""
     global _under_way
-    path = _file()
-    if _under_way or path is None:
+    if _under_way:
         return
     try:
+        if (path := _file()) is None:
+            return
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         _file.cache_clear()

@@ -32,10 +32,9 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
     bundle.forget_end(process.id)
-    prepare_move()
     with runc.reaper.birth():
         try:
-            await runc.give_birth(verb, *args, log=log, fds=process.fds)
+            await runc.give_birth(verb, *args, log=log, fds=process.fds, begun=prepare_move)
             await process.connect_stdio()
             child = runc.reaper.adopt(bundle.read_pid(process.id))
         except BaseException:

@@ -24,7 +24,7 @@ from shim.runc.command import last_error, last_line
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from shim.reaper import Child, Reaper
     from shim.runc.command import Runtime
@@ -167,11 +167,17 @@ class Runc:
             err.close()
 
     async def give_birth(
-        self, verb: str, *args: str, log: str, fds: Mapping[int, int] | None
+        self,
+        verb: str,
+        *args: str,
+        log: str,
+        fds: Mapping[int, int] | None,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         """Run a command that leaves a process behind, whose stdio is ``fds``.
 
-        The errors are in ``log``, which is written anew.
+        The errors are in ``log``, which is written anew.  ``begun`` is called as soon
+        as the command runs.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
         :raises RuntimeMissingError: there is no such runtime.
@@ -183,6 +189,7 @@ class Runc:
             child = self.reaper.spawn(argv, env=self.environ, fds=fds)
         except NotFoundError as exc:
             raise RuntimeMissingError(str(exc)) from None
+        begun()
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
