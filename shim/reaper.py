@@ -134,16 +134,22 @@ class Reaper:
         actions: list[tuple[int, ...]] = []
         wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
         # dup2 onto a number that a later entry still needs as its source would
-        # hand the child the wrong file, so every source is moved out of the way.
+        # hand the child the wrong file, so such a source is moved out of the way.
+        # A number onto itself would stay close-on-exec.
         floor = max(wanted) + 1
         moved: list[int] = []
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        moved.append(null)
+        null = -1
         try:
             for number, source in sorted(wanted.items()):
-                copy = _dup_above(null if source < 0 else source, floor)
-                moved.append(copy)
-                actions.append((os.POSIX_SPAWN_DUP2, copy, number))
+                if source < 0:
+                    if null < 0:
+                        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+                        moved.append(null)
+                    source = null
+                if source < floor:
+                    source = _dup_above(source, floor)
+                    moved.append(source)
+                actions.append((os.POSIX_SPAWN_DUP2, source, number))
             with thp_of_children():
                 pid = os.posix_spawnp(
                     argv[0],

@@ -145,7 +145,7 @@ class Runc:
         out, err = _Output(), _Output()
         source = -1
         try:
-            source = _memory(stdin)
+            source = _memory(stdin) if stdin else -1
             fds = {0: source, 1: out.writer, 2: err.writer}
             try:
                 child = self.reaper.spawn(
