@@ -329,6 +329,8 @@ class Container:
         return process.pid, exit_
 
     async def _end_unstarted(self, process: Process) -> None:
+        if process.state is not State.CREATED:
+            return  # it never is again
         async with process.busy:  # a Start under way decides first
             if process.state is not State.CREATED or process.child is None:
                 return
@@ -337,6 +339,9 @@ class Container:
         await process.wait()
 
     async def _delete_container(self, exit_: Exit) -> None:
+        # Beside the runtime, so that nothing but the answer is left when it returns.
+        self._host.go(self.init.close_stdio)
+        self._stop_oom()
         try:
             await self._runc.run("delete", self.id)
         except NotFoundError:
@@ -348,7 +353,6 @@ class Container:
             await self._runc.run("delete", "--force", self.id)
         if self._mounted:
             unmount_all(str(self.bundle.rootfs))
-        self._stop_oom()
         for process in list(self.execs.values()):
             await process.dispose()
             self.bundle.forget_exec(process.id)

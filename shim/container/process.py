@@ -130,6 +130,11 @@ class Process:
         if self._stdio is not None:
             await self._stdio.drain(DRAIN)
 
+    async def close_stdio(self) -> None:
+        """Begin what :meth:`dispose` waits for: everything is drained."""
+        if self._stdio is not None:
+            await self._stdio.aclose()
+
     async def dispose(self) -> None:
         """Let go of stdio, and of everyone who still waits."""
         await self.abandon_stdio()

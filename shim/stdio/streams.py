@@ -117,7 +117,8 @@ class Stdio:
     async def aclose(self) -> None:
         """Stop and close everything; at most some seconds, and whole even if cancelled."""
         if self._closing:
-            await self._closed.wait()
+            if not self._closed.is_set():
+                await self._closed.wait()
             return
         self._closing = True
         try:
