@@ -16,22 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
-from grpclib.exceptions import GRPCError
 
 from shim import log
-from shim.api.task_grpc import TaskStub
-from shim.api.task_pb2 import ConnectRequest, CreateTaskRequest
 from shim.container.bundle import Bundle
 from shim.container.host import Host
 from shim.container.members import Members
 from shim.errors import ShimError
-from shim.events.publisher import NullPublisher, open_publisher
+from shim.events.publisher import open_publisher
 from shim.linux import sockets
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
 from shim.service import ABANDONED, ALIASES, IMMEDIATE, TaskService
-from shim.ttrpc.client import open_channel
-from shim.ttrpc.server import handlers_of, serve, serve_connection
+from shim.ttrpc.server import handlers_of, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +62,7 @@ def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) 
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
-        trio.run(_main, settings, listener, ready, strict_exception_groups=True)
+        trio.run(main, settings, listener, ready, strict_exception_groups=True)
     finally:
         listener.close()
         # Another daemon may have taken the address over since.
@@ -74,7 +70,8 @@ def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) 
             sockets.remove_dead(settings.address)
 
 
-async def _main(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+async def main(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve until told to shut down; see :func:`run`."""
     shutdown = trio.Event()
     async with (
         open_reaper() as reaper,
@@ -118,33 +115,6 @@ async def _shutdown_when_deserted(service: TaskService, shutdown: trio.Event) ->
     await service.wait_deserted(DESERTED)
     log.warning("nobody has a container here: leaving", seconds=DESERTED)
     shutdown.set()
-
-
-def rehearse() -> None:
-    """Run some rounds of everything a daemon does at its birth, and leave no trace.
-
-    For a parent of daemons: what is cached and specialised by then, each child has.
-    """
-    trio.run(_rehearse, strict_exception_groups=True)
-
-
-async def _rehearse() -> None:
-    ours, theirs = trio.socket.socketpair()
-    async with open_reaper() as reaper, trio.open_nursery() as nursery:
-        host = Host("rehearsal", reaper, NullPublisher(), nursery, LIMIT)
-        handlers = handlers_of(TaskService(host, trio.Event()), aliases=ALIASES)
-        serving = partial(
-            serve_connection, handlers=handlers, abandon=ABANDONED, immediate=IMMEDIATE
-        )
-        nursery.start_soon(serving, trio.SocketStream(theirs))
-        async with open_channel(trio.SocketStream(ours)) as channel:
-            task = TaskStub(channel)
-            for _ in range(20):
-                await task.Connect(ConnectRequest())
-                with suppress(GRPCError):
-                    await task.Create(CreateTaskRequest(id="nobody", bundle="/nonexistent"))
-                await reaper.spawn(["true"]).wait()
-        nursery.cancel_scope.cancel()
 
 
 def rehearse_birth() -> None:

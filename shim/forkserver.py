@@ -28,10 +28,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import cleanup, daemon, launcher, log  # noqa: F401 - held for children
+from shim import cleanup, launcher, log  # noqa: F401 - held for children
 from shim.errors import ExistsError, InvalidError, ShimError
 from shim.forked import Call, Spare, become, stand_by
 from shim.linux import libc, sockets
+from shim.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +117,7 @@ class _Server:
         self._wants_spare = True
 
     def serve(self) -> int:
-        daemon.rehearse()
+        rehearse(f"{self._path}.rehearsal")
         gc.collect()
         gc.freeze()
         try:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"shim.__main__"},
     {"shim.forkserver", "shim.forked"},
-    {"shim.bootstrap", "shim.cleanup", "shim.info"},
+    {"shim.bootstrap", "shim.cleanup", "shim.info", "shim.rehearsal"},
     {"shim.daemon"},
     {"shim.service"},
     {"shim.container"},

@@ -1,0 +1,180 @@
+"""Everything a daemon does in its life, done beforehand by the parent of daemons.
+
+A forked daemon shares each page with its parent until one of the two writes to
+it.  What Python writes into on first use (specialised bytecode, the caches of
+methods and of types, what is made when it is first needed) is written here,
+before the fork.  So containers are created, started, killed and deleted, with a
+runtime that is a shell script and an audience that forgets what it is told.
+
+No trace is left: no process, no file.  Nothing depends on the outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
+from grpclib.exceptions import GRPCError
+
+from shim import daemon, log
+from shim.api import task_pb2
+from shim.api.forward_grpc import EventsBase
+from shim.api.options_pb2 import Options
+from shim.api.task_grpc import TaskStub
+from shim.cgroup.find import cgroup_of
+from shim.cgroup.oom import open_oom_watch
+from shim.errors import ShimError
+from shim.linux import sockets
+from shim.ttrpc.client import open_channel
+from shim.ttrpc.server import handlers_of, serve, unary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.api.forward_pb2 import ForwardRequest
+
+# CPython specialises what has run eight times, and some of it only after more.
+_ROUNDS = 12
+# Seconds after which the rest is left undone.
+_LIMIT = 10.0
+
+# What a runtime leaves behind is a process whose pid is in a file.
+_RUNTIME = b"""#!/bin/sh
+for word; do
+    [ "$last" != --pid-file ] || { sleep 5 & echo $! >"$word"; }
+    last=$word
+done
+"""
+_CONFIG = {
+    "ociVersion": "1.0.2",
+    "process": {"terminal": False, "args": ["sh"], "env": ["PATH=/bin"], "cwd": "/"},
+    "root": {"path": "rootfs"},
+    "annotations": {"rehearsal": "yes"},
+    "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+}
+_STDIO = ("stdin", "stdout", "stderr")
+_PROCESS = AnyMessage(
+    type_url="types.containerd.io/opencontainers/runtime-spec/1/Process",
+    value=json.dumps(_CONFIG["process"]).encode(),
+)
+
+
+def rehearse(place: str) -> None:
+    """Go through daemons' lives in ``place``, a directory that is ours and is not there after."""
+    deadline = time.monotonic() + _LIMIT
+    try:
+        with _runtime() as runtime:
+            for _ in range(_ROUNDS):
+                if time.monotonic() < deadline:
+                    with _directory(place) as directory:
+                        trio.run(_rehearse, directory, runtime, strict_exception_groups=True)
+    except Exception as exc:
+        log.debug("the rehearsal was cut short", error=exc)
+
+
+@contextmanager
+def _directory(path: str) -> Iterator[Path]:
+    shutil.rmtree(path, ignore_errors=True)  # what is left of one that was killed
+    try:
+        for directory in (os.path.dirname(path), path):  # noqa: PTH120
+            os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103
+        yield Path(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _runtime() -> Iterator[str]:
+    """Make the runtime; where it lies, files can be executed whatever the mounts' options are."""
+    fd = os.memfd_create("runtime", 0)
+    try:
+        os.write(fd, _RUNTIME)
+        yield f"/proc/{os.getpid()}/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+class _Audience(EventsBase):
+    @unary
+    async def Forward(self, request: ForwardRequest) -> Empty:  # noqa: N802 - as in the .proto
+        return Empty()
+
+
+async def _rehearse(place: Path, runtime: str) -> None:
+    over = trio.Event()
+    ready = trio.Event()
+    bundle = place / "b"
+    _make_bundle(bundle)
+    settings = daemon.Settings(
+        "rehearsal", "rehearsal", str(bundle), f"{place}/e", f"unix://{place}/s"
+    )
+    audience = trio.SocketListener(
+        trio.socket.from_stdlib_socket(sockets.listen(f"unix://{place}/e"))
+    )
+    with trio.move_on_after(_LIMIT):
+        async with trio.open_nursery() as nursery:
+            listening = partial(serve, shutdown=over, drain=daemon.DRAIN)
+            await nursery.start(listening, audience, handlers_of(_Audience()))
+            listener = sockets.listen(settings.address)
+            nursery.start_soon(daemon.main, settings, listener, ready.set)
+            await ready.wait()
+            options = Options(root=f"{place}/r", binary_name=runtime)
+            async with open_channel(await sockets.connect(settings.address)) as channel:
+                task = TaskStub(channel)
+                await _live(task, "rehearsal", bundle, options)
+                await task.Shutdown(task_pb2.ShutdownRequest(id="rehearsal", now=True))
+            over.set()
+
+
+def _make_bundle(path: Path) -> None:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(_CONFIG))
+    for name in _STDIO:
+        os.mkfifo(path / name, 0o600)
+
+
+async def _live(task: TaskStub, id_: str, bundle: Path, options: Options) -> None:
+    """Let a container and an exec of it come and go."""
+    stdin, stdout, stderr = paths = [str(bundle / name) for name in _STDIO]
+    readers = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in paths]
+    try:
+        with suppress(GRPCError):
+            await task.Connect(task_pb2.ConnectRequest(id=id_))
+            create = task_pb2.CreateTaskRequest(
+                id=id_, bundle=str(bundle), stdin=stdin, stdout=stdout, stderr=stderr
+            )
+            create.options.type_url = "containerd.runc.v1.Options"
+            create.options.value = options.SerializeToString()
+            await task.Create(create)
+            await task.Start(task_pb2.StartRequest(id=id_))
+            await task.Connect(task_pb2.ConnectRequest(id=id_))
+            await task.State(task_pb2.StateRequest(id=id_))
+            await task.Pids(task_pb2.PidsRequest(id=id_))
+            with suppress(GRPCError):  # it has no cgroup of its own
+                await task.Stats(task_pb2.StatsRequest(id=id_))
+            add = task_pb2.ExecProcessRequest(
+                id=id_, exec_id="e", spec=_PROCESS, stdin=stdin, stdout=stdout, stderr=stderr
+            )
+            await task.Exec(add)
+            await task.Start(task_pb2.StartRequest(id=id_, exec_id="e"))
+            for exec_id in ("e", ""):
+                await task.Kill(task_pb2.KillRequest(id=id_, exec_id=exec_id, signal=9))
+                await task.Wait(task_pb2.WaitRequest(id=id_, exec_id=exec_id))
+                await task.Delete(task_pb2.DeleteRequest(id=id_, exec_id=exec_id))
+        with suppress(ShimError, OSError):
+            cgroup = cgroup_of(os.getpid())
+            async with open_oom_watch(cgroup) as watch:
+                watch.count()
+            cgroup.metrics()
+    finally:
+        for fd in readers:
+            os.close(fd)

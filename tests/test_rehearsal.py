@@ -1,0 +1,77 @@
+"""What a parent of daemons does before it forks: a life in play."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+# In a process of its own: the heap stays as it is arranged.
+_REHEARSE = """
+import os, sys
+from google.protobuf.empty_pb2 import Empty
+from shim import rehearsal
+from shim.linux import libc
+from shim.ttrpc.server import unary
+
+class Audience(rehearsal._Audience):
+    @unary
+    async def Forward(self, request):
+        topics.append(request.envelope.topic)
+        return Empty()
+
+topics = []
+rehearsal._Audience = Audience
+libc.set_child_subreaper()
+fds = os.listdir("/proc/self/fd")
+rehearsal.rehearse(sys.argv[1])
+for topic in ("start", "exec-started", "exit", "delete"):
+    # An exec's exit is told too.
+    expected = rehearsal._ROUNDS * (2 if topic == "exit" else 1)
+    assert topics.count(f"/tasks/{topic}") == expected, topics
+assert os.listdir("/proc/self/fd") == fds
+try:
+    os.waitpid(-1, os.WNOHANG)
+    raise AssertionError("a process is left")
+except ChildProcessError:
+    pass
+"""
+
+
+def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+
+
+def test_a_rehearsal_lets_containers_come_and_go_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run(_REHEARSE, str(tmp_path / "r"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_rehearsal_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "r" / "b").mkdir(parents=True)
+    done = run(_REHEARSE, str(tmp_path / "r"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_tools_a_rehearsal_is_cut_short_and_nothing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run(
+        "import sys; from shim.rehearsal import rehearse; rehearse(sys.argv[1])", "/proc/1/x"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
