@@ -14,7 +14,6 @@ the socket and of the signals, one caller at a time, each with a bound.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
@@ -28,7 +27,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import cleanup, launcher, log  # noqa: F401 - held for children
+from shim import cleanup, heap, launcher, log  # noqa: F401 - held for children
 from shim.errors import ExistsError, InvalidError, ShimError
 from shim.forked import Call, Spare, become, stand_by
 from shim.linux import libc, sockets
@@ -118,8 +117,7 @@ class _Server:
 
     def serve(self) -> int:
         rehearse(f"{self._path}.rehearsal")
-        gc.collect()
-        gc.freeze()
+        heap.settle()
         try:
             self._listener = sockets.listen(f"unix://{self._path}")
         except ExistsError:

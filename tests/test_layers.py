@@ -20,7 +20,7 @@ LAYERS = [
     {"shim.service"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
-    {"shim.api", "shim.reaper", "shim.config", "shim.hostfile"},
+    {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"},
     {"shim.launcher"},
     {"shim.version"},

@@ -1,4 +1,4 @@
-"""What a parent of daemons does before it forks: a life in play."""
+"""What a parent of daemons does before it forks: a life in play, and a heap put in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-# In a process of its own: the heap stays as it is arranged.
+# In a process of its own: the heap stays as it is arranged, and a reaper reaps.
 _REHEARSE = """
 import os, sys
 from google.protobuf.empty_pb2 import Empty
@@ -40,6 +40,24 @@ try:
     raise AssertionError("a process is left")
 except ChildProcessError:
     pass
+"""
+_SETTLE = """
+import json, os, re, sys
+from shim import heap
+from shim.linux import libc
+
+def count():
+    return sys.getrefcount(json.dumps)
+
+heap.settle()
+held = [json.dumps] * 100
+assert (count() >= 0xFFFFFFFF) == libc.has_immortals(), count()
+for _ in range(100_000):  # what was there goes on working, and what is new comes and goes
+    value = {"a": [1, 2.5, "x" * 40, None]}
+    assert json.loads(json.dumps(value)) == value
+class Late: pass
+del Late, held
+print("well")
 """
 
 
@@ -75,3 +93,8 @@ def test_without_its_tools_a_rehearsal_is_cut_short_and_nothing_fails(
         "import sys; from shim.rehearsal import rehearse; rehearse(sys.argv[1])", "/proc/1/x"
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_program_runs_and_ends_on_a_heap_that_was_settled() -> None:
+    done = run(_SETTLE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")
