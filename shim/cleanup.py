@@ -184,7 +184,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
         root = Options.read(bundle.path / "options.json").runtime(flags.namespace).root
         return (
             # Where nothing hangs, not even the look at it.
-            root.startswith("/run/")
+            root.startswith(("/run/", "/var/run/"))
             and not _is_there(pid)
             and not _has_state(Path(root), flags.id)
             and not Members(str(bundle.path)).names()
