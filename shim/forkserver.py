@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 IDLE = 600.0
 # Seconds without a caller until another child is made ready: those who come together,
 # and the runtime that follows a ``start``, have the processors to themselves.
-QUIET = 0.1
+QUIET = 0.05
 # Seconds a caller has to say what it wants, once it is connected.
 _PATIENCE = 1.0
 _MESSAGE = 1 << 20
