@@ -122,6 +122,7 @@ class _Server:
             self._listener = sockets.listen(f"unix://{self._path}")
         except ExistsError:
             return 0
+        self._since = time.monotonic()  # nobody could have come before
         self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
