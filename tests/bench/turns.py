@@ -40,6 +40,7 @@ async def measure(shims: Sequence[Shim], rounds: int, keys: set[str], sizes: Siz
         for shim in shims:
             # The first start writes bytecode, and may bring up a fork server.
             await _turn(shim.name, "warm-up", partial(lifecycle, place, shim, sizes))
+        await place.wait_warm()
         for scenario in SCENARIOS:
             if keys.isdisjoint(scenario.keys):
                 continue

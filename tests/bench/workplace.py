@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 NAMESPACE = "trio-shim-bench"
 CGROUPS = Path("/sys/fs/cgroup")
 CLEANUP = 60.0  # seconds for the end of everything
+WARM = 30.0  # seconds a fork server may take until it listens
 INIT = ("sleep", "1000")  # ends by itself should all else fail
 
 
@@ -119,6 +120,16 @@ class Workplace:
             "TTRPC_ADDRESS": str(self.root / "events"),
             **extra,
         }
+
+    async def wait_warm(self) -> None:
+        """Wait for the fork server that a first start left behind, if it did, to listen.
+
+        A daemon started before is a cold one, of four times the memory.
+        """
+        directory = Path(self.environ["TRIO_SHIM_FORKSERVER_DIR"])
+        with trio.move_on_after(WARM):
+            while directory.exists() and not any(p.is_socket() for p in directory.iterdir()):
+                await trio.sleep(0.02)
 
 
 @asynccontextmanager
