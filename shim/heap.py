@@ -83,6 +83,8 @@ def _program() -> list[object]:
         kind = type(one)
         if kind in _PROGRAM or isinstance(one, type):
             found.append(one)
+        if kind is types.ModuleType:  # which lives as long as its names
+            found.append(vars(one))
         pending.extend(gc.get_referents(one))
         if kind is types.CodeType:  # which the collector does not know
             pending.extend((one.co_consts, one.co_names, one.co_name, one.co_qualname))
