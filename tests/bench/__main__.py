@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -43,6 +44,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="turns of each shim (20)")
     parser.add_argument(
         "--only", metavar="FIGURE,...", default="", help=f"of: {', '.join(BY_KEY)}"
+    )
+    parser.add_argument(
+        "--disk", action="store_true", help="bundles on the disk that /run is on, not in memory"
     )
     parser.add_argument("--markdown", metavar="FILE", help="write the table there")
     parser.add_argument("--svg", metavar="FILE", help="write a plot there")
@@ -99,19 +103,24 @@ def main(argv: list[str]) -> int:
     sizes = Sizes(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Sizes)})
     try:
         samples = trio.run(
-            measure, args.shims, args.rounds, args.keys, sizes, strict_exception_groups=True
+            partial(measure, args.shims, args.rounds, args.keys, sizes, on_disk=args.disk),
+            strict_exception_groups=True,
         )
     except* KeyboardInterrupt:
         print("interrupted; everything is cleaned up", file=sys.stderr)
         sys.exit(INTERRUPTED)
     samples.keep(args.keys)
+    place = "on the disk of /run" if args.disk else "in memory"
     report = Report(
         shims=[shim.name for shim in args.shims],
         floor=floor.NAME,
         samples=samples,
         sizes=dataclasses.asdict(sizes),
         date=time.strftime("%Y-%m-%d"),
-        machine=machine.describe({shim.name: shim.path for shim in args.shims}),
+        machine=[
+            *machine.describe({shim.name: shim.path for shim in args.shims}),
+            f"Bundles {place}",
+        ],
     )
     print(plain(report), end="")
     write(report, args)

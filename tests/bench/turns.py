@@ -33,10 +33,12 @@ TURN = 240.0  # seconds one turn of one shim may take
 EXPECTED = (CallError, CommandError, GRPCError, ShimError, OSError, trio.TooSlowError)
 
 
-async def measure(shims: Sequence[Shim], rounds: int, keys: set[str], sizes: Sizes) -> Samples:
+async def measure(
+    shims: Sequence[Shim], rounds: int, keys: set[str], sizes: Sizes, *, on_disk: bool = False
+) -> Samples:
     """Run the scenarios that yield any of ``keys``; leave nothing behind."""
     samples = Samples()
-    async with open_workplace() as place:
+    async with open_workplace(on_disk=on_disk) as place:
         for shim in shims:
             # The first start writes bytecode, and may bring up a fork server.
             await _turn(shim.name, "warm-up", partial(lifecycle, place, shim, sizes))

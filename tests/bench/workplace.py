@@ -133,11 +133,18 @@ class Workplace:
 
 
 @asynccontextmanager
-async def open_workplace() -> AsyncIterator[Workplace]:
-    """Own a directory below /run, and every process, container and socket that comes of it."""
+async def open_workplace(*, on_disk: bool = False) -> AsyncIterator[Workplace]:
+    """Own a directory below /run, and every process, container and socket that comes of it.
+
+    In memory, as managers have their bundles wherever systemd mounts /run, or on
+    the disk that /run is on.
+    """
     root = Path(tempfile.mkdtemp(prefix="tsb-", dir="/run"))
     sink = Sink()
     try:
+        if not on_disk:
+            mount = ["mount", "-t", "tmpfs", "-o", "mode=700", root.name, str(root)]
+            subprocess.run(mount, check=True)
         _make_rootfs(root / "busybox")
         environ = dict(os.environ)
         # Without bytecode each start would compile everything again.
