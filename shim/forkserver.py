@@ -116,7 +116,7 @@ class _Server:
         self._wants_spare = True
 
     def serve(self) -> int:
-        rehearse(f"{self._path}.rehearsal")
+        rehearse(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         heap.settle()
         try:
             self._listener = sockets.listen(f"unix://{self._path}")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _ROUNDS = 12
 # Seconds after which the rest is left undone.
 _LIMIT = 10.0
+_PREFIX = ".rehearsal-"
 
 # What a runtime leaves behind is a process whose pid is in a file.
 _RUNTIME = b"""#!/bin/sh
@@ -68,22 +69,36 @@ _PROCESS = AnyMessage(
 )
 
 
-def rehearse(place: str) -> None:
-    """Go through daemons' lives in ``place``, a directory that is ours and is not there after."""
+def rehearse(directory: str) -> None:
+    """Go through daemons' lives in a place in ``directory`` that is not there after.
+
+    Its name begins with a dot, so that nobody takes it for a fork server, and has
+    our pid: several may rehearse at once.
+    """
     deadline = time.monotonic() + _LIMIT
     try:
+        _forget_the_killed(directory)
         with _runtime() as runtime:
             for _ in range(_ROUNDS):
                 if time.monotonic() < deadline:
-                    with _directory(place) as directory:
-                        trio.run(_rehearse, directory, runtime, strict_exception_groups=True)
+                    with _place(f"{directory}/{_PREFIX}{os.getpid()}") as place:
+                        trio.run(_rehearse, place, runtime, strict_exception_groups=True)
     except Exception as exc:
         log.debug("the rehearsal was cut short", error=exc)
 
 
+def _forget_the_killed(directory: str) -> None:
+    """Remove the places of those who were killed in the middle."""
+    with suppress(FileNotFoundError):
+        for path in Path(directory).glob(f"{_PREFIX}*"):
+            pid = path.name.removeprefix(_PREFIX)
+            if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - a plain string
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @contextmanager
-def _directory(path: str) -> Iterator[Path]:
-    shutil.rmtree(path, ignore_errors=True)  # what is left of one that was killed
+def _place(path: str) -> Iterator[Path]:
+    shutil.rmtree(path, ignore_errors=True)
     try:
         for directory in (os.path.dirname(path), path):  # noqa: PTH120
             os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103

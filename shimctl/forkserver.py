@@ -88,7 +88,9 @@ async def list_servers() -> list[Server]:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names make a launcher's paths
     except FileNotFoundError:
         return []
-    return [await _look(path, own) for path in (f"{directory}/{name}" for name in names)]
+    # What begins with a dot is a server that is about to be one.
+    paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
+    return [await _look(path, own) for path in paths]
 
 
 async def _look(path: str, own: str) -> Server:

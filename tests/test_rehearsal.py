@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,15 +74,24 @@ def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_rehearsal_lets_containers_come_and_go_and_leaves_nothing(tmp_path: Path) -> None:
-    done = run(_REHEARSE, str(tmp_path / "r"))
+    done = run(_REHEARSE, str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_rehearsal_left_is_in_nobodys_way(tmp_path: Path) -> None:
-    (tmp_path / "r" / "b").mkdir(parents=True)
-    done = run(_REHEARSE, str(tmp_path / "r"))
+def test_what_a_killed_rehearsal_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f".rehearsal-{gone.pid}" / "b").mkdir(parents=True)
+    done = run(_REHEARSE, str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_rehearsals_at_once_are_in_nobodys_way(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as threads:
+        results = list(threads.map(lambda _: run(_REHEARSE, str(tmp_path)), range(2)))
+    assert [(done.returncode, done.stderr) for done in results] == [(0, "")] * 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -69,6 +69,11 @@ async def test_where_there_was_never_a_server_none_is_listed_and_stopping_is_fin
     assert ask(shims, "stop") == []
 
 
+async def test_one_that_is_about_to_be_a_server_is_not_listed(shims: Shims) -> None:
+    Path(launcher.directory(), ".rehearsal-1").mkdir(mode=0o700, parents=True)
+    assert ask(shims, "status") == []
+
+
 async def test_a_warm_server_is_listed_and_the_first_start_is_its_child(shims: Shims) -> None:
     warmed = ask(shims, "warm")
     assert warmed == {"socket": launcher.socket_path(), "pid": warmed["pid"], "started": True}
