@@ -7,6 +7,7 @@ What can be said is declared in :mod:`shimctl.arguments`, and done in
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ _COMPLETE = ["__complete", "--"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    _open_missing()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:2] == _COMPLETE:
         return _complete(argv[2:])
@@ -29,6 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     from shimctl import commands
 
     return commands.run(args)
+
+
+def _open_missing() -> None:
+    """Open /dev/null where we were started without stdin, stdout or stderr.
+
+    The next file we open would be it otherwise: a fifo of a container, to which
+    we would write its own output back.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is this one, as those below are open.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
+            setattr(sys, name, stream)
 
 
 def _complete(words: Sequence[str]) -> int:

@@ -310,6 +310,15 @@ def test_a_checkpoint_that_is_not_there_is_not_restored(tmp_path: Path, state: P
     assert not state.exists()
 
 
+@pytest.mark.parametrize("missing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_who_starts_us_without_a_stdin_or_stdout_gets_no_traceback(missing: str) -> None:
+    command = f'"{sys.executable}" -m shimctl ps {missing}'
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", [["ps"], ["completion", "bash"], ["version", "--json"]])
 def test_a_reader_that_is_gone_ends_us_without_a_word(command: list[str]) -> None:
     read, write = os.pipe()

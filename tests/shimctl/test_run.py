@@ -319,6 +319,17 @@ def test_the_third_interrupt_kills(host: Host) -> None:
     assert process.returncode == 137
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_who_has_no_stdin_or_stdout_still_runs_containers(host: Host, closed: str) -> None:
+    # The fifos of the container must not take the numbers of what is missing.
+    bundle = host.bundle("sh", "-c", "seq 1000; seq 1000 >&2; exit 7")
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *host.run_command(bundle)]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 7
+    assert (done.stdout == b"") == (">&-" in closed.split())
+    assert (done.stderr == b"") == ("2>&-" in closed.split())
+
+
 def test_a_closed_pipe_ends_who_writes_into_it(host: Host) -> None:
     with open_run(host, host.bundle("yes")) as process:
         assert process.stdout
