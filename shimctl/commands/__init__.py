@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shimctl.commands.report import report
+from shimctl.commands.report import only, report
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -27,12 +27,13 @@ def run(args: Namespace) -> int:
         return trio.run(command(args.group, args.command), args)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Nobody reads our output any more; Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except (Exception, BaseExceptionGroup) as exc:
-        return report(exc, args)
+        error = only(exc)
+        if isinstance(error, BrokenPipeError):
+            # Nobody reads our output any more; Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        return report(error, args)
 
 
 def command(group: str, name: str) -> Callable[[Namespace], Awaitable[int]]:

@@ -40,13 +40,19 @@ _SAYINGS = (
 )
 
 
+def only(exc: BaseException) -> BaseException:
+    """Return the one error of a group, or of groups in it; ``exc`` if there are several."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
 def report(exc: BaseException, args: Namespace) -> int:
     """Say what went wrong, in one line on stderr; return the exit code.
 
     What is no failure of a shim, a file or an argument is a bug, and raised again.
     """
-    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
+    exc = only(exc)
     if isinstance(exc, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if not isinstance(exc, (ShimError, OSError)):

@@ -252,6 +252,24 @@ def test_top_ends_with_its_reader(place: Place) -> None:
 # -- gVisor --------------------------------------------------------------------------
 
 
+def test_an_attached_client_ends_with_its_reader_and_the_container_goes_on(
+    place: Place, namespace: tuple[str, str]
+) -> None:
+    place.made("run", "talker", place.bundle("sh", "-c", "while echo line; do sleep 0.1; done"))
+    command = place.command("attach", *namespace, "talker")
+    quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(
+        command, env=place.environ, stdin=quiet, stdout=pipe, stderr=pipe
+    ) as client:
+        assert client.stdout is not None
+        assert client.stderr is not None
+        assert client.stdout.readline() == b"line\n"
+        client.stdout.close()
+        assert (client.wait(PATIENCE), client.stderr.read()) == (141, b"")
+    assert place.json("state", *namespace, "talker")["status"] == "running"
+    place.done("delete", "-f", *namespace, "talker")
+
+
 def test_in_gvisor_what_has_figures_works_and_the_rest_says_why_not() -> None:
     with open_place("gvisor") as place:
         inside = ("-n", place.namespace)
