@@ -103,6 +103,7 @@ def add_image_options(sub: argparse.ArgumentParser) -> None:
         help="a loopback of its own (default), or the host's network",
     )
     add("--platform", default="", metavar="OS/ARCH", help="of an image for several machines")
-    sub.add_argument(
+    args = sub.add_argument(
         "args", metavar="COMMAND", nargs=argparse.REMAINDER, help="with an image: what to run"
     )
+    args.required = False  # else argparse, told of no BUNDLE, would ask for this as well

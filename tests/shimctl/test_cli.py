@@ -109,6 +109,13 @@ def test_a_wrong_command_line_is_our_failure_in_one_line(argv: list[str]) -> Non
     assert "--help" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["run", "create"])
+def test_only_what_is_required_is_said_to_be(command: str) -> None:
+    said = called(command).stderr
+    assert "BUNDLE" in said
+    assert "COMMAND" not in said
+
+
 @pytest.mark.parametrize(
     "argv",
     [
