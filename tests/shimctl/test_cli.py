@@ -217,11 +217,12 @@ def with_an_id() -> list[list[str]]:
 def test_a_short_name_that_may_be_several_is_refused_with_a_list(
     state: Path, command: list[str]
 ) -> None:
-    for name in ("still", "stick"):
+    # Beginnings that nobody else's container has: all of the host are looked through.
+    for name in ("twin-still", "twin-stick"):
         make_directory(state, "ns", name)
-    done = called(*["sti" if word == "ID" else word for word in command])
+    done = called(*["twin-sti" if word == "ID" else word for word in command])
     assert (done.returncode, done.stdout) == (125, "")
-    assert "'sti' may be any of ns/stick, ns/still; use a longer id" in done.stderr
+    assert "'twin-sti' may be any of ns/twin-stick, ns/twin-still; use a longer id" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
