@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, SerializeToJsonError
 from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -55,8 +55,11 @@ _LONGEST = 107  # bytes of a path that a socket can have
 class Event:
     """One event.  ``fields`` are those of the message ``type``, named as in its .proto.
 
-    ``fields`` is empty for a type we do not know.  ``at`` is None only if the
-    shim sent no time.
+    Their values are those of protobuf's JSON: numbers up to 32 bits are ints, larger
+    ones strings, and a time is a string too, ``2023-11-14T22:13:20.5Z``.
+
+    ``fields`` is empty for a type we do not know, or cannot read.  ``at`` is None only
+    if the shim sent no time.
     """
 
     at: datetime | None
@@ -163,9 +166,10 @@ def _fields(name: str, value: bytes) -> dict[str, Any]:
     if package != "containerd.events" or not isinstance(kind, type(Message)):
         return {}
     try:
-        message = kind.FromString(value)
-    except DecodeError:
+        return MessageToDict(
+            kind.FromString(value),
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+    except (DecodeError, SerializeToJsonError):  # of a time that is none, say
         return {}
-    return MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )

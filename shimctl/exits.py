@@ -22,7 +22,7 @@ def read_address(bundle: str | Path) -> str:
     try:
         with open(Path(bundle, "bootstrap.json"), "rb") as file:
             return str(json.loads(file.read(_LONGEST))["address"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         pass
     try:
         with open(Path(bundle, "address"), encoding="utf-8") as file:

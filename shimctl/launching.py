@@ -262,7 +262,8 @@ def parse_answer(answer: bytes) -> tuple[str, int]:
 def _fields_of(answer: bytes) -> tuple[str, int, str]:
     text = answer.strip()
     if text.startswith(b"{"):
-        with suppress(ValueError, TypeError, KeyError):
+        # Infinity is a number to json, and no depth is too deep to be printed.
+        with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
             fields = json.loads(text)
             return str(fields["address"]), int(fields["version"]), str(fields.get("protocol", ""))
         raise ShimError(f"the shim's start printed broken JSON: {_last_line(text)}")

@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from google.protobuf.message import DecodeError
+
 from shim.api import cgroups_v1_pb2, cgroups_v2_pb2, options_pb2, process_pb2
-from shim.errors import UnsupportedError
+from shim.errors import ShimError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -119,10 +121,13 @@ class Stats:
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
-    """Convert a time; None for the zero of protobuf and the zero of Go."""
+    """Convert a time; None for the zeros of protobuf and Go, and for what is no time."""
     if stamp.seconds <= 0:
         return None
-    return stamp.ToDatetime(tzinfo=UTC)
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except ValueError:
+        return None  # beyond the year 9999, or a second with more than its nanoseconds
 
 
 def state_of(reply: task_pb2.StateResponse) -> TaskState:
@@ -145,14 +150,17 @@ def state_of(reply: task_pb2.StateResponse) -> TaskState:
 
 
 def pids_of(processes: Iterable[process_pb2.ProcessInfo]) -> tuple[Pid, ...]:
-    """Convert the reply of ``Pids``; details of an unknown type are left out."""
+    """Convert the reply of ``Pids``; details we cannot read are left out."""
     return tuple(Pid(process.pid, _exec_id(process.info)) for process in processes)
 
 
 def _exec_id(info: AnyMessage) -> str:
     if type_name(info) != "containerd.runc.v1.ProcessDetails":
         return ""
-    return options_pb2.ProcessDetails.FromString(info.value).exec_id
+    try:
+        return options_pb2.ProcessDetails.FromString(info.value).exec_id
+    except DecodeError:
+        return ""
 
 
 def type_name(message: AnyMessage) -> str:
@@ -164,16 +172,20 @@ def stats_of(metrics: AnyMessage) -> Stats:
     """Decode the metrics of either cgroup version.
 
     :raises UnsupportedError: they are of another type, as on another platform.
+    :raises ShimError: they are not what they say.
     """
-    match type_name(metrics):
-        case "io.containerd.cgroups.v1.Metrics":
-            return _from_v1(cgroups_v1_pb2.Metrics.FromString(metrics.value))
-        case "io.containerd.cgroups.v2.Metrics":
-            return _from_v2(cgroups_v2_pb2.Metrics.FromString(metrics.value))
-        case "":
-            raise UnsupportedError("the shim gave no metrics; its runtime may not have any")
-        case other:
-            raise UnsupportedError(f"metrics of type {other} cannot be shown")
+    name = type_name(metrics)
+    try:
+        match name:
+            case "io.containerd.cgroups.v1.Metrics":
+                return _from_v1(cgroups_v1_pb2.Metrics.FromString(metrics.value))
+            case "io.containerd.cgroups.v2.Metrics":
+                return _from_v2(cgroups_v2_pb2.Metrics.FromString(metrics.value))
+    except DecodeError:
+        raise ShimError(f"the shim's metrics are no {name}") from None
+    if not name:
+        raise UnsupportedError("the shim gave no metrics; its runtime may not have any")
+    raise UnsupportedError(f"metrics of type {name} cannot be shown")
 
 
 def _from_v1(metrics: cgroups_v1_pb2.Metrics) -> Stats:

@@ -92,8 +92,9 @@ def test_what_a_killed_shim_left_ends_with_its_socket(face: str, place: Place) -
 
 def test_a_bundle_that_says_nothing_has_no_address(tmp_path: Path) -> None:
     assert shimctl.read_address(tmp_path) == ""
-    (tmp_path / "bootstrap.json").write_text("{")
-    assert shimctl.read_address(tmp_path) == ""
+    for text in ("{", "[]", "[" * 60_000):
+        (tmp_path / "bootstrap.json").write_text(text)
+        assert shimctl.read_address(tmp_path) == ""
     (tmp_path / "address").write_text("unix:///one\n")
     assert shimctl.read_address(tmp_path) == "unix:///one"
     (tmp_path / "bootstrap.json").write_text('{"address": "unix:///two"}')

@@ -32,6 +32,9 @@ EXIT = Envelope(
 )
 
 
+NO_TIME = TaskExit(container_id="c", exited_at=Timestamp(seconds=1 << 50))
+
+
 async def test_an_event_is_acknowledged_once_it_was_handled(tmp_path: Path) -> None:
     seen: list[Event] = []
 
@@ -80,8 +83,14 @@ def test_an_exit_status_of_zero_is_told() -> None:
         ("containerd.events.Unheard", b"x"),
         ("containerd.events.DESCRIPTOR", b"x"),
         ("containerd.events.TaskExit", b"\xff"),
+        ("containerd.events.TaskExit", NO_TIME.SerializeToString()),
     ],
 )
 def test_what_we_cannot_decode_is_an_event_without_fields(type_url: str, value: bytes) -> None:
     envelope = Envelope(topic="/t", event=AnyMessage(type_url=type_url, value=value))
     assert event_of(envelope).fields == {}
+
+
+def test_an_event_whose_time_is_none_is_still_an_event() -> None:
+    event = event_of(Envelope(topic="/t", timestamp=Timestamp(seconds=1 << 50)))
+    assert (event.topic, event.at) == ("/t", None)

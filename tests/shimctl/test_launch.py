@@ -33,7 +33,14 @@ def test_all_three_forms_of_the_answer_are_read(answer: bytes, expected: tuple[s
     assert parse_answer(answer) == expected
 
 
-@pytest.mark.parametrize("answer", [b"", b"hello world\n", b"{", b'{"version":2}', b"[]"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(b"", b"hello world\n", b"{", b'{"version":2}', b"[]"),
+        b'{"version":Infinity,"address":"unix:///s"}',
+        b'{"a":' * 10_000,
+    ],
+)
 def test_any_other_answer_is_an_error(answer: bytes) -> None:
     with pytest.raises(ShimError, match="start printed"):
         parse_answer(answer)

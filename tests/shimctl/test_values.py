@@ -5,7 +5,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shim.api import cgroups_v1_pb2, cgroups_v2_pb2, options_pb2, process_pb2, task_pb2
-from shim.errors import UnsupportedError
+from shim.errors import ShimError, UnsupportedError
 from shimctl import values
 from shimctl.values import Pid, Stats, Status
 
@@ -64,6 +64,30 @@ def test_the_zero_times_of_protobuf_and_of_go_are_none(seconds: int) -> None:
     assert values.time_of(Timestamp(seconds=seconds)) is None
 
 
+@pytest.mark.parametrize(
+    "stamp",
+    [
+        Timestamp(seconds=1 << 50),
+        Timestamp(seconds=1, nanos=-1),
+        Timestamp(seconds=1, nanos=10**9),
+    ],
+)
+def test_what_is_no_time_is_none(stamp: Timestamp) -> None:
+    assert values.time_of(stamp) is None
+    assert values.state_of(
+        task_pb2.StateResponse(id="c", status=process_pb2.STOPPED, exited_at=stamp)
+    ) == values.state_of(task_pb2.StateResponse(id="c", status=process_pb2.STOPPED))
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_metrics_that_are_none_are_an_error_of_ours(version: str) -> None:
+    with pytest.raises(ShimError, match=r"are no io\.containerd\.cgroups") as caught:
+        values.stats_of(
+            AnyMessage(type_url=f"io.containerd.cgroups.{version}.Metrics", value=b"\xff")
+        )
+    assert not isinstance(caught.value, UnsupportedError)
+
+
 def test_pids_know_which_exec_they_are_of() -> None:
     info = AnyMessage(
         type_url="containerd.runc.v1.ProcessDetails",
@@ -73,5 +97,6 @@ def test_pids_know_which_exec_they_are_of() -> None:
         process_pb2.ProcessInfo(pid=1),
         process_pb2.ProcessInfo(pid=2, info=info),
         process_pb2.ProcessInfo(pid=3, info=AnyMessage(type_url="other", value=b"\xff")),
+        process_pb2.ProcessInfo(pid=4, info=AnyMessage(type_url=info.type_url, value=b"\xff")),
     ]
-    assert values.pids_of(processes) == (Pid(1), Pid(2, "e1"), Pid(3))
+    assert values.pids_of(processes) == (Pid(1), Pid(2, "e1"), Pid(3), Pid(4))
