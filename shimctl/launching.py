@@ -80,8 +80,11 @@ async def launch(
     leaves by itself after half a minute.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
-    :raises ShimError: the shim failed to start; the message is its own.
+    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name.
+    :raises UnsupportedError: the shim wants a protocol, or a version of it, we do not have.
     :raises TimedOutError: it did not start within 30 s.
+    :raises ShimError: the shim failed to start, and the message is its own; or it
+        cannot be run, or nothing be written in the bundle.
     """
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
@@ -119,9 +122,12 @@ async def launch(
 
 def _note(bundle: Path, address: str, version: int) -> None:
     """Write down in the bundle where its shim listens, as containerd does."""
-    new = bundle / ".bootstrap.json.new"
-    new.write_text(json.dumps({"version": version, "address": address, "protocol": "ttrpc"}))
-    new.replace(bundle / "bootstrap.json")
+    path, new = bundle / "bootstrap.json", bundle / ".bootstrap.json.new"
+    try:
+        new.write_text(json.dumps({"version": version, "address": address, "protocol": "ttrpc"}))
+        new.replace(path)
+    except OSError as exc:
+        raise ShimError(f"cannot write {path}: {exc.strerror}") from None
 
 
 async def _withdraw(command: _Command, namespace: str, face: Face) -> None:
@@ -151,6 +157,8 @@ async def run_delete(
     and usually finds nothing left to do.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
+    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name.
+    :raises ShimError: the shim cannot be run.
     """
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
@@ -187,35 +195,47 @@ class _Command:
 
     def kill(self) -> None:
         """End it, and what it runs; the daemon has a session of its own."""
-        if self._process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        _end(self._process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager
 def _open_command(
     argv: Sequence[str], bundle: str | Path, environment: dict[str, str]
 ) -> Iterator[_Command]:
-    """Run ``argv`` in ``bundle``; what still runs at the end of the block is killed."""
+    """Run ``argv`` in ``bundle``; what still runs at the end of the block is killed.
+
+    :raises ShimError: it cannot be run.
+    """
     with ExitStack() as stack:
-        out, err = (os.memfd_create(name, os.MFD_CLOEXEC) for name in ("stdout", "stderr"))
-        stack.callback(os.close, out)
-        stack.callback(os.close, err)
-        process = subprocess.Popen(
-            argv,
-            cwd=bundle,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            process_group=0,  # a Ctrl-C for us is not for the shim
-        )
-        pidfd = os.pidfd_open(process.pid)
+        try:
+            out = os.memfd_create("stdout", os.MFD_CLOEXEC)
+            stack.callback(os.close, out)
+            err = os.memfd_create("stderr", os.MFD_CLOEXEC)
+            stack.callback(os.close, err)
+            process = subprocess.Popen(
+                argv,
+                cwd=bundle,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                process_group=0,  # a Ctrl-C for us is not for the shim
+            )
+            stack.callback(_end, process)
+            pidfd = os.pidfd_open(process.pid)
+        except OSError as exc:
+            raise ShimError(f"cannot run {argv[0]}: {exc.strerror}") from None
+        except ValueError as exc:  # of a name that no argument can have
+            raise InvalidError(f"cannot run {argv[0]}: {exc}") from None
         stack.callback(os.close, pidfd)
-        command = _Command(process, pidfd, out, err)
-        stack.callback(command.kill)
-        yield command
+        yield _Command(process, pidfd, out, err)
 
 
 def find_runtime(runtime: str) -> str:
@@ -228,7 +248,7 @@ def find_runtime(runtime: str) -> str:
     :raises InvalidError: it is neither a path nor such a name.
     """
     if "/" in runtime:
-        if not os.access(runtime, os.X_OK):
+        if not os.access(runtime, os.X_OK) or Path(runtime).is_dir():
             raise NotFoundError(f"there is no executable {runtime}")
         return str(Path(runtime).absolute())
     name, _, version = runtime.rpartition(".")
@@ -323,12 +343,18 @@ class Log:
 
 @contextmanager
 def open_log(bundle: Path) -> Iterator[Log]:
-    """Make the ``log`` fifo of ``bundle`` if it has none, and be its reader in the block."""
+    """Make the ``log`` fifo of ``bundle`` if it has none, and be its reader in the block.
+
+    :raises ShimError: there can be none.
+    """
     path = bundle / "log"
-    with suppress(FileExistsError):
-        os.mkfifo(path, 0o700)
-    # Reading and writing, so that it opens without a writer and never ends.
-    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        with suppress(FileExistsError):
+            os.mkfifo(path, 0o700)
+        # Reading and writing, so that it opens without a writer and never ends.
+        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise ShimError(f"cannot use {path}: {exc.strerror}") from None
     try:
         yield Log(fd)
     finally:

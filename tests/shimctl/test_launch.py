@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -8,7 +10,9 @@ import pytest
 from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.errors import InvalidError, NotFoundError, ShimError, UnsupportedError
 from shimctl import launching
-from shimctl.launching import find_runtime, launch, parse_answer
+from shimctl.launching import find_runtime, launch, parse_answer, run_delete
+from tests.shimctl.peers import FakeTask, serving
+from tests.shimctl.test_strangers import open_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +99,52 @@ async def test_a_shim_that_fails_to_start_is_quoted(tmp_path: Path) -> None:
     shim = _executable(tmp_path / "shim", "#!/bin/sh\necho 'no luck' >&2; exit 3\n")
     with pytest.raises(ShimError, match=r"failed \(3\): no luck"):
         await launch(tmp_path, "c", runtime=str(shim))
+
+
+@pytest.mark.parametrize("text", ["\0no program", "#!/no/such/interpreter\n"])
+async def test_what_cannot_be_run_is_an_error_of_ours(tmp_path: Path, text: str) -> None:
+    shim = str(_executable(tmp_path / "shim", text))
+    for begin in (launch, run_delete):
+        with pytest.raises(ShimError, match=f"cannot run {shim}: "):
+            await begin(tmp_path, "c", runtime=shim)
+    with pytest.raises(NotFoundError, match="no executable"):
+        await launch(tmp_path, "c", runtime=f"{tmp_path}/")
+    with pytest.raises(InvalidError, match="null byte"):
+        await launch(tmp_path, "c\0", runtime=shim)
+
+
+async def test_a_process_out_of_files_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        begun.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    begun: list[int] = []
+    before = open_files()
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    shim = _executable(tmp_path / "shim", "#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(ShimError, match="Too many open files"):
+        await launch(tmp_path, "c", runtime=str(shim))
+    with pytest.raises(ProcessLookupError):
+        os.kill(begun[0], 0)
+    assert open_files() == before
+
+
+async def test_a_bundle_that_cannot_be_used_is_an_error_of_ours(tmp_path: Path) -> None:
+    shim = _executable(tmp_path / "shim", "#!/bin/sh\nexit 1\n")
+    (tmp_path / "log").mkdir()
+    with pytest.raises(ShimError, match=f"cannot use {tmp_path}/log: Is a directory"):
+        await launch(tmp_path, "c", runtime=str(shim))
+
+
+async def test_an_address_that_cannot_be_noted_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "bootstrap.json").mkdir()
+    task = FakeTask(3)
+    async with serving(tmp_path / "s", task) as address:
+        shim = _executable(tmp_path / "shim", f"#!/bin/sh\nprintf {address}\n")
+        with pytest.raises(ShimError, match=r"cannot write .*bootstrap.json"):
+            await launch(tmp_path, "c", runtime=str(shim))
 
 
 async def test_a_shim_that_is_not_where_it_says_is_an_error_with_its_log(tmp_path: Path) -> None:
