@@ -206,11 +206,12 @@ class Shim:
                     request, timeout=timeout, metadata=self._metadata
                 )
             except GRPCError as exc:
-                if exc.status is not RpcStatus.UNIMPLEMENTED:
+                if exc.status is RpcStatus.UNIMPLEMENTED and not last:
+                    continue
+                # A deadline is ours as well: it says nothing about who is there.
+                if exc.status not in (RpcStatus.UNIMPLEMENTED, RpcStatus.DEADLINE_EXCEEDED):
                     self._versions = [version]
-                    raise
-                if last:
-                    raise
+                raise
             else:
                 self._versions = [version]
                 return reply

@@ -31,6 +31,16 @@ async def test_a_shim_of_either_version_is_understood(tmp_path: Path, version: i
     assert task.killed == [("redis", 15)]
 
 
+async def test_a_call_without_an_answer_settles_no_version(tmp_path: Path) -> None:
+    """A shim of version 2 that was slow once is not asked in version 3 for ever."""
+    async with serving(tmp_path / "s", FakeTask(2)) as address, connect(address) as shim:
+        with pytest.raises(TimedOutError):
+            await shim.connect(timeout=0)
+        assert shim.api_version == 0
+        assert (await shim.connect()).version == "fake"
+        assert shim.api_version == 2
+
+
 @pytest.mark.parametrize("version", [2, 3])
 async def test_what_no_version_has_is_unsupported(tmp_path: Path, version: int) -> None:
     async with serving(tmp_path / "s", FakeTask(version)) as address, connect(address) as shim:
