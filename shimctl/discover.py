@@ -191,6 +191,12 @@ class _Arguments:
     socket: str
 
 
+def shim_at(address: str) -> int:
+    """Return the pid of the shim whose arguments name the socket ``address``, 0 for none."""
+    name = _path_of(address).rpartition("/")[2]
+    return next((shim.pid for shim in _shim_processes() if shim.socket == name), 0)
+
+
 def _shim_processes() -> list[_Arguments]:
     found = []
     for process in psutil.process_iter(["cmdline"]):

@@ -248,7 +248,7 @@ async def exec_attached(
                 await added.start()
                 exited = await attach(added, pipes, signals)
             except BaseException:
-                with trio.move_on_after(CLEANUP, shield=True):
+                with trio.move_on_after(CLEANUP, shield=True), suppress(ShimError):
                     await end(added)
                 raise
     assert exited is not None, "no keys let go of an exec"

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 import shimctl
-from shimctl import aio, blocking
+from shimctl import aio, blocking, ending
 from tests.process.rig import alive
 from tests.shimctl.place import RUNTIMES, eventually, open_place
 
@@ -88,6 +88,26 @@ def test_what_a_killed_shim_left_ends_with_its_socket(face: str, place: Place) -
     assert exited.exit_status == 137
     eventually(lambda: not alive(pid))
     assert not os.path.exists(launched.address.removeprefix("unix://"))  # noqa: PTH110 - a name
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_shim_that_does_not_answer_any_more_is_killed(
+    face: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_ANSWER", 0.5)
+    bundle, launched, pid = begin(place)
+    os.kill(launched.shim_pid, signal.SIGSTOP)
+    exited = end(face, place, bundle)
+    assert exited is not None
+    assert exited.exit_status == 137
+    eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("address", ["unix:///" + "x" * 200, "unix:///a\0b", "nonsense"])
+def test_what_is_no_address_ends_nothing_and_is_no_error(address: str, tmp_path: Path) -> None:
+    (tmp_path / "address").write_text(address)
+    assert blocking.dispose(tmp_path, "c", runtime="/bin/false") is None
 
 
 def test_a_bundle_that_says_nothing_has_no_address(tmp_path: Path) -> None:
