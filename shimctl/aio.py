@@ -29,6 +29,7 @@ from shimctl.client import CONNECT_TIMEOUT, Shim, Task
 from shimctl.discover import Found
 from shimctl.events import Event, handlers_for, listening
 from shimctl.exits import read_address, read_exit
+from shimctl.face import AT_ONCE
 from shimctl.launching import DEFAULT_RUNTIME, Launched
 from shimctl.options import runc_options
 
@@ -175,13 +176,15 @@ class _Asyncio:
         task.result()
 
     async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        limiter = asyncio.Semaphore(AT_ONCE)
+
+        async def one(work: Callable[[], Awaitable[None]]) -> None:
+            async with limiter:
+                await work()
+
         async with asyncio.TaskGroup() as group:
             for work in works:
-                group.create_task(_coroutine(work))
-
-
-async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
+                group.create_task(one(work))
 
 
 _FACE = _Asyncio()

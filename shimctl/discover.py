@@ -3,7 +3,7 @@
 Three places tell of a shim: a bundle directory with an ``address`` or
 ``bootstrap.json`` file (containerd's, Docker's, CRI-O's, our own), a socket in
 containerd's socket directory, and a process whose arguments are those of a
-shim.  Every socket found is asked who it is, all at once and each within
+shim.  Every socket found is asked who it is, many at once and each within
 ``PROBE`` seconds.  A dead shim, a silent one, and a socket that belongs to
 something else are findings like any other, not errors.
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from shimctl.client import Shim
 
+# Each takes a file descriptor, and a process may have no more than 1024 of those: a
+# shim that could not be asked for want of one would look dead.
+AT_ONCE = 128
+
 
 class Face(Protocol):
     """How to wait; see :class:`Trio`."""
@@ -55,12 +59,18 @@ class Trio:
             await work()
 
     async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
-        """Do all of ``works`` at once; return when the last is done."""
+        """Do ``works`` beside each other, ``AT_ONCE`` of them; return when the last is done."""
         import trio
+
+        limiter = trio.CapacityLimiter(AT_ONCE)
+
+        async def one(work: Callable[[], Awaitable[None]]) -> None:
+            async with limiter:
+                await work()
 
         async with trio.open_nursery() as nursery:
             for work in works:
-                nursery.start_soon(work)
+                nursery.start_soon(one, work)
 
 
 TRIO = Trio()
