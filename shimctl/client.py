@@ -6,7 +6,8 @@ UNIMPLEMENTED, and from then on is asked in version 2: the messages are the same
 
 Failures are :mod:`shim.errors`: the one whose status the shim answered with,
 UnavailableError when the connection is refused or lost, TimedOutError when no
-answer came in time.  Who answers something that is no ttrpc is a plain ShimError.
+answer came in time, InvalidError for what does not fit into a request.  Who answers
+something that is no ttrpc is a plain ShimError.
 
 The classes wait for nothing but their channel, and so belong to no framework:
 :func:`connect` makes them on trio, :mod:`shimctl.aio` on asyncio, and
@@ -19,7 +20,7 @@ payloads are those of containerd's api/types/runc/options and pkg/oci.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from grpclib.const import Status as RpcStatus
 from grpclib.exceptions import GRPCError
@@ -53,7 +54,7 @@ from shimctl.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -64,6 +65,9 @@ CONNECT_TIMEOUT = 5  # s
 CALL_TIMEOUT = 30  # s; a call that runs the runtime may need a few
 _V2, _V3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
 _NAMESPACE = "containerd-namespace-ttrpc"
+
+_Fields = ParamSpec("_Fields")
+_Request = TypeVar("_Request")
 
 _ERRORS: dict[RpcStatus, type[ShimError]] = {
     error.status: error
@@ -141,7 +145,7 @@ class Shim:
 
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
         """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
-        reply = await self.call("Connect", api.ConnectRequest(id=task_id), timeout)
+        reply = await self.call("Connect", _made(api.ConnectRequest, id=task_id), timeout)
         return Connected(reply.shim_pid, reply.task_pid, reply.version)
 
     async def create(
@@ -166,7 +170,8 @@ class Shim:
         :raises ShimError: the runtime refused; the message is its own.
         """
         stdio = stdio or Stdio()
-        request = api.CreateTaskRequest(
+        request = _made(
+            api.CreateTaskRequest,
             id=task_id,
             bundle=str(bundle),
             rootfs=rootfs,
@@ -183,7 +188,7 @@ class Shim:
     async def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
         """Ask the shim to exit; with containers left it stays, and that is no error."""
         try:
-            await self.call("Shutdown", api.ShutdownRequest(now=now), timeout)
+            await self.call("Shutdown", _made(api.ShutdownRequest, now=now), timeout)
         except UnavailableError:
             return  # it was gone before it could answer
 
@@ -231,7 +236,7 @@ class Task:
 
         :raises WrongStateError: it has been started already.  Some shims say only ShimError.
         """
-        request = api.StartRequest(id=self.id, exec_id=self.exec_id)
+        request = _made(api.StartRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Start", request, timeout)
         return int(reply.pid)
 
@@ -248,7 +253,8 @@ class Task:
         :raises ExistsError: the container has such an ``exec_id`` already.
         """
         stdio = stdio or Stdio()
-        request = api.ExecProcessRequest(
+        request = _made(
+            api.ExecProcessRequest,
             id=self.id,
             exec_id=exec_id,
             terminal=stdio.terminal,
@@ -265,7 +271,7 @@ class Task:
 
         :raises NotFoundError: the shim knows no such container or exec.
         """
-        request = api.StateRequest(id=self.id, exec_id=self.exec_id)
+        request = _made(api.StateRequest, id=self.id, exec_id=self.exec_id)
         return state_of(await self.shim.call("State", request, timeout))
 
     async def kill(
@@ -275,7 +281,9 @@ class Task:
 
         :raises NotFoundError: the process has ended.
         """
-        request = api.KillRequest(id=self.id, exec_id=self.exec_id, signal=signal, all=everyone)
+        request = _made(
+            api.KillRequest, id=self.id, exec_id=self.exec_id, signal=signal, all=everyone
+        )
         await self.shim.call("Kill", request, timeout)
 
     async def wait(self, *, timeout: float | None = None) -> Exited:
@@ -285,7 +293,7 @@ class Task:
 
         :raises TimedOutError: it still runs after ``timeout`` seconds.
         """
-        request = api.WaitRequest(id=self.id, exec_id=self.exec_id)
+        request = _made(api.WaitRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Wait", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at))
 
@@ -294,13 +302,13 @@ class Task:
 
         :raises WrongStateError: it still runs.  Some shims say only ShimError.
         """
-        request = api.DeleteRequest(id=self.id, exec_id=self.exec_id)
+        request = _made(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Delete", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at), reply.pid)
 
     async def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
         """List the processes of the container."""
-        reply = await self.shim.call("Pids", api.PidsRequest(id=self.id), timeout)
+        reply = await self.shim.call("Pids", _made(api.PidsRequest, id=self.id), timeout)
         return pids_of(reply.processes)
 
     async def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
@@ -308,16 +316,16 @@ class Task:
 
         :raises UnsupportedError: this runtime has no metrics, or strange ones.
         """
-        reply = await self.shim.call("Stats", api.StatsRequest(id=self.id), timeout)
+        reply = await self.shim.call("Stats", _made(api.StatsRequest, id=self.id), timeout)
         return stats_of(reply.stats)
 
     async def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Freeze every process of the container."""
-        await self.shim.call("Pause", api.PauseRequest(id=self.id), timeout)
+        await self.shim.call("Pause", _made(api.PauseRequest, id=self.id), timeout)
 
     async def resume(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Undo :meth:`pause`."""
-        await self.shim.call("Resume", api.ResumeRequest(id=self.id), timeout)
+        await self.shim.call("Resume", _made(api.ResumeRequest, id=self.id), timeout)
 
     async def checkpoint(
         self,
@@ -335,7 +343,8 @@ class Task:
 
         :raises UnsupportedError: this host has no criu.  Some shims say only ShimError.
         """
-        request = api.CheckpointTaskRequest(
+        request = _made(
+            api.CheckpointTaskRequest,
             id=self.id,
             path=str(path),
             options=options or checkpoint_options(path, stop=stop, work_path=work_path),
@@ -350,7 +359,8 @@ class Task:
         timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
-        request = api.UpdateTaskRequest(
+        request = _made(
+            api.UpdateTaskRequest,
             id=self.id,
             resources=json_value("LinuxResources", resources),
             annotations=annotations,
@@ -359,15 +369,28 @@ class Task:
 
     async def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Tell the process's terminal its size, in characters."""
-        request = api.ResizePtyRequest(
-            id=self.id, exec_id=self.exec_id, width=width, height=height
+        request = _made(
+            api.ResizePtyRequest, id=self.id, exec_id=self.exec_id, width=width, height=height
         )
         await self.shim.call("ResizePty", request, timeout)
 
     async def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the process see the end of its input, once every writer has closed it."""
-        request = api.CloseIORequest(id=self.id, exec_id=self.exec_id, stdin=True)
+        request = _made(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
         await self.shim.call("CloseIO", request, timeout)
+
+
+def _made(
+    kind: Callable[_Fields, _Request], *args: _Fields.args, **fields: _Fields.kwargs
+) -> _Request:
+    """Return a request with ``fields``.
+
+    :raises InvalidError: a number is out of the range of its field, or a path no text.
+    """
+    try:
+        return kind(*args, **fields)
+    except ValueError as exc:
+        raise InvalidError(f"no {kind.__name__} can say that: {exc}") from None
 
 
 def _alias(stub: TaskStub, channel: Channel) -> TaskStub:

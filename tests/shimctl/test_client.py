@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 from grpclib.const import Status as RpcStatus
 
 from shim.errors import (
+    InvalidError,
     NotFoundError,
     ShimError,
     TimedOutError,
@@ -67,6 +69,20 @@ async def test_a_status_becomes_its_error(
         with pytest.raises(error, match="as told") as caught:
             await shim.task("redis").kill(15)
     assert type(caught.value) is error
+
+
+async def test_what_fits_into_no_request_is_invalid(tmp_path: Path) -> None:
+    async with serving(tmp_path / "s", FakeTask(3)) as address, connect(address) as shim:
+        task = shim.task("redis")
+        for said in (
+            task.kill(-1),
+            task.resize(-1, 24),
+            task.resize(80, 1 << 32),
+            shim.create("c", os.fsdecode(b"/not/utf-8/\xff")),
+        ):
+            with pytest.raises(InvalidError, match="Request can say that: "):
+                await said
+        assert (await shim.connect()).version == "fake"
 
 
 async def test_a_path_alone_is_an_address(tmp_path: Path) -> None:
