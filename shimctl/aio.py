@@ -23,28 +23,55 @@ import asyncio
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from shim.api.mount_pb2 import Mount
+from shim.errors import (
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from shim.ttrpc import aio as ttrpc
 from shimctl import client, discover, ending, launching
 from shimctl.client import CONNECT_TIMEOUT, Shim, Task
-from shimctl.discover import Found
+from shimctl.discover import Found, Health
 from shimctl.events import Event, handlers_for, listening
 from shimctl.exits import read_address, read_exit
 from shimctl.face import AT_ONCE
 from shimctl.launching import DEFAULT_RUNTIME, Launched
 from shimctl.options import runc_options
+from shimctl.values import Connected, Exited, Pid, Stats, Status, Stdio, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
-    from shimctl.values import Exited
-
 __all__ = [
+    "Connected",
     "Event",
+    "ExistsError",
+    "Exited",
     "Found",
+    "Health",
+    "InvalidError",
     "Launched",
+    "Mount",
+    "NotFoundError",
+    "Pid",
     "Shim",
+    "ShimError",
+    "Stats",
+    "Status",
+    "Stdio",
     "Task",
+    "TaskState",
+    "TimedOutError",
+    "UnavailableError",
+    "UnsupportedError",
+    "WrongStateError",
     "connect",
     "dispose",
     "launch",

@@ -19,14 +19,26 @@ from __future__ import annotations
 
 import select
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from shim.api.mount_pb2 import Mount
+from shim.errors import (
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from shim.ttrpc import blocking as ttrpc
 from shim.ttrpc.blocking import run
 from shimctl import client
 from shimctl.client import CALL_TIMEOUT, CONNECT_TIMEOUT
 from shimctl.exits import read_address, read_exit
 from shimctl.options import runc_options
+from shimctl.values import Connected, Exited, Pid, Stats, Status, Stdio, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -42,15 +54,33 @@ if TYPE_CHECKING:
 
     from google.protobuf.any_pb2 import Any as AnyMessage
 
-    from shim.api.mount_pb2 import Mount
-    from shimctl.discover import Found
+    from shimctl.discover import Found, Health
     from shimctl.events import Event
     from shimctl.launching import Launched
-    from shimctl.values import Connected, Exited, Pid, Stats, Stdio, TaskState
 
 __all__ = [
+    "Connected",
+    "Event",
+    "ExistsError",
+    "Exited",
+    "Found",
+    "Health",
+    "InvalidError",
+    "Launched",
+    "Mount",
+    "NotFoundError",
+    "Pid",
     "Shim",
+    "ShimError",
+    "Stats",
+    "Status",
+    "Stdio",
     "Task",
+    "TaskState",
+    "TimedOutError",
+    "UnavailableError",
+    "UnsupportedError",
+    "WrongStateError",
     "connect",
     "dispose",
     "launch",
@@ -61,6 +91,15 @@ __all__ = [
     "runc_options",
     "serve_events",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What these are made of takes longer to load than a short-lived tool may last.
+    if name not in ("Event", "Found", "Health", "Launched"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import shimctl
+
+    return getattr(shimctl, name)
 
 
 @contextmanager

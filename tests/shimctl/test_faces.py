@@ -1,0 +1,82 @@
+"""The library's three faces: the same names, the same values, the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import shimctl
+from shimctl import aio, blocking
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+FACES = [aio, blocking]
+# What waits, and so differs; all else is the very same object.
+CALLS = ["connect", "dispose", "launch", "list_shims", "run_delete", "serve_events"]
+METHODS = [
+    *(("Shim", name) for name in ("task", "connect", "create", "shutdown")),
+    *(("Task", name) for name, _ in inspect.getmembers(shimctl.Task, inspect.iscoroutinefunction)),
+]
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_face_has_the_names_of_the_others_and_the_same_values(face: ModuleType) -> None:
+    assert face.__all__ == shimctl.__all__
+    waiting = {*CALLS, "Shim", "Task"}
+    for name in set(shimctl.__all__) - waiting:
+        assert getattr(face, name) is getattr(shimctl, name)
+    for name in waiting:
+        assert getattr(face, name).__doc__
+
+
+def test_what_no_face_has_is_an_attribute_error() -> None:
+    for face in (shimctl, *FACES):
+        with pytest.raises(AttributeError, match="nonesuch"):
+            _ = face.nonesuch
+
+
+def arguments(function: Any) -> list[tuple[str, object]]:
+    """Return the names and kinds of what a function takes, but for how it waits."""
+    found = inspect.signature(function).parameters.values()
+    return [(p.name, p.kind) for p in found if p.name not in ("face", "task_status")]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("face", FACES)
+def test_a_function_takes_the_same_arguments_on_each(face: ModuleType, name: str) -> None:
+    assert arguments(getattr(face, name)) == arguments(getattr(shimctl, name))
+
+
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_a_method_takes_the_same_arguments_and_defaults_on_each(kind: str, name: str) -> None:
+    ours, theirs = (getattr(getattr(face, kind), name) for face in (shimctl, blocking))
+    assert [str(p) for p in inspect.signature(ours).parameters.values()] == [
+        str(p) for p in inspect.signature(theirs).parameters.values()
+    ]
+    assert ours.__doc__.splitlines()[0] == theirs.__doc__.splitlines()[0]
+
+
+@pytest.mark.parametrize("face", ["shimctl", "shimctl.aio", "shimctl.blocking"])
+def test_a_face_loads_none_of_the_others(face: str) -> None:
+    """And threads load what finds, launches and listens when it is asked for."""
+    code = f"import {face}, sys; {face}.connect; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "trio" not in loaded
+    if face == "shimctl.blocking":
+        assert not {"asyncio", "psutil", "subprocess", "shimctl.events"} & set(loaded)
+
+
+def test_help_can_show_each() -> None:
+    for face in ("shimctl", "shimctl.aio", "shimctl.blocking"):
+        code = f"import {face}; help({face})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert "serve_events(" in done.stdout
