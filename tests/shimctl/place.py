@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -134,12 +135,14 @@ class Place:
     def left(self) -> list[str]:
         """What there still is of any container that was made here."""
         left = []
+        # Not the bare name: other people's containers may be called so.
+        ours = re.compile(rf"-namespace {self.namespace}\b|run\w+/{self.namespace}\b|{self.root}")
         for process in psutil.process_iter(["cmdline", "status"]):
             line = " ".join(process.info["cmdline"] or ())
-            if process.info["status"] != psutil.STATUS_ZOMBIE and self.namespace in line:
+            if process.info["status"] != psutil.STATUS_ZOMBIE and ours.search(line):
                 left.append(line)
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        left += [line for line in mounts if str(self.root) in line or self.namespace in line]
+        left += [line for line in mounts if ours.search(line)]
         left += map(str, self.state.glob("*/*"))
         left += map(str, Path("/run/containerd/runc", self.namespace).glob("*"))
         return left
