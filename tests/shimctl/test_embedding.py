@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import subprocess
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shimctl import blocking
 from tests.process.rig import alive
-from tests.shimctl.place import PATIENCE, Place, eventually, missing, open_place
+from tests.shimctl.place import PATIENCE, RUNTIMES, Place, eventually, missing, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,8 +78,8 @@ def run(text: str, bundle: Path, place: Place) -> list[str]:
 
 
 def test_every_face_has_its_program_and_the_page_no_other() -> None:
-    assert len(PROGRAMS) == len(LIFE) + 1
-    assert all(program(words) for words in LIFE)
+    assert len(PROGRAMS) == len(LIFE) + 2
+    assert all(program(words) for words in (*LIFE, "restarts", "terminal"))
 
 
 @pytest.mark.parametrize("words", LIFE)
@@ -109,6 +111,25 @@ def test_a_manager_that_restarts_learns_what_became_of_it_without_a_shim(place: 
     subprocess.run(["kill", "-9", str(pid)], check=True)
     eventually(lambda: not alive(pid))
     assert run(text, bundle, place) == ["the shim is gone", "ended with 7"]
+
+
+def test_another_process_has_a_terminal_of_the_size_it_was_told(place: Place) -> None:
+    bundle = container(place, "sleep", "1000")
+    config = json.loads((bundle / "config.json").read_text())
+    config["mounts"] += [
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts"}
+        | {"options": ["newinstance", "ptmxmode=0666", "mode=0620"]}
+    ]
+    (bundle / "config.json").write_text(json.dumps(config))
+    (bundle / "rootfs/bin/stty").symlink_to("busybox")
+    assert run(program("restarts"), bundle, place) == []  # which starts it
+    try:
+        for _ in range(2):
+            lines = run(program("terminal"), bundle, place)
+            assert lines[-2:] == ["24 80", "left with 3"]
+    finally:
+        blocking.dispose(bundle, bundle.name, namespace=NAMESPACE, runtime=RUNTIMES["ours"])
+    assert not list(bundle.glob("look-*"))
 
 
 def shim_of(bundle: Path) -> int:
