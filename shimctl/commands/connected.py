@@ -65,6 +65,7 @@ async def wait_for(found: Found) -> Exited:
     """Wait for the end of a container; where its shim is gone, read its exit record."""
     try:
         async with open_found(found) as task:
+            await task.state()  # in time, which a stranger that says nothing could not
             return await task.wait()
     except (UnavailableError, NotFoundError):
         exited = read_exit(found.bundle) if found.bundle else None

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import trio
+import trio.testing
 
+from shim.errors import TimedOutError
 from shim.records import ExitRecord, write_exit
+from shimctl.commands.connected import wait_for
+from shimctl.discover import Found
 from tests.shimctl.place import Place, eventually, open_place
 
 if TYPE_CHECKING:
@@ -117,3 +123,13 @@ def test_the_end_of_a_container_whose_shim_was_killed_before_it_is_not_invented(
     done = place.shimctl("wait", *inside, "orphan")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
     assert place.json("delete", "-f", *inside, "orphan")["exit_status"] == 137
+
+
+async def test_a_wait_for_what_never_answers_has_an_end(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(tmp_path / "s"))
+        stranger.listen()
+        with trio.fail_after(1000), pytest.raises(TimedOutError):
+            await wait_for(Found("ns", "odd", f"unix://{tmp_path}/s"))
