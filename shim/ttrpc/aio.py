@@ -162,23 +162,34 @@ async def open_server(
     try:
         yield
     finally:
-        server.close()
-        await serving.close()
+        # Who was accepted just now is met by a task that had no turn yet.  A server
+        # that is closed by then forgets the connection, and nobody closes it.
+        loop.remove_reader(listener.fileno())
+        try:
+            await asyncio.sleep(0)
+        finally:
+            server.close()
+            await serving.close()
 
 
 class _Server:
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self.handlers = handlers
         self.peers: set[_Peer] = set()
+        self.closing = False
         self.running: set[asyncio.Task[None]] = set()
 
     def meet(self) -> _Peer:
-        return _Peer(self)
+        peer = _Peer(self)
+        self.peers.add(peer)
+        return peer
 
     async def close(self) -> None:
+        self.closing = True
         peers = list(self.peers)
         for peer in peers:
-            peer.transport.abort()
+            if peer.made:
+                peer.transport.abort()
         for task in self.running:
             task.cancel()
         await asyncio.gather(*self.running, return_exceptions=True)
@@ -193,12 +204,16 @@ class _Peer(asyncio.Protocol):
 
     def __init__(self, server: _Server) -> None:
         self._server = server
+        self.made = False  # accepted, and not more: for a turn of the loop
         self._protocol = ServerProtocol()
         self.gone = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self._server.peers.add(self)
+        self.made = True
+        if self._server.closing:
+            self.transport.abort()
+            return
         try:
             check_peer(transport.get_extra_info("socket"))
         except PeerRefusedError as exc:
