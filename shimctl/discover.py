@@ -202,7 +202,8 @@ def _shim_processes() -> list[_Arguments]:
     for process in psutil.process_iter(["cmdline"]):
         argv = process.info["cmdline"] or []
         flags = _flags(argv)
-        if "id" in flags and "namespace" in flags:
+        # Not the commands a manager runs, which name the same container and end by themselves.
+        if "id" in flags and "namespace" in flags and argv[-1] not in ("start", "delete"):
             where = sockets.socket_address(
                 flags.get("address", ""), flags["namespace"], flags["id"]
             )

@@ -126,6 +126,16 @@ async def test_a_shim_known_only_by_its_socket_is_named_by_its_process(socket_di
     assert (found.id, found.health, found.status) == ("lonely", Health.UP, Status.RUNNING)
 
 
+@pytest.mark.parametrize(("action", "known"), [("start", False), ("delete", False), ("", True)])
+def test_a_command_that_a_manager_runs_is_not_taken_for_its_shim(action: str, known: bool) -> None:
+    flags = ["-namespace", NAMESPACE, "-id", "acted", "-address", "/run/nobody"]
+    argv = [sys.executable, "-c", "input()", *flags, *([action] if action else [])]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as process:
+        pid = discover.shim_at(socket_address("/run/nobody", NAMESPACE, "acted"))
+        assert pid == (process.pid if known else 0)
+        process.communicate(b"\n")
+
+
 async def test_a_socket_that_nobody_can_name_is_still_listed(tmp_path: Path) -> None:
     async with serving(tmp_path / "s" / "what", FakeTask(2)) as address:
         shims = await found_in(tmp_path / "s", namespace="")
