@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from tests.process.rig import Rig, open_rig
+from tests.process.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -16,3 +18,14 @@ if TYPE_CHECKING:
 async def rig() -> AsyncIterator[Rig]:
     async with open_rig() as rig:
         yield rig
+
+
+@pytest.fixture
+async def server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    server = Server(rig, monkeypatch)
+    yield server
+    state = server.ask(b"stop")
+    if state is not None:
+        with trio.fail_after(10):
+            while server.sockets:
+                await trio.sleep(0.02)

@@ -1,0 +1,115 @@
+"""A fork server of a test's own, and who is whose child."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from tests.process.rig import NAMESPACE, Rig
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).parents[2]
+# As an entry point calls it; -m would put the working directory first.
+LAUNCH = [sys.executable, "-c", "import sys; from shim.launcher import main; sys.exit(main())"]
+
+
+class Server:
+    """The fork server of one test, in a directory of its own."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rig = rig
+        self.directory = rig.root / "f"
+        monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "on")
+        monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", str(self.directory))
+
+    @property
+    def sockets(self) -> list[Path]:
+        return list(self.directory.glob("*"))
+
+    def launch(
+        self, bundle: Path, *args: str, before: Any = None, **environ: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run the launcher as a manager would."""
+        flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
+        return subprocess.run(
+            [*LAUNCH, *flags, "-id", bundle.name, *args],
+            cwd=bundle,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=30,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **environ},
+            preexec_fn=before,
+        )
+
+    async def start(self, bundle: Path, *args: str, **kinds: Any) -> int:
+        """Start a shim; return the pid of its daemon."""
+        done = self.launch(bundle, *args, "start", **kinds)
+        assert done.returncode == 0, done.stderr
+        self.rig.address = done.stdout.decode()
+        self.rig.daemons.clear()
+        await self.rig.connect()
+        return self.rig.daemons[0]
+
+    async def wait_up(self) -> int:
+        """Wait until the server listens; return its pid."""
+        with trio.fail_after(10):
+            while True:
+                state = self.ask(b"status")
+                if state is not None:
+                    return int(state["pid"])
+                await trio.sleep(0.02)
+
+    async def wait_spare(self, *daemons: int) -> int:
+        """Wait until the server has a child that waits for a caller; return that child's pid."""
+        server = await self.wait_up()
+        with trio.fail_after(10):
+            while True:
+                for pid in children_of(server):
+                    # Asleep, it has rehearsed and waits.
+                    if pid not in daemons and state_of(pid) == "S":
+                        return pid
+                await trio.sleep(0.02)
+
+    def ask(self, message: bytes) -> Any:
+        for path in self.sockets:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(5)
+                try:
+                    sock.connect(str(path))
+                except OSError:
+                    continue
+                sock.sendall(message)
+                sock.shutdown(socket.SHUT_WR)
+                return json.loads(sock.recv(4096))
+        return None
+
+
+def parent_of(pid: int) -> int:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def daemons_of(manager: Path) -> list[str]:
+    """The processes that were started for ``manager``."""
+    done = subprocess.run(
+        ["pgrep", "-f", str(manager)], capture_output=True, text=True, check=False
+    )
+    return done.stdout.split()

@@ -1,0 +1,193 @@
+"""The fork server killed, hung, foreign or out of processes: never trusted unseen."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from shim import launcher
+from shim.api.task_pb2 import ShutdownRequest
+from shim.errors import UnavailableError
+from shim.ttrpc.client import ConnectionLostError
+from tests.process.rig import NAMESPACE, wait_gone
+from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
+
+
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
+    server: Server, spare: bool
+) -> None:
+    """Every start ends with a shim that works, and one daemon each, whatever the moment."""
+    daemons = []
+    for attempt in range(25):
+        bundle = server.rig.bundle(f"c{attempt}", "true")
+        if server.ask(b"status") is None:
+            # The last one was shot after it had served: somebody must leave another.
+            daemons.append(await server.start(server.rig.bundle(f"again{attempt}", "true")))
+            await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
+        victim = await server.wait_up()
+        if spare:
+            await server.wait_spare(*daemons)
+        async with trio.open_nursery() as nursery:
+
+            async def shoot(victim: int = victim, attempt: int = attempt) -> None:
+                await trio.sleep(attempt * 0.001)  # another moment each time
+                os.kill(victim, signal.SIGKILL)
+
+            nursery.start_soon(shoot)
+            done = await trio.to_thread.run_sync(server.launch, bundle, "start")
+        assert done.returncode == 0, done.stderr
+        server.rig.address = done.stdout.decode()
+        server.rig.daemons.clear()
+        task = await server.rig.connect()
+        daemons.append(server.rig.daemons[0])
+        await task.Shutdown(ShutdownRequest(), timeout=5)
+    await wait_gone(daemons)
+    with trio.fail_after(15):
+        while daemons_of(server.rig.root / "manager"):
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("spare", [False, True])
+async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
+    server: Server, spare: bool
+) -> None:
+    await server.start(server.rig.bundle("first", "true"))
+    await server.wait_up()
+    flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "orphans")]
+    for attempt in range(25):
+        bundle = server.rig.bundle(f"c{attempt}", "true")
+        if spare:
+            await server.wait_spare(*map(int, daemons_of(server.rig.root / "orphans")))
+        launch = await trio.lowlevel.open_process(
+            [*LAUNCH, *flags, "-id", bundle.name, "start"],
+            cwd=bundle,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        await trio.sleep(attempt * 0.001)  # another moment each time
+        launch.kill()
+        assert launch.stdout is not None
+        async with launch.stdout:
+            answer = await launch.stdout.receive_some()
+        if await launch.wait() == 0:
+            assert answer
+        if answer:
+            # Killed between the answer and its end: the daemon may have seen it, or not.
+            server.rig.address = answer.decode()
+            with contextlib.suppress(ConnectionLostError, UnavailableError):
+                task = await server.rig.connect()
+                await task.Shutdown(ShutdownRequest(), timeout=5)
+    with trio.fail_after(15):
+        while daemons_of(server.rig.root / "orphans"):
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("what", ["directory", "socket"])
+async def test_a_socket_others_could_have_put_there_is_not_trusted(
+    server: Server, what: str
+) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    await server.start(bundles[0])
+    pid = await server.wait_up()
+    (path,) = server.sockets
+    target = server.directory if what == "directory" else path
+    mode = target.stat().st_mode & 0o777
+    target.chmod(mode | 0o002)
+    os.mkfifo(bundles[1] / "log")
+    keep = os.open(bundles[1] / "log", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        daemon = await server.start(bundles[1])
+        assert parent_of(daemon) != pid
+        assert os.read(keep, 65536).count(b"others have rights") == 1
+    finally:
+        os.close(keep)
+        target.chmod(mode)
+
+
+async def test_a_socket_of_another_user_is_not_trusted(server: Server) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    await server.start(bundles[0])
+    pid = await server.wait_up()
+    (path,) = server.sockets
+    os.chown(path, 65534, 65534)
+    try:
+        assert parent_of(await server.start(bundles[1])) != pid
+    finally:
+        os.chown(path, 0, 0)
+
+
+async def test_a_server_that_never_answers_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener that accepts nobody holds a start for a second at the most, not for ever."""
+    server.directory.mkdir(mode=0o700)
+    path = server.rig.root / "probe"
+    script = f"from shim.launcher import *; open({str(path)!r}, 'w').write(socket_path())"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+    name = path.read_text()
+    with socket.socket(socket.AF_UNIX) as deaf, socket.socket(socket.AF_UNIX) as filler:
+        deaf.bind(name)
+        os.chmod(name, 0o600)  # noqa: PTH101
+        deaf.listen(0)
+        filler.connect(name)
+        assert launcher.wanted()
+        with trio.fail_after(20):
+            await server.start(server.rig.bundle("c1", "true"))
+
+
+async def test_a_fork_that_fails_is_an_error_the_manager_shows(server: Server) -> None:
+    """The pids limit of the server's cgroup is what makes fork fail in practice."""
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    groups = Path("/sys/fs/cgroup/pids")
+    if not groups.exists():  # cgroup v2
+        groups = Path("/sys/fs/cgroup")
+    group = groups / f"{server.rig.root.name}-limit"
+    group.mkdir()
+    try:
+        await server.start(bundles[0])
+        pid = await server.wait_up()
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "pids.max").write_text("1")
+        server.launch(bundles[1], "-info")  # takes the child there may be already
+        done = server.launch(bundles[1], "start")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"cannot fork: Resource temporarily unavailable" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        (group / "pids.max").write_text("max")
+        await server.start(bundles[1])
+    finally:
+        server.ask(b"stop")
+        for member in (group / "cgroup.procs").read_text().split():
+            (groups / "cgroup.procs").write_text(member)
+        group.rmdir()
+
+
+async def test_a_caller_that_says_nothing_or_nonsense_harms_nobody(server: Server) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    await server.start(bundles[0])
+    pid = await server.wait_up()
+    (path,) = server.sockets
+    silent = socket.socket(socket.AF_UNIX)
+    silent.connect(str(path))
+    try:
+        for data in (b"", b"\0\0\0", b"run\0x", os.urandom(2_000_000), b"frobnicate"):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(5)
+                sock.connect(str(path))
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    sock.sendall(data)
+                    sock.shutdown(socket.SHUT_WR)
+                    assert sock.recv(10) == b""
+        assert parent_of(await server.start(bundles[1])) == pid
+    finally:
+        silent.close()
