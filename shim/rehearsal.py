@@ -30,6 +30,7 @@ from shim.api import task_pb2
 from shim.api.forward_grpc import EventsBase
 from shim.api.options_pb2 import Options
 from shim.api.task_grpc import TaskStub
+from shim.cgroup import moving
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.oom import open_oom_watch
 from shim.errors import ShimError
@@ -85,6 +86,7 @@ def rehearse(directory: str) -> None:
                         trio.run(_rehearse, place, runtime, strict_exception_groups=True)
     except Exception as exc:
         log.debug("the rehearsal was cut short", error=exc)
+    moving.finish()
 
 
 def _forget_the_killed(directory: str) -> None:

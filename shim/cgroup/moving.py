@@ -19,6 +19,7 @@ from __future__ import annotations
 import _thread
 import functools
 import os
+import time
 from contextlib import suppress
 
 from shim.cgroup.find import own_threads_file
@@ -58,3 +59,10 @@ def _move_to(fd: int) -> None:
         os.write(fd, b"%d" % _thread.get_native_id())
     os.close(fd)
     _under_way = False
+
+
+def finish(seconds: float = 1.0) -> None:
+    """Wait for what was begun, at most ``seconds``: who is about to fork is alone then."""
+    deadline = time.monotonic() + seconds
+    while _under_way and time.monotonic() < deadline:
+        time.sleep(0.001)  # for once, at the end of a rehearsal
