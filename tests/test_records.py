@@ -46,6 +46,26 @@ def test_it_is_json_under_the_name_of_the_process(tmp_path: Path) -> None:
     }
 
 
+def test_it_is_whole_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    rename, fsync = os.rename, os.fsync
+
+    def sync(fd: int) -> None:
+        fsync(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").read_bytes())
+
+    def name(draft: str, path: str) -> None:
+        assert synced == [Path(draft).read_bytes()]
+        rename(draft, path)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "rename", name)
+    write_exit(str(tmp_path), SEVEN)
+    assert read_exit(str(tmp_path)) == SEVEN
+
+
 def test_a_process_that_has_not_ended_has_none(tmp_path: Path) -> None:
     write_exit(str(tmp_path), SEVEN, "e1")
     assert read_exit(str(tmp_path)) is None
