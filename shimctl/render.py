@@ -135,11 +135,24 @@ def as_json(value: object, *, indent: int | None = 2) -> str:
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
 
 
+_LINE_ENDS = frozenset("\x85\u2028\u2029")
+
+
 def as_yaml(value: object) -> str:
     """Show any of our values as YAML, with the names and values of :func:`as_json`."""
     import yaml  # late: only this needs it, and it takes as long as a probe
 
-    return yaml.safe_dump(_plain(value), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+        # What YAML takes for the end of a line, and Python's does not escape by itself.
+        style = '"' if _LINE_ENDS & set(value) else None
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+    Dumper.add_representer(str, text)
+    shown = yaml.dump(_plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    return str(shown)
 
 
 def _plain(value: object) -> Any:

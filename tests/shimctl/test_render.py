@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shimctl import render
@@ -115,6 +115,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example({"\x85": "a\u2028b"})
 def test_yaml_says_what_json_says(value: object) -> None:
     assert yaml.safe_load(render.as_yaml(value)) == json.loads(render.as_json(value))
 
