@@ -31,7 +31,7 @@ from shim.errors import (
     UnavailableError,
 )
 from shim.linux import sockets
-from shimctl import known
+from shimctl import directories as known
 from shimctl.exits import read_address, read_exit
 from shimctl.face import TRIO
 from shimctl.values import Status

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 
 from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
-from shimctl import known
+from shimctl import directories as known
 from shimctl.face import TRIO
 from shimctl.values import Exited, time_of
 

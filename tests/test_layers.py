@@ -34,7 +34,7 @@ PURE = [
     "shim/events/encoding.py",
     "shim/events/topics.py",
     "shim/cgroup/metrics.py",
-    "shimctl/render.py",
+    "shimctl/cli/render.py",
 ]
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
 
@@ -44,6 +44,15 @@ SHIMCTL_MAY = (
     "shim.linux",
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )
+
+
+# The root is the library.  A package imports from itself and from the layers below it.
+SHIMCTL_LAYERS = [
+    {"cli"},
+    {"standalone"},
+    {"images", "attach", "host"},
+    {""},
+]
 
 
 def imports_of(path: Path) -> set[str]:
@@ -91,6 +100,24 @@ def test_shimctl_takes_only_the_wire_from_the_daemon(path: Path) -> None:
     for name in imports_of(path):
         if name == "shim" or name.startswith("shim."):
             assert name.startswith(SHIMCTL_MAY), f"{path.name} imports {name}"
+
+
+def shimctl_package(name: str) -> str:
+    """Return the package below shimctl that module ``name`` is in; its root is empty."""
+    part = name.split(".")[1] if "." in name else ""
+    return part if (ROOT / "shimctl" / part).is_dir() else ""
+
+
+@pytest.mark.parametrize("path", modules("shimctl"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_packages_of_shimctl_import_only_from_below(path: Path) -> None:
+    if path == ROOT / "shimctl/__main__.py":
+        return  # what ``python -m shimctl`` runs
+    levels = {name: level for level, names in enumerate(SHIMCTL_LAYERS) for name in names}
+    own = shimctl_package(".".join(path.relative_to(ROOT).parent.parts))
+    for name in imports_of(path):
+        if name.startswith("shimctl"):
+            other = shimctl_package(name)
+            assert other == own or levels[other] > levels[own], f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -22,7 +22,6 @@ __all__ = [
     "Wishes",
     "is_reference",
     "mounts_for",
-    "open_progress",
     "prepare",
     "release",
 ]
@@ -32,8 +31,8 @@ _HOMES = {
     "shimctl.images.config": ("ImageConfig", "Volume", "Wishes"),
     "shimctl.images.image": ("Image", "prepare"),
     "shimctl.images.overlay": ("mounts_for",),
-    "shimctl.images.progress": ("Step", "open_progress"),
     "shimctl.images.reference": ("is_reference",),
+    "shimctl.images.step": ("Step",),
     "shimctl.images.store": ("Store", "release"),
 }
 

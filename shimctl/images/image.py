@@ -25,8 +25,8 @@ from shimctl.images.accounts import find_user
 from shimctl.images.config import ImageConfig, Wishes, read_image_config, runtime_config
 from shimctl.images.layers import check_layer
 from shimctl.images.manifest import read_diff_ids, read_index, read_manifest, read_object
-from shimctl.images.progress import Step
 from shimctl.images.source import Described, describe
+from shimctl.images.step import Step
 from shimctl.images.store import Record, Store
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.arguments import parser
-from shimctl.commands.from_image import stop_signal, volume_of, wishes_of
-from shimctl.commands.running import wanted_of
+from shimctl.cli.arguments import parser
+from shimctl.cli.commands.from_image import stop_signal, volume_of, wishes_of
+from shimctl.cli.commands.running import wanted_of
 from shimctl.images import Volume, Wishes
 
 if TYPE_CHECKING:

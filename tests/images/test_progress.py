@@ -8,10 +8,12 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shimctl.images.progress import Step, line
+from shimctl.cli.progress import line
+from shimctl.images import Step
 
 SHOW = (
-    "from shimctl.images import Step, open_progress\n"
+    "from shimctl.cli.progress import open_progress\n"
+    "from shimctl.images import Step\n"
     "with open_progress() as show:\n"
     "    if show: show(Step('unpacking', 50, 100)); show(Step('writing to disk'))\n"
 )

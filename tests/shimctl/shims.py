@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shimctl import forkserver
+from shimctl.host import forkserver
 from tests.process.rig import NAMESPACE, Rig, open_rig
 
 if TYPE_CHECKING:

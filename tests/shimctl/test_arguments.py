@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.arguments import parser, types
-from shimctl.commands.limits import resources_of
-from shimctl.render import size
+from shimctl.cli.arguments import parser, types
+from shimctl.cli.commands.limits import resources_of
+from shimctl.cli.render import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shim.api.options_pb2 import CheckpointOptions
-from shimctl.arguments import parser
-from shimctl.commands.creating import options_of
+from shimctl.cli.arguments import parser
+from shimctl.cli.commands.creating import options_of
 from tests.shimctl.place import Place, eventually, open_place
 
 if TYPE_CHECKING:

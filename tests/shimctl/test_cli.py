@@ -19,12 +19,11 @@ from shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from shimctl import commands
-from shimctl.arguments import parser
-from shimctl.cli import main
-from shimctl.commands.lifecycle import signal_number
-from shimctl.commands.output import colours
-from shimctl.commands.report import exit_code_for, hint
+from shimctl.cli import commands, main
+from shimctl.cli.arguments import parser
+from shimctl.cli.commands.lifecycle import signal_number
+from shimctl.cli.commands.output import colours
+from shimctl.cli.commands.report import exit_code_for, hint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,8 +87,8 @@ def test_help_loads_neither_trio_nor_protobuf() -> None:
 
 def test_no_command_loads_asyncio() -> None:
     script = (
-        "import sys, pkgutil, importlib, shimctl.commands as commands\n"
-        "for found in pkgutil.iter_modules(commands.__path__, 'shimctl.commands.'):\n"
+        "import sys, pkgutil, importlib, shimctl.cli.commands as commands\n"
+        "for found in pkgutil.iter_modules(commands.__path__, 'shimctl.cli.commands.'):\n"
         "    importlib.import_module(found.name)\n"
         "assert not {'asyncio', 'h2', 'yaml'} & sys.modules.keys()"
     )
@@ -347,7 +346,8 @@ def test_who_is_not_root_is_told_so(tmp_path: Path, state: Path, command: list[s
     script = (
         "import os, sys\n"
         "from shimctl.cli import main\n"
-        "import shimctl.commands.running, shimctl.commands.creating, shimctl.commands.listing\n"
+        "import shimctl.cli.commands.running, shimctl.cli.commands.creating\n"
+        "import shimctl.cli.commands.listing\n"
         "os.setgid(65534)\n"
         "os.setuid(65534)\n"
         "sys.exit(main(sys.argv[1:]))"

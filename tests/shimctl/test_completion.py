@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shimctl.arguments import parser
-from shimctl.completion import SHELLS, complete, script
+from shimctl.cli.arguments import parser
+from shimctl.cli.completion import SHELLS, complete, script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

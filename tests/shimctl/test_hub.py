@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from shim.errors import NotFoundError
 from shim.scope import background
-from shimctl import hub
-from shimctl.relay import Pipes
+from shimctl.attach import hub
+from shimctl.attach.relay import Pipes
 from shimctl.values import Stdio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from shimctl.hub import Size
+    from shimctl.attach.hub import Size
 
 PATIENCE = 30  # s
 

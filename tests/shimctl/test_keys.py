@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError
-from shimctl.keys import KeyFilter, parse_keys
+from shimctl.attach.keys import KeyFilter, parse_keys
 
 # Few characters, so that the keys come often, and overlap with themselves.
 TYPED = st.lists(st.text("ab", max_size=4).map(str.encode), max_size=8)

@@ -21,9 +21,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shimctl.detached import logger_address
-from shimctl.logger import LIMIT, LONGEST
-from shimctl.logs import parse_entry
+from shimctl.standalone.detached import logger_address
+from shimctl.standalone.logger import LIMIT, LONGEST
+from shimctl.standalone.logs import parse_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

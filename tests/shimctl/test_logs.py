@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.logs import Log, Wanted, is_cri, parse_entry, parse_since, show_cri, show_raw
+from shimctl.standalone.logs import (
+    Log,
+    Wanted,
+    is_cri,
+    parse_entry,
+    parse_since,
+    show_cri,
+    show_raw,
+)
 from tests.shimctl.test_run import NAMESPACE, PATIENCE, Host, _needs, eventually, host
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shimctl.arguments import parser
-from shimctl.arguments.builder import FAILED, FORMATS
+from shimctl.cli.arguments import parser
+from shimctl.cli.arguments.builder import FAILED, FORMATS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/shimctl.md").read_text()

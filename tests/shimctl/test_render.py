@@ -9,7 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shimctl import render
+from shimctl.cli import render
 from shimctl.values import Status, Stdio, TaskState
 
 WHEN = datetime(2026, 11, 23, 10, 20, 30, 400000, UTC)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shimctl.cli.screen import cut
 from shimctl.discover import Found
-from shimctl.screen import cut
-from shimctl.usage import Look, ProcessUsage, Usage, ordered, ordered_processes, usage_of
+from shimctl.host.usage import Look, ProcessUsage, Usage, ordered, ordered_processes, usage_of
 from shimctl.values import Stats, Status
 
 FOUND = Found("default", "redis", "unix:///s", status=Status.RUNNING, pid=7, shim_pid=6)

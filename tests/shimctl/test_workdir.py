@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from shim.errors import ExistsError, InvalidError, NotFoundError
-from shimctl import workdir
-from shimctl.run import process_for
+from shimctl.standalone import workdir
+from shimctl.standalone.run import process_for
 
 BUNDLE = Path("/my/bundle")
 

@@ -1,0 +1,309 @@
+"""Attach to a process that somebody else runs, beside whoever else has.
+
+All clients of a process are equal.  Each is a member of a hub, which is one of
+them, perhaps itself; when the hub goes, each tries to be the next.  Leaving
+harms nobody: neither our end of input nor a signal to us is the process's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from contextlib import (
+    ExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, WrongStateError
+from shim.scope import background
+from shimctl.attach import hub
+from shimctl.attach.keys import KeyFilter
+from shimctl.attach.readers import readers_of
+from shimctl.attach.relay import Pipes, read_in, write
+from shimctl.attach.session import open_signals
+from shimctl.attach.terminal import own_size, raw_mode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from shimctl.client import Task
+    from shimctl.values import Exited, Stdio
+
+_PATIENCE = 5.0  # s for a hub to appear, and to say welcome
+_PAUSE = 0.02  # s between two looks for one
+_LEAVING = 1.0  # s for a hub that was killed to close what it had open
+_QUIET = 1.0  # s without output after which an ended process's is complete
+_ENDLESS = 5.0  # s after the end for what others go on writing
+_GONE = 2.0  # s for the end of a process whose bundle is gone to be told
+_PIECE = 4096  # bytes of input in a message
+
+
+class TooSlowError(ShimError):
+    """We read so slowly that the hub would not wait."""
+
+
+async def attach_as_member(
+    task: Task, stdio: Stdio, place: Path, *, stdin: bool, keys: bytes, shim_pid: int = 0
+) -> Exited | None:
+    """Show the output of ``task`` and pass on our input until it ends, or ``keys`` come.
+
+    ``stdio`` are the fifos it has, ``place`` is its bundle.  Returns None when it goes
+    on without us.
+
+    :raises CalledOffError: so said a signal.
+    :raises WrongStateError: another process reads the output.
+    :raises TooSlowError: our output took too little of it.
+    """
+    terminal = stdio.terminal and stdin
+    keys = keys if terminal and os.isatty(0) else b""
+    client = _Client(task, stdio, place, KeyFilter(keys), shim_pid)
+    async with open_signals() as signals:
+        signals.resized = client.resized
+        with raw_mode(0) if terminal else nullcontext():
+            return await client.stay(stdin=stdin)
+    raise AssertionError("what calls us off is raised")
+
+
+class _Client:
+    def __init__(
+        self, task: Task, stdio: Stdio, place: Path, keys: KeyFilter, shim_pid: int
+    ) -> None:
+        self._task = task
+        self._stdio = stdio
+        self._place = place
+        self._keys = keys
+        self._shim_pid = shim_pid
+        self._sock: socket.socket | None = None
+        self._connected = trio.Event()
+        self._active = time.monotonic()
+        self._others = 0  # members, without the hub
+        self._received = 0  # messages
+        self._writing = False
+        self._ended = trio.Event()  # the output has
+
+    async def stay(self, *, stdin: bool) -> Exited | None:
+        """Be a member until the process has ended or the keys came."""
+        exited = None
+        with trio.CancelScope() as staying, _open_ends(self._stdio, self._place):
+            tasks = [self._follow]
+            if stdin:
+                tasks.append(partial(self._type, staying))
+            async with background(*tasks):
+                exited = await self._task.wait()
+                await self._wait_rest()
+        return exited
+
+    async def _wait_rest(self) -> None:
+        """Wait for what the process wrote before it ended."""
+        limit = trio.current_time() + _ENDLESS
+        while not self._ended.is_set():
+            before = self._received
+            with trio.move_on_after(_QUIET):
+                await self._ended.wait()
+            quiet = self._received == before or trio.current_time() >= limit
+            if quiet and not self._writing:
+                return
+
+    # What we show
+
+    async def _follow(self) -> None:
+        """Have a hub until the output ends."""
+        rejoining = False
+        while not self._ended.is_set():
+            try:
+                async with self._joined(self._others if rejoining else 0) as sock:
+                    self._sock = sock
+                    self._connected.set()
+                    await self._greet(fresh=not rejoining)
+                    await self._listen(sock)
+            except NotFoundError:
+                if rejoining:  # the end of the process is about to be told
+                    await trio.sleep(_GONE)
+                raise
+            finally:
+                self._sock, self._connected = None, trio.Event()
+            rejoining = True
+
+    async def _greet(self, *, fresh: bool = False) -> None:
+        if self._sock is not None:
+            size = own_size() if self._stdio.terminal else None
+            await hub.send(self._sock, hub.hello(size, self._active, fresh=fresh))
+
+    async def _listen(self, sock: socket.socket) -> None:
+        """Take messages until the hub is gone."""
+        with trio.move_on_after(_PATIENCE) as patience:
+            message = await hub.receive(sock)
+        if patience.cancelled_caught:
+            raise TimedOutError(
+                f"the client that has the output, pid {hub.peer_of(sock)}, does not answer; "
+                "end or continue it, and try again"
+            )
+        while message:
+            kind, data = message[:1], message[1:]
+            if kind in (hub.OUT, hub.ERR):
+                self._received += 1
+                self._writing = True
+                await write(1 if kind == hub.OUT else 2, data)
+                self._writing = False
+            elif kind == hub.NUMBER:
+                self._others = int(data)
+            elif kind == hub.CUT:
+                raise TooSlowError(
+                    f"cut off: more than {hub.BEHIND} bytes of output were left unread; "
+                    "the container went on, attach again"
+                )
+            elif kind == hub.END:
+                self._ended.set()
+            message = await hub.receive(sock)
+
+    async def resized(self) -> None:
+        """Our terminal has another size."""
+        self._active = time.monotonic()
+        await self._greet()
+
+    # What we type
+
+    async def _type(self, staying: trio.CancelScope) -> None:
+        async with aclosing(read_in(0, self._keys)) as pieces:
+            async for data in pieces:
+                self._active = time.monotonic()
+                for start in range(0, len(data), _PIECE):
+                    await self._send(hub.INPUT + data[start : start + _PIECE])
+        if self._keys.found:
+            staying.cancel()
+
+    async def _send(self, message: bytes) -> None:
+        while True:
+            await self._connected.wait()
+            if self._sock is not None and await hub.send(self._sock, message):
+                return
+            await trio.sleep(_PAUSE)  # the hub is gone, and the next one near
+
+    # Who the hub is
+
+    @asynccontextmanager
+    async def _joined(self, others: int) -> AsyncIterator[socket.socket]:
+        """Find the hub of the process, or become it; ``others`` followed the last one."""
+        deadline = trio.current_time() + _PATIENCE
+        while True:
+            with hub.try_lock(self._place) as locked:
+                if locked:
+                    async with self._as_hub(others - 1) as sock:
+                        yield sock
+                    return
+            if (called := hub.call(self._place)) is not None:
+                with _closing(called):
+                    yield called
+                return
+            if trio.current_time() >= deadline:
+                raise TimedOutError(
+                    f"another client holds {self._place / hub.LOCK} and lets nobody in; end it"
+                )
+            await trio.sleep(_PAUSE)
+
+    @asynccontextmanager
+    async def _as_hub(self, others: int) -> AsyncIterator[socket.socket]:
+        await self._wait_alone()
+        resize = self._resize if self._stdio.terminal else None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with _closing(ours), _open_pipes(self._stdio) as pipes:
+            async with hub.open_hub(self._place, pipes, resize) as center:
+                own = center.admit(theirs, own=True)
+
+                async def pump() -> None:
+                    await center.wait_members(others)
+                    await center.pump()
+
+                async with background(partial(center.converse, own), pump):
+                    yield ours
+
+    async def _resize(self, width: int, height: int) -> None:
+        with suppress(ShimError):  # it has just ended
+            await self._task.resize(width, height)
+
+    async def _wait_alone(self) -> None:
+        """See to it that nobody else takes bytes away.
+
+        :raises WrongStateError: somebody does.
+        """
+        deadline = trio.current_time() + _LEAVING
+        lock = str(self._place / hub.LOCK)
+        while readers := readers_of(
+            self._stdio.stdout, except_for=(os.getpid(), self._shim_pid), knowing=lock
+        ):
+            if trio.current_time() >= deadline:
+                who = ", ".join(f"{reader.name} (pid {reader.pid})" for reader in readers)
+                raise WrongStateError(
+                    f"{who} reads the output of {self._task.id}, and would lose what we read; "
+                    "attach with its own client"
+                )
+            await trio.sleep(_PAUSE)
+
+
+@contextmanager
+def _closing(sock: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        trio.lowlevel.notify_closing(sock)
+        sock.close()
+
+
+@contextmanager
+def _open_ends(stdio: Stdio, place: Path) -> Iterator[None]:
+    """Keep the fifos open, unread, so that they outlive a hub; and be known as a client."""
+    with ExitStack() as stack:
+        stack.callback(os.close, hub.open_lock(place))
+        for path in _outputs(stdio):
+            stack.callback(os.close, _open_output(path))
+        yield
+
+
+@contextmanager
+def _open_pipes(stdio: Stdio) -> Iterator[Pipes]:
+    """Open our ends of fifos that are there; with nobody at the others this does not wait."""
+    with ExitStack() as stack:
+        outputs = []
+        for path in _outputs(stdio):
+            fd = _open_output(path)
+            stack.callback(os.close, fd)
+            outputs.append(fd)
+        stdin = None
+        if stdio.stdin:
+            with suppress(OSError):  # nobody reads it, and nobody will
+                stdin = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        pipes = Pipes(stdio, stdin, outputs[0], outputs[1] if len(outputs) > 1 else None)
+        stack.callback(pipes.close_stdin)
+        yield pipes
+
+
+def _outputs(stdio: Stdio) -> list[str]:
+    paths = [stdio.stdout] if stdio.terminal else [stdio.stdout, stdio.stderr]
+    return list(dict.fromkeys(path for path in paths if path))
+
+
+def _open_output(path: str) -> int:
+    """Open a fifo to read.
+
+    :raises NotFoundError, InvalidError: there is none at ``path``.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as exc:
+        raise NotFoundError(f"cannot open the output {path}: {exc.strerror}") from None
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise InvalidError(f"the output {path} is no fifo; nobody can attach to it")
+    return fd

@@ -1,0 +1,77 @@
+"""The command line of shimctl, from the arguments to the exit code.
+
+The library never imports this package, except for ``python -m shimctl``.
+Only argparse is imported here, so that ``--help`` is quick, and Tab in a shell.
+What can be said is declared in :mod:`shimctl.cli.arguments`, and done in
+:mod:`shimctl.cli.commands`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from shimctl.cli.arguments import parser
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# What a shell's completion asks; it is in no help.
+_COMPLETE = ["__complete", "--"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    _open_missing()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:2] == _COMPLETE:
+        return _complete(argv[2:])
+    args = parser().parse_args(argv)
+    # Late, because trio and protobuf take as long as everything else together.
+    from shimctl.cli import commands
+
+    return commands.run(args)
+
+
+def _open_missing() -> None:
+    """Open /dev/null where we were started without stdin, stdout or stderr.
+
+    The next file we open would be it otherwise: a fifo of a container, to which
+    we would write its own output back.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is this one, as those below are open.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
+            setattr(sys, name, stream)
+
+
+def _complete(words: Sequence[str]) -> int:
+    from shimctl.cli.completion import complete
+
+    for candidate in complete(parser(), words, _lookup):
+        print(candidate)
+    return 0
+
+
+def _lookup(kind: str, given: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
+    if kind == "signal":
+        from signal import Signals
+
+        yield from ((number.name.removeprefix("SIG"), "") for number in Signals)
+        return
+    from shimctl import directories as known
+
+    wanted = given.get("namespace", [""])[-1]
+    found = sorted(set(known.containers(given.get("state", ()))))
+    if kind == "namespace":
+        yield from ((namespace, "") for namespace in dict.fromkeys(n for n, _ in found))
+        return
+    for namespace, name in found:
+        if wanted in ("", namespace):
+            yield name, f"in {namespace}"

@@ -1,0 +1,123 @@
+"""How a command is declared: its help with an example, and what most of them share."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from collections.abc import Callable, Sequence
+
+FAILED = 125  # the exit code of a failure of ours
+FORMATS = ("table", "wide", "json", "yaml")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line, and whose exit code is ours."""
+
+    # Of a command whose last argument is another command, with options of its own:
+    # tells whether what was found cannot be that, so that the options are ours.
+    options_may_follow: Callable[[argparse.Namespace], bool] | None = None
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads for one function
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        if args and self.options_may_follow and found.args and self.options_may_follow(found):
+            at = len(args) - len(found.args) - 1
+            moved = [*args[:at], *found.args, *args[at : at + 1]]
+            again, rest = super().parse_known_args(moved, namespace)
+            if not again.args:
+                return again, rest
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        # It quotes what was typed, and is to stay one line.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        print(f"{self.prog}: {line}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(FAILED)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose description and example stay as they are written."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_width())
+
+
+@cache
+def _width() -> int:
+    # argparse asks for every argument it is told of, which is slower than the rest.
+    return shutil.get_terminal_size().columns - 2
+
+
+class Builder:
+    """Declares the commands of one group, which ``shimctl.cli.commands.<group>`` does."""
+
+    def __init__(self, commands: argparse._SubParsersAction[Parser], group: str) -> None:
+        self._commands = commands
+        self._group = group
+
+    def add_plain(self, name: str, text: str, example: str, more: str = "") -> ArgumentParser:
+        """Declare a command that is not about containers; ``example`` is a command line."""
+        return self._add(name, text, example, more, _printing())
+
+    def add(self, name: str, text: str, example: str, more: str = "") -> ArgumentParser:
+        """Declare a command about the containers of this host."""
+        return self._add(name, text, example, more, _looking())
+
+    def _add(
+        self, name: str, text: str, example: str, more: str, common: Parser
+    ) -> ArgumentParser:
+        sub = self._commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.\n{more}".strip(),
+            epilog=f"example:\n  {example}",
+            formatter_class=Help,
+            parents=[common],
+            add_help=False,  # the parent has it
+        )
+        sub.set_defaults(group=self._group)
+        return sub
+
+    def add_for_one(self, name: str, text: str, example: str, more: str = "") -> ArgumentParser:
+        """Declare a command about one container."""
+        sub = self.add(name, text, example, more)
+        sub.add_argument("id", metavar="ID", help="the container's id, or enough of its beginning")
+        return sub
+
+
+@cache
+def _printing() -> Parser:
+    """Return the options of every command."""
+    common = Parser(formatter_class=Help)
+    common.add_argument(
+        *("-o", "--output"),
+        choices=FORMATS,
+        default="table",
+        help="how to print (default: table); wide has more columns",
+    )
+    common.add_argument(
+        "--json", action="store_const", dest="output", const="json", help="the same as -o json"
+    )
+    return common
+
+
+@cache
+def _looking() -> Parser:
+    """Return the options of every command that looks for containers."""
+    common = Parser(formatter_class=Help, parents=[_printing()], add_help=False)
+    common.add_argument("-n", "--namespace", default="", help="look only there (default: any)")
+    common.add_argument(
+        "--state",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="another state directory of containerd to look in; may be repeated",
+    )
+    return common

@@ -1,0 +1,95 @@
+"""run, exec: processes with our stdin, stdout and stderr."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from shimctl.cli.arguments import types
+from shimctl.cli.arguments.attaching import add_detach_keys
+from shimctl.cli.arguments.images import add_image_options
+
+if TYPE_CHECKING:
+    from shimctl.cli.arguments.builder import Builder
+
+
+def add_to(commands: Builder) -> None:
+    """Declare the commands of :mod:`shimctl.cli.commands.running`."""
+    _run(
+        commands.add(
+            "run",
+            "run an image, or an OCI bundle, without a container manager",
+            "shimctl run -t oci:./layout:latest sh",
+            "Exits as the container did; the third Ctrl-C kills it.  The bundle is left alone.\n"
+            "Ctrl-P Ctrl-Q leaves a terminal and the container running; `shimctl attach` comes\n"
+            "back.  Detached, `shimctl logs` shows its output.",
+        )
+    )
+    _exec(
+        commands.add_for_one(
+            "exec",
+            "run a command in a container",
+            "shimctl exec -it redis sh",
+            "Exits as the command did.",
+        )
+    )
+
+
+def add_bundle(sub: argparse.ArgumentParser) -> None:
+    """Add what every command that makes a container has."""
+    sub.add_argument("bundle", metavar="BUNDLE", help="a directory with a config.json")
+    sub.add_argument("--id", default="", help="the container's id (default: made up)")
+    sub.add_argument("--runtime", default="", help="name or path (default: io.containerd.trio.v2)")
+    sub.add_argument(
+        "--binary", default="", metavar="FILE", help="what the shim runs instead of runc"
+    )
+    sub.add_argument("--debug", action="store_true", help="print the shim's log to stderr")
+
+
+def _run(sub: argparse.ArgumentParser) -> None:
+    add_bundle(sub)
+    sub.add_argument("-d", "--detach", action="store_true", help="leave it running, print its id")
+    add_stdio(sub)
+    add_detach_keys(sub)
+    sub.add_argument("--events", action="store_true", help="print its events to stderr, as JSON")
+    add_image_options(sub)
+
+
+def add_stdio(sub: argparse.ArgumentParser) -> None:
+    """Add what becomes of the stdio of a container that nobody is at."""
+    sub.add_argument(
+        "-i", "--interactive", action="store_true", help="detached: a stdin for who attaches"
+    )
+    sub.add_argument(
+        "-t", "--tty", action="store_true", help="a terminal; without -d the bundle says it too"
+    )
+    sub.add_argument("--log", metavar="FILE", help="detached: a file for its output, as it is")
+    sub.add_argument(
+        "--log-limit",
+        type=types.size,
+        default=None,
+        metavar="SIZE",
+        help="detached: of each of the two files that `shimctl logs` reads (default: 10MiB)",
+    )
+    sub.add_argument(
+        "--output-policy",
+        choices=("block", "spool", "drop"),
+        default="",
+        help="what becomes of output while nobody is attached, instead of a log",
+    )
+
+
+def _exec(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("-i", "--interactive", action="store_true", help="give it our stdin")
+    sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    sub.add_argument("--cwd", default="", metavar="DIR", help="its working directory")
+    sub.add_argument("--user", default="", metavar="UID[:GID]", help="who it runs as")
+    sub.add_argument(
+        "-e",
+        "--env",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="set a variable; may be repeated",
+    )
+    sub.add_argument("args", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run")

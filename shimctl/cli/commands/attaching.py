@@ -1,0 +1,129 @@
+"""attach, logs: what a container that runs without us shows."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim.errors import InvalidError, NotFoundError, ShimError
+from shim.scope import background
+from shimctl.attach.client import attach_as_member
+from shimctl.attach.keys import parse_keys
+from shimctl.cli.commands.connected import open_found
+from shimctl.discover import find_shim
+from shimctl.standalone.detached import attachable, log_in
+from shimctl.standalone.logs import Wanted, is_cri, parse_since, show_cri, show_raw
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import AsyncIterator, Callable
+
+    from shimctl.discover import Found
+
+
+async def _attach(args: Namespace) -> int:
+    keys = parse_keys(args.detach_keys)
+    found = await find_shim(args.id, args.namespace, states=args.state)
+    async with open_found(found) as task:
+        state = await task.state()
+        who = await task.shim.connect(found.id)
+        place = Path(found.bundle or state.bundle)
+        try:
+            stdio = attachable(state.stdio, place if found.managed else None)
+        except InvalidError as exc:
+            hint = f"; see `shimctl logs {found.id}`" if found.managed else ""
+            raise InvalidError(f"{found.id}: {exc}{hint}") from None
+        exited = await attach_as_member(
+            task, stdio, place, stdin=not args.no_stdin, keys=keys, shim_pid=who.shim_pid
+        )
+    if exited is None:
+        say_left(found.id)
+        return 0
+    return exited.exit_status
+
+
+def say_left(container: str) -> None:
+    """Say what to do next to somebody who has just let go of a container."""
+    print(
+        f"shimctl: left {container} running; `shimctl attach {container}` comes back",
+        file=sys.stderr,
+    )
+
+
+async def _logs(args: Namespace) -> int:
+    wanted = Wanted(
+        since=parse_since(args.since, datetime.now(UTC)) if args.since else None,
+        tail=_tail(args.tail),
+        timestamps=args.timestamps,
+    )
+    if "/" in args.id:
+        path = Path(args.id)
+        if not path.is_file():
+            raise NotFoundError(f"there is no log {path}")
+        show = show_cri if is_cri(path) else show_raw
+        await show(path, wanted, (lambda: False) if args.follow else None)
+        return 0
+    found = await find_shim(args.id, args.namespace, states=args.state)
+    path, cri = await _log_of(found)
+    show = show_cri if cri else show_raw
+    if not args.follow:
+        await show(path, wanted, None)
+        return 0
+    async with _ending(found) as is_over:
+        await show(path, wanted, is_over)
+    return 0
+
+
+def _tail(text: str) -> int | None:
+    if text == "all":
+        return None
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    raise InvalidError(f"--tail takes a number of lines or 'all', not {text!r}")
+
+
+async def _log_of(found: Found) -> tuple[Path, bool]:
+    """Return where a container's log is, and whether it has times.
+
+    :raises NotFoundError: it has none.
+    """
+    if found.managed:
+        own = log_in(Path(found.bundle))
+        if own.is_symlink():
+            return own.readlink(), False
+        if own.exists():
+            return own, True
+    async with open_found(found) as task:
+        stdio = (await task.state()).stdio
+    scheme, _, path = stdio.stdout.partition("://")
+    if scheme == "file":
+        return Path(path), False
+    if found.managed and scheme == "binary":
+        return log_in(Path(found.bundle)), True  # it has written nothing yet
+    where = "goes nowhere" if not stdio.stdout else "is kept by whoever reads it, not in a file"
+    hint = f"; `shimctl attach {found.id}` reads it" if found.managed else ""
+    raise NotFoundError(f"{found.id} has no log: its output {where}{hint}")
+
+
+@asynccontextmanager
+async def _ending(found: Found) -> AsyncIterator[Callable[[], bool]]:
+    """Give, for the block, what tells whether the container has ended; so has a shim's."""
+    over = False
+
+    async def wait() -> None:
+        nonlocal over
+        try:
+            async with open_found(found) as task:
+                await task.wait()
+        except ShimError:
+            pass  # then nobody is left who could tell
+        over = True
+
+    async with background(wait):
+        yield lambda: over
+
+
+COMMANDS = {"attach": _attach, "logs": _logs}

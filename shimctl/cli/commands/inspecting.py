@@ -1,0 +1,80 @@
+"""inspect: one container and its shim, in full."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shimctl.cli import render
+from shimctl.cli.commands.output import show_table
+from shimctl.cli.inspection import inspect
+from shimctl.discover import find_shim
+from shimctl.exits import read_exit
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from shimctl.cli.inspection import Inspection
+
+
+async def _inspect(args: Namespace) -> int:
+    found = await find_shim(args.id, args.namespace, states=args.state)
+    inspection = await inspect(found, read_exit(found.bundle) if found.bundle else None)
+    rows = _rows(inspection, wide=args.output == "wide")
+    show_table(args, inspection, ("FIELD", "VALUE"), rows)
+    return 0
+
+
+def _rows(of: Inspection, *, wide: bool) -> list[tuple[str, object]]:
+    shim, state, exited, config = of.shim, of.state, of.exited, of.config
+    rows: list[tuple[str, object]] = [
+        ("namespace", of.namespace),
+        ("id", of.id),
+        ("bundle", of.bundle),
+        ("made by shimctl", "yes" if of.managed else "no"),
+        ("shim pid", shim.pid or None),
+        ("shim address", shim.address),
+        ("shim version", shim.version),
+        ("task api", shim.api_version or None),
+        ("shim executable", shim.executable),
+        ("problem", of.problem),
+    ]
+    if state:
+        rows += [
+            ("status", render.status(state.status.value)),
+            ("pid", state.pid or None),
+            ("terminal", "yes" if state.stdio.terminal else "no"),
+            ("exit status", state.exit_status),
+            ("exited at", state.exited_at),
+        ]
+    if exited:
+        rows.append(("exit record", f"{exited.exit_status} at {exited.exited_at or '-'}"))
+    if of.output:
+        limit = f", at most {of.output.limit}" if of.output.limit else ""
+        rows.append(("unread output", f"{of.output.policy}{limit} ({of.output.source})"))
+    rows += [("exec", f"{one.exec_id}, {one.status.value}, pid {one.pid}") for one in of.execs]
+    rows.append(("pids", " ".join(str(one.pid) for one in of.pids)))
+    rows += [("cgroup", f"{names}: {path}") for names, path in of.cgroups.items()]
+    if config:
+        rows += [
+            ("command", " ".join(config.args)),
+            ("directory", config.cwd),
+            ("user", config.user),
+            ("hostname", config.hostname),
+            ("root", config.root + (", read-only" if config.readonly else "")),
+            ("namespaces", " ".join(config.namespaces)),
+            *(("annotation", f"{key}={value}") for key, value in config.annotations.items()),
+        ]
+    if config and wide:
+        rows += [("env", one) for one in config.env]
+        rows += [("mount", one) for one in config.mounts]
+        rows += [("limits", f"{key}: {value}") for key, value in config.resources.items()]
+    if state and wide:
+        rows += [
+            ("stdin", state.stdio.stdin),
+            ("stdout", state.stdio.stdout),
+            ("stderr", state.stdio.stderr),
+        ]
+    return rows
+
+
+COMMANDS = {"inspect": _inspect}

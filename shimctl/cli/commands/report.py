@@ -1,0 +1,101 @@
+"""What became of a command that failed: one line on stderr and an exit code.
+
+125 is a failure of ours, 126 and 127 are as in a shell for a command that cannot
+be run or is not there, 128 + signal is for what was called off.  From ``wait``,
+``exec`` and ``run`` any other number is the process's own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from shim.errors import (
+    ExistsError,
+    NotFoundError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
+from shimctl.attach.session import CalledOffError
+from shimctl.cli import render
+from shimctl.cli.arguments.builder import FAILED
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+
+# What runtimes say when the command cannot be run.  Source: Go's os/exec and
+# syscall messages as runc passes them on; crun container.c and libcrun/utils.c.
+_SAYINGS = (
+    (NOT_FOUND, ("executable file not found in $path", "executable file `")),
+    (NOT_EXECUTABLE, ("permission denied", "is a directory", "exec format error")),
+    (NOT_FOUND, ("no such file or directory",)),
+)
+
+
+def only(exc: BaseException) -> BaseException:
+    """Return the one error of a group, or of groups in it; ``exc`` if there are several."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+def report(exc: BaseException, args: Namespace) -> int:
+    """Say what went wrong, in one line on stderr; return the exit code.
+
+    What is no failure of a shim, a file or an argument is a bug, and raised again.
+    """
+    exc = only(exc)
+    if isinstance(exc, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if not isinstance(exc, (ShimError, OSError)):
+        raise exc
+    message = str(exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        message = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+    print(f"shimctl: {render.printable(message + hint(exc, args))}", file=sys.stderr)
+    if isinstance(exc, CalledOffError):
+        return 128 + exc.number
+    return exit_code_for(str(exc)) if args.command in ("run", "exec") else FAILED
+
+
+def hint(exc: ShimError | OSError, args: Namespace) -> str:
+    """Return what to try next, unless ``exc`` says so itself."""
+    message = str(exc)
+    if isinstance(exc, (PermissionError, NotFoundError)) and os.geteuid():
+        return "; try again as root: containers belong to it"
+    if "; " in message or "`" in message or isinstance(exc, CalledOffError):
+        return ""
+    name = getattr(args, "id", None)
+    name = name if name and isinstance(name, str) else "ID"
+    match exc:
+        case UnavailableError():
+            return "; try `shimctl ps`, which shows what lives"
+        case WrongStateError() | ExistsError():
+            return f"; try `shimctl state {name}`"
+        case TimedOutError():
+            return "; try again, or look into the shim's log"
+        case UnsupportedError():
+            return f"; `shimctl version {name}` tells what its shim is"
+        case OSError(errno=errno.ENOSPC):
+            return "; try again when there is room"
+        case OSError(errno=errno.EROFS):
+            return "; try another directory, such as SHIMCTL_STATE=/tmp/state"
+    return ""
+
+
+def exit_code_for(message: str) -> int:
+    """Return the exit code for a command that the runtime could not run."""
+    lowered = message.lower()
+    if "exec" in lowered:
+        for code, sayings in _SAYINGS:
+            if any(saying in lowered for saying in sayings):
+                return code
+    return FAILED

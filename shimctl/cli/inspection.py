@@ -1,0 +1,207 @@
+"""Everything there is to know of a container: from its shim, its bundle and the host.
+
+Each part is asked for on its own, so that a shim that is gone, or a bundle that
+cannot be read, costs its own part only.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shim.errors import ShimError
+from shimctl.client import Task, connect
+from shimctl.host.executable import executable_of
+from shimctl.host.processes import cgroups_of
+from shimctl.standalone.workdir import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shimctl.client import Shim
+    from shimctl.discover import Found
+    from shimctl.values import Exited, Pid, TaskState
+
+_TIMEOUT = 5.0  # s for each question to the shim
+_OUTPUT = "io.trio-shim.output"
+_HOST_FILE = "/etc/trio-shim.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class ShimFacts:
+    """The shim.  ``pid`` is 0, ``version`` empty and ``api_version`` 0 where it did not answer."""
+
+    address: str
+    executable: str
+    pid: int = 0
+    version: str = ""
+    api_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What becomes of output that nobody reads; ``source`` says who decided."""
+
+    policy: str
+    limit: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the bundle's config.json says of the container."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+    terminal: bool
+    hostname: str
+    root: str
+    readonly: bool
+    mounts: tuple[str, ...]
+    namespaces: tuple[str, ...]
+    cgroups_path: str
+    resources: Mapping[str, Any]
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything.  None stands for what nobody could tell."""
+
+    namespace: str
+    id: str
+    managed: bool
+    bundle: str
+    shim: ShimFacts
+    state: TaskState | None
+    exited: Exited | None
+    execs: tuple[TaskState, ...]
+    pids: tuple[Pid, ...]
+    cgroups: Mapping[str, str]
+    output: Output | None
+    config: Config | None
+    problem: str
+
+
+async def inspect(found: Found, exited: Exited | None = None) -> Inspection:
+    """Collect what there is about ``found``; ``exited`` is its exit record, if it has one."""
+    state: TaskState | None = None
+    pids: tuple[Pid, ...] = ()
+    execs: tuple[TaskState, ...] = ()
+    problem = ""
+    facts = ShimFacts(found.address, "")
+    try:
+        async with connect(found.address, namespace=found.namespace) as shim:
+            who = await shim.connect(found.id, timeout=_TIMEOUT)
+            facts = ShimFacts(found.address, "", who.shim_pid, who.version, shim.api_version)
+            state = await shim.task(found.id).state(timeout=_TIMEOUT)
+            pids = await _pids(shim, found.id)
+            execs = await _execs(shim, found.id, pids)
+    except ShimError as exc:
+        problem = str(exc)
+    bundle = found.bundle or (state.bundle if state else "")
+    facts = ShimFacts(
+        facts.address,
+        executable_of(bundle, facts.pid),
+        facts.pid,
+        facts.version,
+        facts.api_version,
+    )
+    config: dict[str, Any] = {}
+    if bundle:
+        with suppress(ShimError):
+            config = read_config(Path(bundle))
+    return Inspection(
+        namespace=found.namespace,
+        id=found.id,
+        managed=found.managed,
+        bundle=bundle,
+        shim=facts,
+        state=state,
+        exited=exited,
+        execs=execs,
+        pids=pids,
+        cgroups=cgroups_of(state.pid) if state and state.pid else {},
+        output=output_of(config, facts.executable),
+        config=config_of(config) if config else None,
+        problem=problem,
+    )
+
+
+async def _pids(shim: Shim, container: str) -> tuple[Pid, ...]:
+    try:
+        return await shim.task(container).pids(timeout=_TIMEOUT)
+    except ShimError:
+        return ()  # it has ended, or this runtime cannot tell
+
+
+async def _execs(shim: Shim, container: str, pids: tuple[Pid, ...]) -> tuple[TaskState, ...]:
+    states = []
+    for name in sorted({one.exec_id for one in pids if one.exec_id}):
+        with suppress(ShimError):  # it has ended since
+            states.append(await Task(shim, container, name).state(timeout=_TIMEOUT))
+    return tuple(states)
+
+
+def config_of(config: Mapping[str, Any]) -> Config:
+    """Return what matters of an OCI config; what is missing or malformed is left empty."""
+    process, root, linux = (_dict(config.get(name)) for name in ("process", "root", "linux"))
+    user = _dict(process.get("user"))
+    return Config(
+        args=_texts(process.get("args")),
+        env=_texts(process.get("env")),
+        cwd=str(process.get("cwd") or ""),
+        user=f"{user.get('uid', 0)}:{user.get('gid', 0)}",
+        terminal=process.get("terminal") is True,
+        hostname=str(config.get("hostname") or ""),
+        root=str(root.get("path") or ""),
+        readonly=root.get("readonly") is True,
+        mounts=tuple(
+            f"{mount.get('source', '')} on {mount.get('destination', '')}"
+            for mount in map(_dict, _list(config.get("mounts")))
+        ),
+        namespaces=tuple(
+            str(namespace.get("type", ""))
+            for namespace in map(_dict, _list(linux.get("namespaces")))
+        ),
+        cgroups_path=str(linux.get("cgroupsPath") or ""),
+        resources=_dict(linux.get("resources")),
+        annotations={str(k): str(v) for k, v in _dict(config.get("annotations")).items()},
+    )
+
+
+def output_of(config: Mapping[str, Any], executable: str) -> Output | None:
+    """Return the output policy, None if nobody has one: only the trio shim knows them.
+
+    The container's annotations win over the host's file.
+    """
+    annotations = _dict(config.get("annotations"))
+    if _OUTPUT in annotations:
+        limit = str(annotations.get(f"{_OUTPUT}-limit", ""))
+        return Output(str(annotations[_OUTPUT]), limit, "annotation")
+    if "-trio-" not in Path(executable).name:
+        return None
+    path = os.environ.get("TRIO_SHIM_CONFIG") or _HOST_FILE
+    with suppress(OSError, ValueError):
+        table = _dict(tomllib.loads(Path(path).read_text()).get("output"))
+        if "policy" in table:
+            return Output(str(table["policy"]), str(table.get("limit", "")), path)
+    return Output("block", "", "default")
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    return tuple(map(str, _list(value)))

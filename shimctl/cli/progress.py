@@ -1,0 +1,76 @@
+"""How far an image has got, as one line that is written over again.
+
+The line is made by a pure function; the writer knows the terminal, and writes
+nothing where there is none.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from shimctl.cli import render
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from shimctl.images.step import Step
+
+_EVERY = 0.1  # s between two lines
+_CLEAR = "\r\x1b[K"
+_NARROWEST = 10  # columns of a bar that tells anything
+
+
+def line(step: Step, width: int) -> str:
+    """Show ``step`` in less than ``width`` columns: ``unpacking [####    ]  50%  4.0 MiB``."""
+    room = max(width - 1, 0)
+    if not step.total:
+        text = f"{step.what}  {render.size(step.done)}" if step.done else step.what
+        return text[:room]
+    part = min(max(step.done / step.total, 0.0), 1.0)
+    done, total = render.size(min(step.done, step.total)), render.size(step.total)
+    after = f" {int(part * 100):3d}%  {done} of {total}"
+    columns = room - len(step.what) - len(after) - 3
+    if columns < _NARROWEST:
+        return f"{step.what}{after}"[:room]
+    filled = int(part * columns)
+    return f"{step.what} [{'#' * filled}{' ' * (columns - filled)}]{after}"
+
+
+@contextmanager
+def open_progress() -> Iterator[Callable[[Step], None] | None]:
+    """Give what shows steps on stderr for the block, None where stderr is no terminal."""
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
+        return
+    shown = _Writer()
+    try:
+        yield shown.show
+    finally:
+        shown.clear()
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self._what = ""
+        self._next = 0.0
+
+    def show(self, step: Step) -> None:
+        now = time.monotonic()
+        if step.what == self._what and now < self._next:
+            return
+        self._what, self._next = step.what, now + _EVERY
+        width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        self._write(_CLEAR + line(step, width))
+
+    def clear(self) -> None:
+        if self._what:
+            self._write(_CLEAR)
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()

@@ -1,0 +1,4 @@
+"""What belongs to the host: installed executables, the fork server, cgroups and processes.
+
+Nothing here speaks the Task API.
+"""

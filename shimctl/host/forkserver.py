@@ -1,0 +1,271 @@
+"""Fork servers, seen from outside: which there are, how to end one, how to have one early.
+
+A fork server is the warm parent of trio shims, an optimisation that comes and
+goes by itself; see :mod:`shim.launcher`, which has the rule for whom to trust.
+A conversation is one word, the end of ours, and one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shim import launcher
+from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
+from shim.linux import sockets
+from shim.version import VERSION
+from shimctl.host.cgroups import join
+from shimctl.host.interpreter import Interpreter, search_path
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+# Seconds for an answer, for a server's end, and for its beginning.
+_ANSWER = 5.0
+_END = 5.0
+_BEGINNING = 10.0
+_PAUSE = 0.02
+_LIMIT = 1 << 16  # bytes of an answer
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
+NAME = "containerd-shim-trio-v2"
+
+
+class Health(Enum):
+    """Whether a fork server can be used."""
+
+    UP = "up"
+    STALE = "stale"
+    SILENT = "silent"
+    UNTRUSTED = "untrusted"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One socket of a fork server, and who answers there.
+
+    ``pid`` is 0 if nobody does; ``idle`` is in seconds without a shim, 0 for no
+    limit.  ``ours`` says that shims started from here, as we are, would use it.
+    """
+
+    socket: str
+    health: Health
+    pid: int = 0
+    daemons: int = 0
+    idle: float = 0.0
+    ours: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Warmed:
+    """A fork server that answers; ``started`` is false if it did before."""
+
+    socket: str
+    pid: int
+    started: bool
+
+
+async def list_servers() -> list[Server]:
+    """Look at every fork server's socket.
+
+    Those that others could have put there are reported, and not talked to.
+    """
+    directory, own = launcher.directory(), launcher.socket_path()
+    try:
+        names = sorted(os.listdir(directory))  # noqa: PTH208 - names make a launcher's paths
+    except FileNotFoundError:
+        return []
+    # What begins with a dot is a server that is about to be one.
+    paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
+    return [await _look(path, own) for path in paths]
+
+
+async def _look(path: str, own: str) -> Server:
+    found = partial(Server, path, ours=path == own)
+    try:
+        if reason := launcher.distrust(path):
+            return found(Health.UNTRUSTED, problem=reason)
+        pid, answer = await _ask(path, b"status")
+        return found(
+            Health.UP, pid=pid, daemons=int(answer["daemons"]), idle=float(answer["idle"])
+        )
+    except (FileNotFoundError, UnavailableError):
+        return found(Health.STALE, problem="nobody listens there any more")
+    except (ShimError, OSError, KeyError, TypeError, ValueError) as exc:
+        return found(Health.SILENT, problem=str(exc) or type(exc).__name__)
+
+
+async def _ask(path: str, verb: bytes) -> tuple[int, dict[str, Any]]:
+    """Say one word to a fork server; return its pid and what it answers.
+
+    :raises UnavailableError: nobody listens there.
+    :raises TimedOutError: it does not answer.
+    :raises InvalidError: it is another user's, or answers no JSON object.
+    """
+    with trio.move_on_after(_ANSWER):
+        async with await sockets.connect(f"unix://{path}") as stream:
+            raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+            pid, uid, _ = _PEERCRED.unpack(raw)
+            if uid != os.geteuid():
+                raise InvalidError(f"{path} is served by user {uid}")
+            await stream.send_all(verb)
+            await stream.send_eof()
+            data = b""
+            async for chunk in _chunks(stream):
+                data += chunk
+        answer = json.loads(data)
+        if not isinstance(answer, dict):
+            raise InvalidError(f"{path} answered {data[:40]!r}")
+        return pid, answer
+    raise TimedOutError(f"{path} did not answer in {_ANSWER:g} s")
+
+
+async def _chunks(stream: trio.SocketStream) -> AsyncIterator[bytes]:
+    left = _LIMIT
+    while left > 0 and (chunk := await stream.receive_some(left)):
+        left -= len(chunk)
+        yield bytes(chunk)
+
+
+async def stop_servers() -> list[Server]:
+    """End every fork server that can be trusted; return them once they are gone.
+
+    Their shims live on, under init.
+
+    :raises ShimError: one of them is still there; the others are gone.
+    """
+    stopped, problems = [], []
+    for server in await list_servers():
+        if server.health is Health.STALE:
+            continue
+        try:
+            if server.health is not Health.UP:
+                raise UnavailableError(server.problem)
+            await _stop(server)
+        except (ShimError, OSError, ValueError) as exc:
+            problems.append(f"{server.socket}: {exc}")
+        else:
+            stopped.append(server)
+    if problems:
+        raise ShimError(f"a fork server could not be stopped: {'; '.join(problems)}")
+    return stopped
+
+
+async def _stop(server: Server) -> None:
+    if not server.pid:
+        raise UnavailableError("it is in another pid namespace; stop it from there")
+    try:
+        process = os.pidfd_open(server.pid)
+    except ProcessLookupError:
+        return
+    try:
+        with suppress(UnavailableError):  # it has gone by itself meanwhile
+            await _ask(server.socket, b"stop")
+        with trio.move_on_after(_END):
+            await trio.lowlevel.wait_readable(process)
+            return
+    finally:
+        os.close(process)
+    raise TimedOutError(f"process {server.pid} did not end in {_END:g} s; kill {server.pid}")
+
+
+async def warm(*, like: int = 0) -> Warmed:
+    """Leave a fork server behind for shims that are started as we are; wait until it answers.
+
+    ``like`` is a process whose cgroup we join first, since a fork server is
+    only used from its own.
+
+    :raises NotFoundError: there is no such process.
+    :raises InvalidError: it is in other namespaces than we, or what is in the
+        server's place is not to be trusted.
+    :raises ShimError: it failed.
+    """
+    if like:
+        join(like)
+    path = launcher.socket_path()
+    if pid := await _pid_at(path):
+        return Warmed(path, pid, started=False)
+    child, errors = _spawn()
+    try:
+        with trio.move_on_after(_BEGINNING):
+            while True:
+                ended = _has_ended(child)
+                if pid := await _pid_at(path):
+                    return Warmed(path, pid, started=pid == child)
+                if ended:
+                    said = _said(errors) or "it left without a word"
+                    raise ShimError(f"the fork server did not start: {said}")
+                await trio.sleep(_PAUSE)
+        _kill(child)
+    finally:
+        os.close(errors)
+    raise TimedOutError(f"the fork server did not answer in {_BEGINNING:g} s, and was ended")
+
+
+async def _pid_at(path: str) -> int:
+    """Return who serves ``path``; 0 if nobody does."""
+    try:
+        if reason := launcher.distrust(path):
+            raise InvalidError(f"no fork server: {reason}")
+        return (await _ask(path, b"status"))[0]
+    except (FileNotFoundError, UnavailableError):
+        return 0
+
+
+def _spawn() -> tuple[int, int]:
+    """Start a fork server in a session of its own; return its pid, and where it complains.
+
+    In this interpreter and from this package, so that it is the one for our like.
+    """
+    package = str(Path(launcher.__file__).absolute().parent)
+    here = Interpreter(sys.executable, tuple(search_path()), package, VERSION)
+    code = here.code("shim.launcher", named=True)
+    errors, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        child = os.posix_spawn(
+            sys.executable,
+            [sys.executable, "-IS", "-c", code, NAME, "forkserver"],
+            os.environ,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                (os.POSIX_SPAWN_DUP2, writer, 2),
+            ],
+        )
+    except BaseException:
+        os.close(errors)
+        raise
+    finally:
+        os.close(writer)
+    return child, errors
+
+
+def _has_ended(child: int) -> bool:
+    return os.waitpid(child, os.WNOHANG)[0] == child
+
+
+def _kill(child: int) -> None:
+    os.kill(child, signal.SIGKILL)  # its pid is its own until we have waited for it
+    os.waitpid(child, 0)
+
+
+def _said(errors: int) -> str:
+    """Return the last line of what was written; empty for nothing."""
+    text = b""
+    while select.select([errors], [], [], 0)[0] and (chunk := os.read(errors, _LIMIT)):
+        text += chunk
+    return text.decode(errors="replace").strip().rpartition("\n")[2]

@@ -1,0 +1,194 @@
+"""Put the shim's executable, and shimctl beside it, where containerd's PATH finds them.
+
+Each is one file that works under any name, copied or linked.  Where there is a C
+compiler the shim's is a small native program that talks to a warm fork server
+and runs the Python one, which it carries, in every other case.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import string
+import subprocess
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import launcher
+from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, TimedOutError
+from shimctl.host.interpreter import find_interpreter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shimctl.host.interpreter import Interpreter
+
+NAME = "containerd-shim-trio-v2"
+PREFIX = "/usr/local"
+SOURCE = Path(__file__).with_name("native") / "launcher.c"
+
+# In every file that we write, and in none that pip does: what may be removed.
+_MARK = "installed by shimctl install"
+# In every executable of this project, whoever wrote it: what may be replaced.
+_OURS = (b"shim.launcher", b"shimctl.cli")
+_PATIENCE = 60.0  # s for the compiler
+_FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The files that are there now, or were removed.  ``remark`` is what was not done, and why."""
+
+    files: tuple[str, ...]
+    native: bool = False
+    remark: str = ""
+
+
+async def install(
+    prefix: str | Path = PREFIX, *, name: str = NAME, native: bool | None = None
+) -> Installed:
+    """Write ``name`` and shimctl below ``prefix``; replace what an earlier call wrote.
+
+    ``native`` says whether to build the native launcher; None is: if that works.
+
+    :raises ExistsError: another program has that name.
+    :raises NotFoundError: ``native`` is wanted and there is no C compiler.
+    :raises ShimError: the interpreter or the compiler failed.
+    """
+    directory = _directory(prefix, name)
+    targets = (directory / name, directory / "shimctl")
+    for target in targets:
+        if _content(target) and not _is_of(target, _OURS):
+            raise ExistsError(f"{target} is another program; remove it, or give another --name")
+    interpreter = await find_interpreter()
+    program = interpreter.script("shim.launcher", _MARK).encode(errors="surrogateescape")
+    remark = ""
+    if native is not False:
+        try:
+            program = await build(interpreter)
+        except ShimError as exc:
+            if native:
+                raise
+            remark = f"no native launcher: {exc}"
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace(targets[0], program)
+    script = interpreter.script("shimctl.cli", _MARK)
+    _replace(targets[1], script.encode(errors="surrogateescape"))
+    is_native = native is not False and not remark
+    return Installed(tuple(map(str, targets)), is_native, remark)
+
+
+def uninstall(prefix: str | Path = PREFIX, *, name: str = NAME) -> Installed:
+    """Remove what :func:`install` wrote, shimctl with the last shim; nothing there is fine.
+
+    :raises ExistsError: another program has that name, or pip wrote it.
+    """
+    directory = _directory(prefix, name)
+    target, shimctl = directory / name, directory / "shimctl"
+    removed = []
+    if _content(target):
+        if not _is_of(target, [_MARK.encode()]):
+            raise ExistsError(f"{target} was not {_MARK}; remove it as it came")
+        target.unlink()
+        removed.append(str(target))
+    others = any(_is_of(other, [_MARK.encode()]) for other in directory.glob("containerd-shim-*"))
+    if not others and _is_of(shimctl, [_MARK.encode()]):
+        shimctl.unlink()
+        removed.append(str(shimctl))
+    return Installed(tuple(removed))
+
+
+async def build(interpreter: Interpreter, *extra: str) -> bytes:
+    """Compile the native launcher of ``interpreter``; return the program.
+
+    :raises NotFoundError: there is no C compiler.
+    :raises ShimError: it failed.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise NotFoundError("there is no C compiler; install gcc, or use --no-native")
+    constants = {
+        "VERSION": interpreter.version,
+        "PACKAGE": interpreter.package,
+        "PYTHON": interpreter.executable,
+        "DIRECTORY": launcher.DIRECTORY,
+        "CODE": f"# {_MARK}\n" + interpreter.code("shim.launcher", named=True),
+    }
+    defines = [f"-D{name}={_literal(value)}" for name, value in constants.items()]
+    with tempfile.TemporaryDirectory(prefix="shimctl-") as scratch:
+        output = Path(scratch) / "launcher"
+        command = [compiler, *_FLAGS, *defines, *extra, "-o", str(output), str(SOURCE)]
+        # Without a dynamic linker to start it takes a third less; not everywhere there is
+        # a libc to link in.
+        done = await _compile([*command, "-static"])
+        if done.returncode:
+            done = await _compile(command)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+            raise ShimError(f"{compiler} failed: {said}")
+        return output.read_bytes()
+
+
+async def _compile(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+    with trio.move_on_after(_PATIENCE):
+        return await trio.run_process(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    raise TimedOutError(f"{command[0]} did not end within {_PATIENCE:g} s")
+
+
+def find_compiler() -> str | None:
+    """Return a C compiler: $CC, or the first there is."""
+    names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def _literal(text: str) -> str:
+    """Quote for C: octal escapes of three digits swallow nothing that follows them."""
+    plain = (string.ascii_letters + string.digits + " ./_-").encode()
+    quoted = (chr(b) if b in plain else f"\\{b:03o}" for b in os.fsencode(text))
+    return f'"{"".join(quoted)}"'
+
+
+def _directory(prefix: str | Path, name: str) -> Path:
+    if "/" in name or name in ("", ".", "..", "shimctl"):
+        raise InvalidError(f"{name!r} is no name for a shim; say containerd-shim-NAME-vN")
+    return Path(prefix).absolute() / "bin"
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file; nothing if it is not there or leads nowhere."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _is_of(path: Path, marks: Iterable[bytes]) -> bool:
+    content = _content(path)
+    return any(mark in content for mark in marks)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write an executable in one step: who runs it gets the old or the new, whole."""
+    fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), 0o755)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).replace(target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(scratch).unlink()
+        raise

@@ -1,0 +1,91 @@
+"""The processes of a container, as the host's own /proc shows them.
+
+A shim may tell pids that are not the host's: those of a sandbox with a kernel
+of its own.  A process counts only if it is in the container's cgroups, or
+below its init.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from shimctl.host.usage import ProcessUsage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shimctl.values import Pid
+
+
+def cgroups_of(pid: int) -> dict[str, str]:
+    """Return the cgroup of a process in each hierarchy; that of version 2 is ``unified``."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = (line.split(":", 2) for line in lines)
+    return {names or "unified": path for _, names, path in fields}
+
+
+def belongs(pid: int, init: int) -> bool:
+    """Tell whether ``pid`` is a process of the container whose first one is ``init``."""
+    theirs = cgroups_of(pid)
+    for names, path in cgroups_of(init).items():
+        if path != "/" and f"{theirs.get(names, '')}/".startswith(f"{path}/"):
+            return True
+    with suppress(psutil.Error):
+        return pid == init or init in (parent.pid for parent in psutil.Process(pid).parents())
+    return False
+
+
+class Watch:
+    """Looks at processes again and again, and remembers what they had used before."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[int, float], tuple[float, float]] = {}
+
+    def look(self, pids: Iterable[Pid], init: int) -> list[ProcessUsage]:
+        """Return what each of ``pids`` uses; those that are gone are left out."""
+        seen: dict[tuple[int, float], tuple[float, float]] = {}
+        usages = []
+        for one in pids:
+            with suppress(psutil.Error):
+                if belongs(one.pid, init):
+                    usages.append(self._look(one, seen))
+        self._before = seen
+        return usages
+
+    def _look(self, one: Pid, seen: dict[tuple[int, float], tuple[float, float]]) -> ProcessUsage:
+        process = psutil.Process(one.pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            now = (time.monotonic(), times.user + times.system)
+            key = (one.pid, process.create_time())
+            seen[key] = now
+            percent = None
+            if before := self._before.get(key):
+                percent = round(100 * (now[1] - before[1]) / max(now[0] - before[0], 1e-3), 1)
+            return ProcessUsage(
+                pid=one.pid,
+                exec_id=one.exec_id,
+                parent=process.ppid(),
+                user=process.username(),
+                state=str(process.status()),
+                threads=process.num_threads(),
+                cpu_percent=percent,
+                cpu_seconds=now[1],
+                memory=process.memory_info().rss,
+                command=" ".join(process.cmdline()) or process.name(),
+            )
+
+
+def memory_of(pid: int) -> int | None:
+    """Return the resident memory of a process, None if it is gone."""
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss) if pid else None
+    return None

@@ -1,0 +1,317 @@
+"""Containers without a manager: run one from a bundle, exec into one, remove one.
+
+Each takes the steps containerd would: start a shim, Create, Start, Wait,
+Delete, Shutdown, the shim's own ``delete``, and the directory goes last.  On
+every way out, what was begun is undone, within ``CLEANUP`` seconds.
+
+Source: containerd core/runtime/v2 (shim.go, delete) for the order.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from shim.api.options_pb2 import Options
+from shim.errors import InvalidError, NotFoundError, ShimError
+from shim.linux.sockets import can_connect
+from shim.scope import background
+from shimctl import ending
+from shimctl.attach.relay import open_pipes
+from shimctl.attach.session import attach, open_signals
+from shimctl.client import connect
+from shimctl.ending import end
+from shimctl.exits import read_address
+from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
+from shimctl.standalone import detached, logger, workdir
+from shimctl.standalone.detached import Detached, open_detached
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from shim.api.mount_pb2 import Mount
+    from shimctl.client import Shim, Task
+    from shimctl.launching import Log
+    from shimctl.values import Exited
+
+CLEANUP = 20  # s for all of it, when something went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What ``shimctl run`` was asked for."""
+
+    bundle: Path
+    container: str
+    namespace: str = "default"
+    runtime: str = DEFAULT_RUNTIME
+    interactive: bool = False  # detached only: keep a stdin for who attaches
+    terminal: bool | None = None  # None is what the bundle says, and none when detached
+    log: Path | None = None  # detached only: where the output goes, instead of our log
+    log_limit: int = logger.LIMIT  # bytes of our log, of which there are two files
+    policy: str = ""  # what becomes of output that nobody reads; empty for the usual
+    detach_keys: bytes = b""  # at a terminal, what lets go of the container
+    debug: bool = False
+    binary: str = ""  # what the shim runs; empty for its own choice, which is runc
+    checkpoint: Path | None = None  # an image to restore
+    work_path: Path | None = None  # where criu logs, when it restores
+    events: Path | None = None  # the socket to send events to, instead of the usual one
+    config: dict[str, Any] | None = None  # of an image, whose rootfs is made for the directory
+    rootfs: Callable[[Path], Sequence[Mount]] | None = None
+
+
+def prepare(wanted: Run, *, attached: bool) -> Path:
+    """Make the working directory for ``wanted``.
+
+    A detached container gets a terminal only if that is asked for.
+    """
+    binary = find_runtime(wanted.runtime)
+    config = wanted.config or _config_of(wanted.bundle.absolute())
+    terminal = attached and config["process"].get("terminal", False)
+    terminal = terminal if wanted.terminal is None else wanted.terminal
+    config["process"] = config["process"] | {"terminal": terminal}
+    if policy := _policy(wanted, attached=attached, terminal=terminal):
+        config["annotations"] = (config.get("annotations") or {}) | {detached.POLICY: policy}
+    work = workdir.make(config, wanted.namespace, wanted.container)
+    (work / "shim-binary-path").write_text(binary)
+    return work
+
+
+def _config_of(bundle: Path) -> dict[str, Any]:
+    config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
+    if not isinstance(config.get("process"), dict):
+        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
+    root = config["root"]["path"]
+    if not Path(root).is_dir():
+        raise NotFoundError(f"the bundle's root {root} is no directory")
+    return config
+
+
+def _policy(wanted: Run, *, attached: bool, terminal: bool) -> str:
+    """Choose what becomes of output that nobody reads; empty is the shim's choice.
+
+    Where nobody may be for long, the container must not wait for it.
+    """
+    if attached:
+        usual = "spool" if terminal and wanted.detach_keys else ""
+    else:
+        usual = "spool" if _detached(wanted).through_fifos else ""
+    return wanted.policy or usual
+
+
+def _detached(wanted: Run) -> Detached:
+    return Detached(
+        interactive=wanted.interactive,
+        terminal=bool(wanted.terminal),
+        log=wanted.log,
+        limit=wanted.log_limit,
+        policy=wanted.policy,
+    )
+
+
+async def run_attached(wanted: Run) -> Exited | None:
+    """Run a container with our stdin, stdout and stderr; leave nothing behind.
+
+    Others may attach to it beside us.  Returns None when it goes on without us,
+    because somebody at our terminal typed the keys for that.
+    """
+    exited, left = None, False
+    async with open_signals() as signals:
+        work = prepare(wanted, attached=True)
+        config = workdir.read_config(work)
+        terminal = bool(config["process"].get("terminal"))
+        try:
+            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
+            async with _launched(wanted, work, attached=True) as shim:
+                with open_pipes(work, stdin=True, terminal=terminal) as pipes:
+                    await shim.create(
+                        wanted.container,
+                        str(work),
+                        stdio=pipes.stdio,
+                        rootfs=rootfs,
+                        options=_options(wanted),
+                    )
+                    task = shim.task(wanted.container)
+                    await task.start()
+                    exited = await attach(
+                        task, pipes, signals, keys=wanted.detach_keys, place=work
+                    )
+                    pipes.keep = left = exited is None
+        finally:
+            if not left:
+                with trio.move_on_after(CLEANUP, shield=True):
+                    await dispose(work, wanted.container, wanted.namespace)
+    return exited
+
+
+async def run_detached(wanted: Run, *, start: bool = True) -> int:
+    """Run a container without us, output to a log or fifos; return its pid.
+
+    Without ``start`` it is only created, or ready to be restored: then it has no pid yet.
+    """
+    async with open_signals():
+        work = prepare(wanted, attached=False)
+        try:
+            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
+            async with _launched(wanted, work, attached=False) as shim:
+                with open_detached(work, _detached(wanted)) as stdio:
+                    pid = await shim.create(
+                        wanted.container,
+                        str(work),
+                        stdio=stdio,
+                        rootfs=rootfs,
+                        checkpoint=str(wanted.checkpoint.absolute()) if wanted.checkpoint else "",
+                        options=_options(wanted),
+                    )
+                    task = shim.task(wanted.container)
+                    if stdio.terminal:
+                        with suppress(ShimError):  # not every shim can, so early
+                            await task.resize(*detached.SIZE)
+                    return await task.start() if start else pid
+        except BaseException:
+            with trio.move_on_after(CLEANUP, shield=True):
+                await dispose(work, wanted.container, wanted.namespace)
+            raise
+
+
+def _options(wanted: Run) -> AnyMessage | None:
+    if not wanted.binary and not wanted.work_path:
+        return None
+    options = Options(
+        binary_name=wanted.binary,
+        criu_work_path=str(wanted.work_path.absolute()) if wanted.work_path else "",
+    )
+    return AnyMessage(type_url=Options.DESCRIPTOR.full_name, value=options.SerializeToString())
+
+
+@asynccontextmanager
+async def _launched(wanted: Run, work: Path, *, attached: bool) -> AsyncIterator[Shim]:
+    """Launch the shim and connect to it, and read its log, for the block."""
+    events: str | Path | None = wanted.events
+    if attached and events is None and not can_connect(f"unix://{workdir.events_socket()}"):
+        # Some shims take seconds to exit while they cannot deliver, and by then
+        # nobody is left who would want to know.
+        events = ""
+    launched = await launch(
+        work,
+        wanted.container,
+        namespace=wanted.namespace,
+        runtime=wanted.runtime,
+        debug=wanted.debug,
+        events=events,
+    )
+    with open_log(work) as log:
+        async with (
+            background(partial(_follow, log, wanted.debug)),
+            connect(launched.address, namespace=wanted.namespace) as shim,
+        ):
+            yield shim
+
+
+async def _follow(log: Log, show: bool) -> None:
+    while True:
+        await trio.lowlevel.wait_readable(log.fd)
+        text = log.read()
+        if show:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _binary(work: Path) -> str:
+    try:
+        return (work / "shim-binary-path").read_text()
+    except OSError:
+        return DEFAULT_RUNTIME
+
+
+async def exec_attached(
+    task: Task, process: Mapping[str, object], *, stdin: bool, terminal: bool
+) -> Exited:
+    """Run ``process`` in a running container, with our stdin if asked, and delete it."""
+    name = f"exec-{secrets.token_hex(6)}"
+    async with open_signals() as signals:
+        with (
+            # Not in the bundle, which is somebody else's.
+            tempfile.TemporaryDirectory(prefix="shimctl-") as directory,
+            open_pipes(Path(directory), stdin=stdin, terminal=terminal) as pipes,
+        ):
+            added = await task.exec(name, process, stdio=pipes.stdio)
+            try:
+                await added.start()
+                exited = await attach(added, pipes, signals)
+            except BaseException:
+                with trio.move_on_after(CLEANUP, shield=True), suppress(ShimError):
+                    await end(added)
+                raise
+    assert exited is not None, "no keys let go of an exec"
+    return exited
+
+
+def process_for(
+    config: Mapping[str, Any],
+    args: Sequence[str],
+    *,
+    terminal: bool,
+    env: Sequence[str] = (),
+    cwd: str = "",
+    user: str = "",
+) -> dict[str, Any]:
+    """Describe a process like the container's own, with other arguments.
+
+    ``env`` are ``NAME=value``, which replace those of the same name; ``user`` is
+    ``UID`` or ``UID:GID``, in numbers.
+
+    :raises InvalidError: an argument makes no sense.
+    """
+    process = dict(config.get("process") or {})
+    process |= {"args": list(args), "terminal": terminal}
+    process.pop("commandLine", None)
+    if cwd:
+        process["cwd"] = cwd
+    if env:
+        names = {entry.partition("=")[0] for entry in env}
+        if "" in names or any("=" not in entry for entry in env):
+            raise InvalidError("--env takes NAME=VALUE")
+        kept = [old for old in process.get("env") or () if old.partition("=")[0] not in names]
+        process["env"] = [*kept, *env]
+    if user:
+        uid, colon, gid = user.partition(":")
+        if not uid.isdecimal() or (colon and not gid.isdecimal()):
+            raise InvalidError("--user takes UID or UID:GID, in numbers")
+        process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
+    return process
+
+
+async def dispose(work: Path, container: str, namespace: str, address: str = "") -> Exited | None:
+    """End a container of ours whatever its state, its shim, and its directory.
+
+    Returns how it ended, None if no shim was left to tell.
+
+    :raises WrongStateError: something is still mounted in the directory.
+    """
+    address = address or read_address(work)
+    exited = await ending.dispose(
+        work,
+        container,
+        address=address,
+        namespace=namespace,
+        runtime=_binary(work),
+        alone=_alone(work, address),
+    )
+    workdir.remove(work)
+    return exited
+
+
+def _alone(work: Path, address: str) -> bool:
+    """Tell whether no other container of ours has the same shim, as in a pod."""
+    others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
+    return all(other == work or read_address(other) != address for other in others)

@@ -1,0 +1,142 @@
+"""The private working directory of a container that ``shimctl run`` started.
+
+A shim writes into its bundle, so it never gets the user's: it gets a directory
+of its own, ``<state>/<namespace>/<id>``, with a copy of config.json in which
+every path into the user's bundle is absolute.  The fifos live there too.
+
+Source: OCI runtime specification, config.md ("Root", "Mounts") for which paths
+are relative to the bundle; containerd pkg/identifiers for the ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from shimctl import directories as known
+from shimctl.images.store import release
+
+_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_LONGEST_ID = 76
+
+
+def state_directory() -> Path:
+    """Return where our containers live: SHIMCTL_STATE, or /run/trio-shim."""
+    return known.state_directory()
+
+
+def events_socket() -> Path:
+    """Return where the shims that we launch send their events."""
+    return known.events_socket()
+
+
+def check_id(text: str, what: str = "id") -> str:
+    """Return ``text`` if containerd would take it as an id or a namespace.
+
+    :raises InvalidError: it would not.
+    """
+    if len(text) <= _LONGEST_ID and _ID.fullmatch(text):
+        return text
+    raise InvalidError(
+        f"{text!r} is no valid {what}; use up to {_LONGEST_ID} letters and digits, "
+        "with single '.', '_' or '-' between them"
+    )
+
+
+def new_id(bundle: Path) -> str:
+    """Make up an id that tells people which bundle it came from."""
+    words = "-".join(re.findall(r"[A-Za-z0-9]+", bundle.name))
+    return f"{words[:40].strip('-') or 'c'}-{secrets.token_hex(3)}"
+
+
+def read_config(bundle: Path) -> dict[str, Any]:
+    """Read the bundle's config.json.
+
+    :raises NotFoundError: there is no such bundle, or it has no config.json.
+    :raises InvalidError: it is not a JSON object.
+    """
+    path = bundle / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        if not bundle.is_dir():
+            raise NotFoundError(f"there is no bundle {bundle}") from None
+        raise NotFoundError(f"{path} is missing; `runc spec` writes one") from None
+    except OSError as exc:
+        raise NotFoundError(f"cannot read {path}: {exc.strerror}") from None
+    except ValueError as exc:
+        raise InvalidError(f"{path} is not valid JSON: {exc}") from None
+    if not isinstance(config, dict):
+        raise InvalidError(f"{path} must hold a JSON object")
+    return config
+
+
+def absolute_paths(config: dict[str, Any], bundle: Path) -> dict[str, Any]:
+    """Return ``config`` with every path that is relative to ``bundle`` made absolute.
+
+    :raises InvalidError: the root or a mount is not what the specification says.
+    """
+    root = config.get("root")
+    if not isinstance(root, dict) or not isinstance(root.get("path"), str):
+        raise InvalidError(f"{bundle / 'config.json'} has no root.path")
+    changed = config | {"root": root | {"path": str(bundle / root["path"])}}
+    mounts = config.get("mounts") or []
+    try:
+        changed["mounts"] = [_absolute_mount(mount, bundle) for mount in mounts]
+    except (AttributeError, TypeError):
+        raise InvalidError(f"{bundle / 'config.json'}: mounts must be a list of objects") from None
+    return changed
+
+
+def _absolute_mount(mount: dict[str, Any], bundle: Path) -> dict[str, Any]:
+    bind = mount.get("type") == "bind" or {"bind", "rbind"} & set(mount.get("options") or ())
+    if bind and mount.get("source"):
+        return mount | {"source": str(bundle / mount["source"])}
+    return mount
+
+
+def make(config: dict[str, Any], namespace: str, container: str) -> Path:
+    """Make the working directory and write ``config`` into it; return its path.
+
+    :raises ExistsError: the id is in use, or was and nothing cleaned up after it.
+    """
+    state = state_directory()
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = state / namespace / container
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        raise ExistsError(
+            f"{container} is already in namespace {namespace}; "
+            f"`shimctl delete -f {container}` removes it"
+        ) from None
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "work").mkdir()  # some shims have criu work there, and do not make it
+    return path
+
+
+def remove(path: Path) -> None:
+    """Remove a working directory, and its namespace's when that was the last one.
+
+    :raises WrongStateError: something is mounted inside, and removing would
+        reach into it.
+    """
+    if mounted := _mounts_below(path):
+        raise WrongStateError(f"{mounted[0]} is still mounted; umount it, then try again")
+    release(path)
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # others live in the namespace
+        path.parent.rmdir()
+
+
+def _mounts_below(path: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    targets = (line.split()[4].encode().decode("unicode_escape") for line in lines)
+    return [target for target in targets if target.startswith(f"{path.resolve()}/")]
