@@ -253,7 +253,8 @@ async def _forget(members: list[Member]) -> list[str]:
 
     async def force(member: Member, reaper: Reaper) -> None:
         try:
-            await Runc(member.runtime, reaper, RUNTIME).run("delete", "--force", member.id)
+            runc = Runc(member.runtime, reaper, RUNTIME, directory=member.bundle)
+            await runc.run("delete", "--force", member.id)
         except (ShimError, OSError) as exc:
             log.warning("the runtime could not delete the container", id=member.id, error=exc)
             stuck.append(member.id)

@@ -27,15 +27,12 @@ import trio
 
 from shim import log
 from shim.errors import NotFoundError
+from shim.linux import libc
 from shim.linux.libc import thp_of_children
 from shim.scope import background
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-
-# Python ignores SIGPIPE and SIGXFSZ, and whoever started us may have ignored
-# more; a child starts with what it would have had from a shell.
-_RESET = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 
 # Seconds between two looks at a process that has ended but is not ours to
 # wait for yet, and how long to look: its parent is a runtime about to exit.
@@ -121,17 +118,21 @@ class Reaper:
         *,
         env: Mapping[str, str] | None = None,
         fds: Mapping[int, int] | None = None,
+        directory: str | None = None,
     ) -> Child:
         """Start a program and watch it.
 
         ``argv[0]`` is looked up on our PATH.  ``fds`` maps the child's fd
         numbers to ours; of 0, 1 and 2 those it leaves out are /dev/null, and
         no other fd is inherited.  ``env`` replaces the environment.
+        ``directory`` is the working directory, ``/`` where it no longer exists;
+        without one the child has ours.
 
-        :raises NotFoundError: there is no such program.
+        :raises NotFoundError: there is no such program.  The text is that of Go's
+            os/exec, which managers search, and a hint.
         :raises OSError: it cannot be executed, or the host has no room for a process.
         """
-        actions: list[tuple[int, ...]] = []
+        dups: list[tuple[int, int]] = []
         wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
         # dup2 onto a number that a later entry still needs as its source would
         # hand the child the wrong file, so such a source is moved out of the way.
@@ -149,20 +150,16 @@ class Reaper:
                 if source < floor:
                     source = _dup_above(source, floor)
                     moved.append(source)
-                actions.append((os.POSIX_SPAWN_DUP2, source, number))
-            with thp_of_children():
-                pid = os.posix_spawnp(
-                    argv[0],
-                    list(argv),
-                    dict(os.environ if env is None else env),
-                    file_actions=actions,
-                    setsigmask=(),
-                    setsigdef=_RESET,
-                )
+                dups.append((source, number))
+            pid = _spawn(argv, os.environ if env is None else env, dups, directory)
         except FileNotFoundError:
-            raise NotFoundError(
-                f"{argv[0]}: no such executable; install it or correct its name"
-            ) from None
+            if "/" in argv[0]:
+                text = f"fork/exec {argv[0]}: no such file or directory"
+            else:
+                text = f'exec: "{argv[0]}": executable file not found in $PATH'
+            raise NotFoundError(f"{text}; install it or correct its name") from None
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, f"fork/exec {argv[0]}") from None
         finally:
             for fd in moved:
                 os.close(fd)
@@ -311,6 +308,22 @@ async def open_reaper() -> AsyncIterator[Reaper]:
             last.callback(reaper._forget)
             nursery.start_soon(reaper._sweep_on_sigchld)
             yield reaper
+
+
+def _spawn(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    dups: Sequence[tuple[int, int]],
+    directory: str | None,
+) -> int:
+    with thp_of_children():
+        try:
+            return libc.spawn(argv, env, dups, directory)
+        except (FileNotFoundError, NotADirectoryError):
+            # The error may be that of the directory or that of the program.
+            if directory is None or os.path.isdir(directory):  # noqa: PTH112 - a plain string
+                raise
+            return libc.spawn(argv, env, dups, "/")
 
 
 def _dup_above(fd: int, floor: int) -> int:

@@ -130,7 +130,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         "waitpid(",
         "waitid(",
         "wait4(",
-        "posix_spawn",
+        "libc.spawn",
         "subprocess",
         "run_process",
         "os.fork",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -79,6 +80,58 @@ async def test_a_missing_program_is_named() -> None:
             reaper.spawn(["/nonexistent/runc", "create"])
 
 
+async def test_a_missing_program_is_reported_in_the_words_of_go() -> None:
+    async with open_reaper() as reaper:
+        with pytest.raises(NotFoundError) as caught:
+            reaper.spawn(["no-runc", "create"])
+        assert str(caught.value).startswith(
+            'exec: "no-runc": executable file not found in $PATH; '
+        )
+        with pytest.raises(NotFoundError) as caught:
+            reaper.spawn(["/no/runc", "create"])
+        assert str(caught.value).startswith("fork/exec /no/runc: no such file or directory; ")
+
+
+async def test_a_program_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "runc"
+    program.write_text("#!/bin/sh\n")
+    async with open_reaper() as reaper:
+        with pytest.raises(PermissionError, match=str(program)):
+            reaper.spawn([str(program)])
+        program.write_bytes(b"\x7fELF")
+        program.chmod(0o755)
+        with pytest.raises(OSError, match=str(program)) as caught:
+            reaper.spawn([str(program)])
+        assert caught.value.errno == errno.ENOEXEC
+
+
+async def test_a_nul_byte_is_refused_and_cuts_nothing_off(tmp_path: Path) -> None:
+    async with open_reaper() as reaper:
+        for argv, env, directory in (
+            (["sh", "-c", f"touch {tmp_path}/done\0"], {}, "/"),
+            (["touch", f"{tmp_path}/done"], {"A": "b\0c"}, "/"),
+            (["touch", f"{tmp_path}/done"], {}, "/\0"),
+        ):
+            with pytest.raises(OSError, match="argument") as caught:
+                reaper.spawn(argv, env=env, directory=directory)
+            assert caught.value.errno == errno.EINVAL
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_child_runs_in_the_directory_it_is_given(tmp_path: Path) -> None:
+    here = os.getcwd()  # noqa: PTH109
+    gone = str(tmp_path / "gone")
+    asked = {None: here, str(tmp_path): str(tmp_path), gone: "/", "/dev/null": "/"}
+    async with open_reaper() as reaper:
+        for directory, expected in asked.items():
+            out = os.open(tmp_path / "out", os.O_CREAT | os.O_TRUNC | os.O_RDWR)
+            child = reaper.spawn(["readlink", "/proc/self/cwd"], fds={1: out}, directory=directory)
+            assert (await child.wait()).status == 0
+            assert os.pread(out, 4096, 0).decode().strip() == expected
+            os.close(out)
+    assert os.getcwd() == here  # noqa: PTH109
+
+
 async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
     # What the test runner itself was started with is not the reaper's doing.
@@ -110,6 +163,25 @@ async def test_fds_may_swap_places(tmp_path: Path) -> None:
         os.close(two)
     assert (tmp_path / "one").read_text() == "first\n"
     assert (tmp_path / "two").read_text() == "second\n"
+
+
+async def test_no_signal_is_ignored_or_blocked_in_a_child(tmp_path: Path) -> None:
+    # Among them 32 and 33, which the C library keeps for itself: kill -32 must end it.
+    out = os.open(tmp_path / "out", os.O_CREAT | os.O_RDWR)
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with open_reaper() as reaper:
+            child = reaper.spawn(["grep", "^Sig[BI]", "/proc/self/status"], fds={1: out})
+            await child.wait()
+            victim = reaper.spawn(["sleep", "60"])
+            os.kill(victim.pid, 32)
+            with trio.fail_after(10):
+                assert (await victim.wait()).status == 128 + 32
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    said = dict(line.split(":\t") for line in os.pread(out, 4096, 0).decode().split("\n")[:-1])
+    os.close(out)
+    assert said == {"SigBlk": "0" * 16, "SigIgn": "0" * 16}
 
 
 async def test_a_child_has_default_signals_and_an_empty_mask() -> None:

@@ -73,7 +73,12 @@ class Container:
         self._options = options
         self._host = host
         self._tell = Announcer(request.id, host.publisher)
-        self._runc = Runc(options.runtime(host.namespace), host.reaper, host.limit)
+        self._runc = Runc(
+            options.runtime(host.namespace),
+            host.reaper,
+            host.limit,
+            directory=str(bundle.path),
+        )
         self._mounted = bool(request.rootfs)
         output = read_output(os.environ).annotated(config.annotations)
         self._room = Room.of(output, str(bundle.path))
@@ -131,6 +136,7 @@ class Container:
                 uid=self._options.io_uid,
                 gid=self._options.io_gid,
                 room=self._room,
+                directory=str(self.bundle.path),
             )
         )
 

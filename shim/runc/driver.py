@@ -124,13 +124,16 @@ def _environ() -> dict[str, str]:
 class Runc:
     """A runtime and the reaper that runs it.
 
-    ``limit`` is in seconds.  ``environ`` is the environment of every command.
+    ``limit`` is in seconds.  ``environ`` is the environment of every command, and
+    ``directory`` its working directory: the container's bundle, where wrappers
+    of runtimes, and hooks, look for config.json.  Without one it is ours.
     """
 
     runtime: Runtime
     reaper: Reaper
     limit: float = LIMIT
     environ: Mapping[str, str] = field(default_factory=_environ)
+    directory: str | None = None
 
     async def run(self, verb: str, *args: str, stdin: bytes = b"") -> str:
         """Run a command whose output is its own, and return its stdout.
@@ -147,12 +150,7 @@ class Runc:
         try:
             source = _memory(stdin) if stdin else -1
             fds = {0: source, 1: out.writer, 2: err.writer}
-            try:
-                child = self.reaper.spawn(
-                    self.runtime.argv(verb, *args), env=self.environ, fds=fds
-                )
-            except NotFoundError as exc:
-                raise RuntimeMissingError(str(exc)) from None
+            child = self._spawn(verb, self.runtime.argv(verb, *args), fds)
             out.started()
             err.started()
             exit_ = await self._finish(verb, child, out, err)
@@ -184,11 +182,7 @@ class Runc:
         """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(log)  # noqa: PTH108 - a plain string all along
-        argv = self.runtime.argv(verb, *args, log=log)
-        try:
-            child = self.reaper.spawn(argv, env=self.environ, fds=fds)
-        except NotFoundError as exc:
-            raise RuntimeMissingError(str(exc)) from None
+        child = self._spawn(verb, self.runtime.argv(verb, *args, log=log), fds)
         begun()
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
@@ -196,6 +190,12 @@ class Runc:
             with contextlib.suppress(OSError), open(log, errors="replace") as file:
                 text = file.read()
             raise _failure(verb, exit_, last_error(text) or last_line(text))
+
+    def _spawn(self, verb: str, argv: list[str], fds: Mapping[int, int] | None) -> Child:
+        try:
+            return self.reaper.spawn(argv, env=self.environ, fds=fds, directory=self.directory)
+        except NotFoundError as exc:
+            raise RuntimeMissingError(f"OCI runtime {verb} failed: {exc}") from None
 
     async def _finish(
         self, verb: str, child: Child, *outputs: _Output, patience: float = 0

@@ -55,8 +55,12 @@ class Spawner(Protocol):
         *,
         env: Mapping[str, str] | None = None,
         fds: Mapping[int, int] | None = None,
+        directory: str | None = None,
     ) -> Child:
-        """Start a program; ``fds`` maps its fd numbers to ours, 0 to 2 default to /dev/null."""
+        """Start a program in ``directory``.
+
+        ``fds`` maps its fd numbers to ours, 0 to 2 default to /dev/null.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +180,9 @@ async def open_logger(
     uid: int,
     gid: int,
     timeout: float = LOGGER_READY,
+    directory: str | None = None,
 ) -> Logger:
-    """Start a logging program and wait until it is ready.
+    """Start a logging program in ``directory`` and wait until it is ready.
 
     :raises NotFoundError: there is no such program.
     :raises TimedOutError: it did not say that it is ready in ``timeout`` seconds.
@@ -197,6 +202,7 @@ async def open_logger(
             [address.path, *address.arguments],
             env={"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace},
             fds={3: stdout_r.number, 4: stderr_r.number, 5: ready_w.number},
+            directory=directory,
         )
         ready_w.close()
         await _wait_ready(address, ready_r, timeout)

@@ -113,11 +113,13 @@ async def open_stdio(
     gid: int = 0,
     logger_timeout: float = LOGGER_READY,
     room: Room | None = None,
+    directory: str | None = None,
 ) -> Stdio:
     """Open the stdio of a process that is about to be created.
 
     Relays run in ``nursery``, never raise into it, and end with ``aclose()``.
-    ``uid`` and ``gid`` own the process's pipes.  ``room`` is where output goes
+    ``uid`` and ``gid`` own the process's pipes.  ``directory`` is the working
+    directory of a logging program.  ``room`` is where output goes
     that nobody takes from a fifo; without it the process waits for a reader.
 
     :raises NotFoundError: a fifo, or the logging program, is not there.
@@ -135,6 +137,7 @@ async def open_stdio(
             uid=uid,
             gid=gid,
             timeout=logger_timeout,
+            directory=directory,
         )
     kind = TerminalStdio if spec.terminal else PipeStdio
     stdio = kind(spec, nursery, logger, room)
