@@ -31,7 +31,8 @@ from shim.container.options import Options
 from shim.errors import ShimError
 from shim.events.rest import tell_rest
 from shim.linux import sockets
-from shim.linux.mounts import mounts_below, unmount_all
+from shim.linux.mountinfo import mounts_below
+from shim.linux.mounts import unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
 from shim.records import read_exit

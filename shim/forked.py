@@ -124,7 +124,7 @@ def _take_after(pid: int) -> int:
     _set_environment({key: value for key, _, value in pairs if key})
     os.chdir(f"{root}/cwd")
     status = dict(
-        line.split(b":\t", 1) for line in _read(f"{root}/status").splitlines() if b":\t" in line
+        line.split(b":\t", 1) for line in _read(f"{root}/status").split(b"\n") if b":\t" in line
     )
     os.umask(int(status[b"Umask"], 8))
     with suppress(OSError):

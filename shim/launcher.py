@@ -72,8 +72,8 @@ def identity() -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, errors="surrogateescape") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:
+            return os.fsdecode(file.read())
     except OSError:
         return ""
 

@@ -364,5 +364,4 @@ def open_log(bundle: Path) -> Iterator[Log]:
 def _last_line(text: str | bytes) -> str:
     if isinstance(text, bytes):
         text = text.decode(errors="replace")
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else ""
+    return text.strip().rpartition("\n")[2]

@@ -32,7 +32,10 @@ _HELD = 64
 
 
 def read_file(path: str) -> str | None:
-    """Return the text, or None if the file is absent or cannot be read."""
+    """Return the text, or None if the file is absent or cannot be read.
+
+    Bytes that are no UTF-8 are surrogates, as in :func:`os.fsdecode`.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
@@ -49,7 +52,7 @@ def read_file(path: str) -> str | None:
         raise
     finally:
         os.close(fd)
-    return b"".join(chunks).decode(errors="replace")
+    return os.fsdecode(b"".join(chunks))
 
 
 def read_files(directory: str, names: Iterable[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ told in the log, and nowhere else that lasts.  Each kill is a line with the vict
 pid.  The line with its group comes before that, ten times in five seconds at most.
 
 Source: Linux Documentation/ABI/testing/dev-kmsg; mm/oom_kill.c dump_oom_summary()
-and __oom_kill_process().
+and __oom_kill_process(); kernel/printk/printk.c msg_add_ext_text() for the escapes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _KMSG = "/dev/kmsg"
 _RECORD = 8192  # bytes; the kernel's own bound for one, which is what one read returns
 _SUMMARY = re.compile(r"oom-kill:.*,task_memcg=(?P<group>.*),task=.*,pid=(?P<pid>\d+),uid=\d+")
 _KILLED = re.compile(r".*[Oo]ut of memory.*: Killed process (?P<pid>\d+) \(")
+_ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")  # every byte but printable ASCII, and backslash
 _FIRST_NAMESPACE = 0xEFFFFFFC  # linux/proc_ns.h PROC_PID_INIT_INO
 
 
@@ -65,7 +66,7 @@ class KernelLog:
                 return  # EAGAIN: that was all
             if not record:  # somebody put a file there
                 return
-            pid, group = parse_kill(record.decode(errors="replace"))
+            pid, group = parse_kill(os.fsdecode(record))
             if pid:
                 self._victims[pid] = group or self._victims.get(pid, "")
 
@@ -74,7 +75,12 @@ def parse_kill(record: str) -> tuple[int, str]:
     """Return the pid and the group of a victim: 0 if it tells of none, "" if not of which."""
     text = record.partition(";")[2]
     if found := _SUMMARY.match(text):
-        return int(found["pid"]), found["group"]
+        return int(found["pid"]), _unescaped(found["group"])
     if found := _KILLED.match(text):
         return int(found["pid"]), ""
     return 0, ""
+
+
+def _unescaped(text: str) -> str:
+    data = _ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(text))
+    return os.fsdecode(data)

@@ -108,7 +108,7 @@ def parse_number(text: str | None, maximum: int = 0) -> int:
 
 def parse_pairs(text: str | None) -> dict[str, int]:
     """Parse lines of a name and a number: memory.stat, cpu.stat, memory.events and such."""
-    fields = (line.split() for line in (text or "").splitlines())
+    fields = (line.split() for line in (text or "").split("\n"))
     return {pair[0]: parse_number(pair[1], U64) for pair in fields if len(pair) == 2}
 
 
@@ -190,11 +190,11 @@ def _v1_memory(files: Mapping[str, str]) -> v1.MemoryStat:
 def parse_partitions(text: str) -> dict[tuple[int, int], str]:
     """Parse /proc/partitions: major and minor to /dev/name.  The first name wins."""
     names: dict[tuple[int, int], str] = {}
-    for line in text.splitlines():
-        match line.split():
+    for line in text.split("\n"):
+        match line.split(None, 3):
             case [major, minor, _, name] if major.isdecimal() and minor.isdecimal():
                 key = parse_number(major), parse_number(minor)
-                names.setdefault(key, f"/dev/{name}")
+                names.setdefault(key, f"/dev/{_utf8(name)}")
     return names
 
 
@@ -212,7 +212,7 @@ def _v1_blkio_entries(
     text: str, devices: Mapping[tuple[int, int], str]
 ) -> Iterator[v1.BlkIOEntry]:
     # "8:0 Read 4096", or "8:0 8" where there is no operation; "Total 4096" ends it.
-    for line in text.splitlines():
+    for line in text.split("\n"):
         match line.replace(":", " ").split():
             case [major, minor, *op, value] if len(op) <= 1 and major.isdecimal():
                 key = parse_number(major), parse_number(minor)
@@ -226,16 +226,21 @@ def _v1_blkio_entries(
 
 
 def _rdma(text: str) -> Iterator[tuple[str, int, int]]:
-    # "mlx4_0 hca_handle=2 hca_object=max"
-    for line in text.splitlines():
-        match line.split():
+    # "mlx4_0 hca_handle=2 hca_object=max"; the device's name is the administrator's choice.
+    for line in text.split("\n"):
+        match line.rsplit(" ", 2):
             case [device, first, second]:
                 counts = dict(pair.split("=", 1) for pair in (first, second) if "=" in pair)
                 handles, objects = (
                     min(parse_number(counts.get(name), U32), U32)
                     for name in ("hca_handle", "hca_object")
                 )
-                yield device, handles, objects
+                yield _utf8(device), handles, objects
+
+
+def _utf8(name: str) -> str:
+    """Return ``name`` as a protobuf string can have it: bytes that are no UTF-8 are U+FFFD."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _page_sizes(files: Mapping[str, str]) -> list[str]:
@@ -295,7 +300,7 @@ def _fill_pressure(message: v2.CPUStat | v2.MemoryStat | v2.IOStat, text: str | 
     if text is None:
         return
     message.psi.SetInParent()
-    for line in text.splitlines():
+    for line in text.split("\n"):
         kind, *pairs = line.split() or [""]
         if kind not in ("some", "full"):
             continue
@@ -316,7 +321,7 @@ def _parse_average(text: str) -> float:
 
 def _v2_io(text: str) -> Iterator[v2.IOEntry]:
     # "8:16 rbytes=1459200 wbytes=314773504 rios=192 wios=353 dbytes=0 dios=0"
-    for line in text.splitlines():
+    for line in text.split("\n"):
         device, *pairs = line.split() or [""]
         major, colon, minor = device.partition(":")
         if not (pairs and colon and major.isdecimal() and minor.isdecimal()):

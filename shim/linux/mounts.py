@@ -3,7 +3,7 @@
 Not here: loop devices, id-mapped mounts and fuse helpers, which are refused.
 
 Source: containerd core/mount/mount_linux.go (options, two-step bind),
-mount(2), proc_pid_mountinfo(5), Documentation/filesystems/overlayfs.rst.
+mount(2), Documentation/filesystems/overlayfs.rst.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, UnsupportedError
 from shim.linux import libc
+from shim.linux.mountinfo import mounts_below
 from shim.linux.sockets import make_private_directory
 
 if TYPE_CHECKING:
@@ -294,27 +295,6 @@ def unmount_all(rootfs: str) -> None:
                 failure = exc
     if failure is not None:
         raise failure
-
-
-def mounts_below(rootfs: str) -> list[str]:
-    """Return the mounts on ``rootfs`` and below, in the order they were made."""
-    # The last part is not followed: a link there is not ours to unmount behind.
-    directory, _, name = rootfs.rpartition("/")
-    path = f"{os.path.realpath(directory or '/')}/{name}"
-    return [p for p in mount_points() if p == path or p.startswith(path + "/")]
-
-
-def mount_points() -> list[str]:
-    """Return the path of every mount we can see, in the order they were made."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        return [_unescape(line.split(b" ", 5)[4]) for line in table]
-
-
-def _unescape(text: bytes) -> str:
-    """Undo the octal escapes of blank, tab, newline and backslash."""
-    if b"\\" in text:
-        text = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
-    return os.fsdecode(text)
 
 
 def _detach(target: str) -> None:

@@ -119,7 +119,7 @@ def last_error(text: str) -> str:
     killed half-way leaves half a line, and hooks write what they like.
     """
     message = ""
-    for line in text.splitlines():
+    for line in text.split("\n"):
         if not line.startswith("{"):
             continue
         try:
@@ -133,5 +133,5 @@ def last_error(text: str) -> str:
 
 def last_line(text: str) -> str:
     """Return the last line that is not empty and not a JSON log entry, or ""."""
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     return next((line for line in reversed(lines) if line and not line.startswith("{")), "")

@@ -40,7 +40,7 @@ def readers_of(path: str, *, except_for: Collection[int] = (), knowing: str = ""
             if any(_reads(fd, wanted) for fd in _open_at(process, path)):
                 if knowing and any(_open_at(process, knowing)):
                     continue
-                comm = (process / "comm").read_text(errors="replace").strip()
+                comm = (process / "comm").read_bytes().removesuffix(b"\n").decode(errors="replace")
                 found.append(Reader(int(process.name), comm))
     return found
 
@@ -60,8 +60,8 @@ def _reads(fd: str, wanted: os.stat_result) -> bool:
         status = os.stat(fd)  # noqa: PTH116 - as above
         if (status.st_dev, status.st_ino) != (wanted.st_dev, wanted.st_ino):
             return False
-        lines = Path(fd.replace("/fd/", "/fdinfo/")).read_text().splitlines()
+        lines = Path(fd.replace("/fd/", "/fdinfo/")).read_bytes().split(b"\n")
     except OSError:
         return False
-    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), "0")
+    flags = next((line.split()[1] for line in lines if line.startswith(b"flags:")), b"0")
     return int(flags, 8) & _ACCESS != os.O_WRONLY

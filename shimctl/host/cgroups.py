@@ -1,14 +1,21 @@
 """Being where another process is: its cgroups, in every hierarchy that is mounted.
 
-Source: cgroups(7), /proc/pid/cgroup; proc(5), /proc/pid/mountinfo.
+Source: cgroups(7).
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError
+from shim.linux import membership, mountinfo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.linux.mountinfo import MountPoint
 
 # Those a fork server shares with its callers; its cgroup it can still change.
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
@@ -22,7 +29,7 @@ def join(pid: int) -> None:
     """
     process = Path(f"/proc/{pid}")
     try:
-        theirs = (process / "cgroup").read_text().splitlines()
+        theirs = membership.read(pid)
         for name in _NAMESPACES:
             if (process / "ns" / name).readlink() != Path("/proc/self/ns", name).readlink():
                 raise InvalidError(
@@ -31,29 +38,24 @@ def join(pid: int) -> None:
                 )
     except (FileNotFoundError, ProcessLookupError):
         raise NotFoundError(f"there is no process {pid}") from None
-    ours = Path("/proc/self/cgroup").read_text().splitlines()
-    roots = _roots([line.split(":", 2)[1] for line in ours])
-    for line in theirs:
-        if line in ours:
+    ours = membership.read()
+    roots = roots_of(ours, mountinfo.read())
+    for names, path in theirs.items():
+        if ours.get(names) == path:
             continue
-        _, names, path = line.split(":", 2)
         if names not in roots:
             raise NotFoundError(f"the cgroups of {names or 'version 2'} are not mounted")
         Path(f"{roots[names]}{path}", "cgroup.procs").write_text(str(os.getpid()))
 
 
-def _roots(hierarchies: list[str]) -> dict[str, str]:
+def roots_of(hierarchies: Iterable[str], mounts: Iterable[MountPoint]) -> dict[str, str]:
     """Return where each hierarchy is mounted, by its name in /proc/pid/cgroup."""
     found: dict[str, str] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount, _, filesystem = line.partition(" - ")
-        target = mount.split()[4]
-        kind, _, options = filesystem.split()[:3]
-        if kind == "cgroup2":
-            found.setdefault("", target)
-        elif kind == "cgroup":
-            given = set(options.split(","))
+    for mount in mounts:
+        if mount.fstype == "cgroup2":
+            found.setdefault("", mount.point)
+        elif mount.fstype == "cgroup":
             for name in filter(None, hierarchies):
-                if set(name.split(",")) <= given:
-                    found.setdefault(name, target)
+                if set(name.split(",")) <= mount.options:
+                    found.setdefault(name, mount.point)
     return found

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
+from shim.linux import membership
 from shimctl.host.usage import ProcessUsage
 
 if TYPE_CHECKING:
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 def cgroups_of(pid: int) -> dict[str, str]:
     """Return the cgroup of a process in each hierarchy; that of version 2 is ``unified``."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        paths = membership.read(pid)
     except OSError:
         return {}
-    fields = (line.split(":", 2) for line in lines)
-    return {names or "unified": path for _, names, path in fields}
+    return {names or "unified": path for names, path in paths.items()}
 
 
 def belongs(pid: int, init: int) -> bool:

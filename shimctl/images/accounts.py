@@ -103,7 +103,7 @@ def _group(name: str, group: str) -> int:
 
 
 def _entries(text: str, least: int) -> list[list[str]]:
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))
     entries = [line.split(":") for line in lines if line and not line.startswith("#")]
     return [fields for fields in entries if len(fields) >= least]
 

@@ -124,7 +124,7 @@ async def _start(
 
 def failure(said: str, failing: str) -> ShimError:
     """Make the error from what a tool said last, in one line."""
-    lines = [text.strip() for text in said.splitlines() if text.strip()]
+    lines = [text.strip() for text in said.split("\n") if text.strip()]
     last = lines[-1] if lines else "it said nothing"
     if found := _MESSAGE.search(last):
         last = re.sub(r"\\(.)", r"\1", found[1])

@@ -49,6 +49,25 @@ def check_another_pid_namespace(group: CgroupV2) -> None:
     child.wait(10)
 
 
+def check_a_zombie_of_a_removed_group(group: CgroupV2) -> None:
+    # A zombie whose group is removed, beside a group that is called as the zombie's path is.
+    child, other = sleeper(), sleeper()
+    lost = CgroupV2(f"{group.directory}/lost", group.mount)
+    neighbour = CgroupV2(f"{group.directory}/lost (deleted)", group.mount)
+    lost.add(child.pid)
+    neighbour.add(other.pid)
+    assert cgroup_of(other.pid) == neighbour
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    Path(lost.directory).rmdir()
+    with suppress(NotFoundError):
+        raise AssertionError(cgroup_of(child.pid))
+    child.wait(10)
+    other.kill()
+    other.wait(10)
+    Path(neighbour.directory).rmdir()
+
+
 def check_kill(group: CgroupV2) -> None:
     child = sleeper()
     group.add(child.pid)
@@ -133,6 +152,7 @@ def main() -> None:
     try:
         check_processes(group)
         check_another_pid_namespace(group)
+        check_a_zombie_of_a_removed_group(group)
         check_kill(group)
         check_own_group_is_safe(group)
         check_metrics(group)

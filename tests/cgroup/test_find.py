@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,22 +16,23 @@ from shim.cgroup.find import (
     cgroup_at,
     cgroup_of,
     locate,
-    parse_membership,
-    parse_mountinfo,
     threads_file,
 )
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
 from shim.errors import NotFoundError
+from shim.linux.membership import by_controller, parse
+from shim.linux.mountinfo import parse as parse_mountinfo
+from tests.cgroup.conftest import eventually
 
 if TYPE_CHECKING:
     from tests.cgroup.conftest import Start
 
-UNIFIED = """\
+UNIFIED = b"""\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 30 24 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate
 """
-HYBRID = """\
+HYBRID = b"""\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:5 - cgroup cgroup rw,cpu,cpuacct
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -37,6 +41,13 @@ HYBRID = """\
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 """
 
+# What str.splitlines takes for an end of a line, what text mode does, what is no
+# UTF-8, and what the kernel writes behind the path of a group that is removed.
+ODD_NAMES = [
+    *(b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", "\x85".encode(), "\u2028".encode()),
+    *(b"\r", b"\xff", b" (deleted)", b" - cgroup", b"\\134"),
+]
+
 
 def test_a_unified_host_has_one_directory() -> None:
     found = locate({"": "/kubepods/pod1/c1"}, parse_mountinfo(UNIFIED))
@@ -44,8 +55,8 @@ def test_a_unified_host_has_one_directory() -> None:
 
 
 def test_a_hybrid_host_counts_as_v1() -> None:
-    text = "4:memory:/c1\n2:cpu,cpuacct:/c1\n1:name=systemd:/c1\n0::/c1\n"
-    found = locate(parse_membership(text), parse_mountinfo(HYBRID))
+    text = b"4:memory:/c1\n2:cpu,cpuacct:/c1\n1:name=systemd:/c1\n0::/c1\n"
+    found = locate(by_controller(parse(text)), parse_mountinfo(HYBRID))
     assert found == CgroupV1(
         {
             "memory": "/sys/fs/cgroup/memory/c1",
@@ -74,26 +85,21 @@ def test_a_thread_stays_where_it_is_through_a_file_of_any_hierarchy() -> None:
     assert threads_file({"cpu": "/c1"}, []) is None
 
 
-def test_a_group_that_is_removed_or_out_of_reach_is_none() -> None:
-    assert locate({"": "/gone (deleted)"}, parse_mountinfo(UNIFIED)) is None
+def test_a_group_out_of_reach_is_none() -> None:
     assert locate({"": "/../sibling"}, parse_mountinfo(UNIFIED)) is None
 
 
 def test_a_mount_of_a_part_shows_the_rest_of_the_path() -> None:
-    inside = "35 31 0:32 /docker/x /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
+    inside = b"35 31 0:32 /docker/x /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n"
     found = locate({"memory": "/docker/x/c1"}, parse_mountinfo(inside))
     assert found == CgroupV1({"memory": "/sys/fs/cgroup/memory/c1"})
     assert locate({"memory": "/docker/x"}, parse_mountinfo(inside)) is None
 
 
-def test_mountinfo_escapes_are_undone() -> None:
-    assert parse_mountinfo(HYBRID)[3].point == "/mnt/with space"
-
-
-@given(st.text(), st.text())
-def test_no_content_can_break_the_search(membership: str, mounts: str) -> None:
-    locate(parse_membership(membership), parse_mountinfo(mounts + UNIFIED))
-    locate(parse_membership(membership), parse_mountinfo(mounts))
+@given(st.binary(), st.binary())
+def test_no_content_can_break_the_search(membership: bytes, mounts: bytes) -> None:
+    locate(by_controller(parse(membership)), parse_mountinfo(mounts + UNIFIED))
+    locate(by_controller(parse(membership)), parse_mountinfo(mounts))
 
 
 def test_the_group_of_a_process_is_found(group: CgroupV1, start: Start) -> None:
@@ -104,6 +110,37 @@ def test_the_group_of_a_process_is_found(group: CgroupV1, start: Start) -> None:
     assert found.directories.items() >= group.directories.items()
     assert found.pids() == [child.pid]
     child.communicate()
+
+
+def _removed(directory: bytes) -> bool:
+    """Remove a group, which takes until its last process is reaped."""
+    with suppress(OSError):
+        os.rmdir(directory)  # noqa: PTH106 - bytes
+    return not os.path.exists(directory)  # noqa: PTH110 - bytes
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=ascii)
+def test_a_group_with_an_odd_name_is_not_taken_for_its_neighbour(
+    group: CgroupV1, start: Start, name: bytes
+) -> None:
+    top = os.fsencode(group.directories["memory"])
+    odd, neighbour = top + b"/a" + name, top + b"/a"
+    child, other = start(""), start("")
+    try:
+        for directory, pid in ((odd, child.pid), (neighbour, other.pid)):
+            CgroupV1({"memory": os.fsdecode(directory)}).add(pid)
+        found = cgroup_of(child.pid)
+        assert isinstance(found, CgroupV1)
+        assert os.fsencode(found.directories["memory"]) == odd
+        CgroupV1({"memory": found.directories["memory"]}).signal_all(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for one in (child, other):
+            one.kill()
+            one.communicate()
+        for directory in (odd, neighbour):
+            eventually(partial(_removed, directory))
 
 
 def test_a_path_names_a_group_in_every_hierarchy(group: CgroupV1) -> None:

@@ -30,6 +30,7 @@ KILLED = "3,1221,98765,-;{}: Killed process 17 (sh) total-vm:1kB, UID:0 oom_scor
     ("record", "kill"),
     [
         (SUMMARY, (17, "/s/a.scope/b")),  # a task may be called anything
+        (SUMMARY.replace("a.scope/b", r"a\x0cb \x5c\xc3\xbc"), (17, "/s/a\x0cb \\ü")),
         (KILLED.format("Memory cgroup out of memory"), (17, "")),
         (KILLED.format("Out of memory"), (17, "")),
         (KILLED.format("Out of memory (oom_kill_allocating_task)"), (17, "")),

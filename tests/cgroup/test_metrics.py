@@ -242,3 +242,11 @@ _texts = st.lists(_lines.map(" ".join), max_size=4).map("\n".join)
 def test_no_content_can_break_the_parsers(files: dict[str, str], partitions: str) -> None:
     v1_metrics(files, partitions).SerializeToString()
     v2_metrics(files).SerializeToString()
+
+
+def test_a_device_may_have_any_name() -> None:
+    odd = "a b\x0c\u2028\udcff"
+    metrics = v2_metrics({"rdma.current": f"{odd} hca_handle=2 hca_object=3\n"})
+    assert [(r.device, r.hca_handles) for r in metrics.rdma.current] == [
+        ("a b\x0c\u2028\ufffd", 2)
+    ]

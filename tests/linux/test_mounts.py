@@ -8,7 +8,8 @@ import pytest
 
 from shim.errors import InvalidError, UnsupportedError
 from shim.linux import mounts
-from shim.linux.mounts import Mount, mount_all, mount_points, parse_options, resolve, unmount_all
+from shim.linux.mountinfo import mount_points
+from shim.linux.mounts import Mount, mount_all, parse_options, resolve, unmount_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,7 +26,7 @@ from shim.api.task_pb2 import (
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.linux.libc import mount
-from shim.linux.mounts import mount_points
+from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import can_connect
 from tests.e2e.waiting import wait_until
 from tests.process.rig import NAMESPACE, Rig, alive, wait_gone

@@ -13,7 +13,7 @@ from grpclib.exceptions import GRPCError
 from shim.api.mount_pb2 import Mount
 from shim.api.task_pb2 import DeleteRequest, DeleteResponse, KillRequest, StateRequest, WaitRequest
 from shim.linux.libc import mount
-from shim.linux.mounts import mount_points
+from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import socket_path
 from tests.process.rig import Rig, alive, wait_gone
 

@@ -20,7 +20,7 @@ from shim.api import process_pb2
 from shim.api.bootstrap_pb2 import BootstrapParams
 from shim.api.task_pb2 import DeleteRequest, KillRequest, PauseRequest, StateRequest, WaitRequest
 from shim.cgroup.find import cgroup_of
-from shim.linux.mounts import mount_points
+from shim.linux.mountinfo import mount_points
 from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
 from tests.process.test_abandoned import sleeper
 from tests.process.test_delete import delete, overlay, own_rootfs

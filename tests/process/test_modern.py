@@ -40,7 +40,7 @@ from shim.api.task_pb2 import (
 from shim.cgroup.files import make_group
 from shim.cgroup.find import cgroup_at
 from shim.container.members import directories_of
-from shim.linux.mounts import mount_points
+from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import SOCKET_DIR, socket_address, socket_path
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
 from tests.process.test_delete import overlay, own_rootfs
