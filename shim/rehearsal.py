@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -35,6 +34,7 @@ from shim.cgroup.find import cgroup_of
 from shim.cgroup.oom import open_oom_watch
 from shim.errors import ShimError
 from shim.linux import sockets
+from shim.linux.removal import remove_tree
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
 
@@ -95,18 +95,23 @@ def _forget_the_killed(directory: str) -> None:
         for path in Path(directory).glob(f"{_PREFIX}*"):
             pid = path.name.removeprefix(_PREFIX)
             if not os.path.exists(f"/proc/{pid}"):  # noqa: PTH110 - a plain string
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(str(path))
+
+
+def _remove(path: str) -> None:
+    with suppress(ShimError):
+        remove_tree(path)
 
 
 @contextmanager
 def _place(path: str) -> Iterator[Path]:
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(str(path))
     try:
         for directory in (os.path.dirname(path), path):  # noqa: PTH120
             os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103
         yield Path(path)
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(str(path))
 
 
 @contextmanager

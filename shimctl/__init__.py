@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         UnsupportedError,
         WrongStateError,
     )
+    from shim.linux.removal import remove_tree
     from shimctl.client import Shim, Task, connect
     from shimctl.discover import Found, Health, list_shims
     from shimctl.ending import dispose
@@ -86,6 +87,7 @@ __all__ = [
     "list_shims",
     "read_address",
     "read_exit",
+    "remove_tree",
     "run_delete",
     "runc_options",
     "serve_events",
@@ -95,6 +97,7 @@ __all__ = [
 # --help`` must not pay for trio and protobuf.
 _HOMES = {
     "shim.api.mount_pb2": ("Mount",),
+    "shim.linux.removal": ("remove_tree",),
     "shimctl.client": ("Shim", "Task", "connect"),
     "shimctl.discover": ("Found", "Health", "list_shims"),
     "shimctl.events": ("Event", "serve_events"),

@@ -34,6 +34,7 @@ from shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
+from shim.linux.removal import remove_tree
 from shim.ttrpc import aio as ttrpc
 from shimctl import client, discover, ending, launching
 from shimctl.client import CONNECT_TIMEOUT, Shim, Task
@@ -78,6 +79,7 @@ __all__ = [
     "list_shims",
     "read_address",
     "read_exit",
+    "remove_tree",
     "run_delete",
     "runc_options",
     "serve_events",

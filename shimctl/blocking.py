@@ -32,6 +32,7 @@ from shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
+from shim.linux.removal import remove_tree
 from shim.ttrpc import blocking as ttrpc
 from shim.ttrpc.blocking import run
 from shimctl import client
@@ -87,6 +88,7 @@ __all__ = [
     "list_shims",
     "read_address",
     "read_exit",
+    "remove_tree",
     "run_delete",
     "runc_options",
     "serve_events",

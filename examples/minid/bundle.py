@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from minid.ledger import write_json
-from shimctl import InvalidError, Mount, NotFoundError, WrongStateError, images
+from shimctl import InvalidError, Mount, NotFoundError, images, remove_tree
 
 if TYPE_CHECKING:
     from minid.config import Spec
@@ -110,10 +109,5 @@ def remove(home: Path) -> None:
 
     :raises WrongStateError: something is mounted in it, and would be removed too.
     """
-    inside = f"{home.resolve()}/"
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        target = line.split()[4].encode().decode("unicode_escape")
-        if target.startswith(inside):
-            raise WrongStateError(f"{target} is still mounted; umount it")
     images.release(home)
-    shutil.rmtree(home, ignore_errors=True)
+    remove_tree(home)

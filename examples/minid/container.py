@@ -7,7 +7,6 @@ ledger, on the disk before it is acted upon.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from minid.generation import Generation, Place
 from minid.ledger import read_record, write_json
 from minid.logs import LogFile
 from minid.policy import Record
-from shimctl import InvalidError
+from shimctl import InvalidError, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,7 +166,7 @@ class Container:
             spec = self._spec
             self._save(self.record.settle(end.code, end.at, spec.restart, spec.backoff))
         elif self.removed:
-            shutil.rmtree(self.home, ignore_errors=True)
+            remove_tree(self.home)
             self.gone = True
             self._pulse()
         elif not record.wanted:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.container.requests import checkpoint_of
-from shim.errors import ShimError
+from shim.errors import ShimError, WrongStateError
+from shim.linux.removal import remove_tree
 from shim.runc.command import checkpoint_args
 
 if TYPE_CHECKING:
@@ -47,5 +48,6 @@ async def dump(
         raise
     finally:
         if wanted.work_path == str(ours):
-            shutil.rmtree(ours, ignore_errors=True)
+            with contextlib.suppress(WrongStateError):
+                remove_tree(ours)
     return wanted.image_path

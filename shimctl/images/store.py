@@ -18,17 +18,16 @@ import fcntl
 import json
 import os
 import secrets
-import shutil
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, WrongStateError
+from shim.linux.removal import check_unmounted, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,7 +118,7 @@ class Store:
             path.mkdir(mode=0o700)
             yield Partial(path, fd)
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             if not path.exists():  # else one that we gave up still writes
                 lock.unlink(missing_ok=True)
             os.close(fd)
@@ -130,14 +129,14 @@ class Store:
             fd = _lock(lock)
             if fd is None:
                 continue
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            _remove(lock.with_suffix(""))
             if not lock.with_suffix("").exists():
                 lock.unlink(missing_ok=True)
             os.close(fd)
         for place in (self.path / "containers").glob("*"):
             use = _read_use(place)
             if (use is None and _age(place) > _ABANDONED) or (use and not _is_alive(use, place)):
-                shutil.rmtree(place, ignore_errors=True)
+                _remove(place)
 
     def records(self) -> list[Record]:
         """Return what is there, the oldest first."""
@@ -218,7 +217,7 @@ class Store:
             if any(_hex(use.chain) == _hex(chain) for use in self.uses()):
                 away.rename(rootfs)
                 return
-            await trio.to_thread.run_sync(partial(shutil.rmtree, away, ignore_errors=True))
+            await trio.to_thread.run_sync(_remove, away)
 
     def _record_path(self, digest: str) -> Path:
         return self.path / "images" / f"{_hex(digest)}.json"
@@ -236,16 +235,26 @@ def default_path() -> Path:
 
 
 def release(work: Path) -> None:
-    """Remove what the container with this working directory wrote; nothing if it is no image's."""
+    """Remove what the container with this working directory wrote; nothing if it is no image's.
+
+    :raises WrongStateError: something is mounted in the working directory, which may
+        be the container's rootfs, or in the container's files.
+    """
     work = work.absolute()
+    check_unmounted(work)
     link = work / LINK
     with suppress(OSError):
         place = link.readlink()
         # Only what add_use made: a link may be anybody's.
         use = _read_use(place)
         if use is not None and Path(use.work) == work:
-            shutil.rmtree(place, ignore_errors=True)
+            remove_tree(place)
             link.unlink()
+
+
+def _remove(path: Path) -> None:
+    with suppress(WrongStateError):  # a mount keeps what it is on
+        remove_tree(path)
 
 
 def _read_use(place: Path) -> Use | None:

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import shutil
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from shim.errors import ExistsError, InvalidError, NotFoundError
+from shim.linux.removal import remove_tree
 from shimctl import directories as known
 from shimctl.images.store import release
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 _LONGEST_ID = 76
@@ -128,15 +130,7 @@ def remove(path: Path) -> None:
     :raises WrongStateError: something is mounted inside, and removing would
         reach into it.
     """
-    if mounted := _mounts_below(path):
-        raise WrongStateError(f"{mounted[0]} is still mounted; umount it, then try again")
     release(path)
-    shutil.rmtree(path, ignore_errors=True)
+    remove_tree(path)
     with suppress(OSError):  # others live in the namespace
         path.parent.rmdir()
-
-
-def _mounts_below(path: Path) -> list[str]:
-    lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
-    targets = (line.split()[4].encode().decode("unicode_escape") for line in lines)
-    return [target for target in targets if target.startswith(f"{path.resolve()}/")]

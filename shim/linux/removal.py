@@ -1,0 +1,150 @@
+"""Removing a directory with everything in it, and nothing of what is mounted there.
+
+A mount point is recognised when it is opened, by the id of the mount that the fd is
+on.  The device would not do: a bind mount may have the same one.
+
+Source: proc_pid_fdinfo(5), mnt_id; openat(2); coreutils' rm, which goes up by ``..``, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shim.errors import WrongStateError
+from shim.linux.mountinfo import mounts_below
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory on the way from the top to where we are."""
+
+    name: str
+    identity: tuple[int, int]  # device and inode
+    directories: list[str]  # those in it that are still to be entered
+
+
+def remove_tree(path: str | Path) -> None:
+    """Remove the directory ``path`` and what is in it; no directory is no error.
+
+    What cannot be removed, for want of rights say, stays without an error.
+
+    :raises WrongStateError: something is mounted on ``path`` or below.  Nothing is
+        removed then, or, if the mount is not in the table, nothing of the mount.
+    """
+    text = os.fspath(path)
+    check_unmounted(text)
+    head, _, name = text.rstrip("/").rpartition("/")
+    if name in ("", ".", ".."):
+        raise WrongStateError(f"cannot remove {text or 'nothing'}: it has no name of its own")
+    if not head:
+        head = "/" if text.startswith("/") else "."
+    try:
+        parent = os.open(head, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return
+    if left := _Removal(parent, head).run(name):
+        raise WrongStateError(_refusal(left))
+
+
+def check_unmounted(path: str | Path) -> None:
+    """:raises WrongStateError: something is mounted on ``path`` or below."""
+    if mounted := mounts_below(os.fspath(path)):
+        raise WrongStateError(_refusal(mounted[0]))
+
+
+def _refusal(mount: str) -> str:
+    return f"{mount} is still mounted; umount it, then try again"
+
+
+class _Removal:
+    """One walk.  It holds one fd, however deep the tree is."""
+
+    def __init__(self, parent: int, path: str) -> None:
+        self._here = parent
+        self._path = path
+        self._mount = _mount_of(parent)
+        self._start = _identity(parent)
+        self._levels: list[_Level] = []
+        self._left = ""
+
+    def run(self, name: str) -> str:
+        """Remove the directory ``name``; return a mount point in it that stays, or ""."""
+        try:
+            self._enter(name)
+            while self._levels:
+                if directories := self._levels[-1].directories:
+                    self._enter(directories.pop())
+                elif not self._leave():
+                    break
+        finally:
+            os.close(self._here)
+        return self._left
+
+    def _enter(self, name: str) -> None:
+        """Open a directory and remove the files in it, unless it is on another mount."""
+        try:
+            fd = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=self._here)
+        except OSError:
+            return
+        if _mount_of(fd) != self._mount:
+            os.close(fd)
+            self._stays(name)
+            return
+        os.close(self._here)
+        self._here = fd
+        self._levels.append(_Level(name, _identity(fd), []))
+        with suppress(OSError), os.scandir(fd) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    self._levels[-1].directories.append(entry.name)
+                else:
+                    self._unlink(entry.name)
+
+    def _unlink(self, name: str) -> None:
+        try:
+            os.unlink(name, dir_fd=self._here)
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                self._stays(name)
+
+    def _leave(self) -> bool:
+        """Go up and remove the directory; say whether up is still where we came from."""
+        level = self._levels.pop()
+        try:
+            fd = os.open("..", os.O_PATH | _DIRECTORY, dir_fd=self._here)
+        except OSError:
+            return False
+        os.close(self._here)
+        self._here = fd
+        above = self._levels[-1].identity if self._levels else self._start
+        if _identity(fd) != above or _mount_of(fd) != self._mount:
+            return False  # it was moved meanwhile
+        with suppress(OSError):
+            os.rmdir(level.name, dir_fd=fd)
+        return True
+
+    def _stays(self, name: str) -> None:
+        names = [self._path.rstrip("/"), *(level.name for level in self._levels), name]
+        self._left = self._left or "/".join(names)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def _mount_of(fd: int) -> int:
+    with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+        for line in file.read().split(b"\n"):
+            if line.startswith(b"mnt_id:"):
+                return int(line[7:])
+    raise OSError(errno.ENOSYS, "no mnt_id", f"/proc/self/fdinfo/{fd}")
