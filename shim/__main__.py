@@ -9,10 +9,10 @@ import os
 import sys
 from pathlib import Path
 
+from shim import names
 from shim.errors import ShimError
 from shim.version import VERSION
 
-RUNTIME = "io.containerd.trio.v2"
 _USAGE = (
     "run me as a manager does: -namespace NS -id ID [-address SOCKET] start|delete, or -v, -info"
 )
@@ -25,7 +25,7 @@ def main(warning: str = "") -> int:
     """
     name = Path(sys.argv[0]).name
     if name in ("__main__.py", "launcher.py"):
-        name = "containerd-shim-trio-v2"
+        name = names.EXECUTABLE
     return run(name, sys.argv[1:], warning)
 
 
@@ -44,7 +44,8 @@ def _run(name: str, argv: list[str], warning: str) -> int:
 
     flags = parse_flags(argv)
     if flags.v or flags.version:
-        print(f"{name}:\n  Version:  {VERSION}\n  Runtime:  {RUNTIME}\n  Python:   {_python()}\n")
+        runtime, python = names.RUNTIME, _python()
+        print(f"{name}:\n  Version:  {VERSION}\n  Runtime:  {runtime}\n  Python:   {python}\n")
         return 0
     if flags.info:
         from shim.info import info

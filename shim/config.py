@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from shim import log
+from shim import log, names
 from shim.api.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
 from shim.errors import InvalidError, TimedOutError
 
@@ -208,7 +208,7 @@ def _runc_options(params: BootstrapParams) -> AnyMessage | None:
 
 def is_options(message: AnyMessage) -> bool:
     """Say whether ``message`` is of a type of runtime options that we know."""
-    return name_of(message) in ("containerd.runc.v1.Options", "runtimeoptions.v1.Options")
+    return name_of(message) in (names.RUNC_OPTIONS, names.GENERIC_OPTIONS)
 
 
 def name_of(message: AnyMessage) -> str:

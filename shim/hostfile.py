@@ -21,16 +21,11 @@ import stat
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from shim import names
 from shim.errors import InvalidError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-PATH = "/etc/trio-shim.toml"
-# The environment variable that names another path.
-VARIABLE = "TRIO_SHIM_CONFIG"
-POLICY_ANNOTATION = "io.trio-shim.output"
-LIMIT_ANNOTATION = "io.trio-shim.output-limit"
 
 BLOCK, SPOOL, DROP = POLICIES = ("block", "spool", "drop")
 
@@ -62,16 +57,16 @@ class Output:
         :raises InvalidError: an annotation of ours has a value it cannot have.
         """
         output = self
-        if POLICY_ANNOTATION in annotations:
-            policy = _policy(annotations[POLICY_ANNOTATION], f"annotation {POLICY_ANNOTATION}")
+        if names.OUTPUT_POLICY in annotations:
+            policy = _policy(annotations[names.OUTPUT_POLICY], f"annotation {names.OUTPUT_POLICY}")
             output = replace(output, policy=policy)
-        if LIMIT_ANNOTATION in annotations:
-            limit = _size(annotations[LIMIT_ANNOTATION], f"annotation {LIMIT_ANNOTATION}")
+        if names.OUTPUT_LIMIT in annotations:
+            limit = _size(annotations[names.OUTPUT_LIMIT], f"annotation {names.OUTPUT_LIMIT}")
             most = max(self.limit, self.max_limit)
             if limit > most:
                 raise InvalidError(
-                    f"annotation {LIMIT_ANNOTATION} may be {most} bytes on this host, not "
-                    f"{limit}; {PATH} may allow more as output.max-limit"
+                    f"annotation {names.OUTPUT_LIMIT} may be {most} bytes on this host, not "
+                    f"{limit}; {names.HOST_FILE} may allow more as output.max-limit"
                 )
             output = replace(output, limit=limit)
         return output
@@ -83,13 +78,15 @@ def read_output(environ: Mapping[str, str]) -> Output:
     :raises InvalidError: the file cannot be read or has a mistake in it, or the
         environment names one that is not there.
     """
-    path = environ.get(VARIABLE) or PATH
+    path = environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
     try:
         data = _read(path)
     except FileNotFoundError:
-        if path == PATH:
+        if path == names.HOST_FILE:
             return Output()
-        raise InvalidError(f"{VARIABLE} names {path}, which does not exist") from None
+        raise InvalidError(
+            f"{names.HOST_FILE_VARIABLE} names {path}, which does not exist"
+        ) from None
     except OSError as exc:
         raise InvalidError(f"{path} cannot be read: {exc.strerror}") from None
     return parse(data, path)
@@ -107,7 +104,7 @@ def _read(path: str) -> bytes:
     return data
 
 
-def parse(data: bytes, path: str = PATH) -> Output:
+def parse(data: bytes, path: str = names.HOST_FILE) -> Output:
     """Parse the host's file, which is called ``path`` in what is said of it.
 
     :raises InvalidError: with the one line that says what to change in it.

@@ -13,7 +13,7 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from shim import log
+from shim import log, names
 from shim.api.introspection_pb2 import RuntimeInfo, RuntimeVersion
 from shim.container.options import Options
 from shim.errors import ShimError, TimedOutError
@@ -22,8 +22,6 @@ from shim.runc.command import Runtime
 from shim.runc.driver import Runc, RuntimeMissingError
 from shim.version import VERSION
 
-NAME = "io.containerd.trio.v2"
-_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 _LIMIT = 5.0
 
 
@@ -37,12 +35,12 @@ def info(stdin: bytes) -> bytes:
         options = AnyMessage.FromString(stdin)
     except DecodeError:
         options = AnyMessage()
-    reply = RuntimeInfo(name=NAME, version=RuntimeVersion(version=VERSION))
+    reply = RuntimeInfo(name=names.RUNTIME, version=RuntimeVersion(version=VERSION))
     if options.type_url:
         reply.options.CopyFrom(options)
     features = trio.run(_features, Options.decode(options).binary_name or "runc")
     if features:
-        reply.features.type_url = _FEATURES
+        reply.features.type_url = names.FEATURES
         reply.features.value = features
     return reply.SerializeToString()
 

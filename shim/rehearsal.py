@@ -24,7 +24,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from grpclib.exceptions import GRPCError
 
-from shim import daemon, log
+from shim import daemon, log, names
 from shim.api import task_pb2
 from shim.api.forward_grpc import EventsBase
 from shim.api.options_pb2 import Options
@@ -65,7 +65,7 @@ _CONFIG = {
 }
 _STDIO = ("stdin", "stdout", "stderr")
 _PROCESS = AnyMessage(
-    type_url="types.containerd.io/opencontainers/runtime-spec/1/Process",
+    type_url=f"{names.SPEC}Process",
     value=json.dumps(_CONFIG["process"]).encode(),
 )
 
@@ -174,7 +174,7 @@ async def _live(task: TaskStub, id_: str, bundle: Path, options: Options) -> Non
             create = task_pb2.CreateTaskRequest(
                 id=id_, bundle=str(bundle), stdin=stdin, stdout=stdout, stderr=stderr
             )
-            create.options.type_url = "containerd.runc.v1.Options"
+            create.options.type_url = names.RUNC_OPTIONS
             create.options.value = options.SerializeToString()
             await task.Create(create)
             await task.Start(task_pb2.StartRequest(id=id_))

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from shim import names
 from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
 from shimctl import directories as known
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from shimctl.face import Face
 
-DEFAULT_RUNTIME = "io.containerd.trio.v2"
+DEFAULT_RUNTIME = names.RUNTIME
 START_TIMEOUT = 30  # s
 DELETE_TIMEOUT = 5  # s, as containerd's io.containerd.timeout.shim.cleanup
 WITHDRAW = 5  # s for a start that nobody waits for any more, and for its shim to leave

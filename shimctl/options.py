@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from shim import names
 from shim.api.options_pb2 import CheckpointOptions, Options
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from google.protobuf.message import Message
-
-_SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
 
 
 def runc_options(
@@ -63,7 +62,7 @@ def checkpoint_options(
 
 def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
     """Return an object of an OCI config; ``kind`` is its name in the specification."""
-    return AnyMessage(type_url=_SPEC + kind, value=json.dumps(dict(value)).encode())
+    return AnyMessage(type_url=names.SPEC + kind, value=json.dumps(dict(value)).encode())
 
 
 def _wrapped(message: Message) -> AnyMessage:

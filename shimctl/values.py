@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from shim import names
 from shim.api import cgroups_v1_pb2, cgroups_v2_pb2, options_pb2, process_pb2
 from shim.errors import ShimError, UnsupportedError
 
@@ -155,7 +156,7 @@ def pids_of(processes: Iterable[process_pb2.ProcessInfo]) -> tuple[Pid, ...]:
 
 
 def _exec_id(info: AnyMessage) -> str:
-    if type_name(info) != "containerd.runc.v1.ProcessDetails":
+    if type_name(info) != names.PROCESS_DETAILS:
         return ""
     try:
         return options_pb2.ProcessDetails.FromString(info.value).exec_id

@@ -22,6 +22,7 @@ LAYERS = [
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"},
+    {"shim.names"},
     {"shim.launcher"},
     {"shim.version"},
 ]
@@ -41,6 +42,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 # What the command line and the library may take from the daemon's package.
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
+    "shim.names",
     "shim.linux",
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shim import names
 from shim.errors import InvalidError, NotFoundError
 from shim.records import forget_exit
-
-# containerd's identifiers.Validate.  An id becomes part of a file name.
-_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_ID_MAX = 76
-# Annotations that name the group whose members share a shim, in this order.
-GROUP_ANNOTATIONS = (
-    "io.containerd.runc.v2.group",
-    "io.kubernetes.cri.sandbox-id",
-    "io.kubernetes.cri-o.SandboxID",
-)
 
 
 def checked_id(text: str, what: str = "container id") -> str:
@@ -33,9 +23,9 @@ def checked_id(text: str, what: str = "container id") -> str:
 
     :raises InvalidError: it cannot; it would also be a dangerous file name.
     """
-    if len(text) > _ID_MAX or not _ID.fullmatch(text):
+    if not names.is_id(text):
         raise InvalidError(
-            f"{what} {text[:100]!r} is not valid: use at most {_ID_MAX} letters, digits "
+            f"{what} {text[:100]!r} is not valid: use at most {names.ID_MAX} letters, digits "
             "and single . _ - between them"
         )
     return text
@@ -75,7 +65,7 @@ class Config:
     @property
     def group(self) -> str:
         """The group this container's shim serves, or "" for one of its own."""
-        return next((self.annotations[a] for a in GROUP_ANNOTATIONS if a in self.annotations), "")
+        return next((self.annotations[a] for a in names.GROUPS if a in self.annotations), "")
 
 
 def _member(parent: Any, name: str, kind: type) -> Any:

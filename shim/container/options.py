@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError, Message
 
-from shim import log
+from shim import log, names
 from shim.api import options_pb2, runtimeoptions_pb2
 from shim.config import name_of
 from shim.errors import InvalidError
@@ -51,11 +51,11 @@ class Options:
         if message is None or not message.type_url:
             return cls()
         match name_of(message):
-            case "containerd.runc.v1.Options":
+            case names.RUNC_OPTIONS:
                 options = options_pb2.Options()
                 _parse(options, message.value)
                 return cls(**{f.name: getattr(options, f.name) for f in fields(cls)})
-            case "runtimeoptions.v1.Options":
+            case names.GENERIC_OPTIONS:
                 generic = runtimeoptions_pb2.Options()
                 _parse(generic, message.value)
                 return cls._from_generic(generic)

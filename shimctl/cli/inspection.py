@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim import names
 from shim.errors import ShimError
 from shimctl.client import Task, connect
 from shimctl.host.executable import executable_of
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from shimctl.values import Exited, Pid, TaskState
 
 _TIMEOUT = 5.0  # s for each question to the shim
-_OUTPUT = "io.trio-shim.output"
-_HOST_FILE = "/etc/trio-shim.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +181,12 @@ def output_of(config: Mapping[str, Any], executable: str) -> Output | None:
     The container's annotations win over the host's file.
     """
     annotations = _dict(config.get("annotations"))
-    if _OUTPUT in annotations:
-        limit = str(annotations.get(f"{_OUTPUT}-limit", ""))
-        return Output(str(annotations[_OUTPUT]), limit, "annotation")
+    if names.OUTPUT_POLICY in annotations:
+        limit = str(annotations.get(names.OUTPUT_LIMIT, ""))
+        return Output(str(annotations[names.OUTPUT_POLICY]), limit, "annotation")
     if "-trio-" not in Path(executable).name:
         return None
-    path = os.environ.get("TRIO_SHIM_CONFIG") or _HOST_FILE
+    path = os.environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
     with suppress(OSError, ValueError):
         table = _dict(tomllib.loads(Path(path).read_text()).get("output"))
         if "policy" in table:

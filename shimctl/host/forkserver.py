@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from shim import launcher
+from shim import launcher, names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
 from shim.version import VERSION
@@ -40,7 +40,6 @@ _BEGINNING = 10.0
 _PAUSE = 0.02
 _LIMIT = 1 << 16  # bytes of an answer
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
-NAME = "containerd-shim-trio-v2"
 
 
 class Health(Enum):
@@ -237,7 +236,7 @@ def _spawn() -> tuple[int, int]:
     try:
         child = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-IS", "-c", code, NAME, "forkserver"],
+            [sys.executable, "-IS", "-c", code, names.EXECUTABLE, "forkserver"],
             os.environ,
             setsid=True,
             file_actions=[

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import launcher
+from shim import launcher, names
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, TimedOutError
 from shimctl.host.interpreter import find_interpreter
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from shimctl.host.interpreter import Interpreter
 
-NAME = "containerd-shim-trio-v2"
 PREFIX = "/usr/local"
 SOURCE = Path(__file__).with_name("native") / "launcher.c"
 
@@ -50,7 +49,7 @@ class Installed:
 
 
 async def install(
-    prefix: str | Path = PREFIX, *, name: str = NAME, native: bool | None = None
+    prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE, native: bool | None = None
 ) -> Installed:
     """Write ``name`` and shimctl below ``prefix``; replace what an earlier call wrote.
 
@@ -83,7 +82,7 @@ async def install(
     return Installed(tuple(map(str, targets)), is_native, remark)
 
 
-def uninstall(prefix: str | Path = PREFIX, *, name: str = NAME) -> Installed:
+def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> Installed:
     """Remove what :func:`install` wrote, shimctl with the last shim; nothing there is fine.
 
     :raises ExistsError: another program has that name, or pip wrote it.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-POLICY = "io.trio-shim.output"  # the annotation that tells the shim
 POLICIES = ("block", "spool", "drop")
 SIZE = (80, 24)  # of a terminal that nobody is at
 _LOG = "output.log"

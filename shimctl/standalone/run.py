@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from shim import names
 from shim.api.options_pb2 import Options
 from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.linux.sockets import can_connect
@@ -80,7 +81,7 @@ def prepare(wanted: Run, *, attached: bool) -> Path:
     terminal = terminal if wanted.terminal is None else wanted.terminal
     config["process"] = config["process"] | {"terminal": terminal}
     if policy := _policy(wanted, attached=attached, terminal=terminal):
-        config["annotations"] = (config.get("annotations") or {}) | {detached.POLICY: policy}
+        config["annotations"] = (config.get("annotations") or {}) | {names.OUTPUT_POLICY: policy}
     work = workdir.make(config, wanted.namespace, wanted.container)
     (work / "shim-binary-path").write_text(binary)
     return work

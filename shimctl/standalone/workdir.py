@@ -16,6 +16,7 @@ import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from shim import names
 from shim.errors import ExistsError, InvalidError, NotFoundError
 from shim.linux.removal import remove_tree
 from shimctl import directories as known
@@ -23,9 +24,6 @@ from shimctl.images.store import release
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_LONGEST_ID = 76
 
 
 def state_directory() -> Path:
@@ -43,10 +41,10 @@ def check_id(text: str, what: str = "id") -> str:
 
     :raises InvalidError: it would not.
     """
-    if len(text) <= _LONGEST_ID and _ID.fullmatch(text):
+    if names.is_id(text):
         return text
     raise InvalidError(
-        f"{text!r} is no valid {what}; use up to {_LONGEST_ID} letters and digits, "
+        f"{text!r} is no valid {what}; use up to {names.ID_MAX} letters and digits, "
         "with single '.', '_' or '-' between them"
     )
 

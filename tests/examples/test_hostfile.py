@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from shim.container.options import Options
-from shim.hostfile import PATH, Output, parse
+from shim.hostfile import Output, parse
+from shim.names import HOST_FILE
 from tests.examples.files import OPTIONS_FILE, text_of, with_choices
 
 
 def test_the_hosts_file_is_what_the_shim_reads() -> None:
     told = parse(text_of("trio-shim.toml").encode())
     assert told == Output("spool", 64 << 20, 1 << 30, "/var/lib/trio-shim")
-    assert f"Goes to {PATH};" in text_of("trio-shim.toml")
+    assert f"Goes to {HOST_FILE};" in text_of("trio-shim.toml")
 
 
 def test_each_policy_it_explains_is_one() -> None:

@@ -19,8 +19,9 @@ import trio
 from shim.api.introspection_pb2 import RuntimeInfo
 from shim.api.task_pb2 import DeleteResponse
 from shim.errors import NotFoundError, ShimError
+from shim.names import EXECUTABLE as NAME
 from shimctl.host import install as installing
-from shimctl.host.install import NAME, find_compiler, install, uninstall
+from shimctl.host.install import find_compiler, install, uninstall
 from shimctl.host.interpreter import Interpreter, find_interpreter
 from tests.process.rig import wait_gone
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from shim import names
+
 if TYPE_CHECKING:
     from shimctl.cli.arguments.builder import Builder
 
@@ -50,7 +52,7 @@ def _install(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prefix", default="/usr/local", metavar="DIR", help="default: /usr/local")
     sub.add_argument(
         "--name",
-        default="containerd-shim-trio-v2",
+        default=names.EXECUTABLE,
         help="of the shim's executable (default: containerd-shim-trio-v2)",
     )
     sub.add_argument(

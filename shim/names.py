@@ -1,0 +1,46 @@
+"""Names that several modules share: of the runtime, of files, annotations, types and ids.
+
+Sources: containerd pkg/shim (the executable of a runtime), pkg/identifiers (ids),
+api/types/runc/options and the typeurl package (type URLs), containerd-shim-runc-v2
+manager (group annotations).  Nothing is imported here that takes time.
+"""
+
+from __future__ import annotations
+
+import re
+
+RUNTIME = "io.containerd.trio.v2"
+# The file name of RUNTIME's executable, by containerd's rule.
+EXECUTABLE = "containerd-shim-trio-v2"
+
+# The administrator's choices for this host, and the variable that names another file.
+HOST_FILE = "/etc/trio-shim.toml"
+HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
+
+# Annotations of a container that override the host file.
+OUTPUT_POLICY = "io.trio-shim.output"
+OUTPUT_LIMIT = "io.trio-shim.output-limit"
+
+# Annotations that name the group of containers that share a daemon; the first one present counts.
+GROUPS = (
+    "io.containerd.runc.v2.group",
+    "io.kubernetes.cri.sandbox-id",
+    "io.kubernetes.cri-o.SandboxID",
+)
+
+# Type names of protobuf messages in an Any.
+RUNC_OPTIONS = "containerd.runc.v1.Options"
+GENERIC_OPTIONS = "runtimeoptions.v1.Options"
+PROCESS_DETAILS = "containerd.runc.v1.ProcessDetails"
+# Type URLs of JSON values in an Any: this and the name of the object, such as Process.
+SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
+FEATURES = f"{SPEC}features/Features"
+
+# The longest id, in characters.
+ID_MAX = 76
+_ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+
+
+def is_id(text: str) -> bool:
+    """Tell whether ``text`` can name a container, an exec or a namespace, and so a file."""
+    return len(text) <= ID_MAX and _ID.fullmatch(text) is not None
