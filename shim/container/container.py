@@ -30,7 +30,7 @@ from shim.container.members import Member, directories_of
 from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
-from shim.container.requests import json_of, mount_of, stdio_of
+from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
 from shim.linux.mounts import mount_all, unmount_all
@@ -239,8 +239,7 @@ class Container:
         if exec_id in self.execs:
             raise ExistsError(f"exec {exec_id} already exists in {self.id}")
         self._check_exec()
-        spec = json_of(request.spec, "Process")
-        self.bundle.write_exec_spec(exec_id, spec)
+        self.bundle.write_exec_spec(exec_id, process_of(request))
         self.execs[exec_id] = Process(exec_id, stdio_of(request))
         self._tell.exec_added(exec_id)
 

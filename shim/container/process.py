@@ -8,7 +8,7 @@ import trio
 
 from shim.container.lifecycle import Lifecycle, Op, State
 from shim.errors import WrongStateError
-from shim.reaper import UNKNOWN_STATUS, Exit
+from shim.reaper import Exit
 from shim.records import ExitRecord, write_exit
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # Seconds for what is still in the pipes after the exit to reach the manager.
 DRAIN = 10.0
 
-NEVER_RAN = Exit(UNKNOWN_STATUS, 0, "the process was never started")
+# What Delete and Wait answer for an exec, or a restore, that was never started: the
+# status 0 and no time, as Go's shim.
+NEVER_RAN = Exit(0, 0, "the process was never started")
 
 
 class Process:

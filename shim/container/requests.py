@@ -28,20 +28,41 @@ def stdio_of(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) 
     return StdioSpec(request.stdin, request.stdout, request.stderr, request.terminal)
 
 
-def json_of(message: AnyMessage, kind: str) -> object:
+def json_of(message: AnyMessage, kind: str) -> dict[str, object]:
     """Return the object in ``message``, whose value is JSON whatever its type says.
+
+    Members that are null are left out, on every level, as Go's shim leaves them
+    out by decoding and encoding: runc 1.1 panics on a limit that is null.
 
     :raises InvalidError: it is of another type, or not an object.
     """
     if message.type_url.rpartition("/")[2] != kind:
         raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
     try:
-        value = json.loads(message.value)
+        value = json.loads(message.value, object_pairs_hook=_without_nulls)
     except (ValueError, RecursionError) as exc:
         raise InvalidError(f"the {kind} is not JSON: {exc}") from None
     if not isinstance(value, dict):
         raise InvalidError(f"the {kind} is not a JSON object")
     return value
+
+
+def _without_nulls(members: list[tuple[str, object]]) -> dict[str, object]:
+    return {name: value for name, value in members if value is not None}
+
+
+def process_of(request: task_pb2.ExecProcessRequest) -> dict[str, object]:
+    """Return what an exec runs; ``terminal`` is the request's, whatever the spec says.
+
+    :raises InvalidError: the spec is not the JSON of a Process.
+    """
+    # As Go's decoder, a runtime takes Terminal for terminal.
+    spec = {
+        name: value
+        for name, value in json_of(request.spec, "Process").items()
+        if name.lower() != "terminal"
+    }
+    return spec | {"terminal": request.terminal}
 
 
 def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:

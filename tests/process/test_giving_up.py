@@ -128,7 +128,7 @@ async def test_a_delete_without_the_runtime_is_an_error_and_can_be_repeated(rig:
     await rig.run(task, bundle, options=rig.options(binary_name=str(wrapper)))
     await task.Wait(WaitRequest(id="c1"), timeout=10)
     wrapper.rename(rig.root / "away")
-    with pytest.raises(GRPCError, match="no such executable"):
+    with pytest.raises(GRPCError, match="no such file"):
         await task.Delete(DeleteRequest(id="c1"), timeout=10)
     (rig.root / "away").rename(wrapper)
     await task.Delete(DeleteRequest(id="c1"), timeout=10)
@@ -287,9 +287,9 @@ class _Hasty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reaper, name)
 
-    def adopt(self, pid: int) -> Child:
+    async def adopt(self, pid: int) -> Child:
         self._scope.cancel()
-        return self._reaper.adopt(pid)
+        return await self._reaper.adopt(pid)
 
 
 @pytest.mark.usefixtures("subreaper")

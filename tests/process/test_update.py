@@ -113,6 +113,18 @@ async def test_cpu(running: Updated) -> None:
     assert running.read("cpuset.mems") == "0"
 
 
+@pytest.mark.parametrize("missing", ["reservation", "swap", "kernel"])
+async def test_a_limit_that_is_null_is_left_as_it_is(running: Updated, missing: str) -> None:
+    await running.update({"memory": {"limit": 64 * MEBI, missing: None}, "cpu": {"shares": None}})
+    assert running.read("memory.limit_in_bytes") == str(64 * MEBI)
+
+
+@pytest.mark.parametrize("section", ["memory", "cpu", "pids", "blockIO", "hugepageLimits"])
+async def test_a_section_that_is_null_changes_nothing(running: Updated, section: str) -> None:
+    await running.update({"pids": {"limit": 78}, section: None})
+    assert running.read("pids.max") == ("max" if section == "pids" else "78")
+
+
 async def test_pids(running: Updated) -> None:
     await running.update({"pids": {"limit": 77}})
     assert running.read("pids.max") == "77"
