@@ -39,9 +39,15 @@ if TYPE_CHECKING:
 _ORPHAN_PAUSE = 0.01
 _ORPHAN_PATIENCE = 10
 
-# Where stat's flags are, counted after the name; include/linux/sched.h.
+# Seconds for a process that a runtime reported to become our child.
+_ADOPTION = 1.0
+
+# Where stat's fields are, counted after the name; include/linux/sched.h.
+_PARENT = 1
 _FLAGS = 6
 _PF_EXITING = 0x4
+# How many parents may lie between us and a runtime's process.
+_GENERATIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,18 +186,29 @@ class Reaper:
             if not self._births:
                 self._sweep()
 
-    def adopt(self, pid: int) -> Child:
+    async def adopt(self, pid: int) -> Child:
         """Watch a process that a runtime started and left to us, dead or alive.
 
-        Call it inside the :meth:`birth` in which the runtime ran.
+        Call it inside the :meth:`birth` in which the runtime ran.  The process
+        must be a child of ours that is not watched yet: its signals would reach
+        another container, or a process of the host.
 
-        :raises NotFoundError: there is no such process, which a runtime that
-            keeps its promises cannot cause.
+        :raises NotFoundError: there is no such process, or it is not ours, which
+            a runtime that keeps its promises cannot cause.
         """
         if not pid:
             raise NotFoundError("the runtime reported success, but no pid")
-        known = self._children.get(pid)
-        return known if known is not None else self._watch(pid)
+        # A wrapper may end before the runtime does that it ran: the process is
+        # our child only then.
+        deadline = trio.current_time() + _ADOPTION
+        while (known := pid in self._children) or not _is_child(pid):
+            if known or trio.current_time() >= deadline or not _is_descendant(pid):
+                raise NotFoundError(
+                    f"the runtime's pid file names process {pid}, which is none that it left "
+                    "to this shim; correct the runtime"
+                )
+            await trio.sleep(_ORPHAN_PAUSE)
+        return self._watch(pid)
 
     def kill_stray(self, pid: int) -> None:
         """Kill what a failed runtime left behind, if ``pid`` is that: an unknown child of ours.
@@ -341,6 +358,29 @@ def _is_exiting(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False  # a thread ended while we looked; ask again
     return True
+
+
+def _is_child(pid: int) -> bool:
+    """Say whether ``pid`` is a child of ours, dead or alive."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _is_descendant(pid: int) -> bool:
+    """Say whether ``pid`` is a process that descends from us."""
+    own, one = os.getpid(), pid
+    for _ in range(_GENERATIONS):
+        try:
+            stat = Path(f"/proc/{one}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return one != pid  # a parent ended while we looked: ask again
+        one = int(stat.rpartition(b")")[2].split()[_PARENT])
+        if one in (own, 0):
+            return one == own
+    return False
 
 
 def _is_gone(pidfd: int) -> bool:

@@ -230,7 +230,7 @@ async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
     async with open_reaper() as reaper:
         with reaper.birth():
             await reaper.spawn(["perl", "-e", DETACH, "3", str(file)]).wait()
-            child = reaper.adopt(int(file.read_text()))
+            child = await reaper.adopt(int(file.read_text()))
         assert (await child.wait()).status == 3
 
 
@@ -242,7 +242,7 @@ async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Pat
             file = tmp_path / f"pid{number}"
             with reaper.birth():
                 await reaper.spawn(["perl", "-e", STILLBORN, str(number), str(file)]).wait()
-                child = reaper.adopt(int(file.read_text()))
+                child = await reaper.adopt(int(file.read_text()))
             exit_ = await child.wait()
             if exit_.status != number:
                 lost.append((number, exit_))
@@ -273,6 +273,41 @@ async def test_a_status_somebody_else_took_is_reported_as_unknown() -> None:
         exit_ = await child.wait()
     assert exit_.status == UNKNOWN_STATUS
     assert "another process" in exit_.reason
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_a_process_whose_parent_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    script = f"(sleep 60 & echo $! > {file}; sleep 0.3) & until [ -s {file} ]; do :; done"
+    async with open_reaper() as reaper:
+        with reaper.birth():
+            await reaper.spawn(["sh", "-c", script]).wait()
+            child = await reaper.adopt(int(file.read_text()))
+        child.signal(signal.SIGKILL)
+        with trio.fail_after(10):
+            assert (await child.wait()).status == 137
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_a_process_that_is_not_ours_is_not_adopted(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    async with open_reaper() as reaper:
+        known = reaper.spawn(["sleep", "60"])
+        # The parent of this one stays.
+        other = reaper.spawn(["sh", "-c", f"sleep 60 & echo $! > {file}; wait"])
+        with trio.fail_after(10):
+            while not (file.exists() and file.read_text()):
+                await trio.sleep(0.01)
+        kept = int(file.read_text())
+        with reaper.birth():
+            for pid in (1, os.getpid(), known.pid, kept, 0, 1 << 22):
+                with pytest.raises(NotFoundError, match="pid"), trio.fail_after(5):
+                    await reaper.adopt(pid)
+        for child in (known, other):
+            assert child.exit is None
+            child.signal(signal.SIGKILL)
+            await child.wait()
+    os.kill(kept, signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("subreaper")

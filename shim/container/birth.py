@@ -36,7 +36,7 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
         try:
             await runc.give_birth(verb, *args, log=log, fds=process.fds, begun=prepare_move)
             await process.connect_stdio()
-            child = runc.reaper.adopt(bundle.read_pid(process.id))
+            child = await runc.reaper.adopt(bundle.read_pid(process.id))
         except BaseException:
             runc.reaper.kill_stray(bundle.read_pid(process.id))
             raise
