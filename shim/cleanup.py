@@ -31,6 +31,7 @@ from shim.container.options import Options
 from shim.errors import ShimError
 from shim.events.rest import tell_rest
 from shim.linux import sockets
+from shim.linux.files import read_whole
 from shim.linux.mountinfo import mounts_below
 from shim.linux.mounts import unmount_all
 from shim.linux.pipes import read_until
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 # at most: containerd kills it after five, in which the interpreter has to start too.
 RUNTIME = 2.5
 DELETE = 3.5
+_ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
 # What the manager is told of a container that ended without a witness: it was
 # killed, by us if by nobody else, and it was now.
 KILLED = 128 + signal.SIGKILL
@@ -237,7 +239,8 @@ def _clean_up(flags: Flags, bundle: Bundle) -> None:
 
 
 def _address(bundle: Bundle) -> str:
-    return (bundle.path / "address").read_text(errors="replace").strip()
+    data = read_whole(str(bundle.path / "address"), _ADDRESS_LONGEST)
+    return data.decode(errors="replace").strip()
 
 
 def _is_served(bundle: Bundle) -> bool:

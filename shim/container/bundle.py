@@ -15,6 +15,7 @@ from typing import Any
 
 from shim import names
 from shim.errors import InvalidError, NotFoundError
+from shim.linux.files import read_whole
 from shim.records import forget_exit
 
 
@@ -81,6 +82,7 @@ def _member(parent: Any, name: str, kind: type) -> Any:
 
 # Source: include/linux/threads.h PID_MAX_LIMIT.
 _PID_MAX = 1 << 22
+_PID_LONGEST = 32  # bytes of a pid file
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,7 @@ class Bundle:
     def read_pid(self, exec_id: str = "") -> int:
         """Return the pid the runtime wrote, or 0 if there is none to be read."""
         try:
-            with open(self.pid_file(exec_id)) as file:
-                pid = int(file.read())
+            pid = int(read_whole(self.pid_file(exec_id), _PID_LONGEST))
         except (OSError, ValueError):
             return 0
         return pid if 0 < pid <= _PID_MAX else 0

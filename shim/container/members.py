@@ -24,12 +24,14 @@ from shim import log
 from shim.cgroup.v1 import CgroupV1
 from shim.container.bundle import checked_id
 from shim.errors import InvalidError
+from shim.linux.files import read_whole
 from shim.runc.command import Runtime
 
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
 
 _DIRECTORY = "members"
+_NOTE_LONGEST = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Members:
         for name in self.names():
             path = self._path(name)
             try:
-                member = Member.parse(path.read_bytes())
+                member = Member.parse(read_whole(str(path), _NOTE_LONGEST))
             except (OSError, InvalidError) as exc:
                 log.warning("a note of the pod's shim is unreadable", path=path, error=exc)
                 continue

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError, Message
@@ -21,13 +20,17 @@ from shim import log, names
 from shim.api import options_pb2, runtimeoptions_pb2
 from shim.config import name_of
 from shim.errors import InvalidError
+from shim.linux.files import read_whole
 from shim.runc.command import Runtime
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from google.protobuf.any_pb2 import Any as AnyMessage
 
 # containerd-shim-runc-v2 process/init.go RuncRoot.
 DEFAULT_ROOT = "/run/containerd/runc"
+_LONGEST = 1 << 20  # bytes of a file of options
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ class Options:
             return cls.from_toml(generic.config_body.decode(errors="replace"))
         if generic.config_path:
             try:
-                return cls.from_toml(Path(generic.config_path).read_text())
+                text = read_whole(generic.config_path, _LONGEST)
+                return cls.from_toml(text.decode(errors="replace"))
             except OSError as exc:
                 raise InvalidError(f"runtime options: {exc}") from None
         return cls()
@@ -92,7 +96,7 @@ class Options:
         ``delete`` runs after a crash, when half of everything may be missing.
         """
         try:
-            table = json.loads(path.read_text())
+            table = json.loads(read_whole(str(path), _LONGEST))
             return cls(**_checked(table, {f.name: f.name for f in fields(cls)}))
         except (OSError, ValueError, RecursionError, InvalidError) as exc:
             log.debug("no options are recorded", error=exc)

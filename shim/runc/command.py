@@ -112,26 +112,49 @@ def checkpoint_args(id_: str, checkpoint: Checkpoint) -> list[str]:
     return [*checkpoint.args(), *stay, id_]
 
 
-def last_error(text: str) -> str:
-    """Return the message of the last error in a runtime's log, or "" without one.
+def reason_of(text: str) -> str:
+    """Return why a runtime failed, from its log or its stderr; "" if that does not say.
 
     ``text`` is lines of JSON among which anything else may stand: a runtime
-    killed half-way leaves half a line, and hooks write what they like.
+    killed half-way leaves half a line, and hooks write what they like.  It is the
+    line that begins a panic, else the message of the last error in the log, else
+    the last line that is neither empty nor JSON.
     """
-    message = ""
-    for line in text.split("\n"):
+    # Not splitlines(), which also splits at characters that JSON has in its strings.
+    lines = text.split("\n")
+    return _panic(lines) or _last_error(lines) or _last_line(lines)
+
+
+# How Go and Rust begin the report of a program that they end.
+_PANICS = ("panic: ", "fatal error: ", "thread '")
+
+
+def _panic(lines: list[str]) -> str:
+    for number, line in enumerate(lines):
+        if not line.startswith(_PANICS):
+            continue
+        if not line.startswith("thread '"):
+            return line.strip()
+        if " panicked at " in line:  # the message is the next line, or between quotes
+            return " ".join(part.strip() for part in lines[number : number + 2])
+    return ""
+
+
+def _last_error(lines: list[str]) -> str:
+    for line in reversed(lines):
         if not line.startswith("{"):
             continue
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
-            message = str(entry.get("msg", "")) or message
-    return message.strip()
+            message = str(entry.get("msg", "")).strip()
+            if message:
+                return message
+    return ""
 
 
-def last_line(text: str) -> str:
-    """Return the last line that is not empty and not a JSON log entry, or ""."""
-    lines = [line.strip() for line in text.split("\n")]
-    return next((line for line in reversed(lines) if line and not line.startswith("{")), "")
+def _last_line(lines: list[str]) -> str:
+    plain = (line.strip() for line in reversed(lines) if not line.lstrip().startswith("{"))
+    return next((line for line in plain if line), "")

@@ -20,7 +20,8 @@ import trio
 from grpclib.const import Status
 
 from shim.errors import NotFoundError, ShimError, TimedOutError
-from shim.runc.command import last_error, last_line
+from shim.linux.files import read_tail
+from shim.runc.command import reason_of
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _BIRTH = 5.0
 # Seconds a command's output may wait to be read.  Few run longer, and few of
 # those say more than a pipe holds.
 _UNREAD = 0.05
-# Bytes kept of a command's output: its last lines hold the error.
+# Bytes kept of a command's output, and read of its log: its last lines hold the error.
 _TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
 _MESSAGE = 4096
@@ -156,7 +157,7 @@ class Runc:
             exit_ = await self._finish(verb, child, out, err)
             if exit_:
                 text = err.text()
-                raise _failure(verb, exit_, last_error(text) or last_line(text))
+                raise _failure(verb, exit_, reason_of(text))
             return out.text()
         finally:
             if source >= 0:
@@ -187,9 +188,9 @@ class Runc:
         exit_ = await self._finish(verb, child, patience=_BIRTH)
         if exit_:
             text = ""
-            with contextlib.suppress(OSError), open(log, errors="replace") as file:
-                text = file.read()
-            raise _failure(verb, exit_, last_error(text) or last_line(text))
+            with contextlib.suppress(OSError):
+                text = read_tail(log, _TAIL).decode(errors="replace")
+            raise _failure(verb, exit_, reason_of(text))
 
     def _spawn(self, verb: str, argv: list[str], fds: Mapping[int, int] | None) -> Child:
         try:

@@ -1,0 +1,42 @@
+"""Reading files that others write, within a bound: no file fills our memory, no fifo holds us."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+
+def read_whole(path: str, limit: int) -> bytes:
+    """Return what is in the file at ``path``, ``limit`` bytes at most.
+
+    :raises OSError: EFBIG, it is longer; EINVAL, it is no regular file.
+    """
+    data = _read(path, limit + 1, tail=False)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"longer than {limit} bytes", path)
+    return data
+
+
+def read_tail(path: str, limit: int) -> bytes:
+    """Return the last ``limit`` bytes of the file at ``path``, or all of them.
+
+    :raises OSError: EINVAL, it is no regular file.
+    """
+    return _read(path, limit, tail=True)
+
+
+def _read(path: str, size: int, *, tail: bool) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        offset = max(0, status.st_size - size) if tail else 0
+        # A file of the kernel's says that it is empty, so the size decides nothing more.
+        data = b""
+        while chunk := os.pread(fd, size - len(data), offset + len(data)):
+            data += chunk
+        return data
+    finally:
+        os.close(fd)
