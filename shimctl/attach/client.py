@@ -1,8 +1,9 @@
-"""Attach to a process that somebody else runs, beside whoever else has.
+"""Attach to the stdio of a running process, together with other clients.
 
 All clients of a process are equal.  Each is a member of a hub, which is one of
-them, perhaps itself; when the hub goes, each tries to be the next.  Leaving
-harms nobody: neither our end of input nor a signal to us is the process's.
+them, possibly itself.  When the hub exits, each member tries to become the next
+one.  Detaching does not affect the process: neither the end of a client's input
+nor a signal to a client reaches it.
 """
 
 from __future__ import annotations
@@ -40,30 +41,30 @@ if TYPE_CHECKING:
     from shimctl.client import Task
     from shimctl.values import Exited, Stdio
 
-_PATIENCE = 5.0  # s for a hub to appear, and to say welcome
-_PAUSE = 0.02  # s between two looks for one
-_LEAVING = 1.0  # s for a hub that was killed to close what it had open
-_QUIET = 1.0  # s without output after which an ended process's is complete
-_ENDLESS = 5.0  # s after the end for what others go on writing
-_GONE = 2.0  # s for the end of a process whose bundle is gone to be told
+_HUB_TIMEOUT = 5.0  # s for a hub to appear, and to send its first message
+_PAUSE = 0.02  # s between two attempts to find a hub
+_LEAVING = 1.0  # s for the kernel to close the files of a killed hub
+_QUIET = 1.0  # s without output after the exit; then the output counts as complete
+_ENDLESS = 5.0  # s after the exit to follow output of processes that are still there
+_GONE = 2.0  # s for Wait to return after the bundle was removed
 _PIECE = 4096  # bytes of input in a message
 
 
 class TooSlowError(ShimError):
-    """We read so slowly that the hub would not wait."""
+    """The hub disconnected this client because it read too slowly."""
 
 
 async def attach_as_member(
     task: Task, stdio: Stdio, place: Path, *, stdin: bool, keys: bytes, shim_pid: int = 0
 ) -> Exited | None:
-    """Show the output of ``task`` and pass on our input until it ends, or ``keys`` come.
+    """Copy the output of ``task`` and our input until the task exits or ``keys`` are typed.
 
-    ``stdio`` are the fifos it has, ``place`` is its bundle.  Returns None when it goes
-    on without us.
+    ``stdio`` holds the paths of its fifos, ``place`` is its bundle.  Returns None after
+    ``keys``: the task runs on.
 
-    :raises CalledOffError: so said a signal.
-    :raises WrongStateError: another process reads the output.
-    :raises TooSlowError: our output took too little of it.
+    :raises CalledOffError: a signal ended this client.
+    :raises WrongStateError: another program reads the output.
+    :raises TooSlowError: the reader of our own output was too slow.
     """
     terminal = stdio.terminal and stdin
     keys = keys if terminal and os.isatty(0) else b""
@@ -72,7 +73,7 @@ async def attach_as_member(
         signals.resized = client.resized
         with raw_mode(0) if terminal else nullcontext():
             return await client.stay(stdin=stdin)
-    raise AssertionError("what calls us off is raised")
+    raise AssertionError("open_signals raises when it ends the block")
 
 
 class _Client:
@@ -90,10 +91,10 @@ class _Client:
         self._others = 0  # members, without the hub
         self._received = 0  # messages
         self._writing = False
-        self._ended = trio.Event()  # the output has
+        self._ended = trio.Event()  # set at the end of the output
 
     async def stay(self, *, stdin: bool) -> Exited | None:
-        """Be a member until the process has ended or the keys came."""
+        """Stay attached until the process exits or the keys are typed."""
         exited = None
         with trio.CancelScope() as staying, _open_ends(self._stdio, self._place):
             tasks = [self._follow]
@@ -101,11 +102,11 @@ class _Client:
                 tasks.append(partial(self._type, staying))
             async with background(*tasks):
                 exited = await self._task.wait()
-                await self._wait_rest()
+                await self._wait_output()
         return exited
 
-    async def _wait_rest(self) -> None:
-        """Wait for what the process wrote before it ended."""
+    async def _wait_output(self) -> None:
+        """Wait for the output that the process wrote before its exit."""
         limit = trio.current_time() + _ENDLESS
         while not self._ended.is_set():
             before = self._received
@@ -115,10 +116,10 @@ class _Client:
             if quiet and not self._writing:
                 return
 
-    # What we show
+    # Output
 
     async def _follow(self) -> None:
-        """Have a hub until the output ends."""
+        """Connect to a hub, and to its successors, until the output ends."""
         rejoining = False
         while not self._ended.is_set():
             try:
@@ -128,7 +129,7 @@ class _Client:
                     await self._greet(fresh=not rejoining)
                     await self._listen(sock)
             except NotFoundError:
-                if rejoining:  # the end of the process is about to be told
+                if rejoining:  # Wait is about to return
                     await trio.sleep(_GONE)
                 raise
             finally:
@@ -141,13 +142,13 @@ class _Client:
             await hub.send(self._sock, hub.hello(size, self._active, fresh=fresh))
 
     async def _listen(self, sock: socket.socket) -> None:
-        """Take messages until the hub is gone."""
-        with trio.move_on_after(_PATIENCE) as patience:
+        """Handle messages until the hub closes the connection."""
+        with trio.move_on_after(_HUB_TIMEOUT) as waiting:
             message = await hub.receive(sock)
-        if patience.cancelled_caught:
+        if waiting.cancelled_caught:
             raise TimedOutError(
-                f"the client that has the output, pid {hub.peer_of(sock)}, does not answer; "
-                "end or continue it, and try again"
+                f"cannot attach: the client with pid {hub.peer_of(sock)} reads the output and "
+                "does not answer; end or continue it, and try again"
             )
         while message:
             kind, data = message[:1], message[1:]
@@ -160,19 +161,19 @@ class _Client:
                 self._others = int(data)
             elif kind == hub.CUT:
                 raise TooSlowError(
-                    f"cut off: more than {hub.BEHIND} bytes of output were left unread; "
-                    "the container went on, attach again"
+                    f"disconnected: more than {hub.BEHIND} bytes of output were unread; "
+                    "the container runs on, attach again"
                 )
             elif kind == hub.END:
                 self._ended.set()
             message = await hub.receive(sock)
 
     async def resized(self) -> None:
-        """Our terminal has another size."""
+        """Send the new size of our terminal."""
         self._active = time.monotonic()
         await self._greet()
 
-    # What we type
+    # Input
 
     async def _type(self, staying: trio.CancelScope) -> None:
         async with aclosing(read_in(0, self._keys)) as pieces:
@@ -188,14 +189,14 @@ class _Client:
             await self._connected.wait()
             if self._sock is not None and await hub.send(self._sock, message):
                 return
-            await trio.sleep(_PAUSE)  # the hub is gone, and the next one near
+            await trio.sleep(_PAUSE)  # until the next hub is there
 
-    # Who the hub is
+    # The hub
 
     @asynccontextmanager
     async def _joined(self, others: int) -> AsyncIterator[socket.socket]:
-        """Find the hub of the process, or become it; ``others`` followed the last one."""
-        deadline = trio.current_time() + _PATIENCE
+        """Connect to the hub, or become it; the last hub had ``others`` members."""
+        deadline = trio.current_time() + _HUB_TIMEOUT
         while True:
             with hub.try_lock(self._place) as locked:
                 if locked:
@@ -208,7 +209,8 @@ class _Client:
                 return
             if trio.current_time() >= deadline:
                 raise TimedOutError(
-                    f"another client holds {self._place / hub.LOCK} and lets nobody in; end it"
+                    f"cannot attach: another client holds {self._place / hub.LOCK} and does not "
+                    "listen; end it"
                 )
             await trio.sleep(_PAUSE)
 
@@ -230,13 +232,13 @@ class _Client:
                     yield ours
 
     async def _resize(self, width: int, height: int) -> None:
-        with suppress(ShimError):  # it has just ended
+        with suppress(ShimError):  # the process has just exited
             await self._task.resize(width, height)
 
     async def _wait_alone(self) -> None:
-        """See to it that nobody else takes bytes away.
+        """Wait until no other program reads the output.
 
-        :raises WrongStateError: somebody does.
+        :raises WrongStateError: one still does after ``_LEAVING`` seconds.
         """
         deadline = trio.current_time() + _LEAVING
         lock = str(self._place / hub.LOCK)
@@ -244,10 +246,10 @@ class _Client:
             self._stdio.stdout, except_for=(os.getpid(), self._shim_pid), knowing=lock
         ):
             if trio.current_time() >= deadline:
-                who = ", ".join(f"{reader.name} (pid {reader.pid})" for reader in readers)
+                names = ", ".join(f"{reader.name} (pid {reader.pid})" for reader in readers)
                 raise WrongStateError(
-                    f"{who} reads the output of {self._task.id}, and would lose what we read; "
-                    "attach with its own client"
+                    f"cannot attach: {names} reads the output of {self._task.id} and would "
+                    "lose bytes; attach with its own client"
                 )
             await trio.sleep(_PAUSE)
 
@@ -263,7 +265,7 @@ def _closing(sock: socket.socket) -> Iterator[None]:
 
 @contextmanager
 def _open_ends(stdio: Stdio, place: Path) -> Iterator[None]:
-    """Keep the fifos open, unread, so that they outlive a hub; and be known as a client."""
+    """Keep the fifos open without reading, so that their content outlives a hub."""
     with ExitStack() as stack:
         stack.callback(os.close, hub.open_lock(place))
         for path in _outputs(stdio):
@@ -273,7 +275,7 @@ def _open_ends(stdio: Stdio, place: Path) -> Iterator[None]:
 
 @contextmanager
 def _open_pipes(stdio: Stdio) -> Iterator[Pipes]:
-    """Open our ends of fifos that are there; with nobody at the others this does not wait."""
+    """Open our ends of the fifos without waiting for the other ends."""
     with ExitStack() as stack:
         outputs = []
         for path in _outputs(stdio):
@@ -282,7 +284,7 @@ def _open_pipes(stdio: Stdio) -> Iterator[Pipes]:
             outputs.append(fd)
         stdin = None
         if stdio.stdin:
-            with suppress(OSError):  # nobody reads it, and nobody will
+            with suppress(OSError):  # no process reads it
                 stdin = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         pipes = Pipes(stdio, stdin, outputs[0], outputs[1] if len(outputs) > 1 else None)
         stack.callback(pipes.close_stdin)
@@ -297,7 +299,8 @@ def _outputs(stdio: Stdio) -> list[str]:
 def _open_output(path: str) -> int:
     """Open a fifo to read.
 
-    :raises NotFoundError, InvalidError: there is none at ``path``.
+    :raises NotFoundError: ``path`` does not exist.
+    :raises InvalidError: ``path`` is not a fifo.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -305,5 +308,5 @@ def _open_output(path: str) -> int:
         raise NotFoundError(f"cannot open the output {path}: {exc.strerror}") from None
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
-        raise InvalidError(f"the output {path} is no fifo; nobody can attach to it")
+        raise InvalidError(f"cannot attach to the output {path}: it is not a fifo")
     return fd

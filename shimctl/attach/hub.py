@@ -1,26 +1,28 @@
-"""Several clients at the fifos of one process: one of them reads, all of them see.
+"""The hub: one client reads the fifos of a process and copies the output to all clients.
 
-A fifo gives each byte to one reader.  So one of the clients is the hub: it holds
-a lock in the process's bundle, reads the fifos, and listens on a socket there,
-from which the others, its members, get copies, and to which they send what is
-typed.  When the hub goes, however, its lock is free and a member takes it; what
-nobody had read is still in the fifos, what was copied still in the sockets.
+A fifo gives each byte to one reader.  Therefore one of the clients is the hub.
+It holds a lock in the process's bundle, reads the fifos and listens on a socket
+in the bundle.  The other clients are its members: they receive copies of the
+output through the socket and send their input to it.  When the hub exits, the
+kernel releases the lock and a member becomes the hub.  Unread output is still in
+the fifos then, and copied output is still in the sockets.
 
-A message is one packet, and its first byte says what it is:
+A message is one packet.  Its first byte is its kind:
 
     o e   to members: bytes of stdout, of stderr
-    n     to members: how many they are, the hub not counted; the first they hear
-    c     to members: cut off, for not reading
+    n     to members: the number of members without the hub; always the first message
+    c     to members: the hub closes the connection, because the member reads too slowly
     x     to members: the output has ended
-    i     from members: bytes that were typed
-    h     from members: who they are now, as JSON: size, active, fresh
+    i     from members: bytes of input
+    h     from members: the member's state as JSON: size, active, fresh
 
-What a member has not read yet waits in the kernel, and never more than
-``BEHIND`` bytes: a member that reads too slowly is cut off, the process and the
-other members wait for nobody.  Only who is alone may be slow.  The terminal has
-the size of the member that was active last: that typed, came, or was resized.
+The kernel keeps at most ``BEHIND`` unread bytes for a member.  A member that
+reads more slowly is disconnected, so that neither the process nor the other
+members wait for it.  A single client may be slow: then the process waits.  The
+terminal has the size of the member that was active last, that is, the last one
+that attached, sent input or was resized.
 
-Source: fifo(7), unix(7), flock(2); docker's attach for the redraw of who comes late.
+Source: fifo(7), unix(7), flock(2); docker's attach for the redraw for a late client.
 """
 
 from __future__ import annotations
@@ -50,10 +52,10 @@ if TYPE_CHECKING:
     from shimctl.attach.relay import Pipes
 
 OUT, ERR, NUMBER, CUT, END, INPUT, HELLO = (bytes([b]) for b in b"oencxih")
-BEHIND = 1 << 20  # bytes that the kernel keeps for a member that does not read
-_LAST_WORD = 1 << 16  # bytes of room beyond that, to say that it is cut off
+BEHIND = 1 << 20  # unread bytes that the kernel keeps for a member
+_LAST_WORD = 1 << 16  # more bytes of buffer, for the message CUT
 _SO_SNDBUFFORCE = 32  # Source: asm-generic/socket.h; Python has no name for it
-_REUNION = 1  # s in which the members of a dead hub come to the next
+_REUNION = 1  # s for the members of a dead hub to connect to the next one
 LOCK, _SOCKET = "attach.lock", "attach.sock"
 
 Size = tuple[int, int]  # width and height, in characters
@@ -61,9 +63,9 @@ Size = tuple[int, int]  # width and height, in characters
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """A client.  ``active`` is when it last was, by the clock that all processes share.
+    """A client of the process.  ``active`` is the time of its last activity, CLOCK_MONOTONIC.
 
-    ``sock`` is None for a hub's own client that needs no copies.
+    ``sock`` is None for the hub's own client if it needs no copies.
     """
 
     sock: socket.socket | None
@@ -73,7 +75,7 @@ class Member:
 
 
 class Hub:
-    """The one client that reads.  Use :func:`open_hub`."""
+    """The client that reads the fifos.  Use :func:`open_hub`."""
 
     def __init__(
         self, pipes: Pipes, resize: Callable[[int, int], Awaitable[object]] | None
@@ -87,8 +89,8 @@ class Hub:
         self._size: Size | None = None
         self._changed = trio.Event()
 
-    def tell(self, kind: bytes, data: bytes = b"") -> None:
-        """Send a message to every member, and wait for none of them."""
+    def broadcast(self, kind: bytes, data: bytes = b"") -> None:
+        """Send a message to every member without waiting for any."""
         for member in list(self._members):
             if member.sock is None:
                 continue
@@ -103,7 +105,7 @@ class Hub:
                 self._lose(member)
 
     def admit(self, sock: socket.socket, *, own: bool = False) -> Member:
-        """Begin to send copies to ``sock``; :meth:`converse` must follow."""
+        """Add a member that receives copies on ``sock``; call :meth:`converse` next."""
         sock.setblocking(False)
         _set_buffer(sock, BEHIND)
         member = Member(sock, trio.CancelScope())
@@ -122,13 +124,13 @@ class Hub:
     def _count(self) -> None:
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        self.tell(NUMBER, str(self._others()).encode())
+        self.broadcast(NUMBER, str(self._others()).encode())
 
     def _others(self) -> int:
         return sum(member is not self.own for member in self._members)
 
     async def wait_members(self, count: int) -> None:
-        """Wait until the other members are ``count``, but not for long."""
+        """Wait until there are ``count`` other members, at most ``_REUNION`` seconds."""
         with trio.move_on_after(_REUNION):
             while self._others() < count:
                 await self._changed.wait()
@@ -140,7 +142,7 @@ class Hub:
             if self._pipes.stderr is not None:
                 nursery.start_soon(self._pump, ERR, self._pipes.stderr)
         self._ended = True
-        self.tell(END)
+        self.broadcast(END)
 
     async def _pump(self, kind: bytes, source: int) -> None:
         while True:
@@ -152,11 +154,11 @@ class Hub:
                 continue
             if not data:
                 return
-            # With no wait in between: whoever leaves takes nothing along.
-            self.tell(kind, data)
+            # No wait between read and send: a hub that exits loses no byte.
+            self.broadcast(kind, data)
 
     async def _wait_room(self) -> None:
-        """Wait for a member that is alone: as long as it is, nobody else has to."""
+        """Wait for the only client to read; return when a second client arrives."""
         while self._members == [self.own] and self.own.sock is not None:
             sock = self.own.sock
             with trio.CancelScope() as waiting:
@@ -166,7 +168,7 @@ class Hub:
                     return
 
     async def serve(self, listener: socket.socket) -> None:
-        """Take in whoever comes."""
+        """Accept members until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 await wait_readable(listener)
@@ -175,7 +177,7 @@ class Hub:
                     nursery.start_soon(self.converse, member)
 
     async def converse(self, member: Member) -> None:
-        """Be there for one member until it leaves; this closes its socket."""
+        """Handle the messages of a member until it disconnects; then close its socket."""
         assert member.sock is not None
         try:
             with member.scope:
@@ -196,25 +198,25 @@ class Hub:
                 await self._pipes.write_stdin(content)
         elif kind == HELLO:
             if self._ended:
-                self.tell(END)
+                self.broadcast(END)
             member.size, member.active, fresh = read_hello(content)
             await self._fit(redraw=fresh and member.size is not None)
 
     async def use(self, member: Member) -> None:
-        """Take note that a member is active: the terminal gets its size."""
+        """Record that a member is active; the terminal gets its size."""
         member.active = time.monotonic()
         await self._fit()
 
     async def resize_own(self, size: Size | None) -> None:
-        """Take note of the size of our own terminal."""
+        """Record the size of this client's own terminal."""
         self.own.size = size
         await self.use(self.own)
 
     async def _fit(self, *, redraw: bool = False) -> None:
         """Give the process's terminal the size of the member that was active last.
 
-        To ``redraw`` is to have another size for a moment, which programs on a
-        screen of their own answer by painting all of it.
+        ``redraw`` sets another size for a moment: full-screen programs then paint
+        the whole screen.
         """
         sized = [member for member in self._members if member.size]
         if self._resize is None or not sized:
@@ -236,33 +238,33 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 def read_hello(content: bytes) -> tuple[Size | None, float, bool]:
-    """Read what a member says of itself; strange words count as none, it may be newer."""
+    """Parse HELLO; malformed content counts as empty, since the member may be newer."""
     try:
-        said: dict[str, Any] = json.loads(content)
-        size = said.get("size")
+        state: dict[str, Any] = json.loads(content)
+        size = state.get("size")
         pair = (int(size[0]), int(size[1])) if size else None
-        return pair, float(said.get("active", 0)), bool(said.get("fresh"))
+        return pair, float(state.get("active", 0)), bool(state.get("fresh"))
     except (ValueError, TypeError, LookupError, AttributeError):
         return None, 0, False
 
 
 def hello(size: Size | None, active: float, *, fresh: bool) -> bytes:
-    """Say who we are; ``fresh`` members have seen nothing of the screen yet."""
-    said = {"size": size, "active": active, "fresh": fresh}
-    return HELLO + json.dumps(said).encode()
+    """Encode HELLO; a ``fresh`` member has not received any output yet."""
+    state = {"size": size, "active": active, "fresh": fresh}
+    return HELLO + json.dumps(state).encode()
 
 
 async def receive(sock: socket.socket) -> bytes:
-    """Wait for the next message; empty when the other side is gone and all is read."""
+    """Return the next message, or nothing once the peer has closed and all is read."""
     while True:
         await wait_readable(sock)
-        # ECONNRESET comes before what was sent until then, and once.
+        # The kernel reports ECONNRESET once, before the messages that are still queued.
         with suppress(BlockingIOError, ConnectionResetError):
             return sock.recv(CHUNK + 1)
 
 
 async def send(sock: socket.socket, message: bytes) -> bool:
-    """Send a message as soon as there is room; say whether the other side was there."""
+    """Send a message when the buffer has room; return False if the peer has closed."""
     while True:
         try:
             await wait_writable(sock)
@@ -275,35 +277,37 @@ async def send(sock: socket.socket, message: bytes) -> bool:
 
 
 def peer_of(sock: socket.socket) -> int:
-    """Return the pid of who listens at the other side."""
+    """Return the pid of the process that listens at the other end."""
     return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 def _set_buffer(sock: socket.socket, size: int) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
-    except PermissionError:  # then it is as large as the host allows
+    except PermissionError:  # the kernel then caps the size at net.core.wmem_max
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
-# Who is the hub
+# Becoming the hub, or finding it
 
 
 def open_lock(place: Path) -> int:
-    """Open the file that the hub has locked, and by which clients know each other.
+    """Open the file that the hub locks; every client keeps it open.
 
-    :raises NotFoundError: the directory is not there, or not any more.
+    :raises NotFoundError: the directory does not exist (any more).
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(place / LOCK, flags, 0o600)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"{place} is gone, and the container with it") from None
+        raise NotFoundError(
+            f"cannot open {place / LOCK}: the container has been deleted"
+        ) from None
 
 
 @contextmanager
 def try_lock(place: Path) -> Iterator[bool]:
-    """Try to become the hub of ``place`` for the block; say whether that worked."""
+    """Try to lock ``place`` for the block; give whether that succeeded."""
     fd = open_lock(place)
     try:
         try:
@@ -317,7 +321,7 @@ def try_lock(place: Path) -> Iterator[bool]:
 
 
 def call(place: Path) -> socket.socket | None:
-    """Connect to the hub of ``place``; None if it does not listen, or not yet."""
+    """Connect to the hub of ``place``; return None if no hub listens yet."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.setblocking(False)
     try:
@@ -336,7 +340,7 @@ def call(place: Path) -> socket.socket | None:
 async def open_hub(
     place: Path, pipes: Pipes, resize: Callable[[int, int], Awaitable[object]] | None
 ) -> AsyncIterator[Hub]:
-    """Be the hub for the block.  Needs the lock; ``resize`` is None without a terminal."""
+    """Run the hub for the block.  Needs the lock; ``resize`` is None without a terminal."""
     hub = Hub(pipes, resize)
     with _listening(place) as listener:
         async with background(partial(hub.serve, listener)):
@@ -348,7 +352,7 @@ def _listening(place: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.setblocking(False)
         path = place / _SOCKET
-        path.unlink(missing_ok=True)  # a dead one's: the lock is ours
+        path.unlink(missing_ok=True)  # the socket of a dead hub: we hold the lock
         umask = os.umask(0o177)
         try:
             with _named(place) as name:
@@ -364,7 +368,7 @@ def _listening(place: Path) -> Iterator[socket.socket]:
 
 @contextmanager
 def _named(place: Path) -> Iterator[str]:
-    """Give the name of the socket: by way of an fd, as bundles have long paths."""
+    """Give a short path of the socket, through an fd: bundles have long paths."""
     fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{_SOCKET}"

@@ -1,7 +1,7 @@
-"""The keys that let go of a container: found in what is typed, wherever reads cut it.
+"""The detach keys: a sequence that is found in the input across the borders of reads.
 
-Keys that only began the sequence are passed on with the next one.  Bytes in,
-bytes out; nothing here reads a terminal.
+Keys that turn out to be no detach sequence are passed on with the next key.
+Bytes in, bytes out; nothing here reads a terminal.
 
 Source: docker's ``--detach-keys`` and moby/term ascii.go for how keys are named.
 """
@@ -15,7 +15,7 @@ _CONTROL = "@abcdefghijklmnopqrstuvwxyz[\\]^_"
 
 
 def parse_keys(text: str) -> bytes:
-    """Read keys as docker names them, ``ctrl-p,ctrl-q`` or ``ctrl-],x``; empty for none.
+    """Parse keys in docker's notation, ``ctrl-p,ctrl-q`` or ``ctrl-],x``; empty for none.
 
     :raises InvalidError: one of them is neither a character nor ``ctrl-`` and one.
     """
@@ -29,24 +29,21 @@ def _key(name: str) -> int:
     if prefix == "ctrl" and len(character) == 1 and character in _CONTROL:
         return _CONTROL.index(character)
     raise InvalidError(
-        f"{name!r} is no key; say a character or ctrl- and one of a-z @ [ \\ ] ^ _, "
+        f"{name!r} is not a key; use a character, or ctrl- and one of a-z @ [ \\ ] ^ _, "
         "with commas in between"
     )
 
 
 class KeyFilter:
-    """Passes on what is typed until the sequence ``keys`` comes; empty finds nothing."""
+    """Passes input on until the sequence ``keys`` arrives; an empty one never does."""
 
     def __init__(self, keys: bytes) -> None:
         self.found = False
         self._keys = keys
-        self._held = b""  # what may be the beginning of the sequence
+        self._held = b""  # a possible beginning of the sequence
 
     def feed(self, data: bytes) -> bytes:
-        """Take what was typed; return what is to be passed on.
-
-        Once :attr:`found`, nothing is passed on any more.
-        """
+        """Take input and return the bytes to pass on; none once :attr:`found` is set."""
         if self.found or not self._keys:
             return b"" if self.found else data
         data = self._held + data

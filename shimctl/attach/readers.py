@@ -1,4 +1,4 @@
-"""Who has a fifo open to read: its bytes go to one reader only, so a second takes them away.
+"""Find the processes that read a fifo: it gives each byte to one reader only.
 
 Source: proc(5) for /proc/PID/fd and fdinfo.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_ACCESS = 0o3  # the part of the flags that says reading, writing or both
+_ACCESS = 0o3  # O_ACCMODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,17 @@ class Reader:
 
 
 def readers_of(path: str, *, except_for: Collection[int] = (), knowing: str = "") -> list[Reader]:
-    """List who reads the fifo at ``path``; processes that we may not look into are left out.
+    """List the processes that have the fifo at ``path`` open to read.
 
-    So are those that have the file ``knowing`` open, too.
+    Processes that we may not inspect are left out, and those that also have the
+    file ``knowing`` open.
     """
     wanted = os.stat(path)  # noqa: PTH116 - the path comes as the string a shim gave
     found = []
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal() or int(process.name) in except_for:
             continue
-        # It may be gone by now, or not ours to look into.
+        # The process may have ended, or we may not inspect it.
         with suppress(OSError):
             if any(_reads(fd, wanted) for fd in _open_at(process, path)):
                 if knowing and any(_open_at(process, knowing)):
@@ -46,11 +47,11 @@ def readers_of(path: str, *, except_for: Collection[int] = (), knowing: str = ""
 
 
 def _open_at(process: Path, path: str) -> Iterator[str]:
-    # By the name first: a stat of whatever others have open may take for ever.
+    # Compare names first: a stat of an unrelated file may block, for example on NFS.
     name = path.rpartition("/")[2]
     for fd in os.listdir(process / "fd"):  # noqa: PTH208 - numbers, not paths
         with suppress(OSError):
-            link = os.readlink(process / "fd" / fd)  # noqa: PTH115 - it is mostly no path
+            link = os.readlink(process / "fd" / fd)  # noqa: PTH115 - mostly not a path
             if link.rpartition("/")[2] == name:
                 yield f"{process}/fd/{fd}"
 

@@ -1,10 +1,10 @@
-"""Between our own stdin, stdout, stderr and a process behind a shim: fifos.
+"""Relay between our own stdin, stdout and stderr and the fifos of a process behind a shim.
 
-We make the fifos, the shim opens the other ends.  A shim may hold both ends of
-each for as long as the process exists, so the end of the output is not the end
-of the process: ask ``Wait`` for that, then ``Delete``, and the shim lets go.
+We create the fifos, the shim opens the other ends.  A shim may keep both ends of
+each fifo open until ``Delete``, so the end of the output does not mean that the
+process has exited: call ``Wait``, then ``Delete``.
 
-Source: protocol section 8; fifo(7) for what an open without a peer does.
+Source: fifo(7) for an open without a peer.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from shimctl.attach.keys import KeyFilter
 
 CHUNK = 64 * 1024  # bytes, what a fifo holds
-_PIECE = 4096  # bytes; a writable pipe takes as much without blocking
+_PIECE = 4096  # bytes that a writable pipe accepts without blocking
 
 
 @dataclass(slots=True)
 class Pipes:
-    """Our ends of a process's fifos, each owned by the block that opened them.
+    """Our ends of a process's fifos; the block that opened them closes them.
 
-    ``stdin`` is None when there is none to give, ``stderr`` with a terminal.
-    The fifos go with the block unless it says to ``keep`` them.
+    ``stdin`` is None for a process without input, ``stderr`` with a terminal.
+    The block removes the fifos at its end unless ``keep`` is set.
     """
 
     stdio: Stdio
@@ -44,14 +44,14 @@ class Pipes:
     keep: bool = False
 
     def close_stdin(self) -> None:
-        """Close our end of stdin, once; the process sees EOF after ``CloseIO`` too."""
+        """Close our end of stdin, once; the process sees EOF after ``CloseIO``, too."""
         fd, self.stdin = self.stdin, None
         if fd is not None:
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
 
     async def write_stdin(self, data: bytes) -> None:
-        """Pass on what was typed; nothing happens once stdin is closed at either end."""
+        """Write input to the process; do nothing once stdin is closed at either end."""
         if self.stdin is not None:
             with suppress(BrokenPipeError, trio.ClosedResourceError):
                 await write(self.stdin, data)
@@ -59,7 +59,7 @@ class Pipes:
 
 @contextmanager
 def open_pipes(directory: Path, *, stdin: bool, terminal: bool) -> Iterator[Pipes]:
-    """Make the fifos in ``directory`` and open our ends; neither needs the shim yet."""
+    """Create the fifos in ``directory`` and open our ends, before the shim opens its own."""
     with ExitStack() as stack:
 
         def opened(name: str, flags: int) -> tuple[str, int]:
@@ -84,7 +84,7 @@ def open_pipes(directory: Path, *, stdin: bool, terminal: bool) -> Iterator[Pipe
             stack.callback(os.close, err)
         in_path, to = "", None
         if stdin:
-            # Writing alone would fail until the shim has opened its end.
+            # O_WRONLY would fail until the shim has opened its end.
             in_path, to = opened("stdin", os.O_RDWR)
         pipes = Pipes(Stdio(in_path, out_path, err_path, terminal), to, out, err)
         stack.callback(pipes.close_stdin)
@@ -95,13 +95,13 @@ async def copy_out(
     source: int,
     target: int,
     broken: Callable[[], Awaitable[object]],
-    tell: Callable[[bytes], object] | None = None,
+    copied: Callable[[bytes], object] | None = None,
 ) -> None:
     """Copy a process's output to our own until every writer has closed it.
 
-    ``tell`` is told of everything first.  Once nobody reads ours any more, the
-    rest is read and thrown away, as the process must not block on us; ``broken``
-    is called each time more arrives.
+    ``copied`` gets all bytes first.  Once our output has no reader, the rest is read
+    and discarded, because the process must not block; ``broken`` is called each time
+    more bytes arrive.
     """
     alive = True
     while True:
@@ -112,8 +112,8 @@ async def copy_out(
             continue
         if not data:
             return
-        if tell is not None:
-            tell(data)
+        if copied is not None:
+            copied(data)
         if alive:
             try:
                 await write(target, data)
@@ -123,17 +123,17 @@ async def copy_out(
             await broken()
 
 
-async def drain(source: int, target: int, tell: Callable[[bytes], object] | None = None) -> None:
-    """Copy what is there now, and stop where reading would have to wait."""
+async def drain(source: int, target: int, copied: Callable[[bytes], object] | None = None) -> None:
+    """Copy the bytes that are readable now, without waiting for more."""
     with suppress(BlockingIOError, BrokenPipeError):
         while data := os.read(source, CHUNK):
-            if tell is not None:
-                tell(data)
+            if copied is not None:
+                copied(data)
             await write(target, data)
 
 
 async def read_in(source: int, keys: KeyFilter) -> AsyncGenerator[bytes, None]:
-    """Give our input in pieces, without the keys that let go, until it or they come to an end."""
+    """Give our input in pieces, without the detach keys, until its end or the keys."""
     pollable = _pollable(source)
     while not keys.found:
         if pollable:
@@ -145,7 +145,7 @@ async def read_in(source: int, keys: KeyFilter) -> AsyncGenerator[bytes, None]:
         except BlockingIOError:
             continue
         except OSError:
-            return  # the terminal is gone, or not ours any more
+            return  # the terminal was closed, or we are in the background
         if not data:
             return
         if passed := keys.feed(data):
@@ -160,9 +160,9 @@ async def copy_in(
     typed: Callable[[], Awaitable[object]],
     closed: Callable[[], Awaitable[object]],
 ) -> None:
-    """Copy our input to a process; at its end close, and call ``closed``.
+    """Copy our input to a process; at the end of the input close it and call ``closed``.
 
-    ``typed`` is called before each piece.  The keys that let go close nothing.
+    ``typed`` is called before each piece.  The detach keys do not close the input.
     """
     async with aclosing(read_in(source, keys)) as pieces:
         async for data in pieces:
@@ -174,10 +174,10 @@ async def copy_in(
 
 
 async def write(fd: int, data: bytes) -> None:
-    """Write all of ``data``, however long ``fd`` takes.
+    """Write all of ``data``, without a time limit.
 
-    Our stdout may be shared with other programs, so it is not ours to make
-    non-blocking; pieces this small do not block once it is writable.
+    Other programs may share our stdout, so it must stay in blocking mode; pieces
+    of ``_PIECE`` bytes do not block once it is writable.
     """
     pollable = _pollable(fd)
     rest = memoryview(data)
@@ -189,6 +189,6 @@ async def write(fd: int, data: bytes) -> None:
 
 
 def _pollable(fd: int) -> bool:
-    """Tell whether epoll takes ``fd``; files and /dev/null are always ready instead."""
+    """Return whether epoll supports ``fd``; files and /dev/null are always ready instead."""
     mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)

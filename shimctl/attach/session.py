@@ -1,8 +1,7 @@
-"""Stand in for a process behind a shim: its input, output, signals and exit status.
+"""Run a process behind a shim in the foreground: forward its stdio, signals and exit status.
 
-What a user does to us, we do to the process: Ctrl-C, ``kill``, a resized
-window, a closed pipe.  Before the process has started, a signal calls the
-whole thing off instead.
+Ctrl-C, ``kill``, a window resize and a closed pipe are forwarded to the process.
+Before the process has started, a signal ends the session instead.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from shimctl.client import Task
     from shimctl.values import Exited
 
-DRAIN = 5  # s that output may take to end once the process has
-_INSIST = 3  # the how many-th SIGINT or SIGTERM becomes SIGKILL
+DRAIN = 5  # s for the output to end after the exit
+_INSIST = 3  # the third SIGINT or SIGTERM is sent as SIGKILL
 _WRITES_ON = 1  # s after SIGPIPE until SIGKILL, for a process that goes on writing
 _FORWARDED = (
     signal.SIGHUP,
@@ -45,17 +44,17 @@ _FORWARDED = (
 
 
 class CalledOffError(ShimError):
-    """A signal came before the process had started."""
+    """A signal arrived before the process had started."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"called off by {signal.Signals(number).name}")
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.number = number
 
 
 class Signals:
-    """Where signals go: to ``task``, or while there is none, against the block.
+    """Forwards signals to ``task``; while ``task`` is None, a signal cancels the block.
 
-    ``resized`` is called when our terminal has another size.
+    ``resized`` is called when the size of our terminal changes.
     """
 
     def __init__(self, scope: trio.CancelScope) -> None:
@@ -66,7 +65,7 @@ class Signals:
         self._demands = 0
 
     async def deliver(self, number: int) -> None:
-        """Do what signal ``number`` asks for."""
+        """Forward signal ``number``."""
         if number == signal.SIGWINCH:
             if self.resized is not None:
                 await self.resized()
@@ -75,7 +74,7 @@ class Signals:
             self.caught = number
             self._scope.cancel()
             return
-        with suppress(ShimError):  # it has just ended
+        with suppress(ShimError):  # the process has just exited
             self._demands += number in (signal.SIGINT, signal.SIGTERM)
             insist = self._demands >= _INSIST
             await self.task.kill(signal.SIGKILL if insist else number)
@@ -83,9 +82,9 @@ class Signals:
 
 @asynccontextmanager
 async def open_signals() -> AsyncIterator[Signals]:
-    """Take over the signals that a user sends to programs, for the block.
+    """Receive the signals that users send to programs, for the block.
 
-    :raises CalledOffError: one came while :attr:`Signals.task` was not set.
+    :raises CalledOffError: one arrived while :attr:`Signals.task` was not set.
     """
     with trio.CancelScope() as scope:
         signals = Signals(scope)
@@ -104,14 +103,14 @@ async def open_signals() -> AsyncIterator[Signals]:
 async def attach(
     task: Task, pipes: Pipes, signals: Signals, *, keys: bytes = b"", place: Path | None = None
 ) -> Exited | None:
-    """Relay for a process that has started, until it has ended; then delete it.
+    """Relay the stdio of a started process until it exits; then delete it.
 
-    In ``place``, its bundle, others may attach beside us.  With a terminal, ``keys``
-    let go of it: then it goes on, and None is returned.
+    ``place`` is its bundle, through which other clients can attach.  With a terminal,
+    the keys ``keys`` detach: the process runs on, and None is returned.
     """
 
     async def resize(width: int, height: int) -> None:
-        with suppress(ShimError):  # it has just ended
+        with suppress(ShimError):  # the process has just exited
             await task.resize(width, height)
 
     resizing = resize if pipes.stdio.terminal else None
@@ -130,9 +129,9 @@ async def _attach(
 ) -> Exited | None:
     first = math.inf
 
-    async def nobody_reads() -> None:
-        # As if the process itself had written into the closed pipe.  The init
-        # of a pid namespace never notices, so one that writes on is killed.
+    async def output_closed() -> None:
+        # Send SIGPIPE, as if the process had written into our closed pipe.  The init
+        # of a pid namespace ignores it, so a process that writes on gets SIGKILL.
         nonlocal first
         number = signal.SIGPIPE
         if first < trio.current_time() - _WRITES_ON:
@@ -150,29 +149,29 @@ async def _attach(
     async def resized() -> None:
         await hub.resize_own(own_size())
 
-    async def pass_on_input() -> None:
+    async def forward_input() -> None:
         typed = partial(hub.use, hub.own)
         await copy_in(0, pipes, filtered, typed=typed, closed=end_of_input)
         if filtered.found:
             staying.cancel()
 
-    outputs = [(pipes.stdout, 1, partial(hub.tell, OUT))]
+    outputs = [(pipes.stdout, 1, partial(hub.broadcast, OUT))]
     if pipes.stderr is not None:
-        outputs.append((pipes.stderr, 2, partial(hub.tell, ERR)))
+        outputs.append((pipes.stderr, 2, partial(hub.broadcast, ERR)))
     terminal = pipes.stdio.terminal and pipes.stdin is not None
     filtered = KeyFilter(keys if terminal and os.isatty(0) else b"")
     signals.task, signals.resized = task, resized
     exited = None
     with raw_mode(0) if terminal else nullcontext(), trio.CancelScope() as staying:
         await resized()
-        inputs = [pass_on_input] if pipes.stdin is not None else []
+        inputs = [forward_input] if pipes.stdin is not None else []
         async with background(*inputs), trio.open_nursery() as copying:
-            for source, target, tell in outputs:
-                copying.start_soon(copy_out, source, target, nobody_reads, tell)
+            for source, target, copied in outputs:
+                copying.start_soon(copy_out, source, target, output_closed, copied)
             exited = await task.wait()
             await task.delete()
             copying.cancel_scope.deadline = trio.current_time() + DRAIN
-        for source, target, tell in outputs:
-            await drain(source, target, tell)
-        hub.tell(END)
+        for source, target, copied in outputs:
+            await drain(source, target, copied)
+        hub.broadcast(END)
     return exited

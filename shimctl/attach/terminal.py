@@ -1,9 +1,9 @@
-"""The user's own terminal: its size, and raw mode while a container has it.
+"""The user's own terminal: its size, and raw mode while a container uses it.
 
-In raw mode every key goes to the container, Ctrl-C too.  The mode is restored
-on every way out of the block; a terminal left raw is useless.  Only SIGKILL
-leaves no way out: then `reset` in that terminal helps.  What the container did
-to the screen (colours, cursor, the alternate screen) is not ours to undo.
+In raw mode every key goes to the container, including Ctrl-C.  The mode is
+restored whenever the block ends, except after SIGKILL: then `reset` in that
+terminal restores it.  Changes that the container made to the screen (colours,
+cursor, the alternate screen) are not undone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def raw_mode(fd: int) -> Iterator[None]:
-    """Put the terminal ``fd`` into raw mode for the block; nothing if it is none."""
+    """Put ``fd`` into raw mode for the block; do nothing if it is not a terminal."""
     if not os.isatty(fd):
         yield
         return
@@ -30,11 +30,11 @@ def raw_mode(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        # Not TCSADRAIN: a terminal that nobody reads would hold us for ever.  And
-        # in the background, where our shell may have put us, it would stop us.
+        # TCSADRAIN would block on a terminal without a reader.  SIGTTOU is blocked
+        # because it would stop us if the shell has put us into the background.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
-            # The terminal may have been closed under us; then there is nothing to restore.
+            # The terminal may be closed already.
             with suppress(termios.error):
                 termios.tcsetattr(fd, termios.TCSANOW, before)
         finally:
@@ -42,7 +42,7 @@ def raw_mode(fd: int) -> Iterator[None]:
 
 
 def size_of(fd: int) -> tuple[int, int] | None:
-    """Return the width and height of the terminal in characters, None if ``fd`` is none."""
+    """Return the width and height of the terminal in characters, or None without one."""
     try:
         width, height = os.get_terminal_size(fd)
     except OSError:
@@ -51,5 +51,5 @@ def size_of(fd: int) -> tuple[int, int] | None:
 
 
 def own_size() -> tuple[int, int] | None:
-    """Return the size of the terminal that we are in, None if we are in none."""
+    """Return the size of our own terminal, or None without one."""
     return size_of(0) or size_of(1)

@@ -239,7 +239,7 @@ def test_the_lock_goes_to_one_and_is_free_after(tmp_path: Path) -> None:
 
 
 def test_without_a_directory_the_container_is_gone(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="is gone"), hub.try_lock(tmp_path / "none"):
+    with pytest.raises(NotFoundError, match="has been deleted"), hub.try_lock(tmp_path / "none"):
         pass
 
 

@@ -20,7 +20,7 @@ def test_keys_are_named_as_in_docker() -> None:
 
 @pytest.mark.parametrize("text", ["ctrl-", "ctrl-1", "ctrl-ab", "ab", "a,,b", "ü", "\n", "a,"])
 def test_what_is_no_key_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(InvalidError, match="is no key"):
+    with pytest.raises(InvalidError, match="is not a key"):
         parse_keys(text)
 
 

@@ -133,7 +133,7 @@ def test_other_keys_let_go_or_none_do(host: Host, tmux: Tmux) -> None:
     terminal.expect("^P^Q^]q.")
     os.kill(pid_of(host, terminal), signal.SIGTERM)
     assert terminal.command(attach(host, "--detach-keys", "ctrl-1", "other")) == 125
-    terminal.expect("'ctrl-1' is no key")
+    terminal.expect("'ctrl-1' is not a key")
 
 
 @pytest.mark.parametrize("how", ["TERM", "HUP", "QUIT", "container", "shim"])
