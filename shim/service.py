@@ -126,6 +126,7 @@ class TaskService(TaskBase):
     async def State(self, request: StateRequest) -> StateResponse:
         container = self._container(request.id)
         process = container.process(request.exec_id)
+        process.look_for_readers()
         reply = StateResponse(
             id=process.id or container.id,
             bundle=str(container.bundle.path),
@@ -234,7 +235,9 @@ class TaskService(TaskBase):
 
     @unary
     async def Wait(self, request: WaitRequest) -> WaitResponse:
-        exit_ = await self._process(request.id, request.exec_id).wait()
+        process = self._process(request.id, request.exec_id)
+        process.look_for_readers()
+        exit_ = await process.wait()
         reply = WaitResponse(exit_status=exit_.status)
         _stamp(reply.exited_at, exit_.at)
         return reply

@@ -122,6 +122,11 @@ class Process:
         assert self._stdio is not None
         await self._stdio.started()
 
+    def look_for_readers(self) -> None:
+        """Look now for readers of what is left: a manager that asks may have opened its ends."""
+        if self._stdio is not None:
+            self._stdio.look()
+
     async def hand_over(self) -> None:
         """Let whoever is reading have what the process wrote; some seconds at most."""
         if self._stdio is not None:

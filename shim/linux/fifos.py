@@ -107,14 +107,11 @@ def open_writer(path: str) -> Fd:
     return _open(path, os.O_WRONLY)
 
 
-def reopen_writer(both: Fd) -> Fd:
-    """Return a write-only end of a fifo that is open at both, even if it was unlinked."""
-    return _open(f"/proc/self/fd/{both.number}", os.O_WRONLY)
-
-
-def reopen_reader(writer: Fd) -> Fd:
-    """Return a read-only end of the fifo behind ``writer``, even if it was unlinked."""
-    return _open(f"/proc/self/fd/{writer.number}", os.O_RDONLY)
+def close_reader(both: Fd) -> None:
+    """Keep only the write end of a fifo that is open at both, even if it was unlinked."""
+    writer = _open(f"/proc/self/fd/{both.number}", os.O_WRONLY)
+    os.dup2(writer.number, both.number, inheritable=False)
+    writer.close()
 
 
 def _open(path: str, access: int) -> Fd:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # Seconds between two looks at what a reader has left.
 _GLANCE = 0.002
-# Seconds between two looks for a reader.
+# Seconds between two looks for whoever reads; the first of them, each further one doubles.
+_FIRST_LOOK = 0.001
+# Seconds between two tries at a terminal that was hung up.
 SHORT_PAUSE = 0.05
 LONG_PAUSE = 0.5
 
@@ -42,8 +44,8 @@ class Relay:
     """Moves what ``source`` gives into ``sink``.
 
     ``closes`` are the fds to close at the end of the source.  With ``linger``
-    the sink is a fifo open at both ends: it then stays open until somebody has
-    come to read what is in it.  ``name`` is for the log.
+    the sink is a fifo open at both ends: it then stays open until a reader has
+    taken everything that is in it.  ``name`` is for the log.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Relay:
         self._scope = trio.CancelScope()
         self._running = False
         self._ended = trio.Event()
-        self._rest: Fd | None = None  # to see what is left in the sink, once it is closed
+        self._looks = trio.lowlevel.ParkingLot()
 
     def start(self, nursery: trio.Nursery) -> None:
         """Begin, as a task of ``nursery``."""
@@ -74,7 +76,7 @@ class Relay:
                 await self._pump()
                 self._end_source()
                 if self._linger:
-                    await self._wait_reader()
+                    await self._wait_read()
         except OSError as exc:
             log.warning("stdio ended early", stream=self.name, error=str(exc))
         except Exception as exc:  # the nursery is the daemon's, and other containers' too
@@ -90,8 +92,10 @@ class Relay:
         self._scope.cancel()
         if self._running:
             await self._ended.wait()
-        if self._rest is not None:
-            self._rest.close()
+
+    def look(self) -> None:
+        """Look for a reader now, and again soon: one may have come."""
+        self._looks.unpark_all()
 
     async def wait_drained(self) -> None:
         """Wait until what is in the source now has reached the sink.
@@ -112,12 +116,10 @@ class Relay:
         """
         limit = self.moved + self.backlog + fifos.PIPE_SIZE
         before, since = -1, trio.current_time()
-        while self._linger and (fd := self._rest or self.sink).number >= 0:
-            left = fifos.unread(fd)
+        while self._linger and self.sink.number >= 0:
+            left = fifos.unread(self.sink)
             taken = self.moved - left
             if taken >= limit or (not left and self._is_drained()):
-                if self._rest is not None:
-                    self._rest.close()  # an exec may never be deleted
                 return
             if taken != before:
                 before, since = taken, trio.current_time()
@@ -147,20 +149,26 @@ class Relay:
             self.source.close()
         self._progress.unpark_all()
 
-    async def _wait_reader(self) -> None:
-        # While the fifo is open at both ends by us we cannot see whether anybody
-        # else reads.  If nobody does, closing it would discard what is in it.
-        writer = fifos.reopen_writer(self.sink)
-        try:
-            self.sink.close()
-            pause = SHORT_PAUSE
-            while not fifos.has_reader(writer):
-                await trio.sleep(pause)  # no event tells a writer that a reader came
-                pause = min(2 * pause, LONG_PAUSE)
-            if fifos.unread(writer):
-                self._rest = fifos.reopen_reader(writer)
-        finally:
-            writer.close()
+    async def _wait_read(self) -> None:
+        """Keep the fifo's write end until a reader has taken everything.
+
+        A reader can die with bytes unread, and its successor's open(2) waits
+        for a writer: without one, that open never returns, and the bytes, which
+        the kernel keeps, reach nobody.
+
+        No event tells a writer that a reader came or read, so the relay looks,
+        with pauses that double.  Where there is no reader, or one that takes
+        nothing, these grow without a limit: :meth:`look` shortens them again,
+        and so does a reader that takes something.
+        """
+        fifos.close_reader(self.sink)
+        left, pause = 0, _FIRST_LOOK
+        while (now := fifos.unread(self.sink)) or not fifos.has_reader(self.sink):
+            if now != left:
+                left, pause = now, _FIRST_LOOK
+            with trio.move_on_after(pause) as waiting:
+                await self._looks.park()
+            pause = 2 * pause if waiting.cancelled_caught else _FIRST_LOOK
 
 
 class SpliceRelay(Relay):

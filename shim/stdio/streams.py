@@ -74,6 +74,11 @@ class Stdio:
         """
         self._close_child_ends()
 
+    def look(self) -> None:
+        """Look now for readers that have come since the process ended."""
+        for relay in self._outputs:
+            relay.look()
+
     def exited(self) -> None:
         """Let readers of a terminal see its end: no process will open it again."""
 

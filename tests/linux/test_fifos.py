@@ -35,9 +35,9 @@ def test_a_file_is_not_a_fifo(tmp_path: Path) -> None:
 def test_what_is_written_waits_for_a_reader(fifo: str) -> None:
     keep = fifos.open_keep(fifo)
     os.write(keep.number, b"early")
-    writer = fifos.reopen_writer(keep)
-    assert fifos.has_reader(writer)
-    keep.close()
+    assert fifos.has_reader(keep)
+    fifos.close_reader(keep)
+    writer = keep
     assert not fifos.has_reader(writer)
     reader = fifos.open_reader(fifo)
     assert fifos.has_reader(writer)

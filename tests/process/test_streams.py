@@ -12,7 +12,7 @@ import pytest
 import trio
 from grpclib.exceptions import GRPCError
 
-from shim.api.task_pb2 import StartRequest, WaitRequest
+from shim.api.task_pb2 import StartRequest, StateRequest, WaitRequest
 from shim.linux import fifos
 from tests.stdio.conftest import read_all, read_some, read_until, write_all
 from tests.stdio.whole.client import (
@@ -163,6 +163,29 @@ async def test_a_manager_that_is_killed_can_be_followed_by_another(rig: Rig) -> 
     # Between the two is what the first had in hand when it died.
     assert 0 <= len(whole) - len(received) - len(rest) <= 128 << 10
     assert await ended(task, "c1") == 0
+
+
+async def test_a_manager_that_asks_after_the_exit_has_the_end_of_the_output_soon(rig: Rig) -> None:
+    """However long it was away: containerd reads to the end before it calls Delete."""
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    streams = {name: Streams(rig, name) for name in ("state", "wait")}
+    for name, each in streams.items():
+        request = rig.exec_request("c1", name, "echo", name, **each.fields("stdout"))
+        await task.Exec(request, timeout=10)
+        await task.Start(StartRequest(id="c1", exec_id=name), timeout=20)
+        await task.Wait(WaitRequest(id="c1", exec_id=name), timeout=20)
+    await trio.sleep(5)  # the manager is away; the next look would be in some seconds
+    for name, each in streams.items():
+        out = each.reader()
+        if name == "state":
+            await task.State(StateRequest(id="c1", exec_id=name), timeout=5)
+        else:
+            await task.Wait(WaitRequest(id="c1", exec_id=name), timeout=5)
+        with trio.fail_after(1):
+            assert await read_all(out) == f"{name}\n".encode()
+        assert await ended(task, "c1", name) == 0
 
 
 @pytest.mark.parametrize("child", ["sleep 1000", "yes"])
