@@ -113,7 +113,7 @@ def parse(data: bytes, path: str = names.HOST_FILE) -> Output:
 
     try:
         tables = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:
         raise InvalidError(f"{path} is not TOML: {exc}") from None
     _check_keys(tables, ("output",), path, "")
     table = tables.get("output", {})

@@ -6,14 +6,13 @@ and the OCI runtime-spec's features.md.
 
 from __future__ import annotations
 
-import json
 import signal
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from shim import log, names
+from shim import jsontext, log, names
 from shim.api.introspection_pb2 import RuntimeInfo, RuntimeVersion
 from shim.container.options import Options
 from shim.errors import ShimError, TimedOutError
@@ -67,7 +66,7 @@ async def _features(binary: str) -> bytes:
     async with open_reaper() as reaper:
         try:
             text = await Runc(Runtime(binary), reaper, _LIMIT).run("features")
-            json.loads(text)
+            jsontext.loads(text)
         except RuntimeMissingError:
             raise
         except (ShimError, ValueError) as exc:

@@ -5,12 +5,11 @@ Source: containerd api/types/runc/options, and pkg/oci for the names of JSON val
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-from shim import names
+from shim import jsontext, names
 from shim.api.options_pb2 import CheckpointOptions, Options
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def checkpoint_options(
 
 def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
     """Return an object of an OCI config; ``kind`` is its name in the specification."""
-    return AnyMessage(type_url=names.SPEC + kind, value=json.dumps(dict(value)).encode())
+    return AnyMessage(type_url=names.SPEC + kind, value=jsontext.dumps(dict(value)))
 
 
 def _wrapped(message: Message) -> AnyMessage:

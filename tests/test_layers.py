@@ -21,13 +21,15 @@ LAYERS = [
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
-    {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"},
+    {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
+    | {"shim.jsontext"},
     {"shim.names"},
     {"shim.launcher"},
     {"shim.version"},
 ]
 
 PURE = [
+    "shim/jsontext.py",
     "shim/ttrpc/frames.py",
     "shim/ttrpc/protocol.py",
     "shim/runc/command.py",
@@ -43,7 +45,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     "shim.names",
-    "shim.linux",
+    *("shim.linux", "shim.jsontext"),
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )
 

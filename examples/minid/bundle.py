@@ -64,7 +64,8 @@ def _read(bundle: Path, command: tuple[str, ...]) -> dict[str, Any]:
     """Read a bundle's config.json; what is relative to the bundle becomes absolute."""
     path = bundle / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        # A byte that is no UTF-8 is U+FFFD to the runtime, and so is what is written for it.
+        config = json.loads(path.read_bytes().decode(errors="surrogateescape"))
         root, process = config["root"], config["process"]
         root["path"] = str(bundle / root["path"])
         for mount in config.get("mounts") or ():

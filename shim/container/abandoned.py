@@ -11,7 +11,6 @@ Source: runc libcontainer/specconv and cgroups/systemd for what cgroupsPath mean
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -19,13 +18,14 @@ import time
 from posixpath import normpath
 from typing import TYPE_CHECKING
 
-from shim import log
+from shim import jsontext, log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
 from shim.container.members import Member
 from shim.container.options import Options
 from shim.errors import NotFoundError, ShimError
+from shim.jsontext import as_runc_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -104,8 +104,8 @@ def cgroup_names(path: str, id_: str) -> list[str]:
 
 def _cgroups_path(bundle: Bundle) -> str:
     try:
-        linux = json.loads((bundle.path / "config.json").read_bytes())["linux"]
-        return str(linux.get("cgroupsPath") or "")
+        linux = jsontext.loads((bundle.path / "config.json").read_bytes())["linux"]
+        return as_runc_reads(str(linux.get("cgroupsPath") or ""))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise NotFoundError(f"{bundle.path}/config.json names no cgroup") from None
 

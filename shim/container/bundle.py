@@ -6,15 +6,15 @@ containerd-shim-runc-v2, which managers and people look for.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shim import names
+from shim import jsontext, names
 from shim.errors import InvalidError, NotFoundError
+from shim.jsontext import as_runc_reads
 from shim.linux.files import read_whole
 from shim.records import forget_exit
 
@@ -45,16 +45,18 @@ class Config:
     def parse(cls, text: str | bytes) -> Config:
         """:raises InvalidError: this is not an OCI runtime configuration."""
         try:
-            spec = json.loads(text)
-        except (ValueError, RecursionError) as exc:
+            spec = jsontext.loads(text)
+        except ValueError as exc:
             raise InvalidError(f"config.json is not JSON: {exc}") from None
         process = _member(spec, "process", dict)
         namespaces = _member(_member(spec, "linux", dict), "namespaces", list)
         annotations = _member(spec, "annotations", dict)
         return cls(
             terminal=bool(process.get("terminal")),
-            root=str(_member(spec, "root", dict).get("path", "rootfs")),
-            annotations={str(key): str(value) for key, value in annotations.items()},
+            root=as_runc_reads(str(_member(spec, "root", dict).get("path", "rootfs"))),
+            annotations={
+                as_runc_reads(key): as_runc_reads(str(value)) for key, value in annotations.items()
+            },
             # A pid namespace with a path is somebody else's: killing its init
             # is not what ends it.
             own_pid_namespace=any(
@@ -142,8 +144,8 @@ class Bundle:
         return f"{self.path}/{exec_id}.process.json"
 
     def write_exec_spec(self, exec_id: str, spec: object) -> None:
-        with open(self.exec_spec(exec_id), "w") as file:
-            file.write(json.dumps(spec))
+        with open(self.exec_spec(exec_id), "wb") as file:
+            file.write(jsontext.dumps(spec))
 
     def read_pid(self, exec_id: str = "") -> int:
         """Return the pid the runtime wrote, or 0 if there is none to be read."""

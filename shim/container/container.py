@@ -9,7 +9,6 @@ Source: containerd-shim-runc-v2 runc/container.go and process/*.go.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import log
+from shim import jsontext, log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.announce import Announcer
@@ -391,8 +390,8 @@ class Container:
     async def update(self, resources: AnyMessage) -> None:
         """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
         self.init.life.check(Op.UPDATE)
-        text = json.dumps(json_of(resources, "LinuxResources"))
-        await self._runc.run("update", "--resources", "-", self.id, stdin=text.encode())
+        data = jsontext.dumps(json_of(resources, "LinuxResources"))
+        await self._runc.run("update", "--resources", "-", self.id, stdin=data)
 
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
         """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""

@@ -72,10 +72,10 @@ class Options:
             return cls.from_toml(generic.config_body.decode(errors="replace"))
         if generic.config_path:
             try:
-                text = read_whole(generic.config_path, _LONGEST)
-                return cls.from_toml(text.decode(errors="replace"))
+                text = read_whole(generic.config_path, _LONGEST).decode(errors="replace")
             except OSError as exc:
                 raise InvalidError(f"runtime options: {exc}") from None
+            return cls.from_toml(text)
         return cls()
 
     @classmethod
@@ -85,7 +85,7 @@ class Options:
 
         try:
             table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as exc:
+        except (ValueError, RecursionError) as exc:
             raise InvalidError(f"runtime options are not TOML: {exc}") from None
         return cls(**_checked(table, {_toml_key(f.name): f.name for f in fields(cls)}))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
+from shim import jsontext
 from shim.api import options_pb2
 from shim.config import name_of
 from shim.errors import InvalidError
@@ -39,16 +39,12 @@ def json_of(message: AnyMessage, kind: str) -> dict[str, object]:
     if message.type_url.rpartition("/")[2] != kind:
         raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
     try:
-        value = json.loads(message.value, object_pairs_hook=_without_nulls)
-    except (ValueError, RecursionError) as exc:
+        value = jsontext.loads(message.value, nulls=False)
+    except ValueError as exc:
         raise InvalidError(f"the {kind} is not JSON: {exc}") from None
     if not isinstance(value, dict):
         raise InvalidError(f"the {kind} is not a JSON object")
     return value
-
-
-def _without_nulls(members: list[tuple[str, object]]) -> dict[str, object]:
-    return {name: value for name, value in members if value is not None}
 
 
 def process_of(request: task_pb2.ExecProcessRequest) -> dict[str, object]:

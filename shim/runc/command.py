@@ -8,9 +8,11 @@ go-runc, so that crun, runsc and wrappers made for Go's shim take ours too.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from shim import jsontext
+from shim.jsontext import as_runc_reads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,11 +147,11 @@ def _last_error(lines: list[str]) -> str:
         if not line.startswith("{"):
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = jsontext.loads(line)
+        except ValueError:
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal", "panic"):
-            message = str(entry.get("msg", "")).strip()
+            message = as_runc_reads(str(entry.get("msg", ""))).strip()
             if message:
                 return message
     return ""

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
+from shim import jsontext
 from shim.errors import NotFoundError
 from shim.scope import background
 from shimctl.attach.relay import CHUNK
@@ -240,7 +241,7 @@ async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
 def read_hello(content: bytes) -> tuple[Size | None, float, bool]:
     """Parse HELLO; malformed content counts as empty, since the member may be newer."""
     try:
-        state: dict[str, Any] = json.loads(content)
+        state: dict[str, Any] = jsontext.loads(content)
         size = state.get("size")
         pair = (int(size[0]), int(size[1])) if size else None
         return pair, float(state.get("active", 0)), bool(state.get("fresh"))

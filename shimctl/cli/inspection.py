@@ -187,7 +187,7 @@ def output_of(config: Mapping[str, Any], executable: str) -> Output | None:
     if "-trio-" not in Path(executable).name:
         return None
     path = os.environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         table = _dict(tomllib.loads(Path(path).read_text()).get("output"))
         if "policy" in table:
             return Output(str(table["policy"]), str(table.get("limit", "")), path)

@@ -11,11 +11,11 @@ differs in its media types only; Docker's image tar format v1.2 (manifest.json).
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shim import jsontext
 from shim.errors import InvalidError
 from shimctl.images.platforms import Platform
 
@@ -79,8 +79,8 @@ def read_object(data: bytes, what: str) -> dict[str, Any]:
     :raises InvalidError: it is none; ``what`` names it.
     """
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
+        found = jsontext.loads(data)
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise InvalidError(f"{what} is no JSON object")
@@ -145,7 +145,7 @@ def chain_id(diff_ids: Sequence[str]) -> str:
 def read_archived(data: bytes, what: str) -> tuple[Archived, ...]:
     """Read the manifest.json of a docker-archive."""
     try:
-        listed = json.loads(data)
+        listed = jsontext.loads(data)
         return tuple(
             Archived(
                 str(entry["Config"]),
@@ -154,7 +154,7 @@ def read_archived(data: bytes, what: str) -> tuple[Archived, ...]:
             )
             for entry in listed
         )
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError):
         raise InvalidError(f"{what} is not what `docker save` writes") from None
 
 

@@ -24,6 +24,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from shim import names
 from shim.api.options_pb2 import Options
 from shim.errors import InvalidError, NotFoundError, ShimError
+from shim.jsontext import as_runc_reads
 from shim.linux.sockets import can_connect
 from shim.scope import background
 from shimctl import ending
@@ -91,7 +92,7 @@ def _config_of(bundle: Path) -> dict[str, Any]:
     config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
     if not isinstance(config.get("process"), dict):
         raise InvalidError(f"{bundle / 'config.json'} has no process to run")
-    root = config["root"]["path"]
+    root = as_runc_reads(config["root"]["path"])
     if not Path(root).is_dir():
         raise NotFoundError(f"the bundle's root {root} is no directory")
     return config

@@ -10,14 +10,14 @@ are relative to the bundle; containerd pkg/identifiers for the ids.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from shim import names
+from shim import jsontext, names
 from shim.errors import ExistsError, InvalidError, NotFoundError
+from shim.jsontext import as_runc_reads
 from shim.linux.removal import remove_tree
 from shimctl import directories as known
 from shimctl.images.store import release
@@ -63,7 +63,7 @@ def read_config(bundle: Path) -> dict[str, Any]:
     """
     path = bundle / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = jsontext.loads(path.read_bytes())
     except FileNotFoundError:
         if not bundle.is_dir():
             raise NotFoundError(f"there is no bundle {bundle}") from None
@@ -85,6 +85,8 @@ def absolute_paths(config: dict[str, Any], bundle: Path) -> dict[str, Any]:
     root = config.get("root")
     if not isinstance(root, dict) or not isinstance(root.get("path"), str):
         raise InvalidError(f"{bundle / 'config.json'} has no root.path")
+    if "\0" in root["path"] or as_runc_reads(str(bundle)) != str(bundle):
+        raise InvalidError(f"the root of {str(bundle)!r} has no path that is UTF-8; rename it")
     changed = config | {"root": root | {"path": str(bundle / root["path"])}}
     mounts = config.get("mounts") or []
     try:
@@ -117,7 +119,7 @@ def make(config: dict[str, Any], namespace: str, container: str) -> Path:
             f"{container} is already in namespace {namespace}; "
             f"`shimctl delete -f {container}` removes it"
         ) from None
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_bytes(jsontext.dumps(config))
     (path / "work").mkdir()  # some shims have criu work there, and do not make it
     return path
 

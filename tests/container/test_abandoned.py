@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from shim.container.abandoned import cgroup_names, own_part
+from shim.container.abandoned import cgroup_names, member_of, own_part
+from shim.container.bundle import Bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -20,6 +26,12 @@ from shim.container.abandoned import cgroup_names, own_part
 )
 def test_a_cgroup_is_called_as_the_configuration_says(path: str, names: list[str]) -> None:
     assert cgroup_names(path, "c1") == names
+
+
+def test_a_cgroup_is_called_as_the_runtime_reads_it(tmp_path: Path) -> None:
+    text = b'{"x": %s, "linux": {"cgroupsPath": "/x/caf\xe9"}}' % (b"[" * 5000 + b"]" * 5000)
+    (tmp_path / "config.json").write_bytes(text)
+    assert member_of(Bundle(tmp_path), "c1", "default").cgroups == ("x/caf\ufffd",)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,17 @@ def test_json_too_deep_to_be_read_is_invalid() -> None:
         Config.parse("[" * 100_000)
 
 
+def test_what_the_runtime_reads_is_read_as_the_runtime_has_it() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    parsed = Config.parse(
+        b'{"x": [%s, %s], "root": {"path": "/caf\xe9"}, "process": {"terminal": true},'
+        b' "annotations": {"a\xff": "\xe2\x82", "\\ud800": "\xf0\x9f\x92\x80"}}'
+        % (deep, b"9" * 5000)
+    )
+    assert (parsed.terminal, parsed.root) == (True, "/caf\ufffd")
+    assert parsed.annotations == {"a\ufffd": "\ufffd\ufffd", "\ufffd": "\U0001f480"}
+
+
 @pytest.mark.parametrize("text", ["a", "c1", "a.b_c-d", "x" * 76])
 def test_ids_containerd_accepts_are_accepted(text: str) -> None:
     assert checked_id(text) == text

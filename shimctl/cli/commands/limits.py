@@ -5,11 +5,11 @@ Source: OCI runtime specification, config-linux.md, "Control groups".
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shim import jsontext
 from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.commands.connected import open_task
 from shimctl.cli.commands.output import show
@@ -60,8 +60,8 @@ def resources_of(args: Namespace) -> dict[str, Any]:
 
 def _read(name: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text()
-        resources = json.loads(text)
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        resources = jsontext.loads(data)
     except FileNotFoundError:
         raise NotFoundError(f"there is no file {name}; - takes JSON from stdin") from None
     except ValueError as exc:

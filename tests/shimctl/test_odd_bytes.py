@@ -1,0 +1,71 @@
+"""shimctl runs what the runtime runs, whatever bytes, numbers and depths are in config.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.errors import InvalidError
+from shimctl.options import json_value
+from shimctl.standalone import workdir
+from tests.shimctl.test_run import Host, _needs, host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+__all__ = ["_needs", "host"]
+
+NEST = b"[" * 9000 + b"]" * 9000
+
+
+def make_odd(path: Path) -> None:
+    config = json.loads(path.read_bytes())
+    config["process"]["env"].append("ODD=VALUE")
+    config["annotations"] = {"VALUE": "VALUE"}
+    text = json.dumps(config | {"x": "NEST", "y": "LONG"}).encode()
+    text = text.replace(b"VALUE", b"caf\xe9").replace(b'"NEST"', NEST)
+    path.write_bytes(text.replace(b'"LONG"', b"9" * 5000))
+
+
+def test_a_bundle_that_the_runtime_takes_is_run(host: Host) -> None:
+    bundle = host.bundle("sh", "-c", 'printf "%s" "$ODD"')
+    make_odd(bundle / "config.json")
+    done = host.run(bundle)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\ufffd", "")
+
+
+def test_a_process_in_it_is_run_too(host: Host) -> None:
+    bundle = host.bundle("sleep", "1000")
+    make_odd(bundle / "config.json")
+    assert host.run("-d", "--id", "c1", bundle).returncode == 0
+    done = host.shimctl("exec", "c1", "sh", "-c", 'printf "%s" "$ODD"')
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caf\ufffd", "")
+    assert host.shimctl("delete", "-f", "c1").returncode == 0
+
+
+def test_the_copy_of_a_config_has_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHIMCTL_STATE", str(tmp_path / "state"))
+    text = b'{"a\xff": {"b": [%s, %s, 1e999, "\xc3\xbc\xed\xa0\x80"]}, "root": {"path": "/r"}}'
+    text %= (NEST, b"9" * 5000)
+    (tmp_path / "config.json").write_bytes(text)
+    config = workdir.absolute_paths(workdir.read_config(tmp_path), tmp_path)
+    work = workdir.make(config | {"a\udcff": config["a\udcff"]}, "ns", "c")
+    assert (work / "config.json").read_bytes() == text[:-1] + b', "mounts": []}'
+    assert json_value("Process", config["a\udcff"]).value in text
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"x\0"])
+def test_a_root_that_no_config_can_name_is_refused(tmp_path: Path, name: bytes) -> None:
+    bundle, root = tmp_path, "rootfs"
+    if b"\0" in name:
+        root = os.fsdecode(name)
+    else:
+        bundle = tmp_path / os.fsdecode(name)
+    with pytest.raises(InvalidError, match="no path that is UTF-8"):
+        workdir.absolute_paths({"root": {"path": root}}, bundle)
