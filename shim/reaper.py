@@ -15,24 +15,26 @@ Source: waitid(2), pidfd_open(2), prctl(2) PR_SET_CHILD_SUBREAPER.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import signal
+import sys
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from shim import log
 from shim.errors import NotFoundError
 from shim.linux import libc
-from shim.linux.libc import thp_of_children
+from shim.linux.libc import set_name, set_title, thp_of_children
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 # Seconds between two looks at a process that has ended but is not ours to
 # wait for yet, and how long to look: its parent is a runtime about to exit.
@@ -169,6 +171,27 @@ class Reaper:
         finally:
             for fd in moved:
                 os.close(fd)
+        return self._watch(pid)
+
+    def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
+        """Run ``work`` in a copy of this process, and watch the copy.
+
+        The copy holds fd 2 and those of ``keep`` under their numbers, and no other.
+        SIGTERM and SIGINT do not end it: they are meant for the daemon.  ``ps`` shows
+        ``title``.  The exit status is 0 if ``work`` returned and 1 if it raised.
+
+        :raises OSError: the host has no room for a process.
+        """
+        sys.stderr.flush()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+        except BaseException:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            raise
+        if pid == 0:
+            _work_alone(title, work, keep)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self._watch(pid)
 
     @contextmanager
@@ -341,6 +364,32 @@ def _spawn(
             if directory is None or os.path.isdir(directory):  # noqa: PTH112 - a plain string
                 raise
             return libc.spawn(argv, env, dups, "/")
+
+
+def _work_alone(title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> NoReturn:
+    """In the child of :meth:`Reaper.fork`: do ``work`` and end."""
+    status = 1
+    try:
+        gc.disable()  # a collection would copy every page that is shared with the parent
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        first = 3
+        for fd in sorted(keep):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        set_name(title[0])
+        set_title(list(title))
+        work()
+        status = 0
+    except BaseException as exc:
+        log.crash("a helper process failed", exc, title=" ".join(title))
+    finally:
+        os._exit(status)
 
 
 def _dup_above(fd: int, floor: int) -> int:

@@ -1,4 +1,4 @@
-"""Relays that read and write: to files, and to and from terminals.
+"""Relays that read and write: to and from terminals.
 
 Source: pty(7); drivers/tty/n_tty.c for what a hang-up does.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,7 +21,9 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from shim.reaper import Exit
 
 # Seconds a logger has to say that it is ready, then to end by itself once its
 # input has, then to end when asked, then to be gone when killed.
@@ -39,7 +40,7 @@ class Child(Protocol):
 
     pid: int
 
-    async def wait(self) -> object:
+    async def wait(self) -> Exit:
         """Wait for its end."""
 
     def signal(self, number: int) -> None:
@@ -61,6 +62,9 @@ class Spawner(Protocol):
 
         ``fds`` maps its fd numbers to ours, 0 to 2 default to /dev/null.
         """
+
+    def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
+        """Run ``work`` in a copy of this process that holds fd 2 and those of ``keep``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,27 +102,17 @@ def parse_address(stdout: str) -> Address:
     return Address(url.scheme, path, arguments)
 
 
-def open_log_file(path: str) -> Fd:
-    """Open a file to append to, and create it and its directories.
-
-    :raises InvalidError: ``path`` is not, or is not below, what can hold one.
-    """
-    with fifos.explained(path):
-        Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    return fifos.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK)
-
-
-def open_output(path: str) -> tuple[Fd, bool]:
-    """Open what is at ``path`` to write to; say whether it is a fifo.
+def open_fifo(path: str) -> Fd | None:
+    """Open the fifo at ``path`` to write to; return None if there is something else.
 
     :raises NotFoundError: there is nothing: the manager creates it.
-    :raises InvalidError: there is a directory, or a socket.
+    :raises InvalidError: ``path`` leads nowhere.
     """
-    if fifos.is_fifo(path):
-        fifo = fifos.open_keep(path)
-        fifos.grow(fifo)
-        return fifo, True
-    return fifos.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), False
+    if not fifos.is_fifo(path):
+        return None
+    fifo = fifos.open_keep(path)
+    fifos.grow(fifo)
+    return fifo
 
 
 class Logger:

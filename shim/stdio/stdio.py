@@ -14,16 +14,14 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.linux import fifos
-from shim.stdio.copying import CopyRelay
 from shim.stdio.relay import Relay, SpliceRelay
 from shim.stdio.sinks import (
     LOGGER_READY,
     Address,
     Child,
     Spawner,
-    open_log_file,
+    open_fifo,
     open_logger,
-    open_output,
     parse_address,
 )
 from shim.stdio.streams import Stdio, StdioSpec
@@ -41,9 +39,8 @@ __all__ = ["Child", "Spawner", "Stdio", "StdioSpec", "open_stdio"]
 class PipeStdio(Stdio):
     """Pipes between the process and fifos, files or a logging program."""
 
-    def open(self, address: Address, uid: int, gid: int) -> None:
-        """Open the manager's side and the process's side; :meth:`started` relays between them."""
-        stdin = self._open_input(uid, gid)
+    async def open(self, address: Address, uid: int, gid: int) -> None:
+        stdin = await self._open_input(uid, gid)
         if self._logger is not None:
             stdout, stderr = self._logger.stdout, self._logger.stderr
             self._child_ends += [stdout, stderr]
@@ -51,6 +48,7 @@ class PipeStdio(Stdio):
             other = address if address.scheme == "file" else Address("path", self.spec.stderr)
             stdout = self._open_output("stdout", address, uid, gid)
             stderr = self._open_output("stderr", other, uid, gid)
+            await self._open_files(create=address.scheme == "file")
         self.child_fds = (stdin.number, stdout.number, stderr.number)
 
     async def started(self) -> None:
@@ -59,47 +57,59 @@ class PipeStdio(Stdio):
         # and the manager has that from us already.
         for relay in (*self._inputs, *self._outputs):
             relay.start(self._nursery)
+        self._start_helpers()
 
-    def _open_input(self, uid: int, gid: int) -> Fd:
+    async def _open_input(self, uid: int, gid: int) -> Fd:
         """Return what becomes the process's stdin."""
         path = self.spec.stdin
         if not path:
             return self._open_null()
-        if not fifos.is_fifo(path):
-            return self._for_child(fifos.open_file(path, os.O_RDONLY))
-        source = self._open_stdin(path)
+        is_fifo = fifos.is_fifo(path)
+        source = self._open_stdin(path) if is_fifo else None
         reader, writer = fifos.open_pipe(uid, gid)
         self._for_child(reader)
         self._own(writer)
-        os.set_blocking(writer.number, False)
-        self._inputs.append(SpliceRelay("stdin", source, writer, closes=(source, writer)))
+        if source is not None:
+            os.set_blocking(writer.number, False)
+            self._inputs.append(SpliceRelay("stdin", source, writer, closes=(source, writer)))
+            return reader
+        from shim.stdio import filehelper  # only for a container that has such a stream
+
+        # A process that has the file itself could change its mode.
+        self._helpers.append(
+            await filehelper.open_reader(path, writer, self._spawner, timeout=filehelper.OPEN)
+        )
         return reader
 
     def _open_output(self, name: str, address: Address, uid: int, gid: int) -> Fd:
         """Return what becomes the process's stdout or stderr."""
         if not address.path:
             return self._open_null()
-        if address.scheme == "file":
-            sink, is_fifo = open_log_file(address.path), False
-        else:
-            sink, is_fifo = open_output(address.path)
-        self._own(sink)
+        fifo = open_fifo(address.path) if address.scheme == "path" else None
         reader, writer = fifos.open_pipe(uid, gid)
         self._own(reader)
         self._for_child(writer)
         os.set_blocking(reader.number, False)
-        self._outputs.append(self._relay_output(name, reader, sink, is_fifo=is_fifo))
+        if fifo is not None:
+            self._outputs.append(self._relay_output(name, reader, self._own(fifo)))
+        else:
+            source = reader if self._room is None else self._relay_to_pipe(name, reader)
+            self._files.setdefault(address.path, []).append(source)
         return writer
 
-    def _relay_output(self, name: str, source: Fd, sink: Fd, *, is_fifo: bool) -> Relay:
+    def _relay_output(self, name: str, source: Fd, sink: Fd) -> Relay:
         closes = (source, sink)
-        if not is_fifo:
-            return CopyRelay(name, source, sink, closes=closes)
         if self._room is None:
             return SpliceRelay(name, source, sink, closes=closes, linger=True)
         from shim.stdio.patient import PatientRelay  # not for who does not ask for it
 
         return PatientRelay(name, source, sink, closes=closes, room=self._room)
+
+    def _relay_to_pipe(self, name: str, source: Fd) -> Fd:
+        """Put a pipe between the process and a file: a full pipe is a reader that is away."""
+        reader, writer = self._open_file_pipe()
+        self._outputs.append(self._relay_output(name, source, writer))
+        return reader
 
 
 async def open_stdio(
@@ -124,7 +134,8 @@ async def open_stdio(
 
     :raises NotFoundError: a fifo, or the logging program, is not there.
     :raises InvalidError: the address has an unknown scheme, or leads to no fifo or file.
-    :raises TimedOutError: the logging program did not become ready.
+    :raises TimedOutError: the logging program did not become ready, or the file
+        system of a file does not respond.
     """
     address = parse_address(spec.stdout)
     logger = None
@@ -140,9 +151,9 @@ async def open_stdio(
             directory=directory,
         )
     kind = TerminalStdio if spec.terminal else PipeStdio
-    stdio = kind(spec, nursery, logger, room)
+    stdio = kind(spec, nursery, reaper, logger, room)
     try:
-        stdio.open(address, uid, gid)
+        await stdio.open(address, uid, gid)
     except BaseException:
         await stdio.aclose()
         raise

@@ -17,8 +17,9 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
+    from shim.stdio.filehelper import FileHelper
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Logger
+    from shim.stdio.sinks import Address, Logger, Spawner
     from shim.stdio.spool import Room
 
 # Seconds for readers to take what there is before they hear of the exit; the
@@ -48,6 +49,7 @@ class Stdio:
         self,
         spec: StdioSpec,
         nursery: trio.Nursery,
+        spawner: Spawner,
         logger: Logger | None,
         room: Room | None = None,
     ) -> None:
@@ -57,15 +59,23 @@ class Stdio:
         # The path for the runtime's --console-socket, for a terminal.
         self.console_socket: str | None = None
         self._nursery = nursery
+        self._spawner = spawner
         self._fds: list[Fd] = []  # all of them
         self._child_ends: list[Fd] = []  # those that started() closes
         self._stdin_keeper: Fd | None = None
         self._inputs: list[Relay] = []
         self._outputs: list[Relay] = []
+        # The streams that are files: what each file takes, and the processes that do.
+        self._files: dict[str, list[Fd]] = {}
+        self._helpers: list[FileHelper] = []
         self._logger = logger
         self._room = room  # for output nobody reads; without, its writer waits
         self._closing = False
         self._closed = trio.Event()
+
+    async def open(self, address: Address, uid: int, gid: int) -> None:
+        """Open the manager's side and the process's side; :meth:`started` relays between them."""
+        raise NotImplementedError
 
     async def started(self) -> None:
         """Close the child's ends: the runtime has returned, the process has its own.
@@ -116,8 +126,13 @@ class Stdio:
             for relay in self._outputs:
                 await relay.wait_drained()
                 await relay.wait_taken(_PATIENCE)
+            for helper in self._helpers:
+                await helper.wait_drained()
         if scope.cancelled_caught:
-            log.warning("output left behind: nobody reads it", stdout=self.spec.stdout)
+            log.warning(
+                "output is lost: its reader or its disk did not take it",
+                stdout=self.spec.stdout,
+            )
 
     async def aclose(self) -> None:
         """Stop and close everything; at most some seconds, and whole even if cancelled."""
@@ -130,6 +145,7 @@ class Stdio:
             with trio.move_on_after(_STOP, shield=True):
                 for relay in (*self._inputs, *self._outputs):
                     await relay.stop()
+            await self._stop_helpers()
             for fd in self._fds:
                 fd.close()
             self._close_child_ends()
@@ -152,6 +168,37 @@ class Stdio:
     def _for_child(self, fd: Fd) -> Fd:
         self._child_ends.append(fd)
         return self._own(fd)
+
+    def _open_file_pipe(self) -> tuple[Fd, Fd]:
+        """Return the ends of a pipe, neither of which blocks, from a relay to a file."""
+        reader, writer = fifos.open_pipe()
+        for fd in (reader, writer):
+            os.set_blocking(self._own(fd).number, False)
+        return reader, writer
+
+    async def _open_files(self, *, create: bool) -> None:
+        """Open the files among the outputs, each in a process of its own."""
+        if not self._files:
+            return
+        from shim.stdio import filehelper  # only for a container that has such a stream
+
+        for path, sources in self._files.items():
+            helper = await filehelper.open_writer(
+                path, sources, self._spawner, create=create, timeout=filehelper.OPEN
+            )
+            self._helpers.append(helper)
+
+    def _start_helpers(self) -> None:
+        for helper in self._helpers:
+            helper.start(self._nursery)
+
+    async def _stop_helpers(self) -> None:
+        if not self._helpers:
+            return
+        with trio.CancelScope(shield=True):  # each takes two seconds at most
+            async with trio.open_nursery() as nursery:
+                for helper in self._helpers:
+                    nursery.start_soon(helper.stop)
 
     def _open_null(self) -> Fd:
         return self._for_child(Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from shim.linux.fifos import Fd
 from shim.stdio.console import ConsoleSocket, set_size
 from shim.stdio.copying import CopyRelay, TerminalRelay
-from shim.stdio.sinks import open_log_file, open_output
+from shim.stdio.sinks import open_fifo
 from shim.stdio.streams import Stdio, StdioSpec
 
 if TYPE_CHECKING:
     import trio
 
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Address, Logger
+    from shim.stdio.sinks import Address, Logger, Spawner
     from shim.stdio.spool import Room
 
 # Seconds for a runtime that has returned to have sent the terminal.
@@ -32,19 +32,20 @@ class TerminalStdio(Stdio):
         self,
         spec: StdioSpec,
         nursery: trio.Nursery,
+        spawner: Spawner,
         logger: Logger | None,
         room: Room | None = None,
     ) -> None:
-        super().__init__(spec, nursery, logger, room)
+        super().__init__(spec, nursery, spawner, logger, room)
         self._socket: ConsoleSocket | None = None
         self._master: Fd | None = None
         self._output: TerminalRelay | None = None
         self._input: Fd | None = None
         self._sink: Fd | None = None
-        self._linger = False
+        self._is_fifo = False
         self._size: tuple[int, int] | None = None
 
-    def open(self, address: Address, uid: int, gid: int) -> None:
+    async def open(self, address: Address, uid: int, gid: int) -> None:
         """Open everything but the master, which :meth:`started` receives."""
         null = self._open_null()
         self.child_fds = (null.number, null.number, null.number)
@@ -55,11 +56,13 @@ class TerminalStdio(Stdio):
             os.set_blocking(self._sink.number, False)
         elif not address.path:
             self._sink = self._own(Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
-        elif address.scheme == "file":
-            self._sink = self._own(open_log_file(address.path))
+        elif address.scheme == "path" and (fifo := open_fifo(address.path)) is not None:
+            self._sink = self._own(fifo)
+            self._is_fifo = True
         else:
-            self._sink, self._linger = open_output(address.path)
-            self._own(self._sink)
+            reader, self._sink = self._open_file_pipe()
+            self._files[address.path] = [reader]
+            await self._open_files(create=address.scheme == "file")
         self._socket = ConsoleSocket()
         self.console_socket = self._socket.path
 
@@ -80,6 +83,7 @@ class TerminalStdio(Stdio):
         self._output = self._relay_output(master, self._sink)
         self._outputs.append(self._output)
         self._output.start(self._nursery)
+        self._start_helpers()
         if self._input is not None:
             relay = CopyRelay("stdin", self._input, master, closes=(self._input,), insist=True)
             self._inputs.append(relay)
@@ -87,8 +91,8 @@ class TerminalStdio(Stdio):
             self._nursery.start_soon(self._hang_up_after, relay, self._output)
 
     def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
-        if self._room is None or not self._linger:
-            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._linger)
+        if self._room is None or not (self._is_fifo or self._files):
+            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
         from shim.stdio.patient import PatientTerminalRelay  # not for who does not ask for it
 
         return PatientTerminalRelay("terminal", master, sink, closes=(sink,), room=self._room)

@@ -14,6 +14,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.linux import fifos
 from shim.linux.mounts import Mount, mount_all, unmount_all
+from tests.frozen import file_helpers
 from tests.stdio.conftest import read_all, write_all
 from tests.stdio.whole.client import (
     WAIT_FOR_GO,
@@ -46,7 +47,7 @@ async def test_a_full_disk_keeps_what_fits_and_goes_on_when_there_is_room(rig: R
         await wait_until((rig.rootfs() / "full").exists)
         data = (rig.rootfs() / "data").read_bytes()
         # Nothing is left in the pipe once the last of it was refused.
-        await wait_asleep(rig.daemons[0])
+        await wait_asleep(*file_helpers(rig.root))
         assert log.read_bytes() == data[: 64 << 10]
         mount_all([Mount("tmpfs", "tmpfs", "", ["remount", "size=1m"])], str(small))
         (rig.rootfs() / "go").touch()

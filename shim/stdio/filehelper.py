@@ -1,0 +1,206 @@
+"""The helper process of a file stream, as the daemon sees it.
+
+Each path has a process of its own, which is started for it only: it opens the file,
+so that no disk that hangs stops the daemon, and copies.  What it does is
+``shim.stdio.filecopy``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.errors import NotFoundError, TimedOutError
+from shim.stdio import filecopy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shim.linux.fifos import Fd
+    from shim.stdio.sinks import Child, Spawner
+
+# Seconds for a file to be opened, and its directories to be made.
+OPEN = 10.0
+# Seconds for a process that writes to end when it is asked to, and for any when it is killed.
+_STOP, _KILL = 1.0, 0.5
+# Seconds before a process that was killed is replaced.
+_AGAIN = 1.0
+
+_SIGKILL = 9
+
+
+class FileHelper:
+    """Copies between the file at ``path`` and the pipes ``fds``.
+
+    Use :func:`open_writer` or :func:`open_reader`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        work: Callable[[socket.socket], None],
+        spawner: Spawner,
+        fds: Sequence[Fd],
+        *,
+        writes: bool,
+    ) -> None:
+        self.path = path
+        self._writes = writes  # to the file, and not from it
+        self._work = work
+        self._spawner = spawner
+        self._fds = fds
+        self._closing = False
+        self._control, self._child = self._fork()
+
+    def _fork(self) -> tuple[socket.socket, Child]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                child = self._spawner.fork(
+                    ["trio-shim-file", os.fsencode(self.path).decode(errors="replace")],
+                    lambda: self._work(theirs),
+                    [*(fd.number for fd in self._fds), theirs.fileno()],
+                )
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        return ours, child
+
+    async def wait_opened(self, timeout: float) -> None:
+        """Wait until the file is open.
+
+        :raises NotFoundError, InvalidError, OSError: it cannot be opened.
+        :raises TimedOutError: it was not opened within ``timeout`` seconds.
+        """
+        with trio.move_on_after(timeout):
+            message = await self._receive()
+            if message != filecopy.OPENED:
+                raise filecopy.decode_error(message or b"OSError\n5\nthe helper died", self.path)
+            return
+        raise TimedOutError(
+            f"open {self.path}: no answer from its file system within {timeout:g} s; "
+            "check the disk or the server behind it"
+        )
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Let bytes flow."""
+        self._send(filecopy.GO)
+        nursery.start_soon(self._follow)
+
+    async def wait_drained(self) -> None:
+        """Wait until what is in the pipes now has been written to the file."""
+        if not self._writes or self._control.fileno() < 0:
+            return
+        self._send(filecopy.DRAIN)
+        with contextlib.suppress(trio.ClosedResourceError):
+            while await self._receive() not in {filecopy.DRAINED, b""}:
+                pass
+
+    async def stop(self) -> None:
+        """End the process, whatever is left in the pipes; takes at most two seconds.
+
+        A process that the kernel keeps because its disk hangs stays behind: it is
+        killed, and ends when the disk responds.
+        """
+        self._closing = True
+        self._send(filecopy.STOP)
+        with trio.move_on_after(_STOP if self._writes else 0):
+            await self._child.wait()
+        with contextlib.suppress(NotFoundError):
+            self._child.signal(_SIGKILL)
+        with trio.move_on_after(_KILL) as scope:
+            await self._child.wait()
+        if scope.cancelled_caught:
+            log.error(
+                "a file system does not respond: the process that copies stays until it does",
+                path=self.path,
+                pid=self._child.pid,
+            )
+        self._close()
+
+    async def _follow(self) -> None:
+        """Replace the process if it is killed; close the pipes at its regular end."""
+        while True:
+            exit_ = await self._child.wait()
+            if self._closing:
+                return
+            if exit_.status == 0 or not await self._replace():
+                self._close()
+                return
+
+    async def _replace(self) -> bool:
+        log.error("the process that copies to a file was killed: starting another", path=self.path)
+        await trio.sleep(_AGAIN)
+        if self._closing:
+            return False
+        self._control.close()
+        try:
+            self._control, self._child = self._fork()
+        except OSError as exc:
+            log.error("output is lost: no process can be started", path=self.path, error=exc)
+            return False
+        self._send(filecopy.GO)
+        return True
+
+    async def _receive(self) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._control)
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                return self._control.recv(1 << 12)
+
+    def _send(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            self._control.send(message)
+
+    def _close(self) -> None:
+        if self._control.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._control)
+            self._control.close()
+        for fd in self._fds:
+            fd.close()
+
+
+async def open_writer(
+    path: str, sources: Sequence[Fd], spawner: Spawner, *, create: bool, timeout: float
+) -> FileHelper:
+    """Have what comes from the pipes ``sources`` appended to the file, which is opened now.
+
+    The sources are owned from here on.
+
+    :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
+    """
+    numbers = [fd.number for fd in sources]
+
+    def work(control: socket.socket) -> None:
+        filecopy.write_file(path, create=create, sources=numbers, control=control)
+
+    return await _opened(FileHelper(path, work, spawner, sources, writes=True), timeout)
+
+
+async def open_reader(path: str, sink: Fd, spawner: Spawner, *, timeout: float) -> FileHelper:
+    """Have what is in the file written to the pipe ``sink``, which is owned from here on.
+
+    :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
+    """
+    number = sink.number
+
+    def work(control: socket.socket) -> None:
+        filecopy.read_file(path, sink=number, control=control)
+
+    return await _opened(FileHelper(path, work, spawner, [sink], writes=False), timeout)
+
+
+async def _opened(helper: FileHelper, timeout: float) -> FileHelper:
+    try:
+        await helper.wait_opened(timeout)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await helper.stop()
+        raise
+    return helper

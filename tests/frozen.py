@@ -1,0 +1,78 @@
+"""A disk that hangs: an ext4 in a file, frozen, so that each write waits for its thaw."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.linux.libc import umount2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MNT_DETACH = 2
+# What util-linux and e2fsprogs install, also where a user's PATH lacks it.
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class FreezableDisk:
+    """A file system of its own, mounted at ``path``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """Let every write wait, and every open that creates."""
+        _run("fsfreeze", "--freeze", str(self.path))
+        self.frozen = True
+
+    def thaw(self) -> None:
+        """Let all of them go on."""
+        if self.frozen:
+            _run("fsfreeze", "--unfreeze", str(self.path))
+        self.frozen = False
+
+
+def _run(*argv: str) -> None:
+    subprocess.run(argv, env={"PATH": _PATH}, check=True, capture_output=True)
+
+
+@contextmanager
+def freezable_disk(image: Path, path: Path, mib: int = 64) -> Iterator[FreezableDisk]:
+    """Have a disk of ``mib`` MiB at ``path``, whose bytes are in the file ``image``.
+
+    It is thawed at the end whatever happened, since nothing that waits for it can be killed.
+    """
+    with image.open("wb") as file:
+        file.truncate(mib << 20)
+    path.mkdir(exist_ok=True)
+    try:
+        _run("mkfs.ext4", "-q", "-F", str(image))
+        _run("mount", "-o", "loop", str(image), str(path))
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no file system can be frozen here: {exc}")
+    disk = FreezableDisk(path)
+    try:
+        yield disk
+    finally:
+        disk.thaw()
+        umount2(str(path), _MNT_DETACH)
+
+
+def file_helpers(root: Path) -> list[int]:
+    """Return the processes that copy to and from files below ``root``; no zombie is one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue  # it ended while we looked
+        if words.startswith(b"trio-shim-file\0" + os.fsencode(root)):
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,274 @@
+"""A disk that hangs stops the streams that go there, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from shim.api.task_pb2 import (
+    DeleteRequest,
+    KillRequest,
+    PidsRequest,
+    ShutdownRequest,
+    StartRequest,
+    StateRequest,
+    StatsRequest,
+    WaitRequest,
+)
+from shim.errors import UnavailableError
+from tests.e2e.waiting import PATIENCE
+from tests.frozen import FreezableDisk, file_helpers, freezable_disk
+from tests.process.rig import Rig, alive, wait_gone
+from tests.process.test_members import Pod
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.api.task_grpc import TaskStub
+
+pytestmark = pytest.mark.e2e
+
+WRITER = "trap '' PIPE; i=0; while :; do i=$((i+1)); echo $i; done"
+# What a call may take at most, in seconds, while a disk hangs and the machine is busy.
+SOON = 1.0
+
+
+@pytest.fixture
+def disk(rig: Rig) -> Iterator[FreezableDisk]:
+    with freezable_disk(rig.root / "image", rig.root / "disk") as disk:
+        yield disk
+
+
+async def wait_stuck(rig: Rig) -> int:
+    """Wait until a process that copies to a file waits for its disk; return its pid."""
+    with trio.fail_after(10 * PATIENCE):
+        while True:
+            for pid in file_helpers(rig.root):
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                    return pid
+            await trio.sleep(0.01)
+
+
+@contextmanager
+def soon(what: str) -> Iterator[None]:
+    before = time.monotonic()
+    yield
+    took = time.monotonic() - before
+    assert took < SOON * PATIENCE, f"{what} took {took:.2f} s"
+
+
+async def answers(rig: Rig, task: TaskStub, id_: str, number: int) -> None:
+    """Have every kind of call answered for a container, exec and kill included."""
+    with soon("State"):
+        await task.State(StateRequest(id=id_), timeout=5)
+    with soon("Pids"):
+        await task.Pids(PidsRequest(id=id_), timeout=5)
+    with soon("Stats"):
+        await task.Stats(StatsRequest(id=id_), timeout=5)
+    exec_id = f"e{number}"
+    with soon("an exec"):
+        await task.Exec(rig.exec_request(id_, exec_id, "sh", "-c", "exit 3"), timeout=5)
+        await task.Start(StartRequest(id=id_, exec_id=exec_id), timeout=5)
+        ended = await task.Wait(WaitRequest(id=id_, exec_id=exec_id), timeout=5)
+        await task.Delete(DeleteRequest(id=id_, exec_id=exec_id), timeout=5)
+    assert ended.exit_status == 3
+
+
+@pytest.mark.parametrize("kind", ["file://", "", "terminal"])
+async def test_a_hung_log_disk_holds_up_no_call(rig: Rig, disk: FreezableDisk, kind: str) -> None:
+    log = disk.path / "deep" / "log" if kind == "file://" else disk.path / "log"
+    if kind != "file://":
+        log.touch()
+    terminal = kind == "terminal"
+
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["terminal"] = terminal
+
+    bundle = rig.bundle("c1", "sh", "-c", WRITER, change=change)
+    task = await rig.start(bundle)
+    uri = f"file://{log}" if kind == "file://" else str(log)
+    created = await rig.run(task, bundle, stdout=uri, terminal=terminal)
+    disk.freeze()
+    stuck = await wait_stuck(rig)
+    for number in range(3):
+        await answers(rig, task, "c1", number)
+    with soon("Kill"):
+        await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
+    with soon("Wait"):
+        ended = await task.Wait(WaitRequest(id="c1"), timeout=5)
+    assert ended.exit_status == 137
+    assert not alive(created.pid)
+    before = time.monotonic()
+    await task.Delete(DeleteRequest(id="c1"), timeout=30)
+    assert time.monotonic() - before < 15 * PATIENCE
+    assert alive(stuck)
+    with soon("Shutdown"):
+        await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
+    await wait_gone(rig.daemons, seconds=3)
+    assert rig.sink.names("c1")[-2:] == ["exit c1", "delete"]
+    disk.thaw()
+    await wait_gone([stuck])
+    assert not file_helpers(rig.root)
+    assert not list(rig.runc_root.glob("*/*"))
+
+
+async def test_other_containers_of_the_pod_live_and_die_while_a_log_disk_hangs(
+    rig: Rig, disk: FreezableDisk
+) -> None:
+    pod = await Pod.start(rig)
+    task = pod.task
+    bundle = rig.bundle("c2", "sh", "-c", WRITER)
+    await rig.run(task, bundle, stdout=f"file://{disk.path}/log")
+    disk.freeze()
+    stuck = await wait_stuck(rig)
+    for id_ in ("c1", "c2"):
+        await answers(rig, task, id_, 1)
+    other = rig.bundle("c3", "sh", "-c", "exit 5")
+    with soon("a life"):
+        await rig.run(task, other)
+        ended = await task.Wait(WaitRequest(id="c3"), timeout=5)
+        await task.Delete(DeleteRequest(id="c3"), timeout=5)
+    assert ended.exit_status == 5
+    # Nothing is lost to the freeze: what the process could write is in the file.
+    disk.thaw()
+    await task.Kill(KillRequest(id="c2", signal=9), timeout=5)
+    await task.Wait(WaitRequest(id="c2"), timeout=5)
+    await task.Delete(DeleteRequest(id="c2"), timeout=20)
+    numbers = (disk.path / "log").read_text().split("\n")[:-1]
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+    await wait_gone([stuck])
+    assert not file_helpers(rig.root)
+
+
+async def test_a_create_whose_log_cannot_be_opened_fails_at_its_bound(
+    rig: Rig, disk: FreezableDisk
+) -> None:
+    pod = await Pod.start(rig)
+    task = pod.task
+    bundle = rig.bundle("c2", "sleep", "1000")
+    disk.freeze()
+    refused: list[GRPCError] = []
+
+    async def create() -> None:
+        with pytest.raises(GRPCError) as caught:
+            await rig.run(task, bundle, stdout=f"file://{disk.path}/new/log")
+        refused.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(create)
+        stuck = await wait_stuck(rig)
+        await answers(rig, task, "c1", 1)
+        assert not refused
+    assert refused[0].status is Status.DEADLINE_EXCEEDED
+    assert "new/log" in (refused[0].message or "")
+    disk.thaw()
+    await wait_gone([stuck])
+    assert not list(rig.runc_root.glob("*/c2"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_daemon_ends_though_its_log_disk_hangs(
+    rig: Rig, disk: FreezableDisk, number: signal.Signals
+) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", WRITER)
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, stdout=f"file://{disk.path}/log")
+    disk.freeze()
+    stuck = await wait_stuck(rig)
+    pidfd = os.pidfd_open(rig.daemons[0])
+    try:
+        os.kill(rig.daemons[0], number)
+        with trio.fail_after(5 * PATIENCE):
+            await trio.lowlevel.wait_readable(pidfd)
+        with pytest.raises(UnavailableError):
+            await rig.connect()
+        # What the container wrote goes on to the file, though nobody relays any more.
+        disk.thaw()
+        size = (disk.path / "log").stat().st_size
+        with trio.fail_after(10 * PATIENCE):
+            while (disk.path / "log").stat().st_size <= size:
+                await trio.sleep(0.01)
+    finally:
+        os.close(pidfd)
+    await rig.end()
+    await wait_gone([stuck])
+
+
+@pytest.mark.parametrize("policy", ["drop", "spool"])
+async def test_under_drop_and_spool_no_process_waits_for_a_hung_disk(
+    rig: Rig, disk: FreezableDisk, policy: str
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["annotations"] = {
+            "io.trio-shim.output": policy,
+            "io.trio-shim.output-limit": "64KiB",
+        }
+
+    script = "while ! [ -e /go ]; do sleep 0.02; done; dd if=/dev/zero bs=1M count=16; touch /done"
+    bundle = rig.bundle("c1", "sh", "-c", f"echo begin; {script}; exec sleep 1000", change=change)
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, stdout=f"file://{disk.path}/log")
+    with trio.fail_after(10 * PATIENCE):
+        while (disk.path / "log").read_bytes() != b"begin\n":
+            await trio.sleep(0.01)
+    disk.freeze()
+    (rig.rootfs() / "go").touch()
+    with trio.fail_after(10 * PATIENCE):
+        while not (rig.rootfs() / "done").exists():
+            await trio.sleep(0.01)
+    disk.thaw()
+    with trio.fail_after(10 * PATIENCE):
+        while b"bytes of output dropped]" not in (disk.path / "log").read_bytes():
+            await trio.sleep(0.01)
+
+
+async def test_a_daemon_without_file_streams_has_no_helper(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    os.mkfifo(rig.root / "out")
+    await rig.run(task, bundle, stdout=str(rig.root / "out"))
+    assert not file_helpers(rig.root)
+    assert len(os.listdir(f"/proc/{rig.daemons[0]}/task")) == 1
+
+
+async def test_a_killed_helper_is_replaced_and_the_container_does_not_notice(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, stdout=f"file://{rig.root}/log")
+    (helper,) = file_helpers(rig.root)
+    os.kill(helper, signal.SIGKILL)
+    await wait_gone([helper])
+    size = (rig.root / "log").stat().st_size
+    with trio.fail_after(10 * PATIENCE):
+        while (rig.root / "log").stat().st_size <= size:
+            await trio.sleep(0.01)
+    await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
+    await task.Wait(WaitRequest(id="c1"), timeout=5)
+    await task.Delete(DeleteRequest(id="c1"), timeout=20)
+    # What it held when it was killed, if anything, is gone; nothing is doubled or moved.
+    numbers = [int(word) for word in (rig.root / "log").read_text().split()]
+    assert numbers == sorted(set(numbers))
+    assert not file_helpers(rig.root)
+
+
+async def test_a_process_that_reads_a_file_does_not_hold_it(rig: Rig) -> None:
+    (rig.root / "input").write_text("from a file\n")
+    (rig.root / "input").chmod(0o600)
+    script = "cat; chmod 4777 /proc/self/fd/0; exit 6"
+    bundle = rig.bundle("c1", "sh", "-c", script)
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, stdin=f"{rig.root}/input", stdout=f"file://{rig.root}/log")
+    ended = await task.Wait(WaitRequest(id="c1"), timeout=20)
+    assert ended.exit_status == 6
+    await task.Delete(DeleteRequest(id="c1"), timeout=20)
+    assert (rig.root / "log").read_text() == "from a file\n"
+    assert (rig.root / "input").stat().st_mode & 0o7777 == 0o600
