@@ -103,7 +103,8 @@ class Plugin:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Plugin(), "matrix")
+    if not hasattr(config, "workerinput"):  # a worker's reports reach the run that started it
+        config.pluginmanager.register(Plugin(), "matrix")
 
 
 def _title(item: pytest.Item) -> str:

@@ -2,8 +2,15 @@
 # The whole test suite, on a Debian machine as root.  Installs what is missing,
 # starts no system service, and can be run again.
 #
-#   tests/run.sh [pytest's arguments]     tests/run.sh tests/ttrpc -x
-#   tests/run.sh --setup-only             only install; print the environment's directory
+#   tests/run.sh                          every ring, in parallel workers (tests/worker)
+#   tests/run.sh --fast                   the rings without processes, lint and types: a minute
+#   tests/run.sh tests/ttrpc -x           one pytest with these arguments, no workers
+#
+#   --all-managers    every release of each manager, not the oldest and the newest alone
+#   --python VERSION  with this Python, such as 3.13, in an environment of its own
+#   --workers N       so many workers (two a processor); 0 is one pytest without workers
+#   --setup-only      only install; print the environment's directory
+#   The remaining arguments are pytest's.
 #
 # TRIO_SHIM_VENV: where the environment goes (.cache/venv below the checkout)
 # PYTHON:         the interpreter it is made with (python3, 3.11 or later)
@@ -12,7 +19,30 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 cache=$PWD/.cache
 venv=${TRIO_SHIM_VENV:-$cache/venv}
 python=${PYTHON:-python3}
+setup_only='' fast='' workers='' arguments=()
 mkdir -p "$cache"
+
+# The interpreter of a version: on PATH, or among pyenv's.
+find_python() {
+    command -v "python$1" && "python$1" --version >/dev/null 2>&1 && return
+    command -v pyenv >/dev/null && find "$(pyenv root)/versions" -path "*/$1.*/bin/python$1" | sort -V | tail -1 | grep .
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --setup-only) setup_only=1 ;;
+    --fast) fast=1 ;;
+    --all-managers) export TRIO_SHIM_TEST_MANAGERS=all ;;
+    --python)
+        python=$(find_python "$2") || { echo "$0: there is no Python $2 here" >&2; exit 1; }
+        venv=$cache/venv-$2
+        shift
+        ;;
+    --workers) workers=$2; shift ;;
+    *) arguments+=("$1") ;;
+    esac
+    shift
+done
 
 step() { echo "== $*" >&2; }
 
@@ -106,9 +136,53 @@ make_venv
 # Without bytecode each start of an interpreter would compile everything again.
 unset PYTHONDONTWRITEBYTECODE
 export PATH
-if [ "${1:-}" = --setup-only ]; then
+if [ -n "$setup_only" ]; then
     echo "$venv"
     exit
 fi
-step "pytest $*"
-exec "$venv/bin/python" -m pytest "$@"
+PATH=$venv/bin:$PATH
+
+# The rings that start no process of ours, beside the checks that read the code.
+run_fast() {
+    local jobs=() job failed=0 log=$cache/fast
+    mkdir -p "$log"
+    check() {
+        step "$*"
+        "$@" >"$log/$1-$2" 2>&1 || { step "failed: $*"; cat "$log/$1-$2" >&2; return 1; }
+    }
+    (check ruff format --check && check ruff check . && check mypy --strict shim shimctl tests examples/minid) &
+    jobs+=($!)
+    (check pytest -q -m "not e2e" "${fast_rings[@]}") &
+    jobs+=($!)
+    for job in "${jobs[@]}"; do
+        wait "$job" || failed=1
+    done
+    [ $failed = 1 ] || step "all passed"
+    return $failed
+}
+fast_rings=(tests/cgroup tests/container tests/events tests/linux tests/runc tests/stdio tests/ttrpc tests/test_*.py)
+if [ -n "$fast" ]; then
+    run_fast
+    exit
+fi
+
+# A run that names tests is one process, as a debugger wants it.
+if [ -z "$workers" ]; then
+    workers=$((2 * $(nproc)))
+    for argument in "${arguments[@]}"; do
+        [ ! -e "${argument%%::*}" ] || workers=0
+    done
+    unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
+fi
+options=()
+if [ "$workers" -gt 0 ]; then
+    # pytest-xdist splits the command at spaces, so the checkout's path may not contain one.
+    options=(--durations=10 --dist loadgroup --tx "$workers*popen//python=$PWD/tests/worker $venv/bin/python")
+fi
+step "pytest ${options[*]} ${arguments[*]}"
+[ "$workers" -gt 0 ] || exec "$venv/bin/python" -m pytest "${arguments[@]}"
+failed=0
+"$venv/bin/python" -m pytest -m "not host" "${options[@]}" "${arguments[@]}" || failed=$?
+step "pytest -m host: the tests that need the host's own pid namespace"
+"$venv/bin/python" -m pytest -m host "${arguments[@]}" || failed=$?
+exit $failed

@@ -42,6 +42,7 @@ def test_lines_of_the_log(record: str, kill: tuple[int, str]) -> None:
     assert parse_kill(record) == kill
 
 
+@pytest.mark.host  # the kernel logs pids of the host
 def test_a_kill_since_the_log_was_opened_is_found(group: CgroupV1, start: Start) -> None:
     # By its pid: among other kills the log may leave the line with the group out.
     child = start(EATER)
@@ -58,6 +59,7 @@ def test_a_kill_since_the_log_was_opened_is_found(group: CgroupV1, start: Start)
         assert later.kills("/another", [child.pid]) == 0
 
 
+@pytest.mark.host  # the kernel logs pids of the host
 async def test_a_scope_that_is_gone_before_it_was_read_has_its_kills(
     group: CgroupV1, start: Start
 ) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.docker.docker import IMAGE, Docker
-from tests.docker.dockerd import Dockerd
+from tests.docker.dockerd import SUITES, Dockerd
 from tests.docker.leftovers import NAMESPACE, wait_nothing_left
 from tests.e2e.image import BUSYBOX, make_rootfs
 from tests.e2e.leftovers import (
@@ -25,6 +25,7 @@ from tests.e2e.leftovers import (
     processes,
     sockets,
 )
+from tests.e2e.managers import oldest_and_newest
 from tests.e2e.waiting import wait_until
 from tests.matrix import record_manager
 
@@ -35,7 +36,7 @@ _LOG = 6000  # bytes of dockerd's log that a failure shows
 _log_start = pytest.StashKey[int]()
 
 
-@pytest.fixture(scope="session", params=["bookworm", "trixie", "sid"])
+@pytest.fixture(scope="session", params=oldest_and_newest(SUITES))
 def _session_docker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Docker]:

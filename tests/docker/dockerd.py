@@ -28,6 +28,7 @@ from tests.e2e.waiting import wait_until
 FETCHED = Path(__file__).parent.parent.parent / ".cache/managers"
 EXECUTABLE = Path(sys.executable).parent / "containerd-shim-trio-v2"
 GO_NAME = "containerd-shim-runc-v2"
+SUITES = ["bookworm", "trixie", "sid"]  # from old to new: 20.10, 26, 28
 
 
 @dataclass

@@ -6,6 +6,9 @@ SHIM_TEST_CONTAINERD_BIN, a directory, leaves only the one in it.
 
 Each calls the shim the way it does.  The newest does so a second time through
 ``tests/e2e/modern.py``, the way of 2.3, of which there is no package yet.
+
+A run takes the oldest release, the newest, and the newest as 2.3.
+``TRIO_SHIM_TEST_MANAGERS=all`` takes every release (``tests/run.sh --all-managers``).
 """
 
 from __future__ import annotations
@@ -15,8 +18,14 @@ import re
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from tests.e2e.ctr import RUNTIME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_Found = TypeVar("_Found")
 
 OURS = "io.containerd.trio.v2"
 EXECUTABLE = "containerd-shim-trio-v2"
@@ -88,4 +97,16 @@ def find_all() -> list[Manager]:
     return list(found.values())
 
 
-MANAGERS = find_all()
+def oldest_and_newest(found: Sequence[_Found]) -> list[_Found]:
+    """Choose the first and the last of ``found``, which is sorted from old to new."""
+    return list(found) if ALL else [*found[:1], *found[1:][-1:]]
+
+
+def choose() -> list[Manager]:
+    found = find_all()
+    plain = sorted((m for m in found if not m.modern), key=lambda manager: manager.version)
+    return oldest_and_newest(plain) + [m for m in found if m.modern]
+
+
+ALL = os.environ.get("TRIO_SHIM_TEST_MANAGERS") == "all"
+MANAGERS = choose()

@@ -13,9 +13,10 @@ import pytest
 
 from tests.docker.conftest import open_dockerd
 from tests.docker.docker import Docker
-from tests.docker.dockerd import EXECUTABLE, GO_NAME, Dockerd
+from tests.docker.dockerd import EXECUTABLE, GO_NAME, SUITES, Dockerd
 from tests.docker.leftovers import wait_nothing_left
 from tests.e2e.ctr import RUNTIME, STOCK
+from tests.e2e.managers import oldest_and_newest
 from tests.examples.files import EXAMPLES, HANDLER, OPTIONS_FILE, RUNTIME_TYPE, text_of
 from tests.matrix import record_manager, record_not_applicable
 
@@ -77,7 +78,7 @@ class PastedDockerd(Dockerd):
         file.write_text(json.dumps(json.loads(file.read_text()) | json.loads(pasted)))
 
 
-@pytest.fixture(scope="module", params=["bookworm", "trixie", "sid"])
+@pytest.fixture(scope="module", params=oldest_and_newest(SUITES))
 def _module_docker(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Docker]:

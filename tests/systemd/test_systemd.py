@@ -41,12 +41,15 @@ MEBI = 1 << 20
 LIMIT = 48 * MEBI
 EAT = "x=a; while :; do x=$x$x$x; done"
 
-pytestmark = pytest.mark.skipif(
-    not Path("/run/systemd/system").exists()
-    or not (TOP / "cgroup.controllers").exists()
-    or os.geteuid() != 0,
-    reason="needs root, systemd as PID 1 and cgroup version 2",
-)
+pytestmark = [
+    pytest.mark.host,
+    pytest.mark.skipif(
+        not Path("/run/systemd/system").exists()
+        or not (TOP / "cgroup.controllers").exists()
+        or os.geteuid() != 0,
+        reason="needs root, systemd as PID 1 and cgroup version 2",
+    ),
+]
 
 
 class Scope:
