@@ -9,20 +9,19 @@ end) and process/io_util.go (the logger's arguments and environment).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import trio
 
 from shim import log
-from shim.errors import InvalidError, NotFoundError, TimedOutError, UnavailableError
+from shim.errors import NotFoundError, TimedOutError, UnavailableError
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from shim.outputaddress import Address
     from shim.reaper import Exit
 
 # Seconds a logger has to say that it is ready, then to end by itself once its
@@ -65,41 +64,6 @@ class Spawner(Protocol):
 
     def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
         """Run ``work`` in a copy of this process that holds fd 2 and those of ``keep``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A stdout address taken apart.  ``scheme`` is path, file, binary or binary-v2."""
-
-    scheme: str
-    path: str
-    arguments: tuple[str, ...] = ()
-
-
-def parse_address(stdout: str) -> Address:
-    """Take a stdout address apart.
-
-    :raises InvalidError: its scheme is none we know.
-    """
-    if "://" not in stdout:
-        return Address("path", stdout)
-    url = urlsplit(stdout)
-    path = unquote(url.path)
-    if url.scheme not in {"fifo", "file", "binary", "binary-v2"}:
-        raise InvalidError(
-            f"unknown stdio scheme {url.scheme!r} in {stdout}; "
-            "use a fifo's path, file://, binary:// or binary-v2://"
-        )
-    if not path.startswith("/"):
-        raise InvalidError(f"{stdout}: the path must be absolute")
-    if url.scheme == "fifo":
-        return Address("path", path)
-    # The first value of each key, in the order given; Go's order is random.
-    query: dict[str, str] = {}
-    for key, value in parse_qsl(url.query, keep_blank_values=True):
-        query.setdefault(key, value)
-    arguments = tuple(text for pair in query.items() for text in pair)
-    return Address(url.scheme, path, arguments)
 
 
 def open_fifo(path: str) -> Fd | None:

@@ -14,15 +14,14 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.linux import fifos
+from shim.outputaddress import Address, parse_address
 from shim.stdio.relay import Relay, SpliceRelay
 from shim.stdio.sinks import (
     LOGGER_READY,
-    Address,
     Child,
     Spawner,
     open_fifo,
     open_logger,
-    parse_address,
 )
 from shim.stdio.streams import Stdio, StdioSpec
 from shim.stdio.terminal import TerminalStdio

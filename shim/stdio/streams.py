@@ -17,9 +17,10 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
+    from shim.outputaddress import Address
     from shim.stdio.filehelper import FileHelper
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Address, Logger, Spawner
+    from shim.stdio.sinks import Logger, Spawner
     from shim.stdio.spool import Room
 
 # Seconds for readers to take what there is before they hear of the exit; the

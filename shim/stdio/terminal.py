@@ -17,8 +17,9 @@ from shim.stdio.streams import Stdio, StdioSpec
 if TYPE_CHECKING:
     import trio
 
+    from shim.outputaddress import Address
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Address, Logger, Spawner
+    from shim.stdio.sinks import Logger, Spawner
     from shim.stdio.spool import Room
 
 # Seconds for a runtime that has returned to have sent the terminal.

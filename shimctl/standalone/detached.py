@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from shim.errors import InvalidError
+from shim.outputaddress import address_of_file, parse_address
 from shimctl.attach.relay import open_pipes
 from shimctl.standalone import logger
 from shimctl.values import Stdio
@@ -63,7 +64,7 @@ def _stdio(work: Path, wanted: Detached, fifos: Stdio) -> Stdio:
     if wanted.through_fifos:
         return fifos
     if wanted.log is not None:
-        address = f"file://{wanted.log.absolute()}"
+        address = address_of_file(os.fsencode(wanted.log.absolute()))
         log_in(work).symlink_to(wanted.log.absolute())
     else:
         address = logger_address(log_in(work), wanted.limit)
@@ -84,7 +85,8 @@ def logger_address(path: Path, limit: int = logger.LIMIT) -> str:
         f"import sys;sys.path.append({os.path.dirname(logger.__file__)!a});"  # noqa: PTH120 - a string for a string
         f"import logger;logger.main({str(path)!a},{limit})"
     )
-    return f"binary://{quote(sys.executable)}?{quote('-ISc', safe='')}={quote(code, safe='')}"
+    program = quote(os.fsencode(sys.executable))
+    return f"binary://{program}?{quote('-ISc', safe='')}={quote(code, safe='')}"
 
 
 def attachable(stdio: Stdio, work: Path | None) -> Stdio:
@@ -92,16 +94,15 @@ def attachable(stdio: Stdio, work: Path | None) -> Stdio:
 
     :raises InvalidError: the output goes elsewhere; the message says where.
     """
-    if "://" not in stdio.stdout:
-        if not stdio.stdout:
-            raise InvalidError("its output goes nowhere; nobody can attach to it")
-        return stdio
-    scheme, _, rest = stdio.stdout.partition("://")
-    if scheme == "fifo":
-        return Stdio(stdio.stdin, rest, stdio.stderr.removeprefix("fifo://"), stdio.terminal)
+    if not stdio.stdout:
+        raise InvalidError("its output goes nowhere; nobody can attach to it")
+    address = parse_address(stdio.stdout)
+    if address.scheme == "path":
+        stderr = parse_address(stdio.stderr).path
+        return Stdio(stdio.stdin, address.path, stderr, stdio.terminal)
     copies = None if work is None else work / "stdout"
-    if scheme == "binary" and copies is not None and copies.is_fifo():
+    if address.scheme == "binary" and copies is not None and copies.is_fifo():
         stderr = "" if stdio.terminal else str(copies.with_name("stderr"))
         return Stdio(stdio.stdin, str(copies), stderr, stdio.terminal)
-    what = f"the file {rest}" if scheme == "file" else "a logging program"
+    what = f"the file {address.path}" if address.scheme == "file" else "a logging program"
     raise InvalidError(f"its output goes to {what}, not to a fifo; nobody can attach to it")

@@ -280,6 +280,15 @@ def test_a_log_of_its_own_is_shown_as_it_is(host: Host) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("name", [b"a%41#b?c", b"caf\xe9 \xc3\xbc"], ids=ascii)
+def test_a_log_of_its_own_may_have_any_name(host: Host, name: bytes) -> None:
+    log = host.root / os.fsdecode(name)
+    host.run("-d", "--log", log, "--id", "own", host.bundle("echo", "said"))
+    assert logs(host, "-f", "own").stdout == "said\n"
+    assert log.read_text() == "said\n"
+
+
+@pytest.mark.e2e
 def test_a_log_is_followed_while_it_is_written_and_across_its_limit(host: Host) -> None:
     script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 1; echo last"
     host.run("-d", "--log-limit", "20KiB", "--id", "long", host.bundle("sh", "-c", script))

@@ -52,6 +52,15 @@ async def test_a_logger_gets_its_arguments_and_only_two_variables(rig: Rig) -> N
     assert sorted(environ) == ["CONTAINER_ID=redis", "CONTAINER_NAMESPACE=test"]
 
 
+async def test_a_loggers_arguments_may_be_any_bytes(rig: Rig) -> None:
+    script = 'printf %s "$1" >arguments; exec 5>&-; cat <&3'
+    address = logger(rig, script).replace("first=1&second", "caf%E9")
+    async with rig.open(stdout=address) as stdio:
+        wait = await rig.run(stdio, "true")
+        await wait()
+    assert (rig.directory / "arguments").read_bytes() == b"caf\xe9"
+
+
 async def test_a_logger_that_is_never_ready_is_bounded_and_ended(rig: Rig) -> None:
     address = logger(rig, "echo $$ >pid; exec sleep 60")
     with pytest.raises(TimedOutError, match=f"{rig.directory}/logger"):

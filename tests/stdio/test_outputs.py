@@ -14,7 +14,7 @@ from shim.errors import InvalidError, NotFoundError
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.linux.mounts import Mount, mount_all, unmount_all
-from shim.stdio.sinks import Address, parse_address
+from shim.outputaddress import Address, parse_address
 from shim.stdio.spool import Room
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 
@@ -179,6 +179,15 @@ async def test_a_file_address_makes_its_directories_and_takes_both_streams(rig: 
     expected = b"out\n" + b"".join(b"%d\n" % i for i in range(1, 100_001))
     # Where the other stream comes in, maybe inside a line, is a matter of chance.
     assert path.read_bytes().replace(b"err\n", b"", 1) == expected
+
+
+async def test_a_file_may_have_a_name_that_is_no_utf_8(rig: Rig) -> None:
+    async with rig.open(stdout=f"file:{rig.directory}/caf%E9/log") as stdio:
+        wait = await rig.run(stdio, "echo out")
+        await wait()
+        await stdio.drain()
+    with open(os.fsencode(rig.directory) + b"/caf\xe9/log", "rb") as log:
+        assert log.read() == b"out\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError, ShimError
+from shim.outputaddress import parse_address
 from shim.scope import background
 from shimctl.attach.client import attach_as_member
 from shimctl.attach.keys import parse_keys
@@ -98,10 +99,10 @@ async def _log_of(found: Found) -> tuple[Path, bool]:
             return own, True
     async with open_found(found) as task:
         stdio = (await task.state()).stdio
-    scheme, _, path = stdio.stdout.partition("://")
-    if scheme == "file":
-        return Path(path), False
-    if found.managed and scheme == "binary":
+    address = parse_address(stdio.stdout)
+    if address.scheme == "file":
+        return Path(address.path), False
+    if found.managed and address.scheme == "binary":
         return log_in(Path(found.bundle)), True  # it has written nothing yet
     where = "goes nowhere" if not stdio.stdout else "is kept by whoever reads it, not in a file"
     hint = f"; `shimctl attach {found.id}` reads it" if found.managed else ""
