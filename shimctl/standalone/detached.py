@@ -1,9 +1,9 @@
-"""The stdio of a container that nobody is at: a log, and fifos for who attaches later.
+"""The stdio of a detached container: a log, and fifos for clients that attach later.
 
-A logging program keeps the log, under whatever shim, and copies to who attaches.
-But some shims give a container that has one no stdin: with stdin and without a
-terminal, and wherever a policy is asked for, the output goes into fifos and the
-policy says what becomes of it while nobody reads.
+A logging program keeps the log, under any shim, and copies output to attached
+clients.  Go's shim gives a container with a logging program no stdin.  Therefore
+a container with stdin and without a terminal, and one with an output policy, writes
+into fifos; the policy decides what happens to the output while no client reads.
 
 Source: containerd core/runtime/v2/README.md, "Logging"; containerd-shim-runc-v2
 process/io.go, where binaryIO has no stdin.
@@ -29,33 +29,33 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLICIES = ("block", "spool", "drop")
-SIZE = (80, 24)  # of a terminal that nobody is at
+SIZE = (80, 24)  # of a terminal without a client
 _LOG = "output.log"
 
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """What is wanted: a file of its own, a policy for fifos, or neither."""
+    """The user's choice: a separate log file, a policy for fifos, or neither."""
 
     interactive: bool = False
     terminal: bool = False
     log: Path | None = None
-    limit: int = logger.LIMIT  # bytes, of the log that we keep
+    limit: int = logger.LIMIT  # bytes of the log file
     policy: str = ""
 
     @property
     def through_fifos(self) -> bool:
-        """Say whether the shim itself is to write into the fifos."""
+        """Return whether the shim itself writes into the fifos."""
         return bool(self.policy) or (self.interactive and not self.terminal and not self.log)
 
 
 @contextmanager
 def open_detached(work: Path, wanted: Detached) -> Iterator[Stdio]:
-    """Make what ``wanted`` needs in ``work``, and be there until the container has started."""
+    """Create the fifos and the log link in ``work``; keep them open for the block."""
     if wanted.log is not None and wanted.policy:
-        raise InvalidError("a log in a file leaves nothing unread; give --log or a policy")
+        raise InvalidError("--log and --output-policy exclude each other; give one of them")
     with open_pipes(work, stdin=wanted.interactive, terminal=wanted.terminal) as pipes:
-        # Some shims open a fifo only once somebody reads it.
+        # Some shims open a fifo only when it has a reader.
         yield _stdio(work, wanted, pipes.stdio)
         pipes.keep = True
 
@@ -72,17 +72,17 @@ def _stdio(work: Path, wanted: Detached, fifos: Stdio) -> Stdio:
 
 
 def log_in(work: Path) -> Path:
-    """Return where the log of the container of ``work`` is: ours, or a link to its own file."""
+    """Return the path of the container's log: the file, or a link to the file of --log."""
     return work / _LOG
 
 
 def logger_address(path: Path, limit: int = logger.LIMIT) -> str:
-    """Return the stdout address that has :mod:`shimctl.standalone.logger` log into ``path``.
+    """Return the stdout address that starts :mod:`shimctl.standalone.logger` for ``path``.
 
-    One pair of arguments, as some shims shuffle them.
+    It has one pair of arguments, because Go's shim does not keep the order of several.
     """
     code = (
-        f"import sys;sys.path.append({os.path.dirname(logger.__file__)!a});"  # noqa: PTH120 - a string for a string
+        f"import sys;sys.path.append({os.path.dirname(logger.__file__)!a});"  # noqa: PTH120 - a plain string
         f"import logger;logger.main({str(path)!a},{limit})"
     )
     program = quote(os.fsencode(sys.executable))
@@ -90,12 +90,12 @@ def logger_address(path: Path, limit: int = logger.LIMIT) -> str:
 
 
 def attachable(stdio: Stdio, work: Path | None) -> Stdio:
-    """Return the fifos to attach to: those of ``stdio``, or the copies made in ``work``.
+    """Return the fifos to attach to: those of ``stdio``, or the copies in ``work``.
 
-    :raises InvalidError: the output goes elsewhere; the message says where.
+    :raises InvalidError: the output goes elsewhere; the message names the place.
     """
     if not stdio.stdout:
-        raise InvalidError("its output goes nowhere; nobody can attach to it")
+        raise InvalidError("cannot attach: the container was created without output")
     address = parse_address(stdio.stdout)
     if address.scheme == "path":
         stderr = parse_address(stdio.stderr).path
@@ -104,5 +104,5 @@ def attachable(stdio: Stdio, work: Path | None) -> Stdio:
     if address.scheme == "binary" and copies is not None and copies.is_fifo():
         stderr = "" if stdio.terminal else str(copies.with_name("stderr"))
         return Stdio(stdio.stdin, str(copies), stderr, stdio.terminal)
-    what = f"the file {address.path}" if address.scheme == "file" else "a logging program"
-    raise InvalidError(f"its output goes to {what}, not to a fifo; nobody can attach to it")
+    target = f"the file {address.path}" if address.scheme == "file" else "a logging program"
+    raise InvalidError(f"cannot attach: the output goes to {target}, not to a fifo")

@@ -1,23 +1,24 @@
-"""The logging program of detached containers: pipes in, a log file out, for any shim v2.
+"""The logging program of detached containers: it copies pipes to a log file, under any shim v2.
 
 A shim starts it for a ``binary://`` address, with a container's stdout as fd 3 and
-stderr as fd 4, and takes the end of fd 5 as "ready".  Each line becomes
+stderr as fd 4, and treats the end of fd 5 as "ready".  Each line becomes
 
     2016-10-06T00:17:09.669794202Z stdout F message
 
-with P instead of F where the newline has not come: the line was too long, or
-stayed unfinished for a moment, or was the last.  What is written after a P
-continues it.  At its limit the file is renamed to ``FILE.1`` and begun again.
+with P instead of F where the newline is missing: the line was too long, stayed
+unfinished for ``UNFINISHED`` ms, or was the last one.  The next entry of the
+stream continues it.  At its limit the file is renamed to ``FILE.1`` and a new
+one begins.
 
-It must not lose a byte nor make the container wait.  It ends when both pipes
-have; after SIGTERM, when there is nothing left in them.  What a full disk
-refuses is counted, and the count logged as soon as there is room.
+The program must neither lose a byte nor delay the container.  It exits when both
+pipes have ended, or after SIGTERM once they are empty.  Bytes that a full disk
+refuses are counted, and the count is logged as soon as the disk has room.
 
-Where there are fifos beside the file, ``stdout`` and ``stderr``, who reads one
-gets everything from then on, as it came; nobody is waited for.
+If fifos named ``stdout`` and ``stderr`` lie beside the file, a reader of one gets
+all output from then on, unchanged.  The program never waits for a reader.
 
-It runs for as long as the container, so only what is tiny is imported; not even
-this package is.  For the same reason ``signal`` is not: that is 0.8 MiB.
+It runs as long as the container, so it imports as little as possible: not even
+this package, and not ``signal``, which takes 0.8 MiB.
 
 Source: kubernetes, "CRI logging" and its log format; containerd's binary logging.
 """
@@ -33,16 +34,16 @@ import time
 STDOUT, STDERR, READY = 3, 4, 5
 LIMIT = 10 << 20  # bytes of a file until it is renamed
 LONGEST = 16 * 1024  # bytes of one entry, as CRI has it
-UNFINISHED = 200  # ms after which a line without its end is logged as far as it is
+UNFINISHED = 200  # ms after which the beginning of a line is logged
 _CHUNK = 64 * 1024  # bytes of one read
-_ROOM = 1 << 20  # bytes that a pipe holds at the most
+_ROOM = 1 << 20  # the largest size of a pipe, in bytes
 
 
 class LogFile:
-    """The file: whole entries only, renamed at its limit, truncated where the disk is full."""
+    """The log file: it holds whole entries only and is renamed at its limit."""
 
     def __init__(self, path: str, limit: int = LIMIT) -> None:
-        self.lost = 0  # bytes of output since the last entry that was written
+        self.lost = 0  # bytes of output that could not be written since the last entry
         self._path = path
         self._limit = limit
         self._fd = -1
@@ -50,7 +51,7 @@ class LogFile:
         self._why = ""
 
     def write(self, entries: bytes, content: int) -> None:
-        """Append ``entries``, which hold ``content`` bytes of output; failing is counted."""
+        """Append ``entries`` with ``content`` bytes of output; on failure count these bytes."""
         if not entries and not self.lost:
             return
         try:
@@ -83,11 +84,11 @@ class LogFile:
     def _open(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(self._path, flags, 0o600)
-        try:  # noqa: SIM105 - contextlib is more than all of this
-            # Whoever follows the log sees by this that more may come.
+        try:  # noqa: SIM105 - contextlib is larger than this module
+            # A reader that follows the log sees by the lock that more may come.
             fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            pass  # no reason to lose output
+            pass  # continue without the lock
         self._size = os.fstat(self._fd).st_size
 
     def close(self) -> None:
@@ -98,7 +99,7 @@ class LogFile:
 
 
 class Copy:
-    """Raw output for whoever reads the fifo at ``path``, if anybody does."""
+    """Copies raw output to the reader of the fifo at ``path``, if there is one."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -106,7 +107,7 @@ class Copy:
         self._skipped = 0
 
     def write(self, data: bytes) -> None:
-        """Give ``data`` to the reader; what does not fit is skipped, and that is said."""
+        """Write ``data`` to the reader; skip what does not fit and write the number of bytes."""
         left = len(data)
         try:
             if self._fd < 0:
@@ -120,7 +121,7 @@ class Copy:
         except BlockingIOError:
             self._skipped += left
         except OSError:
-            self.close()  # nobody reads, any more or yet
+            self.close()  # the fifo has no reader
 
     def _open(self) -> None:
         self._skipped = 0
@@ -128,10 +129,10 @@ class Copy:
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _ROOM)
         except OSError:
-            return  # then it is as large as the host allows
+            return  # the fifo keeps its default size
 
     def close(self) -> None:
-        """Let the reader see the end."""
+        """Close the fifo; the reader sees its end."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -150,7 +151,7 @@ class Stream:
         os.set_blocking(fd, False)
 
     def read(self) -> int:
-        """Take what is there; return how many bytes that were."""
+        """Read once without waiting; return the number of bytes."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -168,7 +169,7 @@ class Stream:
         return len(data)
 
     def flush(self) -> None:
-        """Log the line that has no end yet."""
+        """Log the unfinished line."""
         rest, self.unfinished = self.unfinished, b""
         prefix = _prefix(self._name, b"P")
         for start in range(0, len(rest), LONGEST):
@@ -180,7 +181,7 @@ class Stream:
         short: list[bytes] = []
         size = 0
         for line in lines:
-            # In pieces, for no file is to grow beyond its limit by what one read gave.
+            # Write in pieces, so that one read cannot make the file much larger than its limit.
             size += len(prefix) + len(line) + 1
             if size > LONGEST:
                 self._write_short(prefix, short)
@@ -210,7 +211,7 @@ def _prefix(stream: bytes, tag: bytes) -> bytes:
 
 
 def main(path: str, limit: int = LIMIT) -> None:
-    """Log into ``path`` until the container's pipes end, or SIGTERM finds them empty."""
+    """Log into ``path`` until the pipes end, or until they are empty after SIGTERM."""
     woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     _signal.set_wakeup_fd(wake)
     _signal.signal(_signal.SIGTERM, lambda *_: None)
@@ -223,10 +224,10 @@ def main(path: str, limit: int = LIMIT) -> None:
     poll = select.poll()
     for fd in (woken, STDOUT, STDERR):
         poll.register(fd, select.POLLIN)
-    try:  # noqa: SIM105 - contextlib is more than all of this
+    try:  # noqa: SIM105 - contextlib is larger than this module
         os.write(READY, b"\0")
     except OSError:
-        pass  # who started us is gone; the container may not be
+        pass  # the shim has ended; the container may still run
     os.close(READY)
     while streams:
         unfinished = any(stream.unfinished for stream in streams)
@@ -242,7 +243,7 @@ def main(path: str, limit: int = LIMIT) -> None:
         if woken in ready:
             break
     for stream in streams:
-        left = _ROOM  # as much as there can be now: others may write for ever
+        left = _ROOM  # the most that the pipe can hold now; other processes may write on
         while left > 0 and (count := stream.read()):
             left -= count
         stream.flush()

@@ -1,10 +1,11 @@
-"""Read what detached containers wrote, and follow it: CRI logs, or files as they are.
+"""Read and follow the logs of detached containers: CRI logs and plain files.
 
-A CRI log has an entry a line, as :mod:`shimctl.standalone.logger` and the CRI plugins write
-it; its predecessor may be there as ``FILE.1``.  Any other file is shown as it
-is, without times.  Following looks for more every ``POLL`` seconds, goes over to
-the next file once the last is complete, and ends when ``is_over`` says so, all
-is read, and nobody has the log open to write, or nobody has written for a moment.
+A CRI log has one entry per line, as :mod:`shimctl.standalone.logger` and the CRI
+plugins write it; the preceding file may exist as ``FILE.1``.  Any other file is
+printed unchanged, without times.  A follower reads every ``POLL`` seconds and
+changes to the next file once the last is complete.  It stops when ``is_over``
+returns true, all is read, and no process has the log open to write or none has
+written for ``_QUIET`` seconds.
 
 Source: kubernetes, "CRI logging" and its log format; fcntl(2), F_GETLK.
 """
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-POLL = 0.1  # s between two looks for more
-_QUIET = 0.5  # s without more, after the container's end, that are the log's end
+POLL = 0.1  # s between two reads
+_QUIET = 0.5  # s without output after the exit; then the log counts as complete
 _CHUNK = 256 * 1024  # bytes of one read
 _ENTRY = re.compile(
     rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)) "
@@ -44,7 +45,7 @@ _FLOCK = "hhqqi"  # struct flock: type, whence, start, length, pid
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a log, or without ``ends`` the beginning of one."""
+    """One line of a log, or the beginning of one if ``ends`` is false."""
 
     time: bytes  # RFC 3339, as it is in the log
     stream: bytes
@@ -59,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which part of a log, and how; ``tail`` counts lines, None is all of them."""
+    """The part of a log to print, and its form; ``tail`` counts lines, None is all."""
 
     since: datetime | None = None
     tail: int | None = None
@@ -67,23 +68,23 @@ class Wanted:
 
 
 def parse_entry(line: bytes) -> Entry | None:
-    """Read one line of a CRI log; None if it is none."""
+    """Parse one line of a CRI log; return None if it is not one."""
     found = _ENTRY.fullmatch(line)
     if found is None:
         return None
     try:
         datetime.fromisoformat(found[1].decode())
     except ValueError:
-        return None  # the 31st of February
+        return None  # not a date, such as February 31
     return Entry(found[1], found[2], found[3] == b"F", found[4])
 
 
 def parse_since(text: str, now: datetime) -> datetime:
-    """Read a time as RFC 3339 or as how long ago: ``10m``, ``1h30m``, ``2d``.
+    """Parse a time in RFC 3339, or an age such as ``10m``, ``1h30m``, ``2d``.
 
     A time without an offset is local.
 
-    :raises InvalidError: it is neither.
+    :raises InvalidError: ``text`` is neither.
     """
     if found := _DURATION.fullmatch(text):
         days, hours, minutes, seconds = (float(number or 0) for number in found.groups())
@@ -91,11 +92,11 @@ def parse_since(text: str, now: datetime) -> datetime:
             return now - timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     with suppress(ValueError, OverflowError):
         return datetime.fromisoformat(text).astimezone(UTC)
-    raise InvalidError(f"{text!r} is no time; say 10m, 1h30m, or 2026-11-24T08:30:00Z")
+    raise InvalidError(f"{text!r} is not a time; use 10m, 1h30m, or 2026-11-24T08:30:00Z")
 
 
 class Log:
-    """A log file, and the ones that follow it under the same name."""
+    """A log file, and its successors under the same name."""
 
     def __init__(self, path: Path, *, rotated: bool) -> None:
         self._path = path
@@ -121,7 +122,7 @@ class Log:
             return -1
 
     def seek_to_last(self, lines: int) -> None:
-        """Skip all but the last lines of the file, which may be long."""
+        """Seek to the last ``lines`` lines, reading backwards from the end."""
         if self._fd < 0:
             return
         position = size = os.fstat(self._fd).st_size
@@ -143,7 +144,7 @@ class Log:
         os.lseek(self._fd, position, os.SEEK_SET)
 
     def chunks(self) -> Iterator[bytes]:
-        """Give the bytes that are there now and have not been given yet."""
+        """Give the bytes that were written since the last call."""
         while True:
             data = os.read(self._fd, _CHUNK) if self._fd >= 0 else b""
             if data:
@@ -152,13 +153,13 @@ class Log:
                 return
 
     def lines(self) -> Iterator[bytes]:
-        """The same, line by line; one that is not complete yet is not given."""
+        """Give complete lines that were written since the last call."""
         for data in self.chunks():
             *lines, self._rest = (self._rest + data).split(b"\n")
             yield from lines
 
     def _advance(self) -> bool:
-        """Go to where there may be more; say whether there is such a place."""
+        """Go to the next file if there is one; return whether reading can continue."""
         if self._fd < 0:
             self._fd = self._open(self._path)
             return self._fd >= 0
@@ -173,7 +174,7 @@ class Log:
         if (newest.st_dev, newest.st_ino) == (ours.st_dev, ours.st_ino):
             return False
         if not self._complete:
-            self._complete = True  # nobody writes to it any more; what was written since?
+            self._complete = True  # it has no writer any more: read its rest, then go on
             return True
         following = self._open(self._next(ours))
         if following < 0:
@@ -183,7 +184,7 @@ class Log:
         return True
 
     def _next(self, ours: os.stat_result) -> Path:
-        """Return the file after ours: the newest, unless we are further behind."""
+        """Return the file that follows ours: ``FILE.1``, or the newest if ours was ``FILE.1``."""
         if self._old is not None:
             with suppress(FileNotFoundError):
                 old = self._old.stat()
@@ -192,20 +193,20 @@ class Log:
         return self._path
 
     def has_writer(self) -> bool:
-        """Tell whether the logging program is still there; other writers do not show."""
+        """Return whether the logging program runs; other writers hold no lock."""
         if self._fd < 0:
             return False
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        answer = fcntl.fcntl(self._fd, fcntl.F_GETLK, asked)
+        query = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(self._fd, fcntl.F_GETLK, query)
         return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 class _Printer:
-    """Writes entries to the stream each is from."""
+    """Writes each entry to the stream that it came from."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._begun: set[bytes] = set()  # the streams in the middle of a line
+        self._begun: set[bytes] = set()  # streams whose last line is unfinished
 
     def show(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
@@ -220,7 +221,7 @@ class _Printer:
 
 
 async def show_cri(path: Path, wanted: Wanted, is_over: Callable[[], bool] | None) -> None:
-    """Print a CRI log; with ``is_over`` follow it until that is so."""
+    """Print a CRI log; with ``is_over`` follow it until that returns true."""
     printer = _Printer(wanted)
     with Log(path, rotated=True) as log:
         printer.show(_last(_since(_entries(log), wanted.since), wanted.tail))
@@ -235,10 +236,10 @@ async def show_cri(path: Path, wanted: Wanted, is_over: Callable[[], bool] | Non
 
 
 async def show_raw(path: Path, wanted: Wanted, is_over: Callable[[], bool] | None) -> None:
-    """Print a file as it is; with ``is_over`` follow it until that is so.
+    """Print a file unchanged; with ``is_over`` follow it until that returns true.
 
-    :raises InvalidError: times are asked for.
-    :raises NotFoundError: it is not there.
+    :raises InvalidError: ``wanted`` needs times.
+    :raises NotFoundError: the file does not exist.
     """
     if wanted.since or wanted.timestamps:
         raise InvalidError(f"{path} has no times; --since and --timestamps need a log with times")
@@ -259,7 +260,7 @@ async def show_raw(path: Path, wanted: Wanted, is_over: Callable[[], bool] | Non
 
 
 def is_cri(path: Path) -> bool:
-    """Tell whether a file is a CRI log, by its first line; an empty one may be."""
+    """Return whether the first line is of a CRI log; an empty file counts as one."""
     with open(path, "rb") as file:
         line = file.readline(_CHUNK)
     return not line or parse_entry(line.rstrip(b"\n")) is not None
@@ -268,7 +269,7 @@ def is_cri(path: Path) -> bool:
 async def _follow(log: Log, more: Callable[[], bool], is_over: Callable[[], bool]) -> None:
     last = trio.current_time()
     while True:
-        over = is_over()  # before the look, or what comes in between is missed
+        over = is_over()  # before the read, so that no output in between is missed
         writer = log.has_writer()
         now = trio.current_time()
         if more():
@@ -280,7 +281,7 @@ async def _follow(log: Log, more: Callable[[], bool], is_over: Callable[[], bool
 
 def _entries(log: Log) -> Iterator[Entry]:
     for line in log.lines():
-        # Half a line after a crash is better shown than hidden.
+        # After a crash a line may be incomplete: print it as it is.
         yield parse_entry(line) or Entry(b"-", b"stdout", True, line)
 
 
@@ -291,7 +292,7 @@ def _since(entries: Iterator[Entry], since: datetime | None) -> Iterator[Entry]:
 
 
 def _last(entries: Iterator[Entry], lines: int | None) -> Iterable[Entry]:
-    """Keep what belongs to the last ``lines`` lines."""
+    """Keep the entries of the last ``lines`` lines."""
     if lines is None:
         return entries
     kept: deque[Entry] = deque()

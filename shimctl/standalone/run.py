@@ -1,8 +1,8 @@
 """Containers without a manager: run one from a bundle, exec into one, remove one.
 
-Each takes the steps containerd would: start a shim, Create, Start, Wait,
-Delete, Shutdown, the shim's own ``delete``, and the directory goes last.  On
-every way out, what was begun is undone, within ``CLEANUP`` seconds.
+The steps are those of containerd: start a shim, Create, Start, Wait, Delete,
+Shutdown, the shim's own ``delete``; the directory is removed last.  A step that
+fails or is cancelled undoes the steps before it, within ``CLEANUP`` seconds.
 
 Source: containerd core/runtime/v2 (shim.go, delete) for the order.
 """
@@ -45,36 +45,36 @@ if TYPE_CHECKING:
     from shimctl.launching import Log
     from shimctl.values import Exited
 
-CLEANUP = 20  # s for all of it, when something went wrong
+CLEANUP = 20  # s to undo all steps after a failure
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What ``shimctl run`` was asked for."""
+    """The arguments of ``shimctl run``."""
 
     bundle: Path
     container: str
     namespace: str = "default"
     runtime: str = DEFAULT_RUNTIME
-    interactive: bool = False  # detached only: keep a stdin for who attaches
-    terminal: bool | None = None  # None is what the bundle says, and none when detached
-    log: Path | None = None  # detached only: where the output goes, instead of our log
-    log_limit: int = logger.LIMIT  # bytes of our log, of which there are two files
-    policy: str = ""  # what becomes of output that nobody reads; empty for the usual
-    detach_keys: bytes = b""  # at a terminal, what lets go of the container
+    interactive: bool = False  # detached only: keep a stdin for clients
+    terminal: bool | None = None  # None: as in the bundle if attached, else without
+    log: Path | None = None  # detached only: the file for the output, in place of our log
+    log_limit: int = logger.LIMIT  # bytes of each of the two files of our log
+    policy: str = ""  # for output without a reader; empty for the default
+    detach_keys: bytes = b""  # the keys that detach a terminal
     debug: bool = False
-    binary: str = ""  # what the shim runs; empty for its own choice, which is runc
+    binary: str = ""  # the OCI runtime; empty for the shim's default, runc
     checkpoint: Path | None = None  # an image to restore
-    work_path: Path | None = None  # where criu logs, when it restores
-    events: Path | None = None  # the socket to send events to, instead of the usual one
-    config: dict[str, Any] | None = None  # of an image, whose rootfs is made for the directory
+    work_path: Path | None = None  # the directory of criu's log for a restore
+    events: Path | None = None  # the socket for events, in place of the default
+    config: dict[str, Any] | None = None  # of an image
     rootfs: Callable[[Path], Sequence[Mount]] | None = None
 
 
 def prepare(wanted: Run, *, attached: bool) -> Path:
-    """Make the working directory for ``wanted``.
+    """Create the working directory for ``wanted``.
 
-    A detached container gets a terminal only if that is asked for.
+    A detached container gets a terminal only if ``wanted.terminal`` is true.
     """
     binary = find_runtime(wanted.runtime)
     config = wanted.config or _config_of(wanted.bundle.absolute())
@@ -94,14 +94,14 @@ def _config_of(bundle: Path) -> dict[str, Any]:
         raise InvalidError(f"{bundle / 'config.json'} has no process to run")
     root = as_runc_reads(config["root"]["path"])
     if not Path(root).is_dir():
-        raise NotFoundError(f"the bundle's root {root} is no directory")
+        raise NotFoundError(f"the bundle's root {root} is not a directory")
     return config
 
 
 def _policy(wanted: Run, *, attached: bool, terminal: bool) -> str:
-    """Choose what becomes of output that nobody reads; empty is the shim's choice.
+    """Choose the output policy; empty is the shim's default.
 
-    Where nobody may be for long, the container must not wait for it.
+    A container that may run without a client for long must not block on output.
     """
     if attached:
         usual = "spool" if terminal and wanted.detach_keys else ""
@@ -121,10 +121,10 @@ def _detached(wanted: Run) -> Detached:
 
 
 async def run_attached(wanted: Run) -> Exited | None:
-    """Run a container with our stdin, stdout and stderr; leave nothing behind.
+    """Run a container with our stdin, stdout and stderr; then remove it completely.
 
-    Others may attach to it beside us.  Returns None when it goes on without us,
-    because somebody at our terminal typed the keys for that.
+    Other clients can attach to it meanwhile.  Returns None if the detach keys were
+    typed: the container runs on.
     """
     exited, left = None, False
     async with open_signals() as signals:
@@ -156,9 +156,10 @@ async def run_attached(wanted: Run) -> Exited | None:
 
 
 async def run_detached(wanted: Run, *, start: bool = True) -> int:
-    """Run a container without us, output to a log or fifos; return its pid.
+    """Run a container in the background, with its output in a log or fifos; return its pid.
 
-    Without ``start`` it is only created, or ready to be restored: then it has no pid yet.
+    Without ``start`` it is only created, or ready to be restored, in which case it has
+    no pid yet.
     """
     async with open_signals():
         work = prepare(wanted, attached=False)
@@ -176,7 +177,7 @@ async def run_detached(wanted: Run, *, start: bool = True) -> int:
                     )
                     task = shim.task(wanted.container)
                     if stdio.terminal:
-                        with suppress(ShimError):  # not every shim can, so early
+                        with suppress(ShimError):  # some shims cannot resize before Start
                             await task.resize(*detached.SIZE)
                     return await task.start() if start else pid
         except BaseException:
@@ -200,8 +201,7 @@ async def _launched(wanted: Run, work: Path, *, attached: bool) -> AsyncIterator
     """Launch the shim and connect to it, and read its log, for the block."""
     events: str | Path | None = wanted.events
     if attached and events is None and not can_connect(f"unix://{workdir.events_socket()}"):
-        # Some shims take seconds to exit while they cannot deliver, and by then
-        # nobody is left who would want to know.
+        # Some shims delay their exit for seconds while they cannot deliver events.
         events = ""
     launched = await launch(
         work,
@@ -238,11 +238,11 @@ def _binary(work: Path) -> str:
 async def exec_attached(
     task: Task, process: Mapping[str, object], *, stdin: bool, terminal: bool
 ) -> Exited:
-    """Run ``process`` in a running container, with our stdin if asked, and delete it."""
+    """Run ``process`` as an exec, with our stdin if ``stdin`` is set, and delete it."""
     name = f"exec-{secrets.token_hex(6)}"
     async with open_signals() as signals:
         with (
-            # Not in the bundle, which is somebody else's.
+            # Not in the bundle, which belongs to the manager.
             tempfile.TemporaryDirectory(prefix="shimctl-") as directory,
             open_pipes(Path(directory), stdin=stdin, terminal=terminal) as pipes,
         ):
@@ -254,7 +254,7 @@ async def exec_attached(
                 with trio.move_on_after(CLEANUP, shield=True), suppress(ShimError):
                     await end(added)
                 raise
-    assert exited is not None, "no keys let go of an exec"
+    assert exited is not None, "an exec has no detach keys"
     return exited
 
 
@@ -267,12 +267,12 @@ def process_for(
     cwd: str = "",
     user: str = "",
 ) -> dict[str, Any]:
-    """Describe a process like the container's own, with other arguments.
+    """Return the init process's specification with other arguments.
 
-    ``env`` are ``NAME=value``, which replace those of the same name; ``user`` is
+    ``env`` are ``NAME=value``, which replace variables of the same name; ``user`` is
     ``UID`` or ``UID:GID``, in numbers.
 
-    :raises InvalidError: an argument makes no sense.
+    :raises InvalidError: ``env`` or ``user`` is malformed.
     """
     process = dict(config.get("process") or {})
     process |= {"args": list(args), "terminal": terminal}
@@ -280,10 +280,10 @@ def process_for(
     if cwd:
         process["cwd"] = cwd
     if env:
-        names = {entry.partition("=")[0] for entry in env}
-        if "" in names or any("=" not in entry for entry in env):
+        replaced = {entry.partition("=")[0] for entry in env}
+        if "" in replaced or any("=" not in entry for entry in env):
             raise InvalidError("--env takes NAME=VALUE")
-        kept = [old for old in process.get("env") or () if old.partition("=")[0] not in names]
+        kept = [old for old in process.get("env") or () if old.partition("=")[0] not in replaced]
         process["env"] = [*kept, *env]
     if user:
         uid, colon, gid = user.partition(":")
@@ -294,11 +294,11 @@ def process_for(
 
 
 async def dispose(work: Path, container: str, namespace: str, address: str = "") -> Exited | None:
-    """End a container of ours whatever its state, its shim, and its directory.
+    """End a container of ``shimctl`` in any state; remove its shim and its directory.
 
-    Returns how it ended, None if no shim was left to tell.
+    Returns its exit, or None if neither a shim nor a record has it.
 
-    :raises WrongStateError: something is still mounted in the directory.
+    :raises WrongStateError: a file system is still mounted in the directory.
     """
     address = address or read_address(work)
     exited = await ending.dispose(
@@ -314,6 +314,6 @@ async def dispose(work: Path, container: str, namespace: str, address: str = "")
 
 
 def _alone(work: Path, address: str) -> bool:
-    """Tell whether no other container of ours has the same shim, as in a pod."""
+    """Return whether the shim serves no other container of ``shimctl``, as in a pod."""
     others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
     return all(other == work or read_address(other) != address for other in others)

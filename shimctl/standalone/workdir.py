@@ -1,8 +1,8 @@
 """The private working directory of a container that ``shimctl run`` started.
 
-A shim writes into its bundle, so it never gets the user's: it gets a directory
-of its own, ``<state>/<namespace>/<id>``, with a copy of config.json in which
-every path into the user's bundle is absolute.  The fifos live there too.
+A shim writes into its bundle, so it never gets the user's bundle.  It gets the
+directory ``<state>/<namespace>/<id>`` with a copy of config.json in which every
+path into the user's bundle is absolute.  The fifos are in that directory, too.
 
 Source: OCI runtime specification, config.md ("Root", "Mounts") for which paths
 are relative to the bundle; containerd pkg/identifiers for the ids.
@@ -27,30 +27,30 @@ if TYPE_CHECKING:
 
 
 def state_directory() -> Path:
-    """Return where our containers live: SHIMCTL_STATE, or /run/trio-shim."""
+    """Return the directory of our containers: SHIMCTL_STATE, or /run/trio-shim."""
     return known.state_directory()
 
 
 def events_socket() -> Path:
-    """Return where the shims that we launch send their events."""
+    """Return the socket to which the shims that we launch send their events."""
     return known.events_socket()
 
 
 def check_id(text: str, what: str = "id") -> str:
-    """Return ``text`` if containerd would take it as an id or a namespace.
+    """Return ``text`` if containerd accepts it as an id or a namespace.
 
-    :raises InvalidError: it would not.
+    :raises InvalidError: containerd does not accept it.
     """
     if names.is_id(text):
         return text
     raise InvalidError(
-        f"{text!r} is no valid {what}; use up to {names.ID_MAX} letters and digits, "
+        f"{text!r} is not a valid {what}; use up to {names.ID_MAX} letters and digits, "
         "with single '.', '_' or '-' between them"
     )
 
 
 def new_id(bundle: Path) -> str:
-    """Make up an id that tells people which bundle it came from."""
+    """Generate an id that begins with the name of the bundle."""
     words = "-".join(re.findall(r"[A-Za-z0-9]+", bundle.name))
     return f"{words[:40].strip('-') or 'c'}-{secrets.token_hex(3)}"
 
@@ -80,7 +80,7 @@ def read_config(bundle: Path) -> dict[str, Any]:
 def absolute_paths(config: dict[str, Any], bundle: Path) -> dict[str, Any]:
     """Return ``config`` with every path that is relative to ``bundle`` made absolute.
 
-    :raises InvalidError: the root or a mount is not what the specification says.
+    :raises InvalidError: the root or a mount does not follow the specification.
     """
     root = config.get("root")
     if not isinstance(root, dict) or not isinstance(root.get("path"), str):
@@ -104,9 +104,9 @@ def _absolute_mount(mount: dict[str, Any], bundle: Path) -> dict[str, Any]:
 
 
 def make(config: dict[str, Any], namespace: str, container: str) -> Path:
-    """Make the working directory and write ``config`` into it; return its path.
+    """Create the working directory and write ``config`` into it; return its path.
 
-    :raises ExistsError: the id is in use, or was and nothing cleaned up after it.
+    :raises ExistsError: a directory of this id exists.
     """
     state = state_directory()
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,17 +120,16 @@ def make(config: dict[str, Any], namespace: str, container: str) -> Path:
             f"`shimctl delete -f {container}` removes it"
         ) from None
     (path / "config.json").write_bytes(jsontext.dumps(config))
-    (path / "work").mkdir()  # some shims have criu work there, and do not make it
+    (path / "work").mkdir()  # some shims use it for criu and do not create it
     return path
 
 
 def remove(path: Path) -> None:
-    """Remove a working directory, and its namespace's when that was the last one.
+    """Remove a working directory, and the namespace's directory once it is empty.
 
-    :raises WrongStateError: something is mounted inside, and removing would
-        reach into it.
+    :raises WrongStateError: a file system is mounted inside.
     """
     release(path)
     remove_tree(path)
-    with suppress(OSError):  # others live in the namespace
+    with suppress(OSError):  # the namespace has other containers
         path.parent.rmdir()
