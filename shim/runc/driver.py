@@ -22,6 +22,7 @@ from grpclib.const import Status
 from shim.errors import NotFoundError, ShimError, TimedOutError
 from shim.linux.files import read_tail
 from shim.runc.command import reason_of
+from shim.runc.output import Output
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _BIRTH = 5.0
 # Seconds a command's output may wait to be read.  Few run longer, and few of
 # those say more than a pipe holds.
 _UNREAD = 0.05
-# Bytes kept of a command's output, and read of its log: its last lines hold the error.
+# Bytes read of a command's log: its last lines hold the error.
 _TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
 _MESSAGE = 4096
@@ -70,46 +71,6 @@ class RuntimeMissingError(ShimError):
     """The runtime is not there (any more).  That says nothing about the container."""
 
     status = Status.FAILED_PRECONDITION
-
-
-class _Output:
-    """The read end of a pipe a command writes into, and what came out of it so far."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        # Our end only: a program whose stderr does not block loses what it says.
-        os.set_blocking(self._reader, False)
-
-    def started(self) -> None:
-        os.close(self.writer)
-        self.writer = -1
-
-    def _read(self) -> bool:
-        """Read what is there; say whether more may come."""
-        while True:
-            try:
-                chunk = os.read(self._reader, 65536)
-            except BlockingIOError:
-                return True
-            if not chunk:
-                return False
-            self.data += chunk
-            if len(self.data) > _TAIL:
-                del self.data[: len(self.data) - _TAIL]
-
-    async def follow(self) -> None:
-        while self._read():
-            await trio.lowlevel.wait_readable(self._reader)
-
-    def text(self) -> str:
-        self._read()
-        return self.data.decode(errors="replace")
-
-    def close(self) -> None:
-        os.close(self._reader)
-        if self.writer >= 0:
-            os.close(self.writer)
 
 
 def _environ() -> dict[str, str]:
@@ -146,7 +107,7 @@ class Runc:
         :raises RuntimeMissingError: there is no such runtime.
         :raises TimedOutError: it took longer than the limit, and was killed.
         """
-        out, err = _Output(), _Output()
+        out, err = Output(), Output()
         source = -1
         try:
             source = _memory(stdin) if stdin else -1
@@ -198,9 +159,7 @@ class Runc:
         except NotFoundError as exc:
             raise RuntimeMissingError(f"OCI runtime {verb} failed: {exc}") from None
 
-    async def _finish(
-        self, verb: str, child: Child, *outputs: _Output, patience: float = 0
-    ) -> int:
+    async def _finish(self, verb: str, child: Child, *outputs: Output, patience: float = 0) -> int:
         try:
             with trio.fail_after(self.limit):
                 with trio.move_on_after(_UNREAD if outputs else math.inf):
