@@ -32,8 +32,7 @@ from shim.errors import ShimError
 from shim.events.rest import tell_rest
 from shim.linux import sockets
 from shim.linux.files import read_whole
-from shim.linux.mountinfo import mounts_below
-from shim.linux.mounts import unmount_all
+from shim.linux.mounts import is_mounted, unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
 from shim.records import read_exit
@@ -191,7 +190,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
             and not _is_there(pid)
             and not _has_state(Path(root), flags.id)
             and not Members(str(bundle.path)).names()
-            and not mounts_below(str(bundle.rootfs))
+            and not is_mounted(str(bundle.rootfs))
             and not _has_dead_socket(bundle)
         )
     except (ShimError, OSError):

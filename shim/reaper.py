@@ -67,6 +67,9 @@ class Exit:
     reason: str = ""
 
 
+# Linux: wait for children that send no SIGCHLD, too.  Source: linux/wait.h.
+_WALL = 0x40000000
+
 UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
 
 
@@ -254,6 +257,20 @@ class Reaper:
         finally:
             os.close(pidfd)
         self._watch(pid)
+
+    @contextmanager
+    def ended(self, namespaces: int) -> Iterator[int]:
+        """Make a process in new namespaces, CLONE_NEWUSER for example, that has ended.
+
+        Its pid is good for the block, in which the namespaces can be opened.
+
+        :raises OSError: the host has no room for it, or forbids such namespaces.
+        """
+        pid = libc.clone_ended(namespaces)
+        try:
+            yield pid
+        finally:
+            os.waitid(os.P_PID, pid, os.WEXITED | _WALL)
 
     def _watch(self, pid: int) -> Child:
         try:

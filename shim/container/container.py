@@ -30,9 +30,10 @@ from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
+from shim.container.rootfs import mount_rootfs
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
-from shim.linux.mounts import mount_all, unmount_all
+from shim.linux.mounts import unmount_all
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import Runc
 from shim.stdio.spool import Room
@@ -114,7 +115,8 @@ class Container:
                 bundle.rootfs.mkdir(0o711, exist_ok=True)
                 undo.callback(unmount_all, str(bundle.rootfs))
                 mounts = [mount_of(message) for message in request.rootfs]
-                mount_all(mounts, str(bundle.rootfs))
+                rootfs, directory = str(bundle.rootfs), str(bundle.path)
+                await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)
             undo.push_async_callback(self.init.dispose)
             await self._open_stdio(self.init)
             if not self._image.image_path:

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from shim.errors import InvalidError, UnsupportedError
-from shim.linux import mounts
+from shim.errors import InvalidError
 from shim.linux.mountinfo import mount_points
-from shim.linux.mounts import Mount, mount_all, parse_options, resolve, unmount_all
+from shim.linux.mounts import Mount, mount_all, resolve, unmount_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,23 +26,6 @@ def work(tmp_path: Path) -> Iterator[Path]:
     finally:
         unmount_all(str(tmp_path))
         assert not [point for point in mount_points() if point.startswith(str(tmp_path))]
-
-
-def test_options_are_flags_and_data() -> None:
-    options = parse_options(["rbind", "ro", "nosuid", "rslave", "size=4k", "rw", "index=off"])
-    assert options.flags == mounts.MS_BIND | mounts.MS_REC | mounts.MS_NOSUID
-    assert options.propagation == mounts.MS_SLAVE | mounts.MS_REC
-    assert options.data == ["size=4k", "index=off"]
-
-
-def test_defaults_are_no_data() -> None:
-    assert parse_options(["defaults", ""]) == mounts.Options()
-
-
-@pytest.mark.parametrize("option", ["loop", "uidmap=0:1:1", "X-containerd.mkdir"])
-def test_what_we_cannot_do_is_refused(option: str) -> None:
-    with pytest.raises(UnsupportedError, match=option.partition("=")[0]):
-        parse_options([option])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +122,16 @@ def test_overlay_takes_layers_with_long_names(work: Path, count: int) -> None:
 def test_options_that_cannot_be_shortened_are_refused(work: Path) -> None:
     with pytest.raises(InvalidError, match="longer than"):
         mount_all([Mount("tmpfs", "tmpfs", "", ["x=" + "y" * 5000])], str(work))
+
+
+@needs_root
+@pytest.mark.parametrize("wrong", [{"source": "a\0b"}, {"target": "a\0"}, {"options": ["x=\0"]}])
+def test_a_zero_byte_is_refused_and_cuts_nothing_off(work: Path, wrong: dict[str, Any]) -> None:
+    mount = replace(Mount("tmpfs", "tmpfs"), **wrong)
+    before = mount_points()
+    with pytest.raises(InvalidError, match="NUL byte"):
+        mount_all([mount], str(work))
+    assert mount_points() == before
 
 
 @needs_root
