@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from shim import log, names
 from shim.api.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
 from shim.errors import InvalidError, TimedOutError
+from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,8 +140,8 @@ def invocation_of(
 ) -> Invocation:
     """Put together what a call of ``start`` means.
 
-    :raises InvalidError: it lacks a namespace or an id, or the environment has
-        a timeout that is none.
+    :raises InvalidError: it lacks a namespace or an id, the environment has a timeout
+        that is none, or a string of BootstrapParams holds a NUL byte.
     """
     for name in ("namespace", "id"):
         if not getattr(flags, name):
@@ -158,6 +159,7 @@ def invocation_of(
     params = _bootstrap_params(stdin, flags)
     if params is None:
         return replace(legacy, options=_any(stdin))
+    check_strings(params)
     chatty = flags.debug or params.log_level <= LOG_LEVEL_DEBUG
     return replace(
         legacy,

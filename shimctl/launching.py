@@ -81,12 +81,16 @@ async def launch(
     leaves by itself after half a minute.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
-    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name.
+    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name, or an
+        argument holds a NUL byte.
     :raises UnsupportedError: the shim wants a protocol, or a version of it, we do not have.
     :raises TimedOutError: it did not start within 30 s.
     :raises ShimError: the shim failed to start, and the message is its own; or it
         cannot be run, or nothing be written in the bundle.
     """
+    for text in map(str, (bundle, container, namespace, runtime, events)):
+        if "\0" in text:
+            raise InvalidError(f"{text!r} holds a NUL byte, which no name has")
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
         raise NotFoundError(f"there is no bundle {bundle}")

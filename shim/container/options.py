@@ -22,6 +22,7 @@ from shim.config import name_of
 from shim.errors import InvalidError
 from shim.linux.files import read_whole
 from shim.runc.command import Runtime
+from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +121,7 @@ def _parse(message: Message, data: bytes) -> None:
     except DecodeError:
         name = message.DESCRIPTOR.full_name
         raise InvalidError(f"the options are not a {name}") from None
+    check_strings(message)
 
 
 def _toml_key(name: str) -> str:
@@ -136,5 +138,7 @@ def _checked(table: Any, names: dict[str, str]) -> dict[str, Any]:
             value = table[key]
             if type(value) is not kinds[name]:
                 raise InvalidError(f"runtime option {key} must be a {kinds[name].__name__}")
+            if "\0" in str(value):
+                raise InvalidError(f"runtime option {key} holds a NUL byte, which no name has")
             values[name] = value
     return values

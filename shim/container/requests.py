@@ -13,6 +13,7 @@ from shim.errors import InvalidError
 from shim.linux.mounts import Mount
 from shim.runc.command import Checkpoint
 from shim.stdio.stdio import StdioSpec
+from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -72,6 +73,7 @@ def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:
             options.ParseFromString(request.options.value)
         except DecodeError:
             raise InvalidError("the checkpoint's options are not well formed") from None
+        check_strings(options)
     image = request.path or options.image_path
     if not image:
         raise InvalidError("checkpoint needs a path to write to")

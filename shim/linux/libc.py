@@ -38,15 +38,26 @@ def _checked(result: int, name: str | None = None) -> int:
     return result
 
 
+def _encoded(text: str) -> bytes:
+    """Return ``text`` as a system call takes it.
+
+    :raises OSError: EINVAL, it holds a NUL byte, at which the call would cut it off.
+    """
+    data = os.fsencode(text)
+    if b"\0" in data:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), text)
+    return data
+
+
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2).  ``data`` must be shorter than a page: the kernel cuts it silently."""
     _checked(
         _libc.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            os.fsencode(fstype),
+            _encoded(source),
+            _encoded(target),
+            _encoded(fstype),
             ctypes.c_ulong(flags),
-            os.fsencode(data) if data else None,
+            _encoded(data) if data else None,
         ),
         target,
     )
@@ -54,7 +65,7 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
 
 def umount2(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    _checked(_libc.umount2(os.fsencode(target), flags), target)
+    _checked(_libc.umount2(_encoded(target), flags), target)
 
 
 # Source: linux/mount.h, linux/fcntl.h, asm-generic/unistd.h: these numbers are the
@@ -193,7 +204,7 @@ def inotify_init() -> int:
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """Watch ``path`` for the events in ``mask``; return the watch descriptor.  inotify(7)."""
-    return _checked(_libc.inotify_add_watch(fd, os.fsencode(path), mask), path)
+    return _checked(_libc.inotify_add_watch(fd, _encoded(path), mask), path)
 
 
 # Source: spawn.h of glibc and of musl, which agree.  The sizes leave room for both.
@@ -236,12 +247,9 @@ def spawn(
     child's, duplicated in this order.  ``directory`` is the child's working
     directory; without one it is ours.  posix_spawn(3).
     """
-    words = [os.fsencode(word) for word in argv]
-    pairs = [os.fsencode(f"{name}={value}") for name, value in env.items()]
-    where = os.fsencode(directory or "")
-    for text in (*words, *pairs, where):
-        if b"\0" in text:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), os.fsdecode(text))
+    words = [_encoded(word) for word in argv]
+    pairs = [_encoded(f"{name}={value}") for name, value in env.items()]
+    where = _encoded(directory or "")
     actions = ctypes.create_string_buffer(_FILE_ACTIONS)
     _libc.posix_spawn_file_actions_init(actions)
     pid = ctypes.c_int()

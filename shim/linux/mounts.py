@@ -170,8 +170,10 @@ def _remount(target: str, flags: int) -> None:
 def resolve(root: str, path: str) -> str:
     """Return where ``path`` leads for a process whose root is ``root``.
 
-    :raises InvalidError: its symbolic links go in circles.
+    :raises InvalidError: its symbolic links go in circles, or it holds a NUL byte.
     """
+    if "\0" in path:
+        raise InvalidError(f"{path!r} holds a NUL byte, which no path has")
     root = os.path.realpath(root)
     current, links = root, 0
     parts = path.split("/")[::-1]

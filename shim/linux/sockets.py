@@ -75,6 +75,8 @@ def _name(address: str) -> str:
         )
     if not address:
         raise InvalidError("the socket address is empty")
+    if "\0" in address:  # behind it the kernel would see nothing
+        raise InvalidError(f"socket address {address!r} holds a NUL byte")
     return name
 
 

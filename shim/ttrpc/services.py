@@ -21,7 +21,8 @@ from google.protobuf.message import DecodeError, Message
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
-from shim.errors import ShimError
+from shim.errors import InvalidError, ShimError
+from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
@@ -174,6 +175,11 @@ def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Hand
     except DecodeError as exc:
         text = f"the request to {name} is malformed: {exc}"
         raise GRPCError(Status.INVALID_ARGUMENT, text) from exc
+    if b"\0" in event.payload:  # seldom, and then mostly in bytes, which may have any
+        try:
+            check_strings(request)
+        except InvalidError as exc:
+            raise GRPCError(exc.status, str(exc)) from None
     return handler, request
 
 

@@ -262,14 +262,14 @@ def _text(found: Mapping[str, Any], key: str, what: str) -> str:
     value = found.get(key)
     if value is not None and not isinstance(value, str):
         raise InvalidError(f"{what}: {key} is no text")
-    return value or ""
+    return _checked(value or "", key, what)
 
 
 def _texts(found: Mapping[str, Any], key: str, what: str) -> tuple[str, ...]:
     value = found.get(key)
     if value is not None and not _are_texts(value):
         raise InvalidError(f"{what}: {key} is no list of texts")
-    return tuple(value or ())
+    return tuple(_checked(text, key, what) for text in value or ())
 
 
 def _are_texts(value: object) -> bool:
@@ -280,4 +280,10 @@ def _mapping(found: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
     value = found.get(key)
     if value is not None and not isinstance(value, dict):
         raise InvalidError(f"{what}: {key} is no object")
-    return value or {}
+    return {_checked(name, key, what): entry for name, entry in (value or {}).items()}
+
+
+def _checked(text: str, key: str, what: str) -> str:
+    if "\0" in text:
+        raise InvalidError(f"{what}: {key} holds a NUL byte")
+    return text
