@@ -152,7 +152,7 @@ run_fast() {
     }
     (check ruff format --check && check ruff check . && check mypy --strict shim shimctl tests examples/minid) &
     jobs+=($!)
-    (check pytest -q -m "not e2e" "${fast_rings[@]}") &
+    (check pytest -q -n "$(nproc)" --dist loadfile -m "not e2e and not slow and not host" "${fast_rings[@]}") &
     jobs+=($!)
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1
@@ -160,7 +160,7 @@ run_fast() {
     [ $failed = 1 ] || step "all passed"
     return $failed
 }
-fast_rings=(tests/cgroup tests/container tests/events tests/linux tests/runc tests/stdio tests/ttrpc tests/test_*.py)
+fast_rings=(tests/cgroup tests/container tests/events tests/linux tests/runc tests/stdio/*.py tests/ttrpc tests/test_*.py)
 if [ -n "$fast" ]; then
     run_fast
     exit

@@ -28,7 +28,7 @@ echo $! > {pid}
 
 
 async def test_the_kernel_is_told_of_the_move_while_the_runtime_begins(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subreaper: None
 ) -> None:
     ready = tmp_path / "ready"
     monkeypatch.setattr(birth, "prepare_move", ready.touch)
@@ -46,7 +46,7 @@ async def test_the_kernel_is_told_of_the_move_while_the_runtime_begins(
             child = await birth.bear(
                 Runc(Runtime(str(runtime)), reaper), bundle, process, "create", []
             )
-        child.signal(9)  # it is init's to wait for: we are no subreaper here
+        child.signal(9)
         await child.wait()
         assert ready.exists()
         await process.dispose()

@@ -129,6 +129,7 @@ async def test_without_an_address_there_is_no_journal(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 async def test_ten_thousand_events_are_delivered_in_order_within_seconds(tmp_path: Path) -> None:
     manager = Manager()
     async with publishing(tmp_path) as publisher:

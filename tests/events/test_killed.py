@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
@@ -81,6 +82,7 @@ class Victim:
         return published
 
 
+@pytest.mark.slow
 async def test_killed_a_hundred_times_it_loses_nothing_and_says_nothing_twice(
     tmp_path: Path,
 ) -> None:

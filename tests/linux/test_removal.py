@@ -77,6 +77,7 @@ def _make(path: Path, tree: object) -> None:
         path.symlink_to(path.parent)
 
 
+@pytest.mark.slow
 @given(tree=st.dictionaries(NAME, TREE))
 def test_a_tree_is_removed_whatever_it_looks_like(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object]
@@ -99,6 +100,7 @@ def test_what_is_not_there_or_no_directory_is_no_error(tmp_path: Path) -> None:
         remove_tree(f"{tmp_path}/kept/..")
 
 
+@pytest.mark.slow
 def test_a_tree_may_be_deeper_than_files_may_be_open(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     here = os.open(tmp_path / "deep", os.O_RDONLY)

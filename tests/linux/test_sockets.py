@@ -153,6 +153,7 @@ def fds_of(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_of_many_starters_exactly_one_listens(tmp_path: Path) -> None:
     for round_ in range(60):
         address = f"unix://{tmp_path}/{round_}"

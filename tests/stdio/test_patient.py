@@ -104,6 +104,7 @@ async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(r
             await stdio.drain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [7, 10])
 async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missing(
     rig: Rig, width: int
@@ -145,6 +146,7 @@ async def test_lines_written_one_by_one_fill_a_fifo_to_its_last_byte(rig: Rig) -
     assert received == b"".join(b"line %d\n" % number for number in range(5000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["spool", "drop"])
 async def test_a_slow_reader_sets_the_pace_and_misses_nothing(
     rig: Rig, room: str, said: capfd_lines
@@ -407,6 +409,7 @@ def children() -> set[int]:
         return {int(word) for word in file.read().split()}
 
 
+@pytest.mark.slow
 async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig: Rig) -> None:
     data = put(rig, "data", 32 * MIB)
     room = spool_in(rig.directory / "spool")

@@ -71,6 +71,7 @@ async def test_a_terminal_is_relayed_both_ways(rig: Rig) -> None:
         assert await read_all(out) == b""
 
 
+@pytest.mark.slow
 async def test_everything_written_before_the_exit_is_delivered(rig: Rig) -> None:
     for round_ in range(100):
         out = reader(rig.path("out"))
