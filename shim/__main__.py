@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shim import names
 from shim.errors import ShimError
+from shim.text import printable
 from shim.version import VERSION
 
 _USAGE = (
@@ -34,7 +35,7 @@ def run(name: str, argv: list[str], warning: str = "") -> int:
     try:
         return _run(name, argv, warning)
     except (ShimError, OSError) as exc:
-        print(f"{name}: {exc}", file=sys.stderr)
+        print(f"{name}: {printable(str(exc))}", file=sys.stderr)
         return 1
 
 

@@ -39,6 +39,7 @@ from shim.errors import (
 from shim.linux import libc, sockets
 from shim.linux.pipes import read_until
 from shim.runc.driver import LIMIT
+from shim.text import printable
 from shim.ttrpc.protocol import ClientProtocol
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Caller:
 
     def refuse(self, text: str) -> None:
         """Say why there is no daemon, in one line."""
-        os.write(self.stderr, text.encode(errors="replace") + b"\n")
+        os.write(self.stderr, printable(text).encode() + b"\n")
         self._leave(1)
 
     def _leave(self, status: int) -> None:

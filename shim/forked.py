@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import bootstrap, cleanup, daemon
 from shim.config import invocation_of, parse_flags, read_stdin
 from shim.errors import ShimError
+from shim.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +104,7 @@ def become(call: Call, run: Callable[[str, list[str]], int]) -> NoReturn:
             )
         code = run(name, call.argv[1:])
     except (ShimError, OSError) as exc:
-        print(f"{name}: {exc}", file=sys.stderr)
+        print(f"{name}: {printable(str(exc))}", file=sys.stderr)
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()

@@ -14,6 +14,8 @@ import os
 import time
 import traceback
 
+from shim.text import printable
+
 DEBUG, INFO, WARNING, ERROR = range(4)
 _NAMES = ("debug", "info", "warning", "error")
 
@@ -46,7 +48,7 @@ class Log:
 def _quoted(text: str) -> str:
     if text and all(c.isalnum() or c in "-._/@^+:" for c in text):
         return text
-    body = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    body = printable(text.replace("\\", "\\\\").replace('"', '\\"'))
     return f'"{body}"'
 
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
-    | {"shim.jsontext", "shim.outputaddress"},
+    | {"shim.jsontext", "shim.outputaddress", "shim.text"},
     {"shim.names"},
     {"shim.launcher"},
     {"shim.version"},
@@ -31,6 +31,7 @@ LAYERS = [
 PURE = [
     "shim/jsontext.py",
     "shim/outputaddress.py",
+    "shim/text.py",
     "shim/ttrpc/frames.py",
     "shim/ttrpc/protocol.py",
     "shim/runc/command.py",
@@ -46,7 +47,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     "shim.names",
-    *("shim.linux", "shim.jsontext", "shim.outputaddress"),
+    *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )
 

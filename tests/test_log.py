@@ -32,6 +32,16 @@ def test_a_line_says_when_how_bad_and_what(fifo: tuple[int, int]) -> None:
     assert re.fullmatch(said, line), line
 
 
+def test_no_text_of_others_is_a_command_to_a_terminal(fifo: tuple[int, int]) -> None:
+    reader, writer = fifo
+    name = "a\x1b[2J\x9b\u202e\u2028\x7f\r\n\udce9\\ü"
+    Log(writer).write(ERROR, "odd", {"name": name, "empty": ""})
+    line = os.read(reader, 4096).decode().removesuffix("\n")
+    assert line.isprintable()
+    said = r'name="a\x1b[2J\u009b\u202e\u2028\x7f\r\n\xe9\\ü" empty=""'
+    assert line.endswith(said), line
+
+
 def test_lines_nobody_reads_are_dropped_and_counted(fifo: tuple[int, int]) -> None:
     reader, writer = fifo
     log = Log(writer)

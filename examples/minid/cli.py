@@ -11,7 +11,7 @@ import trio
 
 from minid import control, daemon
 from minid.config import STATE, load_state
-from minid.failures import EXPECTED, first_in, say
+from minid.failures import EXPECTED, first_in, printable, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,7 +75,7 @@ def table(containers: Sequence[dict[str, Any]]) -> str:
             one["pid"] or "-",
             one["restarts"],
         )
-        rows.append((*map(str, fields), last or "-"))
+        rows.append(tuple(map(printable, (*map(str, fields), last or "-"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)

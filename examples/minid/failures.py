@@ -10,8 +10,13 @@ EXPECTED = (ShimError, OSError)  # a shim's or our own refusal, and the host's
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"minid: {text}\n")
+    sys.stderr.write(f"minid: {printable(text)}\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would obey: containers and images choose names and messages."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_in(group: BaseExceptionGroup[BaseException]) -> BaseException:

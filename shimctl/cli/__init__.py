@@ -55,7 +55,9 @@ def _complete(words: Sequence[str]) -> int:
     from shimctl.cli.completion import complete
 
     for candidate in complete(parser(), words, _lookup):
-        print(candidate)
+        # What can only be typed in another way is no help; a tab is before what explains it.
+        if str(candidate).replace("\t", "").isprintable():
+            print(candidate)
     return 0
 
 

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from shim.text import printable
 from shimctl.cli import render
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class _Writer:
             return
         self._what, self._next = step.what, now + _EVERY
         width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        self._write(_CLEAR + line(step, width))
+        self._write(_CLEAR + printable(line(step, width)))
 
     def clear(self) -> None:
         if self._what:

@@ -11,8 +11,11 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
+from shim.jsontext import Verbatim
+from shim.text import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _ABSENT = "-"
 _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
@@ -98,11 +101,6 @@ def _text(value: object) -> str:
     return printable(str(value))
 
 
-def printable(text: str) -> str:
-    """Escape what is not printable, so that one line stays one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def size(count: float | None) -> str | None:
     """Show bytes as people read them: ``512B``, ``1.5MiB``."""
     if count is None:
@@ -132,10 +130,7 @@ def as_json(value: object, *, indent: int | None = 2) -> str:
 
     Times are RFC 3339, enumerations their names, tuples lists, absence null.
     """
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False)
-
-
-_LINE_ENDS = frozenset("\x85\u2028\u2029")
+    return _escaped(json.dumps(_plain(value), indent=indent, ensure_ascii=False), _json_escape)
 
 
 def as_yaml(value: object) -> str:
@@ -146,13 +141,30 @@ def as_yaml(value: object) -> str:
         pass
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        # What YAML takes for the end of a line, and Python's does not escape by itself.
-        style = '"' if _LINE_ENDS & set(value) else None
+        # Only within double quotes is there an escape.
+        style = '"' if _unprintable(value) else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
     Dumper.add_representer(str, text)
     shown = yaml.dump(_plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True)
-    return str(shown)
+    return _escaped(str(shown), _yaml_escape)
+
+
+def _unprintable(text: str) -> set[str]:
+    """Return the characters in ``text`` that a terminal may obey; a line may end."""
+    return set() if text.isprintable() else {c for c in text if not c.isprintable()} - {"\n"}
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    return text.translate({ord(c): escape(c) for c in _unprintable(text)})
+
+
+def _json_escape(char: str) -> str:
+    return json.dumps(char)[1:-1]
+
+
+def _yaml_escape(char: str) -> str:
+    return f"\\U{ord(char):08x}"
 
 
 def _plain(value: object) -> Any:
@@ -161,6 +173,8 @@ def _plain(value: object) -> Any:
             return value.isoformat().replace("+00:00", "Z")
         case Enum():
             return value.value
+        case Verbatim():
+            return str(value)
         case bytes():
             return value.decode(errors="replace")
         case dict():

@@ -27,6 +27,7 @@ from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.jsontext import as_runc_reads
 from shim.linux.sockets import can_connect
 from shim.scope import background
+from shim.text import printable
 from shimctl import ending
 from shimctl.attach.relay import open_pipes
 from shimctl.attach.session import attach, open_signals
@@ -224,7 +225,7 @@ async def _follow(log: Log, show: bool) -> None:
         await trio.lowlevel.wait_readable(log.fd)
         text = log.read()
         if show:
-            sys.stderr.write(text)
+            sys.stderr.write("\n".join(map(printable, text.split("\n"))))
             sys.stderr.flush()
 
 

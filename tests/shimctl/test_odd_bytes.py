@@ -7,10 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
+import trio.testing
 
 from shim.errors import InvalidError
+from shimctl.launching import open_log
 from shimctl.options import json_value
 from shimctl.standalone import workdir
+from shimctl.standalone.run import _follow
 from tests.shimctl.test_run import Host, _needs, host
 
 if TYPE_CHECKING:
@@ -69,3 +73,38 @@ def test_a_root_that_no_config_can_name_is_refused(tmp_path: Path, name: bytes) 
         bundle = tmp_path / os.fsdecode(name)
     with pytest.raises(InvalidError, match="no path that is UTF-8"):
         workdir.absolute_paths({"root": {"path": root}}, bundle)
+
+
+HOSTILE = "\x1b]0;x\x07\x9b2J\u202eb\u2028\udce9"
+
+
+def test_no_name_in_a_container_is_a_command_to_the_terminal(host: Host) -> None:
+    bundle = host.bundle("sh", "-c", "sleep 1000; true", HOSTILE)
+    config = json.loads((bundle / "config.json").read_bytes())
+    config["annotations"] = {"a": HOSTILE, HOSTILE: "b"}
+    config["process"]["env"].append(f"A={HOSTILE}")
+    config["mounts"].append({"destination": f"/{HOSTILE}", "type": "tmpfs", "source": "tmpfs"})
+    text = json.dumps(config, ensure_ascii=False)
+    (bundle / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert host.run("-d", "--id", "c1", bundle).returncode == 0
+    for form in ("table", "wide", "json", "yaml"):
+        for argv in (["top", "--iterations", "1", "c1"], ["inspect", "c1"], ["pids", "c1"]):
+            done = host.shimctl(*argv, "-o", form)
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout.replace("\n", "").isprintable(), (argv, form)
+    assert "202e" in host.shimctl("top", "--iterations", "1", "c1", "-o", "json").stdout
+    assert host.shimctl("delete", "-f", "c1").returncode == 0
+
+
+async def test_no_line_of_a_shims_log_is_one_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_log(tmp_path) as log:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_follow, log, True)
+            (tmp_path / "log").write_text("a\x1b[2J\x9b\nb\u202e\nc", encoding="utf-8")
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.lowlevel.wait_writable(log.fd)  # by then trio has seen that it is readable
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert capsys.readouterr().err == "a\\x1b[2J\\u009b\nb\\u202e\nc"

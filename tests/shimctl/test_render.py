@@ -9,6 +9,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from shim.text import printable
 from shimctl.cli import render
 from shimctl.values import Status, Stdio, TaskState
 
@@ -40,7 +41,7 @@ def test_a_name_cannot_move_the_readers_cursor() -> None:
 
 @given(st.text())
 def test_printable_text_is_one_line_of_printable_characters(text: str) -> None:
-    assert render.printable(text).isprintable()
+    assert printable(text).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,23 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )
+
+
+HOSTILE = "a\x1b]0;x\x07\x9b2J\u202eb\u2066\x85\u2028\x7f\udcff\U000e0041\r"
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@example({HOSTILE: [HOSTILE * 40, HOSTILE.encode(errors="surrogateescape")]})
+def test_no_text_moves_the_readers_cursor_in_any_format(value: object) -> None:
+    for shown in (render.as_json(value), render.as_json(value, indent=None)):
+        assert shown.replace("\n", "").isprintable()
+    assert render.as_yaml(value).replace("\n", "").isprintable()
+
+
+def test_what_is_escaped_is_read_again_as_it_was() -> None:
+    for value in (HOSTILE, {HOSTILE: [HOSTILE * 40]}):
+        assert json.loads(render.as_json(value)) == value
+        assert yaml.safe_load(render.as_yaml(value)) == value
 
 
 @given(VALUES)

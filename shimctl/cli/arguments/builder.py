@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from shim.text import printable
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
@@ -37,8 +39,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # It quotes what was typed, and is to stay one line.
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        print(f"{self.prog}: {line}; see `{self.prog} --help`", file=sys.stderr)
+        print(f"{self.prog}: {printable(message)}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(FAILED)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.outputaddress import parse_address
 from shim.scope import background
+from shim.text import printable
 from shimctl.attach.client import attach_as_member
 from shimctl.attach.keys import parse_keys
 from shimctl.cli.commands.connected import open_found
@@ -48,8 +49,9 @@ async def _attach(args: Namespace) -> int:
 
 def say_left(container: str) -> None:
     """Say what to do next to somebody who has just let go of a container."""
+    name = printable(container)
     print(
-        f"shimctl: left {container} running; `shimctl attach {container}` comes back",
+        f"shimctl: left {name} running; `shimctl attach {name}` comes back",
         file=sys.stderr,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shim.text import printable
 from shimctl.cli import render
 from shimctl.events import serve_events
 from shimctl.standalone import workdir
@@ -40,7 +41,7 @@ def json_line(event: Event) -> str:
 def _text_line(event: Event) -> str:
     at = event.at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if event.at else "-"
     fields = " ".join(f"{key}={value}" for key, value in event.fields.items() if value != "")
-    return render.printable(f"{at} {event.namespace} {event.topic} {fields}")
+    return printable(f"{at} {event.namespace} {event.topic} {fields}")
 
 
 COMMANDS = {"events": _events}

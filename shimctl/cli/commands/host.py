@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError
+from shim.text import printable
 from shimctl.cli import render
 from shimctl.cli.commands.output import show
 from shimctl.host import forkserver, install
@@ -42,8 +43,8 @@ async def _install(args: Namespace) -> int:
     else:
         done = await install.install(args.prefix, name=args.name, native=args.native)
     if done.remark:
-        print(f"shimctl: {render.printable(done.remark)}", file=sys.stderr)
-    files = "\n".join(map(render.printable, done.files))
+        print(f"shimctl: {printable(done.remark)}", file=sys.stderr)
+    files = "\n".join(map(printable, done.files))
     show(args, done, (lambda: files) if files else None)
     return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim.errors import InvalidError, NotFoundError, WrongStateError
+from shim.text import printable
 from shimctl.cli import render
 from shimctl.cli.commands.output import show, show_table
 from shimctl.cli.progress import open_progress
@@ -83,7 +84,7 @@ async def _remove(args: Namespace) -> int:
         )
     elif not args.unused:
         raise NotFoundError(f"there are no images in {store.path}")
-    show(args, removed, (lambda: "\n".join(removed)) if removed else None)
+    show(args, removed, (lambda: "\n".join(map(printable, removed))) if removed else None)
     return 0
 
 

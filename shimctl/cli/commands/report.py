@@ -22,8 +22,8 @@ from shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
+from shim.text import printable
 from shimctl.attach.session import CalledOffError
-from shimctl.cli import render
 from shimctl.cli.arguments.builder import FAILED
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def report(exc: BaseException, args: Namespace) -> int:
     message = str(exc)
     if isinstance(exc, OSError) and exc.strerror:
         message = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
-    print(f"shimctl: {render.printable(message + hint(exc, args))}", file=sys.stderr)
+    print(f"shimctl: {printable(message + hint(exc, args))}", file=sys.stderr)
     if isinstance(exc, CalledOffError):
         return 128 + exc.number
     return exit_code_for(str(exc)) if args.command in ("run", "exec") else FAILED
