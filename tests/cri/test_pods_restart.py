@@ -79,6 +79,30 @@ def test_a_log_goes_on_after_containerd_was_away(pod: Pod) -> None:
     assert pod.wait_exit(container)[0] == 33
 
 
+def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_death(
+    pod: Pod,
+) -> None:
+    """The reader is there when the container exits, reads nothing more, and dies."""
+    script = "echo ready; until test -e /go; do sleep 0.02; done; seq 400; seq 400 >&2; exit 34"
+    containers = [pod.start("sh", "-c", script) for _ in range(3)]
+    pids = [pod.pid(each) for each in containers]
+    for name in ("c0", "c1", "c2"):
+        pod.wait_lines(name, 1)
+    os.kill(pod.node.pid, signal.SIGSTOP)
+    for pid in pids:
+        Path(f"/proc/{pid}/root/go").touch()
+    wait_until("all have ended", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    time.sleep(0.3)  # a reader that has been given the end would miss the rest
+    pod.node.restart()
+    numbers = [str(number) for number in range(1, 401)]
+    for name, container in zip(("c0", "c1", "c2"), containers, strict=True):
+        assert pod.wait_exit(container)[0] == 34
+        pod.wait_lines(name, 801)
+        said = list(pod.said(name))
+        assert [text for stream, text in said if stream == "stderr"] == numbers
+        assert [text for stream, text in said if stream == "stdout"] == ["ready", *numbers]
+
+
 def test_a_killed_shim_has_its_pod_told_ended_and_removable(make_pod: Callable[..., Pod]) -> None:
     pod, other = make_pod(), make_pod()
     containers = [pod.start(*SLEEP) for _ in range(2)]
