@@ -61,6 +61,11 @@ def configure(fd: int, level: int) -> None:
     _log.level = level
 
 
+def fileno() -> int:
+    """Return the fd that lines go to, which is not owned."""
+    return _log.fd
+
+
 def debug(message: str, **fields: object) -> None:
     _log.write(DEBUG, message, fields)
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
-    | {"shim.jsontext", "shim.outputaddress", "shim.text"},
+    | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
     {"shim.names"},
     {"shim.launcher"},
     {"shim.version"},

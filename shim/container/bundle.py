@@ -16,6 +16,7 @@ from shim import jsontext, names
 from shim.errors import InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
 from shim.linux.files import read_whole
+from shim.linux.libc import is_in_memory
 from shim.records import forget_exit
 
 
@@ -93,16 +94,19 @@ class Bundle:
 
     The names of an exec's files are plain strings: a Path keeps each of its parts
     in the table of interned strings, and CPython 3.12 lost them there until 3.12.7.
+
+    ``in_memory`` is true if no write in it can wait for a disk.
     """
 
     path: Path
+    in_memory: bool = False
 
     @classmethod
     def open(cls, path: str) -> Bundle:
         """:raises NotFoundError: there is no such directory."""
         if not path:
             raise InvalidError("the request names no bundle")
-        bundle = cls(Path(path))
+        bundle = cls(Path(path), is_in_memory(path))
         if not bundle.path.is_dir():
             raise NotFoundError(f"bundle {path} is not a directory")
         return bundle

@@ -30,10 +30,9 @@ from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
-from shim.container.rootfs import mount_rootfs
+from shim.container.rootfs import mount_rootfs, unmount_rootfs
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
-from shim.linux.mounts import unmount_all
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import Runc
 from shim.stdio.spool import Room
@@ -113,7 +112,7 @@ class Container:
             undo.callback(host.members.forget, self.id)
             if request.rootfs:
                 bundle.rootfs.mkdir(0o711, exist_ok=True)
-                undo.callback(unmount_all, str(bundle.rootfs))
+                undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
                 mounts = [mount_of(message) for message in request.rootfs]
                 rootfs, directory = str(bundle.rootfs), str(bundle.path)
                 await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)
@@ -358,7 +357,7 @@ class Container:
             log.warning("runtime delete failed, forcing it", id=self.id, error=exc)
             await self._runc.run("delete", "--force", self.id)
         if self._mounted:
-            unmount_all(str(self.bundle.rootfs))
+            await unmount_rootfs(str(self.bundle.rootfs))
         for process in list(self.execs.values()):
             await process.dispose()
             self.bundle.forget_exec(process.id)
@@ -425,7 +424,7 @@ class Container:
             self._host.go(lambda: self._await_init(child))
 
     async def _await_init(self, child: Child) -> None:
-        exit_ = await self.init.witness(child, str(self.bundle.path))
+        exit_ = await self.init.witness(child, self.bundle)
         self._ending = True
         if self._oom is not None:
             self._oom.report()  # before systemd, where it looks after the cgroup, removes it
@@ -465,7 +464,7 @@ class Container:
                 await process.wait()
 
     async def _follow_exec(self, process: Process, child: Child) -> None:
-        exit_ = await process.witness(child, str(self.bundle.path))
+        exit_ = await process.witness(child, self.bundle)
         await process.hand_over()
         process.end(exit_)
         self._tell.exited(process, exit_)

@@ -11,16 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import trio
+
 from shim.container.requests import checkpoint_of
-from shim.errors import ShimError, WrongStateError
+from shim.errors import ShimError, TimedOutError, WrongStateError
 from shim.linux.removal import remove_tree
+from shim.offthread import run_off_thread
 from shim.runc.command import checkpoint_args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.api import task_pb2
     from shim.container.bundle import Bundle
     from shim.runc.driver import Runc
 
+# Seconds criu's log may take to be copied, and its directory to be made or removed.
+FILES = 10.0
 # Seconds a dump may take: the memory of a large container goes to disk.
 LIMIT = 600.0
 
@@ -35,19 +42,26 @@ async def dump(
     wanted = checkpoint_of(request)
     ours = bundle.work / "criu-work"
     if not wanted.work_path:
-        ours.mkdir(parents=True, exist_ok=True)
+        await _aside(lambda: ours.mkdir(parents=True, exist_ok=True), f"mkdir {ours}")
         wanted = replace(wanted, work_path=str(ours))
     try:
         patient = replace(runc, limit=max(runc.limit, LIMIT))
         await patient.run("checkpoint", *checkpoint_args(id_, wanted))
     except ShimError as exc:
         kept = bundle.path / "criu-dump.log"
-        with contextlib.suppress(OSError):
-            shutil.copyfile(Path(wanted.work_path) / "dump.log", kept)
+        said = Path(wanted.work_path) / "dump.log"
+        with contextlib.suppress(OSError, TimedOutError):
+            await _aside(lambda: shutil.copyfile(said, kept), f"copy {said} to {kept}")
             raise type(exc)(f"{exc}; see {kept}") from None
         raise
     finally:
         if wanted.work_path == str(ours):
-            with contextlib.suppress(WrongStateError):
-                remove_tree(ours)
+            with contextlib.suppress(WrongStateError, TimedOutError):
+                await _aside(lambda: remove_tree(ours), f"remove {ours}")
     return wanted.image_path
+
+
+async def _aside(work: Callable[[], object], what: str) -> None:
+    """Do ``work``, which may wait for the disk of criu's directory, off the daemon's thread."""
+    with trio.CancelScope(shield=True):
+        await run_off_thread(work, what, limit=FILES)

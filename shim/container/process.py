@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
+from shim import log
 from shim.container.lifecycle import Lifecycle, Op, State
-from shim.errors import WrongStateError
+from shim.errors import ShimError, WrongStateError
+from shim.offthread import run_off_thread
 from shim.reaper import Exit
-from shim.records import ExitRecord, write_exit
+from shim.records import ExitRecord, exit_file, forget_exit, write_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.container.bundle import Bundle
     from shim.reaper import Child
     from shim.stdio.stdio import Stdio, StdioSpec
 
+# Seconds for the exit record to be on a disk, before the exit is told without.
+RECORD = 5.0
 # Seconds for what is still in the pipes after the exit to reach the manager.
 DRAIN = 10.0
 
@@ -60,12 +66,31 @@ class Process:
         self.child = child
         self.pid = child.pid
 
-    async def witness(self, child: Child, bundle: str) -> Exit:
-        """Wait for the end of ``child``, and write it down before anybody is told."""
+    async def witness(self, child: Child, bundle: Bundle) -> Exit:
+        """Wait for the end of ``child``, and write it down before anybody is told.
+
+        A bundle on a disk that hangs delays the telling by ``RECORD`` at most.
+        """
         exit_ = await child.wait()
         record = ExitRecord(child.pid, exit_.status, exit_.at, exit_.reason)
-        write_exit(bundle, record, self.id)
+        path = str(bundle.path)
+        if bundle.in_memory:
+            write_exit(path, record, self.id)
+            return exit_
+        write = partial(write_exit, path, record, self.id)
+        forget = partial(self._forget_late, path)
+        try:
+            await run_off_thread(
+                write, f"write {exit_file(path, self.id)}", limit=RECORD, late=forget
+            )
+        except (ShimError, OSError) as exc:
+            log.error("an exit is told before its record is on disk", error=exc)
         return exit_
+
+    def _forget_late(self, bundle: str) -> None:
+        """Remove a record that was written after Delete: another process may have the name."""
+        if self.state is State.DELETED:
+            forget_exit(bundle, self.id)
 
     def end(self, exit_: Exit) -> None:
         """Record the exit, and answer everyone who waits for it."""

@@ -12,15 +12,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
+from shim import log
 from shim.errors import NotFoundError, ShimError, TimedOutError
 from shim.linux.idmap import open_namespace
 from shim.linux.libc import CLONE_NEWUSER
-from shim.linux.mounts import mount_all, resolve
+from shim.linux.mounts import mount_all, resolve, unmount_all
+from shim.offthread import run_off_thread
 from shim.runc.output import Output
 from shim.scope import background
 
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 
 # Seconds a helper may take to mount; a file system that answers does it within one.
 HELPER = 30.0
+# Seconds to make the mounts that the kernel makes, and to undo all.
+MOUNT = 20.0
+UNMOUNT = 10.0
 # Seconds between SIGKILL and giving it up.
 _KILLED = 5.0
 _MESSAGE = 1000  # characters of the helper's output in an error
@@ -50,7 +56,9 @@ async def mount_rootfs(
     directory: str | None = None,
     limit: float = HELPER,
 ) -> None:
-    """Make ``mounts`` in order.  After a failure some may be left, for unmount_all.
+    """Make ``mounts`` in order.  After a failure some may be left, for unmount_rootfs.
+
+    Mounts that a disk holds are given up after ``MOUNT``, and undone when it responds.
 
     ``directory`` is the working directory of helpers, ``limit`` their bound in seconds.
 
@@ -61,7 +69,7 @@ async def mount_rootfs(
         mount.parsed()  # no mount is made if a later one can only be refused
     for helper, group in itertools.groupby(mounts, _helper_of):
         if not helper:
-            _mount_group(list(group), rootfs, reaper)
+            await _mount_group(list(group), rootfs, reaper)
             continue
         for mount in group:
             target = resolve(rootfs, mount.target)
@@ -69,13 +77,32 @@ async def mount_rootfs(
             await _run_helper(argv, reaper, directory, limit)
 
 
-def _mount_group(mounts: list[Mount], rootfs: str, reaper: Reaper) -> None:
+async def _mount_group(mounts: list[Mount], rootfs: str, reaper: Reaper) -> None:
     with contextlib.ExitStack() as stack:
         namespaces: dict[IdMap, int] = {}
         for idmap in _idmaps(mounts):
             namespaces[idmap] = user_namespace(reaper, idmap)
             stack.callback(os.close, namespaces[idmap])
-        mount_all(mounts, rootfs, namespaces)
+        # A disk may hold a mount for ever.
+        await run_off_thread(
+            partial(mount_all, mounts, rootfs, namespaces),
+            f"mount {rootfs}",
+            limit=MOUNT,
+            late=partial(unmount_all, rootfs),
+            keep=list(namespaces.values()),
+        )
+
+
+async def unmount_rootfs(rootfs: str) -> None:
+    """Unmount what is on ``rootfs`` and below; what a disk holds ends when it responds.
+
+    :raises OSError: the kernel refused.
+    """
+    with trio.CancelScope(shield=True):
+        try:
+            await run_off_thread(partial(unmount_all, rootfs), f"unmount {rootfs}", limit=UNMOUNT)
+        except TimedOutError as exc:
+            log.error("the rootfs is unmounted later", error=exc)
 
 
 def _idmaps(mounts: Iterable[Mount]) -> set[IdMap]:

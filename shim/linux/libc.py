@@ -27,6 +27,9 @@ _PR_SCHED_CORE = 62
 _PR_SCHED_CORE_CREATE = 1
 _PIDTYPE_PGID = 2
 
+# Source: linux/magic.h, TMPFS_MAGIC and RAMFS_MAGIC.
+_IN_MEMORY = (0x01021994, 0x858458F6)
+
 # Source: CPython Include/object.h, _Py_IMMORTAL_REFCNT and _Py_IsImmortal; PEP 683.
 _IMMORTAL = 0xFFFFFFFF
 
@@ -120,6 +123,7 @@ def move_mount(tree: int, target: str) -> None:
 # Source: linux/sched.h
 _CLONE_VM = 0x100
 _CLONE_FS = 0x200
+_CLONE_FILES = 0x400
 _CLONE_VFORK = 0x4000
 CLONE_NEWUSER = 0x10000000
 _STACK = 16384
@@ -160,6 +164,23 @@ def set_name(name: str) -> None:
 
 # Whether huge pages are kept away from this process, and by itself.
 _thp_refused = False
+
+
+def unshare_files() -> None:
+    """Give the calling thread its own fds, working directory and umask.  unshare(2)."""
+    _checked(_libc.unshare(_CLONE_FS | _CLONE_FILES))
+
+
+def is_in_memory(path: str) -> bool:
+    """Say whether ``path`` is on tmpfs or ramfs, which wait for no disk.  statfs(2).
+
+    A path that cannot be looked at is taken for one on a disk.
+    """
+    # The first member of struct statfs is f_type, a long.
+    buffer = (ctypes.c_long * 64)()
+    if _libc.statfs(os.fsencode(path), buffer) == -1:
+        return False
+    return buffer[0] in _IN_MEMORY
 
 
 def disable_thp() -> None:

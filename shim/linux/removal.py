@@ -143,8 +143,8 @@ def _identity(fd: int) -> tuple[int, int]:
 
 
 def _mount_of(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", "rb", buffering=0) as file:
+    with open(f"/proc/thread-self/fdinfo/{fd}", "rb", buffering=0) as file:
         for line in file.read().split(b"\n"):
             if line.startswith(b"mnt_id:"):
                 return int(line[7:])
-    raise OSError(errno.ENOSYS, "no mnt_id", f"/proc/self/fdinfo/{fd}")
+    raise OSError(errno.ENOSYS, "no mnt_id", f"/proc/thread-self/fdinfo/{fd}")
