@@ -20,6 +20,8 @@ from shim.events.journal import Entry, Journal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from shim.events.aside import JournalAside
+
 # Events kept while nobody takes them: some 5 MiB.
 LIMIT = 20_000
 # Of what is over a limit, this part of the limit goes at once: making room writes
@@ -28,17 +30,25 @@ _PART = 16
 _EXIT = TaskExit.DESCRIPTOR.full_name
 
 
+def _open_aside(path: str) -> JournalAside:
+    from shim.events.aside import JournalAside  # not for a bundle in memory
+
+    return JournalAside(path)
+
+
 class Backlog:
     """A queue of serialized envelopes, kept at ``path`` if that is not empty.
+
+    ``aside`` is for a path on a disk that may hang: another thread writes there.
 
     Call :meth:`load` before the first event.
     """
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self, path: str = "", *, aside: bool = False) -> None:
         self._path = path
         self._entries: deque[Entry] = deque()
         self._bytes = 0
-        self._journal = Journal(path)
+        self._journal = _open_aside(path) if aside else Journal(path)
         self._busy = False  # somebody else has the journal, and what is in it
 
     def __len__(self) -> int:

@@ -28,6 +28,7 @@ from shim.api.forward_pb2 import ForwardRequest
 from shim.errors import ShimError
 from shim.events.backlog import Backlog
 from shim.events.topics import topic_of
+from shim.linux.libc import is_in_memory
 from shim.linux.sockets import connect
 from shim.scope import background
 from shim.ttrpc.client import open_channel
@@ -160,7 +161,8 @@ async def open_publisher(
     if not address:
         yield NullPublisher()
         return
-    backlog = Backlog(journal)
+    directory, _, _ = journal.rpartition("/")
+    backlog = Backlog(journal, aside=bool(journal) and not is_in_memory(directory))
     try:
         if not backlog.load():
             log.warning("another process has the journal", path=journal)
