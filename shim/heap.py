@@ -53,7 +53,8 @@ _PROGRAM = frozenset(
 _POOL, _HEADER, _STEP, _LARGEST = 16384, 48, 16, 512
 # Bytes of a bytes object beside its content.
 _BYTES = 33
-# Pools of one size after which this allocator is not the one we know.
+# Pools of one size after which this allocator is not the one we know, as with
+# PYTHONMALLOC=malloc, -X dev or a build without pymalloc.
 _TOO_MANY = 100
 
 _fillers: list[object] = []
@@ -64,8 +65,12 @@ def settle() -> None:
     gc.collect()
     if libc.has_immortals():
         libc.make_immortal(_program())
-    sizes = range(_STEP, _LARGEST + 1, _STEP)
-    _fillers.extend(_fill(size, _maker_of(size)) for size in sizes)
+    # The largest first: to find out that the allocator is another one costs the least there.
+    for size in range(_LARGEST, 0, -_STEP):
+        filler = _fill(size, _maker_of(size))
+        if filler is None:
+            break
+        _fillers.append(filler)
     gc.collect()
     gc.freeze()
 
@@ -100,25 +105,25 @@ def _maker_of(size: int) -> Callable[[], object]:
     return lambda: bytes(size - _BYTES)
 
 
-def _fill(size: int, make: Callable[[], object]) -> list[object]:
-    """Make objects of ``size`` until no gap is left; return those that fill gaps."""
+def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
+    """Make objects of ``size`` until no gap is left; return those that fill gaps.
+
+    None if the allocator has no pools of that size; nothing stays then.
+    """
     made: list[object] = []
     length = (_POOL - _HEADER) // size
     # Nothing but ours is made between the first and the last of a row: no iterator,
-    # and no list that grows.
+    # no list that grows, and no number, which takes 32 bytes.
     row: list[object] = [None] * length
-    attempts = 0
-    while attempts < _TOO_MANY:
-        place = 0
-        while place < length:
+    places = list(range(length))
+    for _ in range(_TOO_MANY):
+        for place in places:
             row[place] = make()
-            place += 1
         fresh = _fresh(row, size)
         made += row[:fresh]
         if fresh < length:
-            break
-        attempts += 1
-    return made
+            return made
+    return None
 
 
 def _fresh(row: list[object], size: int) -> int:

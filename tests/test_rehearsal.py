@@ -7,10 +7,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 # In a process of its own: the heap stays as it is arranged, and a reaper reaps.
 _REHEARSE = """
@@ -62,14 +60,27 @@ print("well")
 """
 
 
-def run(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+_GROWTH = """
+import resource, trio, google.protobuf
+from shim import heap
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak()
+heap.settle()
+print(peak() - before, len(heap._fillers), sum(map(len, heap._fillers)))
+"""
+
+
+def run(code: str, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *args],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environ},
     )
 
 
@@ -108,3 +119,14 @@ def test_without_its_tools_a_rehearsal_is_cut_short_and_nothing_fails(
 def test_a_program_runs_and_ends_on_a_heap_that_was_settled() -> None:
     done = run(_SETTLE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")
+
+
+@pytest.mark.parametrize("allocator", ["pymalloc", "malloc", "pymalloc_debug", "malloc_debug"])
+def test_settling_the_heap_takes_little_memory_whatever_the_allocator(allocator: str) -> None:
+    done = run(_GROWTH, PYTHONMALLOC=allocator)
+    assert (done.returncode, done.stderr) == (0, "")
+    grown, sizes, fillers = map(int, done.stdout.split())
+    assert grown < 6000  # KiB
+    # Every size has its gaps filled, or the allocator has none to fill.
+    assert sizes == (32 if allocator == "pymalloc" else 0)
+    assert fillers < 20_000
