@@ -37,6 +37,7 @@ from shim.errors import (
     UnsupportedError,
 )
 from shim.linux import libc, sockets
+from shim.linux.modes import write_file
 from shim.linux.pipes import read_until
 from shim.runc.driver import LIMIT
 from shim.text import printable
@@ -188,7 +189,7 @@ def _bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
         invocation.socket_dir,
     )
     listener, version = _listen_or_join(address, invocation)
-    Path("address").write_text(address)
+    write_file("address", address, 0o644)  # the mode that containerd gives it
     return address, listener, version
 
 
@@ -223,12 +224,14 @@ def _spoken_version(address: str) -> int:
 
     :raises UnavailableError: it has ended, or is about to.
     :raises TimedOutError: it does not answer.
+    :raises InvalidError: another user serves it.
     """
     # Every start in a pod pays for this: an event loop costs more than the question.
     protocol = ClientProtocol()
     _, question = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
     try:
         with sockets.connect_blocking(address, ASK) as sock:
+            sockets.check_server(sock, address)
             sock.sendall(question)
             while data := sock.recv(4096):
                 for reply in protocol.receive_data(data):

@@ -34,6 +34,7 @@ from shim.cgroup.find import cgroup_of
 from shim.cgroup.oom import open_oom_watch
 from shim.errors import ShimError
 from shim.linux import sockets
+from shim.linux.modes import make_directory, make_fifo, write_file
 from shim.linux.removal import remove_tree
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
@@ -108,7 +109,7 @@ def _place(path: str) -> Iterator[Path]:
     _remove(str(path))
     try:
         for directory in (os.path.dirname(path), path):  # noqa: PTH120
-            os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103
+            make_directory(directory, exist_ok=True)
         yield Path(path)
     finally:
         _remove(str(path))
@@ -158,10 +159,10 @@ async def _rehearse(place: Path, runtime: str) -> None:
 
 
 def _make_bundle(path: Path) -> None:
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(_CONFIG))
+    make_directory(path)
+    write_file(path / "config.json", json.dumps(_CONFIG))
     for name in _STDIO:
-        os.mkfifo(path / name, 0o600)
+        make_fifo(path / name)
 
 
 async def _live(task: TaskStub, id_: str, bundle: Path, options: Options) -> None:

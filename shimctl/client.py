@@ -98,12 +98,17 @@ async def connect(
 
     :raises UnavailableError: nobody listens there.
     :raises TimedOutError: somebody does, but accepts no one in ``timeout`` seconds.
-    :raises InvalidError: this can be no address.
+    :raises InvalidError: this can be no address, or neither root nor our own user serves it.
     """
     from shim.ttrpc.client import open_channel  # trio, which the other faces do without
 
     with reaching(address) as whole:
         stream = await sockets.connect(whole, timeout)
+        try:
+            sockets.check_server(stream.socket, whole)
+        except BaseException:
+            stream.socket.close()
+            raise
     async with open_channel(stream) as channel:
         yield Shim(channel, whole, namespace)
 

@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError
 from shim import names
 from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
+from shim.linux.modes import make_fifo, write_file
 from shimctl import directories as known
 from shimctl.face import TRIO
 from shimctl.values import Exited, time_of
@@ -129,7 +130,8 @@ def _note(bundle: Path, address: str, version: int) -> None:
     """Write down in the bundle where its shim listens, as containerd does."""
     path, new = bundle / "bootstrap.json", bundle / ".bootstrap.json.new"
     try:
-        new.write_text(json.dumps({"version": version, "address": address, "protocol": "ttrpc"}))
+        found = {"version": version, "address": address, "protocol": "ttrpc"}
+        write_file(new, json.dumps(found), 0o644)  # the mode that containerd gives it
         new.replace(path)
     except OSError as exc:
         raise ShimError(f"cannot write {path}: {exc.strerror}") from None
@@ -355,7 +357,7 @@ def open_log(bundle: Path) -> Iterator[Log]:
     path = bundle / "log"
     try:
         with suppress(FileExistsError):
-            os.mkfifo(path, 0o700)
+            make_fifo(path, 0o700)
         # Reading and writing, so that it opens without a writer and never ends.
         fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:

@@ -56,7 +56,8 @@ SHIMCTL_MAY = (
 SHIMCTL_LAYERS = [
     {"cli"},
     {"standalone"},
-    {"images", "attach", "host"},
+    {"images", "attach"},
+    {"host"},
     {""},
 ]
 
@@ -166,3 +167,23 @@ def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+_CREATES = {"mkdir", "makedirs", "mkfifo", "mknod", "touch", "write_text", "write_bytes"}
+# They write to files of the kernel, or generate code.
+_CREATES_NOTHING = {"shim/bootstrap.py", "shim/api/generate.py", "shimctl/host/cgroups.py"}
+
+
+@pytest.mark.parametrize(
+    "path", [*modules("shim"), *modules("shimctl")], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_what_is_created_gets_its_mode_from_one_place(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    if name == "shim/linux/modes.py" or name in _CREATES_NOTHING:
+        return
+    calls = {
+        node.func.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert not calls & _CREATES, "use shim.linux.modes: the umask changes what these create"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.errors import NotFoundError, UnsupportedError
+from shim.linux.modes import make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -157,7 +158,7 @@ def make_group(directory: str) -> None:
     if path.is_dir():
         return
     make_group(str(path.parent))
-    path.mkdir(mode=0o755, exist_ok=True)
+    make_directory(path, 0o755, exist_ok=True)
     # A new v1 cpuset has no CPUs and no memory, and takes no process.
     for name in ("cpuset.cpus", "cpuset.mems"):
         inherited = (read_file(f"{path.parent}/{name}") or "").strip()

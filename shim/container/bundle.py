@@ -16,7 +16,11 @@ from shim import jsontext, names
 from shim.errors import InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
 from shim.linux.files import read_whole
+<<<<<<< HEAD
 from shim.linux.libc import is_in_memory
+=======
+from shim.linux.modes import write_file
+>>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
 from shim.records import forget_exit
 
 
@@ -148,8 +152,7 @@ class Bundle:
         return f"{self.path}/{exec_id}.process.json"
 
     def write_exec_spec(self, exec_id: str, spec: object) -> None:
-        with open(self.exec_spec(exec_id), "wb") as file:
-            file.write(jsontext.dumps(spec))
+        write_file(self.exec_spec(exec_id), jsontext.dumps(spec))
 
     def read_pid(self, exec_id: str = "") -> int:
         """Return the pid the runtime wrote, or 0 if there is none to be read."""

@@ -25,6 +25,7 @@ from shim.cgroup.v1 import CgroupV1
 from shim.container.bundle import checked_id
 from shim.errors import InvalidError
 from shim.linux.files import read_whole
+from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Runtime
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ class Members:
         draft = self._path(f".{member.id}")
         try:
             # Not its parents: whose bundle is gone, is gone with its pod's clean-up.
-            draft.parent.mkdir(mode=0o711, exist_ok=True)
-            draft.write_text(json.dumps(asdict(member)))
+            make_directory(draft.parent, 0o711, exist_ok=True)
+            write_file(draft, json.dumps(asdict(member)))
             draft.replace(self._path(member.id))
         except FileNotFoundError as exc:
             log.debug("the bundle of the first container is gone", id=member.id, error=exc)

@@ -12,6 +12,7 @@ import trio
 
 from shim import log
 from shim.cgroup.oom import open_oom_watch
+from shim.linux.modes import write_file
 
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
@@ -59,7 +60,7 @@ class OomReporter:
         self._told = count
         # CRI-O looks for this file when a container ends with an error.
         with contextlib.suppress(OSError):
-            (self._bundle.path / "oom").touch()
+            write_file(self._bundle.path / "oom", "", 0o644)
         self._tell.oom()
 
     def stop(self) -> None:

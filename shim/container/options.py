@@ -21,6 +21,7 @@ from shim.api import options_pb2, runtimeoptions_pb2
 from shim.config import name_of
 from shim.errors import InvalidError
 from shim.linux.files import read_whole
+from shim.linux.modes import write_file
 from shim.runc.command import Runtime
 from shim.ttrpc.strings import check_strings
 
@@ -104,7 +105,7 @@ class Options:
             return cls()
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)))
+        write_file(path, json.dumps(asdict(self)))
 
     def runtime(self, namespace: str) -> Runtime:
         """Return the runtime to call for a container in ``namespace``."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from shim.errors import InvalidError
 from shim.linux import libc
 from shim.linux.idmap import mapped_clone
+from shim.linux.modes import make_directory
 from shim.linux.sockets import make_private_directory
 
 if TYPE_CHECKING:
@@ -72,12 +73,12 @@ def mapped_layers(data: Sequence[str], namespace: int, directory: str) -> Iterat
     """
     if not any(option.startswith("lowerdir=") for option in data):
         raise InvalidError("uidmap and gidmap of an overlay need the option lowerdir")
-    Path(directory).mkdir(0o700, exist_ok=True)
+    make_directory(directory, exist_ok=True)
     points: list[str] = []
 
     def map_layer(layer: str) -> None:
         point = f"{directory}/{len(points)}"
-        Path(point).mkdir(exist_ok=True)
+        make_directory(point, exist_ok=True)
         points.append(point)
         with mapped_clone(layer, namespace, read_only=True) as tree:
             libc.move_mount(tree, point)

@@ -21,6 +21,7 @@ import time
 from typing import TYPE_CHECKING
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
+from shim.linux.modes import check_trusted, make_directory, make_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +34,7 @@ SOCKET_DIR = "/run/containerd/s"
 _LONGEST = 107
 # Seconds to wait for another starter that is between its look and its bind.
 _PATIENCE = 5.0
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
 # Seconds between two attempts at a socket whose backlog is full, or at the lock.
 PAUSE = 0.005
 
@@ -86,13 +88,13 @@ def listen(address: str, backlog: int = 128) -> socket.socket:
     The socket is blocking and not inherited.  Nobody but us may connect to it.
 
     :raises ExistsError: another process listens there.
-    :raises InvalidError: the path is too long.
+    :raises InvalidError: the path is too long, or another user could replace its directory.
     """
     name = _name(address)
     if not socket_path(address):
         return _bind(address, name, backlog)
     directory = posixpath.dirname(name) or "."
-    os.makedirs(directory, mode=0o700, exist_ok=True)  # noqa: PTH103 - pathlib costs the launcher 3 ms
+    make_trusted(directory)
     # A look at a dead socket and its removal are two steps: without the lock
     # the slower of two starters would remove what the faster one just bound.
     with _locked(directory):
@@ -239,6 +241,20 @@ def try_connect(sock: socket.socket, address: str) -> bool:
     return True
 
 
+def check_server(sock: socket.socket | trio.socket.SocketType, address: str) -> None:
+    """Check that root or our own user serves the connection ``sock``, before anything is sent.
+
+    :raises InvalidError: another user does, who could be given what is not theirs to know.
+    """
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _, uid, _ = _PEERCRED.unpack(raw)
+    if uid not in (0, os.geteuid()):
+        raise InvalidError(
+            f"{address} is served by user {uid} and not by root or user {os.geteuid()}: "
+            "nothing was sent; see who made the socket and remove it"
+        )
+
+
 def make_private_directory(prefix: str) -> str:
     """Create a 0700 directory with a path short enough for a socket, and return it."""
     candidates = (os.environ.get("XDG_RUNTIME_DIR", ""), "/run", "/tmp")
@@ -247,7 +263,8 @@ def make_private_directory(prefix: str) -> str:
         if not parent or len(parent) > 64 or not os.access(parent, os.W_OK | os.X_OK):
             continue
         path = f"{parent}/{prefix}{os.urandom(6).hex()}"
-        with contextlib.suppress(OSError):
-            os.mkdir(path, 0o700)  # noqa: PTH102 - pathlib costs the launcher 3 ms
+        with contextlib.suppress(OSError, InvalidError):
+            check_trusted(parent)
+            make_directory(path)
             return path
-    raise UnavailableError("no writable runtime directory; set XDG_RUNTIME_DIR or mount /run")
+    raise UnavailableError("no runtime directory of our own; set XDG_RUNTIME_DIR or mount /run")

@@ -14,12 +14,12 @@ import os
 import select
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from shim.hostfile import BLOCK, SPOOL
 from shim.linux import fifos
 from shim.linux.fifos import Fd
+from shim.linux.modes import make_directories
 
 if TYPE_CHECKING:
     from shim.hostfile import Output
@@ -205,7 +205,7 @@ class Room:
         for directory in self.directories:
             try:
                 if directory == self.directories[0]:
-                    Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+                    make_directories(directory)
                 flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
                 return Ring(Fd(os.open(directory, flags, 0o600)), self.limit)
             except OSError as exc:

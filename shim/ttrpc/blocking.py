@@ -55,6 +55,7 @@ def connect(address: str, timeout: float = 5) -> socket.socket:
 
     :raises UnavailableError: nobody listens there.
     :raises TimedOutError: somebody does, but accepts no one.
+    :raises InvalidError: neither root nor our own user serves it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -64,6 +65,7 @@ def connect(address: str, timeout: float = 5) -> socket.socket:
             if time.monotonic() >= deadline:
                 raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
             time.sleep(sockets.PAUSE)
+        sockets.check_server(sock, address)
     except BaseException:
         sock.close()
         raise

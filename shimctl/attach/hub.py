@@ -43,6 +43,7 @@ from trio.lowlevel import wait_readable, wait_writable
 
 from shim import jsontext
 from shim.errors import NotFoundError
+from shim.linux.sockets import check_server
 from shim.scope import background
 from shimctl.attach.relay import CHUNK
 
@@ -328,6 +329,7 @@ def call(place: Path) -> socket.socket | None:
     try:
         with _named(place) as name:
             sock.connect(name)
+        check_server(sock, str(place))
     except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
         sock.close()
         return None

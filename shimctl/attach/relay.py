@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shim.linux.modes import make_fifo
 from shimctl.values import Stdio
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def open_pipes(directory: Path, *, stdin: bool, terminal: bool) -> Iterator[Pipe
 
         def opened(name: str, flags: int) -> tuple[str, int]:
             path = directory / name
-            os.mkfifo(path, 0o600)
+            make_fifo(path)
             made.append(path)
             return str(path), os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 

@@ -21,6 +21,7 @@ import trio
 
 from shim import launcher, names
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, TimedOutError
+from shim.linux.modes import make_directories
 from shimctl.host.interpreter import find_interpreter
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ async def install(
             if native:
                 raise
             remark = f"no native launcher: {exc}"
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directories(directory, 0o755, parents=0o755)
     _replace(targets[0], program)
     script = interpreter.script("shimctl.cli", _MARK)
     _replace(targets[1], script.encode(errors="surrogateescape"))

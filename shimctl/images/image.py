@@ -19,11 +19,10 @@ import trio
 
 from shim.errors import InvalidError
 from shim.scope import background
-from shimctl.images import platforms, tools
+from shimctl.images import confined, platforms, tools
 from shimctl.images import reference as references
 from shimctl.images.accounts import find_user
 from shimctl.images.config import ImageConfig, Wishes, read_image_config, runtime_config
-from shimctl.images.layers import check_layer
 from shimctl.images.manifest import read_diff_ids, read_index, read_manifest, read_object
 from shimctl.images.source import Described, describe
 from shimctl.images.step import Step
@@ -103,7 +102,10 @@ async def prepare(
     source = references.parse(reference).absolute()
     wanted = platforms.parse(platform) if platform else platforms.of_machine(host.machine())
     images = Store(store)
-    image = await trio.to_thread.run_sync(describe, source, wanted)
+    if source.kind == references.OCI:
+        image = await trio.to_thread.run_sync(describe, source, wanted)
+    else:
+        image = await confined.describe_archive(source, wanted)
     config = read_image_config(image.config, f"config of {reference}")
     rootfs = images.rootfs(image.chain)
     if not _is_known(images, image, source):
@@ -181,16 +183,12 @@ def _copied_layers(layout: Path, image: Described, source: Reference) -> tuple[D
 async def _check(
     layout: Path, layers: tuple[Descriptor, ...], report: Callable[[Step], None]
 ) -> None:
-    total, before = sum(layer.size for layer in layers), 0
-
-    def checked(done: int) -> None:
-        trio.from_thread.check_cancelled()
-        report(Step("checking", before + done, total))
-
-    for layer in layers:
-        path = _blob(layout, layer)
-        await trio.to_thread.run_sync(check_layer, path, layer.digest, checked)
-        before += layer.size
+    total = sum(layer.size for layer in layers)
+    report(Step("checking", 0, total))
+    await confined.check_layers(
+        [(_blob(layout, layer), layer.digest) for layer in layers],
+        lambda done: report(Step("checking", done, total)),
+    )
 
 
 async def _unpack_layers(

@@ -12,11 +12,11 @@ those of CVE-2018-15664, CVE-2019-14271 and their like.
 from __future__ import annotations
 
 import gzip
-import tarfile
 import zlib
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from shim.errors import InvalidError, UnsupportedError
+from shimctl.images.archives import DAMAGED, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
+# Characters of a path that the kernel takes, see PATH_MAX in path_resolution(7).
+_LONGEST = 4096
 
 
 class Names:
@@ -52,6 +54,8 @@ class Names:
             self._ways_out[path] = symlink
 
     def _inside(self, path: str, name: str) -> tuple[str, ...]:
+        if len(path) > _LONGEST:
+            raise self._refused(name[:100], f"it has more than {_LONGEST} characters")
         parts = tuple(part for part in path.split("/") if part not in ("", "."))
         if ".." in parts:
             raise self._refused(name, "it leads out of the image")
@@ -94,7 +98,7 @@ def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
             )
         plain = gzip.GzipFile(fileobj=raw) if magic[:2] == _GZIP else raw
         try:
-            with tarfile.open(fileobj=cast("BinaryIO", plain), mode="r|") as layer:
+            with open_stream(cast("BinaryIO", plain)) as layer:
                 for entry in layer:
                     names.check(
                         entry.name,
@@ -103,5 +107,5 @@ def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
                     )
                     layer.members = []  # type: ignore[attr-defined]  # else it keeps every one
                     report(raw.tell())
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        except (*DAMAGED, zlib.error, gzip.BadGzipFile) as exc:
             raise InvalidError(f"layer {digest} is no tar: {exc}") from None

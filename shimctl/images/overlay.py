@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from shim.api.mount_pb2 import Mount
 from shim.errors import NotFoundError, ShimError
+from shim.linux.modes import make_directories, make_directory, write_file
 from shim.linux.mounts import resolve
 from shimctl.images.config import anonymous_volumes
 from shimctl.images.store import Store, Use, release
@@ -42,8 +43,8 @@ def mounts_for(image: Image, work: Path, *, hostname: str = "") -> list[Mount]:
     try:
         place = store.add_use(Use(image.digest, image.chain, str(work)))
         upper, scratch = place / "upper", place / "work"
-        upper.mkdir()
-        scratch.mkdir(mode=0o700)
+        make_directory(upper)
+        make_directory(scratch)
         _write_names(place, hostname)
         try:
             _copy_owner(image.layers[0], upper)
@@ -67,8 +68,7 @@ def _write_names(place: Path, hostname: str) -> None:
         ("hosts", local + own),
         ("resolv.conf", _resolvers()),
     ):
-        (place / name).write_text(text)
-        (place / name).chmod(0o644)
+        write_file(place / name, text, 0o644)
 
 
 def _resolvers() -> str:
@@ -80,7 +80,8 @@ def _resolvers() -> str:
 
 def _fill(rootfs: Path, path: str, volume: Path) -> None:
     """Make a volume with what the image has at its place, owner and mode included."""
-    volume.mkdir(parents=True)
+    make_directories(volume.parent)
+    make_directory(volume, 0o755)
     inside = Path(resolve(str(rootfs), path))
     if not inside.is_dir():
         return

@@ -12,7 +12,6 @@ from __future__ import annotations
 import lzma
 import os
 import stat
-import tarfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shim.errors import InvalidError, NotFoundError, ShimError
+from shimctl.images.archives import DAMAGED, open_archive
 from shimctl.images.manifest import (
     Archived,
     Descriptor,
@@ -36,6 +36,7 @@ from shimctl.images.manifest import (
 from shimctl.images.reference import DOCKER_ARCHIVE, OCI, full_name
 
 if TYPE_CHECKING:
+    import tarfile
     from collections.abc import Iterable, Iterator
 
     from shimctl.images.platforms import Platform
@@ -133,11 +134,11 @@ def _open_files(reference: Reference) -> Iterator[_Files]:
             return
         if not stat.S_ISREG(path.stat().st_mode):
             raise InvalidError(f"{path} is no file, so no {reference.kind}")
-        with tarfile.open(path) as archive:
+        with open_archive(path) as archive:
             yield _Archive(archive)
     except FileNotFoundError:
         raise NotFoundError(f"there is no file {path}") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as exc:
+    except (*DAMAGED, OSError, zlib.error, lzma.LZMAError) as exc:
         if isinstance(exc, OSError) and exc.strerror:
             raise ShimError(f"cannot read {path}: {exc.strerror}") from None
         raise InvalidError(f"{path} is truncated, or no archive") from None

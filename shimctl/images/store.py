@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, WrongStateError
+from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import check_unmounted, remove_tree
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class Store:
 
     def make(self) -> None:
         """Make the directories that are missing.  Only root looks into other people's files."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_trusted(str(self.path))
         for name in ("images", "rootfs", "containers", "partial", "locks"):
-            (self.path / name).mkdir(mode=0o700, exist_ok=True)
+            make_directory(self.path / name, exist_ok=True)
 
     def rootfs(self, chain: str) -> Path:
         return self.path / "rootfs" / _hex(chain)
@@ -115,7 +116,7 @@ class Store:
             if fd is not None:
                 break
         try:
-            path.mkdir(mode=0o700)
+            make_directory(path)
             yield Partial(path, fd)
         finally:
             _remove(path)
@@ -178,9 +179,9 @@ class Store:
             (Path(use.work) / LINK).symlink_to(place)
         except FileExistsError:
             raise ExistsError(f"{use.work} has an image already") from None
-        place.mkdir(mode=0o700)
+        make_directory(place)
         new = place / "use.new"
-        new.write_text(json.dumps(asdict(use)))
+        write_file(new, json.dumps(asdict(use)))
         new.rename(place / _USE)
         return place
 
@@ -225,7 +226,7 @@ class Store:
     def _write(self, record: Record) -> None:
         path = self._record_path(record.digest)
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(asdict(record)))
+        write_file(new, json.dumps(asdict(record)))
         new.rename(path)
 
 

@@ -25,6 +25,7 @@ from shim import names
 from shim.api.options_pb2 import Options
 from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.jsontext import as_runc_reads
+from shim.linux.modes import write_file
 from shim.linux.sockets import can_connect
 from shim.scope import background
 from shim.text import printable
@@ -85,7 +86,7 @@ def prepare(wanted: Run, *, attached: bool) -> Path:
     if policy := _policy(wanted, attached=attached, terminal=terminal):
         config["annotations"] = (config.get("annotations") or {}) | {names.OUTPUT_POLICY: policy}
     work = workdir.make(config, wanted.namespace, wanted.container)
-    (work / "shim-binary-path").write_text(binary)
+    write_file(work / "shim-binary-path", binary)
     return work
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shim import jsontext, names
 from shim.errors import ExistsError, InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
+from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import remove_tree
 from shimctl import directories as known
 from shimctl.images.store import release
@@ -109,18 +110,18 @@ def make(config: dict[str, Any], namespace: str, container: str) -> Path:
     :raises ExistsError: a directory of this id exists.
     """
     state = state_directory()
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_trusted(str(state))
     path = state / namespace / container
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    make_directory(path.parent, exist_ok=True)
     try:
-        path.mkdir(mode=0o700)
+        make_directory(path)
     except FileExistsError:
         raise ExistsError(
             f"{container} is already in namespace {namespace}; "
             f"`shimctl delete -f {container}` removes it"
         ) from None
-    (path / "config.json").write_bytes(jsontext.dumps(config))
-    (path / "work").mkdir()  # some shims use it for criu and do not create it
+    write_file(path / "config.json", jsontext.dumps(config))
+    make_directory(path / "work")  # some shims use it for criu and do not create it
     return path
 
 

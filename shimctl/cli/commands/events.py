@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from shim.text import printable
+=======
+from shim.linux.modes import make_trusted
+>>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
 from shimctl.cli import render
 from shimctl.events import serve_events
 from shimctl.standalone import workdir
@@ -28,7 +32,7 @@ async def _events(args: Namespace) -> int:
                 print(_text_line(event), flush=True)
 
     socket = workdir.events_socket()
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_trusted(str(socket.parent))
     await serve_events(socket, write)
     return 0
 

@@ -1,0 +1,170 @@
+"""Reads what an image says in a child process, whose memory and time are bounded.
+
+An image is other people's bytes.  Whatever they make the reader do, it ends in the
+child: that has a limit of address space and of processor time, and ends at once
+when its caller is cancelled, as by Ctrl-C.
+
+The child prints how far it has read, in bytes, one number a line, and at last one
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shim import errors
+from shim.errors import InvalidError, ShimError, TimedOutError
+from shimctl.images.layers import check_layer
+from shimctl.images.platforms import Platform
+from shimctl.images.reference import Reference
+from shimctl.images.source import Described, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+MEMORY = 768 << 20  # bytes of address space
+# Seconds of processor time: for any image, and for each MiB of layers as they lie
+# there.  gzip makes up to 1 GiB of a MiB, which takes some five seconds to read.
+_TIME, _TIME_PER_MIB = 60, 5
+PATIENCE = 1800  # s until it is given up, as for other tools
+_PAUSE = 0.1  # s between two reports
+_ANSWER = 64 << 20  # bytes; a configuration may have 8 MiB, and \uXXXX for each of them
+
+
+async def check_layers(layers: Sequence[tuple[Path, str]], report: Callable[[int], None]) -> None:
+    """Check each layer, a file and its digest; ``report`` is told the bytes read so far.
+
+    :raises InvalidError: a name leads out of its image, or it is no tar, or takes
+        more memory or time to read than any layer should.
+    :raises UnsupportedError: it is compressed in a way that umoci does not know.
+    """
+    size = sum(path.stat().st_size for path, _ in layers)
+    what = "the layers" if len(layers) > 1 else f"layer {layers[0][1]}" if layers else "no layer"
+    await _run("check", [[str(path), digest] for path, digest in layers], size, what, report)
+
+
+async def describe_archive(reference: Reference, platform: Platform) -> Described:
+    """Do what :func:`shimctl.images.source.describe` does.
+
+    :raises InvalidError: moreover, it takes more memory or time than any archive should.
+    """
+    try:
+        size = reference.path.stat().st_size
+    except OSError:
+        size = 0  # the child says what is wrong
+    arguments = [reference.kind, str(reference.path), reference.name, *asdict(platform).values()]
+    found = await _run("describe", arguments, size, str(reference.path), lambda _: None)
+    return Described(
+        **found | {"platform": Platform(**found["platform"]), "diff_ids": tuple(found["diff_ids"])}
+    )
+
+
+async def _run(
+    verb: str, arguments: list[Any], size: int, what: str, report: Callable[[int], None]
+) -> Any:
+    import trio  # the child does without
+
+    from shimctl.host.interpreter import Interpreter, search_path
+
+    seconds = min(_TIME + _TIME_PER_MIB * (size >> 20), PATIENCE)
+    code = Interpreter(sys.executable, tuple(search_path()), "", "").code(__name__, named=False)
+    limits = [str(seconds), str(MEMORY)]
+    command = [sys.executable, "-IS", "-c", code, verb, *limits, json.dumps(arguments)]
+    rest = said = b""
+    with trio.move_on_after(PATIENCE) as scope:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(_start, command)
+            assert process.stdout is not None
+            async for chunk in process.stdout:
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if line.isdigit():
+                        report(int(line))
+                    else:
+                        said = line
+                if len(rest) > _ANSWER:
+                    process.kill()
+            await process.wait()
+    if scope.cancelled_caught:
+        raise TimedOutError(f"{what} could not be checked within {PATIENCE} s")
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise InvalidError(f"{what} took more than {seconds} s of processor time to read")
+    try:
+        answer = json.loads(said)
+    except ValueError:
+        raise ShimError(
+            f"{what} could not be checked: the child ended with {process.returncode}"
+        ) from None
+    if name := answer.get("error"):
+        if answer.get("memory"):
+            raise InvalidError(f"{what} takes more than {MEMORY >> 20} MiB of memory to read")
+        kind: type[ShimError] = getattr(errors, name)
+        raise kind(answer["message"])
+    return answer.get("result")
+
+
+async def _start(command: Sequence[str], task_status: Any) -> None:
+    import trio
+
+    await trio.run_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=False,
+        cwd="/",
+        process_group=0,  # a Ctrl-C is for us; we end it
+        task_status=task_status,
+    )
+
+
+# In the child
+
+
+def main() -> int:
+    """Do what the arguments say; print what came of it."""
+    verb, *limits, arguments = sys.argv[1:]
+    seconds, memory = map(int, limits)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answer: dict[str, Any]
+    try:
+        words = json.loads(arguments)
+        answer = {"result": _describe(words) if verb == "describe" else _check(words)}
+    except ShimError as exc:
+        answer = {"error": type(exc).__name__, "message": str(exc)}
+    except MemoryError:
+        answer = {"error": "InvalidError", "memory": True}
+    print(json.dumps(answer))
+    return 0
+
+
+def _check(layers: list[tuple[str, str]]) -> object:
+    before, told = 0, time.monotonic()
+
+    def report(done: int) -> None:
+        nonlocal told
+        if (now := time.monotonic()) > told + _PAUSE:
+            told = now
+            os.write(1, b"%d\n" % (before + done))
+
+    for name, digest in layers:
+        path = Path(name)
+        check_layer(path, digest, report)
+        before += path.stat().st_size
+    return None
+
+
+def _describe(arguments: list[str]) -> dict[str, Any]:
+    kind, path, name, *platform = arguments
+    return asdict(describe(Reference(kind, Path(path), name), Platform(*platform)))
