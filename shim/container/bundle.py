@@ -16,11 +16,8 @@ from shim import jsontext, names
 from shim.errors import InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
 from shim.linux.files import read_whole
-<<<<<<< HEAD
 from shim.linux.libc import is_in_memory
-=======
 from shim.linux.modes import write_file
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
 from shim.records import forget_exit
 
 

@@ -33,11 +33,7 @@ from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
-<<<<<<< HEAD
-=======
 from shim.linux.modes import make_directory, write_file
-from shim.linux.mounts import unmount_all
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import Runc
 from shim.stdio.spool import Room
@@ -116,13 +112,8 @@ class Container:
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             undo.callback(host.members.forget, self.id)
             if request.rootfs:
-<<<<<<< HEAD
-                bundle.rootfs.mkdir(0o711, exist_ok=True)
-                undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
-=======
                 make_directory(bundle.rootfs, 0o711, exist_ok=True)
-                undo.callback(unmount_all, str(bundle.rootfs))
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
+                undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
                 mounts = [mount_of(message) for message in request.rootfs]
                 rootfs, directory = str(bundle.rootfs), str(bundle.path)
                 await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)

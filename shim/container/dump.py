@@ -14,12 +14,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.container.requests import checkpoint_of
-<<<<<<< HEAD
 from shim.errors import ShimError, TimedOutError, WrongStateError
-=======
-from shim.errors import ShimError, WrongStateError
 from shim.linux.modes import make_directories, write_file
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
 from shim.linux.removal import remove_tree
 from shim.offthread import run_off_thread
 from shim.runc.command import checkpoint_args
@@ -47,26 +43,16 @@ async def dump(
     wanted = checkpoint_of(request)
     ours = bundle.work / "criu-work"
     if not wanted.work_path:
-<<<<<<< HEAD
-        await _aside(lambda: ours.mkdir(parents=True, exist_ok=True), f"mkdir {ours}")
-=======
-        make_directories(ours, parents=0o700)
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
+        await _aside(lambda: make_directories(ours, parents=0o700), f"mkdir {ours}")
         wanted = replace(wanted, work_path=str(ours))
     try:
         patient = replace(runc, limit=max(runc.limit, LIMIT))
         await patient.run("checkpoint", *checkpoint_args(id_, wanted))
     except ShimError as exc:
         kept = bundle.path / "criu-dump.log"
-<<<<<<< HEAD
         said = Path(wanted.work_path) / "dump.log"
         with contextlib.suppress(OSError, TimedOutError):
-            await _aside(lambda: shutil.copyfile(said, kept), f"copy {said} to {kept}")
-=======
-        with contextlib.suppress(OSError):
-            write_file(kept, b"")
-            shutil.copyfile(Path(wanted.work_path) / "dump.log", kept)
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
+            await _aside(lambda: _copy(said, kept), f"copy {said} to {kept}")
             raise type(exc)(f"{exc}; see {kept}") from None
         raise
     finally:
@@ -80,3 +66,8 @@ async def _aside(work: Callable[[], object], what: str) -> None:
     """Do ``work``, which may wait for the disk of criu's directory, off the daemon's thread."""
     with trio.CancelScope(shield=True):
         await run_off_thread(work, what, limit=FILES)
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_file(target, b"")
+    shutil.copyfile(source, target)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
-from shim.text import printable
-=======
 from shim.linux.modes import make_trusted
->>>>>>> 54666cb (modes: create everything with its mode, and trust no foreign parent)
+from shim.text import printable
 from shimctl.cli import render
 from shimctl.events import serve_events
 from shimctl.standalone import workdir
