@@ -215,7 +215,7 @@ def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket
 
 def _answer(invocation: Invocation, address: str, version: int) -> bytes:
     if not invocation.modern:
-        return address.encode()
+        return os.fsencode(address)
     return BootstrapResult(version=version, address=address, protocol="ttrpc").SerializeToString()
 
 

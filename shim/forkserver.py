@@ -221,7 +221,7 @@ class _Server:
             child = self._hand_over(call) or self._fork(partial(become, call, self._run))
         except OSError as exc:
             name = Path(call.argv[0]).name
-            os.write(call.fds[2], f"{name}: cannot fork: {exc.strerror}\n".encode())
+            os.write(call.fds[2], os.fsencode(f"{name}: cannot fork: {exc.strerror}\n"))
             connection.sendall(b"\x01")
             return
         if call.argv[-1] == "start":

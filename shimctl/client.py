@@ -20,7 +20,7 @@ payloads are those of containerd's api/types/runc/options and pkg/oci.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Status as RpcStatus
 from grpclib.exceptions import GRPCError
@@ -39,7 +39,7 @@ from shim.errors import (
 )
 from shim.linux import sockets
 from shim.ttrpc.calls import Channel, ConnectionLostError, UnaryUnaryMethod
-from shimctl.options import checkpoint_options, json_value
+from shimctl.options import checkpoint_options, json_value, made
 from shimctl.values import (
     Connected,
     Exited,
@@ -54,7 +54,7 @@ from shimctl.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -66,8 +66,6 @@ CALL_TIMEOUT = 30  # s; a call that runs the runtime may need a few
 _V2, _V3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
 _NAMESPACE = "containerd-namespace-ttrpc"
 
-_Fields = ParamSpec("_Fields")
-_Request = TypeVar("_Request")
 
 _ERRORS: dict[RpcStatus, type[ShimError]] = {
     error.status: error
@@ -150,7 +148,7 @@ class Shim:
 
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
         """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
-        reply = await self.call("Connect", _made(api.ConnectRequest, id=task_id), timeout)
+        reply = await self.call("Connect", made(api.ConnectRequest, id=task_id), timeout)
         return Connected(reply.shim_pid, reply.task_pid, reply.version)
 
     async def create(
@@ -175,7 +173,7 @@ class Shim:
         :raises ShimError: the runtime refused; the message is its own.
         """
         stdio = stdio or Stdio()
-        request = _made(
+        request = made(
             api.CreateTaskRequest,
             id=task_id,
             bundle=str(bundle),
@@ -193,7 +191,7 @@ class Shim:
     async def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
         """Ask the shim to exit; with containers left it stays, and that is no error."""
         try:
-            await self.call("Shutdown", _made(api.ShutdownRequest, now=now), timeout)
+            await self.call("Shutdown", made(api.ShutdownRequest, now=now), timeout)
         except UnavailableError:
             return  # it was gone before it could answer
 
@@ -241,7 +239,7 @@ class Task:
 
         :raises WrongStateError: it has been started already.  Some shims say only ShimError.
         """
-        request = _made(api.StartRequest, id=self.id, exec_id=self.exec_id)
+        request = made(api.StartRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Start", request, timeout)
         return int(reply.pid)
 
@@ -258,7 +256,7 @@ class Task:
         :raises ExistsError: the container has such an ``exec_id`` already.
         """
         stdio = stdio or Stdio()
-        request = _made(
+        request = made(
             api.ExecProcessRequest,
             id=self.id,
             exec_id=exec_id,
@@ -276,7 +274,7 @@ class Task:
 
         :raises NotFoundError: the shim knows no such container or exec.
         """
-        request = _made(api.StateRequest, id=self.id, exec_id=self.exec_id)
+        request = made(api.StateRequest, id=self.id, exec_id=self.exec_id)
         return state_of(await self.shim.call("State", request, timeout))
 
     async def kill(
@@ -286,7 +284,7 @@ class Task:
 
         :raises NotFoundError: the process has ended.
         """
-        request = _made(
+        request = made(
             api.KillRequest, id=self.id, exec_id=self.exec_id, signal=signal, all=everyone
         )
         await self.shim.call("Kill", request, timeout)
@@ -298,7 +296,7 @@ class Task:
 
         :raises TimedOutError: it still runs after ``timeout`` seconds.
         """
-        request = _made(api.WaitRequest, id=self.id, exec_id=self.exec_id)
+        request = made(api.WaitRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Wait", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at))
 
@@ -307,13 +305,13 @@ class Task:
 
         :raises WrongStateError: it still runs.  Some shims say only ShimError.
         """
-        request = _made(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
+        request = made(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Delete", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at), reply.pid)
 
     async def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
         """List the processes of the container."""
-        reply = await self.shim.call("Pids", _made(api.PidsRequest, id=self.id), timeout)
+        reply = await self.shim.call("Pids", made(api.PidsRequest, id=self.id), timeout)
         return pids_of(reply.processes)
 
     async def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
@@ -321,16 +319,16 @@ class Task:
 
         :raises UnsupportedError: this runtime has no metrics, or strange ones.
         """
-        reply = await self.shim.call("Stats", _made(api.StatsRequest, id=self.id), timeout)
+        reply = await self.shim.call("Stats", made(api.StatsRequest, id=self.id), timeout)
         return stats_of(reply.stats)
 
     async def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Freeze every process of the container."""
-        await self.shim.call("Pause", _made(api.PauseRequest, id=self.id), timeout)
+        await self.shim.call("Pause", made(api.PauseRequest, id=self.id), timeout)
 
     async def resume(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Undo :meth:`pause`."""
-        await self.shim.call("Resume", _made(api.ResumeRequest, id=self.id), timeout)
+        await self.shim.call("Resume", made(api.ResumeRequest, id=self.id), timeout)
 
     async def checkpoint(
         self,
@@ -348,7 +346,7 @@ class Task:
 
         :raises UnsupportedError: this host has no criu.  Some shims say only ShimError.
         """
-        request = _made(
+        request = made(
             api.CheckpointTaskRequest,
             id=self.id,
             path=str(path),
@@ -364,7 +362,7 @@ class Task:
         timeout: float = CALL_TIMEOUT,
     ) -> None:
         """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
-        request = _made(
+        request = made(
             api.UpdateTaskRequest,
             id=self.id,
             resources=json_value("LinuxResources", resources),
@@ -374,28 +372,15 @@ class Task:
 
     async def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Tell the process's terminal its size, in characters."""
-        request = _made(
+        request = made(
             api.ResizePtyRequest, id=self.id, exec_id=self.exec_id, width=width, height=height
         )
         await self.shim.call("ResizePty", request, timeout)
 
     async def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Let the process see the end of its input, once every writer has closed it."""
-        request = _made(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
+        request = made(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
         await self.shim.call("CloseIO", request, timeout)
-
-
-def _made(
-    kind: Callable[_Fields, _Request], *args: _Fields.args, **fields: _Fields.kwargs
-) -> _Request:
-    """Return a request with ``fields``.
-
-    :raises InvalidError: a number is out of the range of its field, or a path no text.
-    """
-    try:
-        return kind(*args, **fields)
-    except ValueError as exc:
-        raise InvalidError(f"no {kind.__name__} can say that: {exc}") from None
 
 
 def _alias(stub: TaskStub, channel: Channel) -> TaskStub:

@@ -5,18 +5,23 @@ Source: containerd api/types/runc/options, and pkg/oci for the names of JSON val
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim import jsontext, names
 from shim.api.options_pb2 import CheckpointOptions, Options
+from shim.errors import InvalidError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from google.protobuf.message import Message
+
+
+_Fields = ParamSpec("_Fields")
+_Message = TypeVar("_Message")
 
 
 def runc_options(
@@ -38,7 +43,8 @@ def runc_options(
     the pipes of the process.  Empty is the shim's own choice.
     """
     return _wrapped(
-        Options(
+        made(
+            Options,
             binary_name=binary,
             root=str(root),
             systemd_cgroup=systemd_cgroup,
@@ -55,13 +61,26 @@ def checkpoint_options(
     image: str | Path, *, stop: bool = False, work_path: str | Path = ""
 ) -> AnyMessage:
     """Return the options of a checkpoint into the directory ``image``."""
-    options = CheckpointOptions(exit=stop, image_path=str(image), work_path=str(work_path))
+    options = made(CheckpointOptions, exit=stop, image_path=str(image), work_path=str(work_path))
     return _wrapped(options)
 
 
 def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
     """Return an object of an OCI config; ``kind`` is its name in the specification."""
     return AnyMessage(type_url=names.SPEC + kind, value=jsontext.dumps(dict(value)))
+
+
+def made(
+    kind: Callable[_Fields, _Message], *args: _Fields.args, **fields: _Fields.kwargs
+) -> _Message:
+    """Return a message of ``kind`` with ``fields``.
+
+    :raises InvalidError: a number is out of the range of its field, or a text is no UTF-8.
+    """
+    try:
+        return kind(*args, **fields)
+    except ValueError as exc:
+        raise InvalidError(f"no {kind.__name__} can say that: {exc}") from None
 
 
 def _wrapped(message: Message) -> AnyMessage:

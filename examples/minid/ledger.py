@@ -55,7 +55,7 @@ class Ledger:
         if (size := len(whole) + bool(whole)) != len(data):
             os.ftruncate(self._fd, size)  # the machine died in the middle of a line
         self.last: dict[str, End] = {}
-        for line in whole.splitlines():
+        for line in whole.split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
                 end = End.of_line(line)
                 self.last[end.container] = end

@@ -94,7 +94,7 @@ def _syscall(number: int, name: str | None, *args: int | bytes) -> int:
 def open_tree(path: str, *, recursive: bool) -> int:
     """Clone the mount at ``path``, or the tree of mounts; return its fd.  open_tree(2)."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return _syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, os.fsencode(path), flags)
+    return _syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, _encoded(path), flags)
 
 
 class _MountAttr(ctypes.Structure):
@@ -116,7 +116,7 @@ def move_mount(tree: int, target: str) -> None:
     _syscall(
         _SYS_MOVE_MOUNT,
         target,
-        *(tree, b"", _AT_FDCWD, os.fsencode(target), _MOVE_MOUNT_F_EMPTY_PATH),
+        *(tree, b"", _AT_FDCWD, _encoded(target), _MOVE_MOUNT_F_EMPTY_PATH),
     )
 
 
@@ -159,7 +159,7 @@ def set_child_subreaper(*, wanted: bool = True) -> None:
 
 def set_name(name: str) -> None:
     """Set the name ``ps -o comm`` shows, cut to 15 bytes.  prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0))
+    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]), 0, 0, 0))
 
 
 # Whether huge pages are kept away from this process, and by itself.
@@ -310,7 +310,7 @@ def set_title(words: list[str]) -> None:
     start, end = int(fields[48 - 3]), int(fields[49 - 3])
     room = end - start
     if start and room > 0:
-        text = b"".join(word.encode() + b"\0" for word in words)[: room - 1]
+        text = b"".join(os.fsencode(word) + b"\0" for word in words)[: room - 1]
         ctypes.memmove(start, text.ljust(room, b"\0"), room)
 
 

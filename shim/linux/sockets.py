@@ -46,7 +46,7 @@ def socket_address(
     # Loading OpenSSL takes longer than the rest of the launcher.
     import hashlib
 
-    name = hashlib.sha256(_join(grpc_address, namespace, group).encode()).hexdigest()
+    name = hashlib.sha256(os.fsencode(_join(grpc_address, namespace, group))).hexdigest()
     return f"unix://{socket_dir}/{name}"
 
 

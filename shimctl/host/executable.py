@@ -8,6 +8,7 @@ Source: containerd core/runtime/v2/manager.go for the file; pkg/shim/shim.go for
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,8 @@ def executable_of(bundle: str, pid: int) -> str:
     """Return the path of the shim's executable, empty where nothing tells."""
     if bundle:
         with suppress(OSError, ValueError):
-            if path := (Path(bundle) / "shim-binary-path").read_text().strip():
+            data = (Path(bundle) / "shim-binary-path").read_bytes()
+            if path := os.fsdecode(data.removesuffix(b"\n")):
                 return path
     with suppress(psutil.Error, OSError):
         path = psutil.Process(pid).exe() if pid else ""

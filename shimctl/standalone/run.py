@@ -9,6 +9,7 @@ Source: containerd core/runtime/v2 (shim.go, delete) for the order.
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from shimctl.client import connect
 from shimctl.ending import end
 from shimctl.exits import read_address
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
+from shimctl.options import made
 from shimctl.standalone import detached, logger, workdir
 from shimctl.standalone.detached import Detached, open_detached
 
@@ -191,7 +193,8 @@ async def run_detached(wanted: Run, *, start: bool = True) -> int:
 def _options(wanted: Run) -> AnyMessage | None:
     if not wanted.binary and not wanted.work_path:
         return None
-    options = Options(
+    options = made(
+        Options,
         binary_name=wanted.binary,
         criu_work_path=str(wanted.work_path.absolute()) if wanted.work_path else "",
     )
@@ -232,7 +235,7 @@ async def _follow(log: Log, show: bool) -> None:
 
 def _binary(work: Path) -> str:
     try:
-        return (work / "shim-binary-path").read_text()
+        return os.fsdecode((work / "shim-binary-path").read_bytes())
     except OSError:
         return DEFAULT_RUNTIME
 

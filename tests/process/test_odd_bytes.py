@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -11,6 +12,7 @@ from shim.api.task_pb2 import (
     DeleteRequest,
     ExecProcessRequest,
     KillRequest,
+    ShutdownRequest,
     StartRequest,
     UpdateTaskRequest,
     WaitRequest,
@@ -77,3 +79,24 @@ async def test_resources_that_the_runtime_takes_are_taken(rig: Rig) -> None:
     await task.Update(UpdateTaskRequest(id="c1", resources=resources), timeout=20)
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c1"), timeout=20)
+
+
+async def test_a_manager_may_listen_under_any_name(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "true")
+    for verb in ("start", "delete"):
+        address = os.fsdecode(os.fsencode(rig.root) + b"/caf\xe9.sock")
+        done = rig.run_shim(bundle, "-id", "c1", "-address", address, verb)
+        assert (done.returncode, done.stderr) == (0, b"")
+        if verb == "start":
+            rig.address = rig.answer(done.stdout)
+            await (await rig.connect()).Shutdown(ShutdownRequest(id="c1", now=True), timeout=5)
+
+
+async def test_a_namespace_that_is_no_utf_8_is_an_error_of_one_line(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "true")
+    done = rig.run_shim(bundle, "-id", "c1", "-namespace", "caf\udce9\n\x1b[2J", "start")
+    if done.returncode == 0:
+        rig.address = rig.answer(done.stdout)
+        await (await rig.connect()).Shutdown(ShutdownRequest(id="c1", now=True), timeout=5)
+    assert done.stderr.count(b"\n") == (done.returncode != 0)
+    assert b"\x1b" not in done.stderr

@@ -11,11 +11,11 @@ import trio
 import trio.testing
 
 from shim.errors import InvalidError
-from shimctl.launching import open_log
+from shimctl.launching import find_runtime, open_log
 from shimctl.options import json_value
 from shimctl.standalone import workdir
 from shimctl.standalone.run import _follow
-from tests.shimctl.test_run import Host, _needs, host
+from tests.shimctl.test_run import RUNTIME, Host, _needs, host
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,3 +108,25 @@ async def test_no_line_of_a_shims_log_is_one_either(
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
     assert capsys.readouterr().err == "a\\x1b[2J\\u009b\nb\\u202e\nc"
+
+
+def test_a_runtime_may_have_any_name(host: Host) -> None:
+    place = host.root / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    shim = place / "containerd-shim-odd-v1"
+    shim.symlink_to(find_runtime(RUNTIME))
+    host.ids.append("c1")
+    argv = host.run_command("--id", "c1", host.bundle("true"))[3:]
+    argv[argv.index(RUNTIME)] = str(shim)
+    done = host.shimctl(*argv)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("argv", [["--binary", "caf\udce9"], ["--binary", "./caf\udce9"]])
+def test_what_cannot_be_sent_to_a_shim_is_an_error_of_one_line(
+    host: Host, argv: list[str]
+) -> None:
+    done = host.run(*argv, host.bundle("true"))
+    assert done.returncode == 125
+    assert done.stderr.startswith("shimctl: ")
+    assert done.stderr.count("\n") == 1

@@ -18,6 +18,7 @@ from shimctl.cli.commands.connected import open_task
 from shimctl.cli.commands.from_image import with_image
 from shimctl.cli.commands.output import show
 from shimctl.cli.commands.running import wanted_of
+from shimctl.options import made
 from shimctl.standalone.run import run_detached
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ async def _checkpoint(args: Namespace) -> int:
 
 def options_of(args: Namespace) -> AnyMessage:
     """Return what the options of ``checkpoint`` say, in the words of the runtime."""
-    options = CheckpointOptions(
+    options = made(
+        CheckpointOptions,
         exit=not args.leave_running,
         open_tcp=args.tcp_established,
         external_unix_sockets=args.ext_unix_sk,
