@@ -153,6 +153,23 @@ def test_only_the_reaper_spawns_and_waits() -> None:
     assert culprits == {"shim/reaper.py", "shim/api/generate.py"} | parents
 
 
+def test_text_of_the_kernel_and_trees_have_one_way_each() -> None:
+    # The first splits at characters that names have; the second follows mounts.
+    calls = (".splitlines()", "rmtree(")
+    culprits = {
+        (str(path.relative_to(ROOT)), call)
+        for package in ("shim", "shimctl", "examples/minid")
+        for path in modules(package)
+        for call in calls
+        if call in path.read_text()
+    }
+    # A module's docstring, and the message of a parser.
+    assert culprits == {
+        ("shim/api/generate.py", ".splitlines()"),
+        ("examples/minid/document.py", ".splitlines()"),
+    }
+
+
 def test_only_libc_uses_ctypes() -> None:
     culprits = {p.name for p in modules("shim") if "ctypes" in imports_of(p)}
     assert culprits == {"libc.py"}

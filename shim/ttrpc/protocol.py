@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from google.protobuf.message import DecodeError
 from grpclib.const import Status
 
+from shim.text import printable
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.frames import (
     MAX_PAYLOAD,
@@ -139,9 +140,11 @@ class ServerProtocol:
             self.send_error(stream_id, exc.status, f"the reply does not fit: {exc}")
 
     def send_error(self, stream_id: int, status: Status, message: str) -> None:
-        """Queue a failure.  What protobuf cannot carry of ``message`` is escaped."""
-        # The text may hold a path, and a path may hold bytes that are not UTF-8.
-        text = message[:_MESSAGE_LIMIT].encode(errors="backslashreplace").decode()
+        """Queue a failure.  ``message`` becomes one line of printable characters.
+
+        It may hold a path, which may have any bytes, and managers print it.
+        """
+        text = printable(message[:_MESSAGE_LIMIT])
         error = wire_pb2.Status(code=status.value, message=text)
         self._send(stream_id, wire_pb2.Response(status=error))
 

@@ -152,11 +152,11 @@ async def test_a_message_of_four_mebibytes_is_taken_and_one_byte_more_is_not() -
     async with open_peer(FakeTask()) as peer:
         # A tag and a length of four bytes stand before each of the two values.
         head = len(call(1, b"Kill")) - 10 + 2 * 5
-        largest = call(1, b"Kill", text(3, text(2, bytes(MIB4 - head))))
+        largest = call(1, b"Kill", text(3, text(2, b"x" * (MIB4 - head))))
         assert len(largest) == 10 + MIB4
         await peer.send(largest)
         assert await peer.receive() == frame(1, kind=2)
-        await peer.send(call(3, b"Kill", text(3, text(2, bytes(MIB4 - head + 1)))))
+        await peer.send(call(3, b"Kill", text(3, text(2, b"x" * (MIB4 - head + 1)))))
         assert await peer.refusal() == (3, 8)
         # The body is gone, the connection is not, and the id was never used.
         await peer.send(call(3, b"Kill"))

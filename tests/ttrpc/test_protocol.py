@@ -181,8 +181,9 @@ def test_an_error_keeps_its_status_and_message(status: Status) -> None:
 
 def test_an_error_about_a_path_that_is_not_text_can_be_sent() -> None:
     server = ServerProtocol()
-    server.send_error(1, Status.NOT_FOUND, "no /tmp/\udcff")
-    assert replies(server) == [ResponseReceived(1, Status.NOT_FOUND, "no /tmp/\\udcff")]
+    server.send_error(1, Status.NOT_FOUND, "no /tmp/\udcff\n\x1b[2J")
+    said = "no /tmp/\\xff\\n\\x1b[2J"
+    assert replies(server) == [ResponseReceived(1, Status.NOT_FOUND, said)]
 
 
 def test_an_endless_error_message_is_cut() -> None:
