@@ -117,14 +117,32 @@ def checkpoint_args(id_: str, checkpoint: Checkpoint) -> list[str]:
 def reason_of(text: str) -> str:
     """Return why a runtime failed, from its log or its stderr; "" if that does not say.
 
-    ``text`` is lines of JSON among which anything else may stand: a runtime
+    ``text`` is records of JSON among which anything else may stand: a runtime
     killed half-way leaves half a line, and hooks write what they like.  It is the
     line that begins a panic, else the message of the last error in the log, else
     the last line that is neither empty nor JSON.
     """
     # Not splitlines(), which also splits at characters that JSON has in its strings.
-    lines = text.split("\n")
+    lines = _joined(text.split("\n"))
     return _panic(lines) or _last_error(lines) or _last_line(lines)
+
+
+def _joined(lines: list[str]) -> list[str]:
+    """Return ``lines``, those of a record that crun 1.28 writes over several as one."""
+    joined: list[str] = []
+    record: list[str] = []
+    for line in lines:
+        if line == "{":
+            joined += record
+            record = [line]
+        elif not record:
+            joined.append(line)
+        elif line == "}":
+            joined.append(" ".join([*record, line]))
+            record = []
+        else:
+            record.append(line)
+    return joined + record
 
 
 # How Go and Rust begin the report of a program that they end.

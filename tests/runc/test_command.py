@@ -94,6 +94,21 @@ def test_an_error_is_found_among_any_noise(message: str, noise: list[str]) -> No
     assert reason_of("\n".join([*calm, entry, *calm])) == message
 
 
+OF_CRUN = """{
+  "msg": "opening the namespace",
+  "level": "%s",
+  "time": "2026-11-29T00:06:16.345709Z"
+}
+"""
+
+
+def test_a_record_over_several_lines_is_read() -> None:
+    assert reason_of(OF_CRUN % "error") == "opening the namespace"
+    assert reason_of(LOG + OF_CRUN % "error" + OF_CRUN % "debug") == "opening the namespace"
+    assert reason_of(OF_CRUN % "error" + '{\n  "msg": "half') == "opening the namespace"
+    assert reason_of(OF_CRUN % "debug") == ""
+
+
 def test_plain_output_is_better_than_nothing() -> None:
     assert reason_of('usage\nfatal: no\n\n{"level":"debug"}\n') == "fatal: no"
 
