@@ -128,7 +128,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     # criu locks the network of what it dumps with iptables.
     # umoci and skopeo make images and take them apart; the rest is what people sit in front of.
     install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates \
-        umoci skopeo tmux bash zsh fish e2fsprogs erofs-utils fuse3 fuse-overlayfs
+        umoci skopeo tmux bash zsh fish e2fsprogs erofs-utils fuse3 fuse-overlayfs patchelf
     make_criu
     tests/managers/fetch.sh || step "no other managers: their share of tests/e2e, tests/docker and tests/cri will be skipped"
 fi

@@ -80,8 +80,11 @@ def make_pod(node: Node) -> Iterator[Callable[..., Pod]]:
     """Make pods; after the test they are removed, and nothing of them may be left."""
     pods: list[Pod] = []
 
-    def make(handler: str = "", annotations: dict[str, str] | None = None) -> Pod:
-        pod = Pod(node, f"pod{len(pods)}", annotations=annotations or {})
+    def make(
+        handler: str = "", annotations: dict[str, str] | None = None, first_id: int = 0
+    ) -> Pod:
+        name = f"pod{len(pods)}"
+        pod = Pod(node, name, annotations=annotations or {}, first_id=first_id)
         pods.append(pod)
         pod.run(handler)
         return pod

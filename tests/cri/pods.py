@@ -11,13 +11,14 @@ from tests.e2e.image import NAME
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.cri.client import Request
     from tests.cri.node import Node
 
 GRACE = 10  # s
+IDS = 65536  # of a pod with a user namespace, as the kubelet gives
 SLEEP = ("sleep", "1000")
 # Ends with 0 when asked to, and lives until then.
 GRACEFUL = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.05; done")
@@ -30,6 +31,9 @@ class Pod:
     id: str = ""
     containers: list[str] = field(default_factory=list)
     annotations: dict[str, str] = field(default_factory=dict)
+    # The first id of the host that is one of the pod, which has a user namespace then,
+    # and a network that is not the host's.
+    first_id: int = 0
 
     @property
     def logs(self) -> Path:
@@ -37,7 +41,7 @@ class Pod:
 
     @property
     def config(self) -> dict[str, Any]:
-        # The network is the host's; no container may have another than its pod.
+        # No container may have another network than its pod.
         return {
             "metadata": {"name": self.name, "uid": self.name, "namespace": "tests"},
             "log_directory": str(self.logs),
@@ -49,8 +53,18 @@ class Pod:
         }
 
     def _namespaces(self, pid: str = "POD", target: str = "") -> dict[str, Any]:
-        options = {"network": value("NODE"), "pid": value(pid), "ipc": value("POD")}
+        network = value("POD" if self.first_id else "NODE")
+        options: dict[str, Any] = {"network": network, "pid": value(pid)}
+        options["ipc"] = value("POD")
+        if self.first_id:
+            users = {"mode": value("POD"), "uids": self.ids, "gids": self.ids}
+            options["userns_options"] = users
         return {**options, "target_id": target}
+
+    @property
+    def ids(self) -> list[dict[str, int]]:
+        """How the ids of this pod are those of the host."""
+        return [{"host_id": self.first_id, "container_id": 0, "length": IDS}]
 
     def run(self, handler: str = "") -> None:
         self.logs.mkdir(parents=True)
@@ -66,12 +80,14 @@ class Pod:
         pid: str = "CONTAINER",
         target: str = "",
         tty: bool = False,
+        mounts: Sequence[dict[str, Any]] = (),
     ) -> Request:
         name = name or f"c{len(self.containers)}"
         config = {
             "metadata": {"name": name, "attempt": attempt},
             "image": {"image": NAME},
             "command": command,
+            "mounts": mounts,
             "log_path": f"{name}-{attempt}.log",
             "tty": tty,
             "linux": {

@@ -22,6 +22,7 @@ from tests.e2e.image import BUSYBOX, NAME
 from tests.e2e.managers import MANAGERS, Manager
 from tests.e2e.test_output_policy import spools
 from tests.examples.files import (
+    EXECUTABLE,
     HANDLER,
     OPTIONS_FILE,
     RUNTIME_TYPE,
@@ -110,6 +111,9 @@ def test_each_setting_to_choose_is_understood(manager: Manager, tmp_path: Path) 
             if name == "containerd/config-v3.toml"
             else {"ConfigPath": OPTIONS_FILE}
         )
+        if name == "containerd/config-v3.toml":
+            users = plugin["runtimes"]["trio-users"]
+            assert (users["runtime_type"], users["runtime_path"]) == (STOCK, EXECUTABLE)
 
 
 @pytest.mark.parametrize("name", ["containerd/config-v2.toml", "containerd/config-v3.toml"])

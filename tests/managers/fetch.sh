@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The managers and runtimes of three Debian releases, unpacked below the cache and not
-# installed: what tests/e2e, tests/cri and tests/docker run.  Fetched once: 190 MB
-# over the net, 540 MB on disk, a minute.
+# installed: what tests/e2e, tests/cri and tests/docker run.  Fetched once: 200 MB
+# over the net, 570 MB on disk, a minute.
 #
 #   tests/managers/fetch.sh [SUITE...]     (bookworm trixie sid)
 #
 #   trixie, sid    containerd 1.7 and 2 with ctr, dockerd 26 and 28 with docker
+#   sid            runc 1.3 and crun, in usr/oci: no manager finds them unless it is told to
 #   bookworm       dockerd 20.10 with docker, tini-static, crun, runsc
 #
 # Then .cache/managers/SUITE/usr has bin and sbin.  They run on an older release, being Go
@@ -23,6 +24,8 @@ retry() {
 packages() {
     case $1 in
     bookworm) echo docker.io libdevmapper1.02.1 tini crun libyajl2 runsc ;;
+    sid) echo containerd docker.io docker-cli runc crun libseccomp2 libc6 libyajl2 libjson-c5 libcap2 \
+        libsystemd0 libblake3-0 libtbb12 libgcc-s1 libstdc++6 ;;
     *) echo containerd docker.io docker-cli ;;
     esac
 }
@@ -56,6 +59,17 @@ WRAPPER
     chmod +x "$1"
 }
 
+# A program of a newer C library is told where its own loader and libraries are.  A wrapper
+# would not do: a runtime executes itself again.
+adapt() {
+    [ -e "$1" ] || return 0
+    command -v patchelf >/dev/null || { echo "no patchelf: apt-get install patchelf" >&2; return 1; }
+    mkdir -p "$work/root/usr/oci"
+    patchelf --set-interpreter "$(echo "$cache/$suite"/usr/lib/ld-linux-*.so.*)" \
+        --set-rpath "$cache/$suite/usr/lib" --output "$work/root/usr/oci/$(basename "$1")" "$1"
+    rm "$1"
+}
+
 # Both together: what a list names may be gone from the mirror an hour later.
 download() {
     apt-get "${apt[@]}" update >&2 &&
@@ -83,6 +97,8 @@ fetch() {
     for deb in "$work"/cache/*.deb; do
         dpkg-deb -x "$deb" "$work/root"
     done
+    # The loader is among the libraries, and its link would take its place.
+    rm -rf "$work/root/usr/lib64"
     # Programs and libraries, without what comes with them and is not run here.
     find "$work/root" -name '*.so.*' -exec mv -t "$work/lib" {} +
     rm -rf "$work/root/usr/lib" "$work/root/usr/share"
@@ -94,8 +110,15 @@ fetch() {
         wrap "$work/root/usr/sbin/dockerd"
         wrap "$work/root/usr/bin/crun"
     fi
-    # Beside what is there, or over it: it may be running, so it is not written to.
     mkdir -p "$cache/$suite"
+    if [ "$suite" = sid ]; then
+        mkdir -p "$cache/$suite/usr"
+        cp -a --remove-destination "$work/root/usr/lib" -t "$cache/$suite/usr"
+        adapt "$work/root/usr/bin/runc"
+        adapt "$work/root/usr/bin/crun"
+        rm -f "$work/root/usr/sbin/runc"
+    fi
+    # Beside what is there, or over it: it may be running, so it is not written to.
     cp -a --remove-destination "$work/root/usr" "$cache/$suite/"
     echo "$(packages "$suite")" >"$cache/$suite/packages"
     rm -rf "$work"
