@@ -139,6 +139,7 @@ class FileHelper:
         await trio.sleep(_AGAIN)
         if self._closing:
             return False
+        trio.lowlevel.notify_closing(self._control)
         self._control.close()
         try:
             self._control, self._child = self._fork()
@@ -149,10 +150,15 @@ class FileHelper:
         return True
 
     async def _receive(self) -> bytes:
-        while True:
-            await trio.lowlevel.wait_readable(self._control)
-            with contextlib.suppress(BlockingIOError, ConnectionError):
-                return self._control.recv(1 << 12)
+        """Return the next message, or nothing if the process has ended."""
+        control = self._control
+        while control.fileno() >= 0:
+            await trio.lowlevel.wait_readable(control)
+            # Woken, but another task may have closed it since.
+            if control.fileno() >= 0:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    return control.recv(1 << 12)
+        return b""
 
     def _send(self, message: bytes) -> None:
         with contextlib.suppress(OSError):  # it has ended
