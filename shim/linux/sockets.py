@@ -11,31 +11,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import posixpath
 import socket
 import stat
 import struct
-import time
 from typing import TYPE_CHECKING
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
 from shim.linux.modes import check_trusted, make_directory, make_trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import trio
 
 SOCKET_DIR = "/run/containerd/s"
 
 # What fits into sun_path beside its NUL, and what managers dial.
 _LONGEST = 107
-# Seconds to wait for another starter that is between its look and its bind.
-_PATIENCE = 5.0
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
-# Seconds between two attempts at a socket whose backlog is full, or at the lock.
+# How often a dead socket is replaced by another process's, which ends at once, until
+# that counts as a process that listens.
+_ATTEMPTS = 5
+# Seconds between two attempts at a socket whose backlog is full.
 PAUSE = 0.005
 
 
@@ -82,29 +79,57 @@ def _name(address: str) -> str:
     return name
 
 
-def listen(address: str, backlog: int = 128) -> socket.socket:
-    """Bind ``address`` and listen; what a dead shim left there is replaced.
+def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Bind ``address`` and listen; the socket of a process that has ended is replaced.
 
-    The socket is blocking and not inherited.  Nobody but us may connect to it.
+    The socket is blocking and not inherited.  Only processes of our user may connect.
+
+    The socket listens under a name of its own before it gets the name in
+    ``address``: so a socket there that refuses a connection is always dead, and
+    the name is never given twice.  No lock is taken, so a process that is
+    stopped half way holds up no other one.
 
     :raises ExistsError: another process listens there.
-    :raises InvalidError: the path is too long, or another user could replace its directory.
+    :raises InvalidError: the path is too long, the file there is no socket, or
+        another user could replace its directory.
     """
     name = _name(address)
     if not socket_path(address):
-        return _bind(address, name, backlog)
-    directory = posixpath.dirname(name) or "."
-    make_trusted(directory)
-    # A look at a dead socket and its removal are two steps: without the lock
-    # the slower of two starters would remove what the faster one just bound.
-    with _locked(directory):
-        if _clear(address, name):
-            raise ExistsError(f"{address}: another process listens there")
-        return _bind(address, name, backlog)
+        return _bind(address, name, backlog, kind)
+    directory, _, base = name.rpartition("/")
+    make_trusted(directory or ".")
+    if _is_alive(address, name):
+        raise ExistsError(f"{address}: another process listens there")
+    draft = _draft(directory or ".", base)
+    sock = _bind(address, draft, backlog, kind)
+    try:
+        for _ in range(_ATTEMPTS):
+            try:
+                os.link(draft, name)
+            except FileExistsError:
+                if _is_alive(address, name):
+                    break
+            else:
+                return sock
+        raise ExistsError(f"{address}: another process listens there")  # noqa: TRY301 - the except closes
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)  # noqa: PTH108 - pathlib costs the launcher 3 ms
 
 
-def _bind(address: str, name: str, backlog: int) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+def _draft(directory: str, base: str) -> str:
+    """Return a free name for a socket that is about to be ``base``; it begins with a dot."""
+    unique = os.urandom(4).hex()
+    draft = f"{directory}/.{base}.{unique}"
+    # The kernel shows this name as the socket's, so it says whose it is where it fits.
+    return draft if len(os.fsencode(draft)) <= _LONGEST else f"{directory}/.{unique}"
+
+
+def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind)
     try:
         # Private from its first moment: others look at its mode before they trust it.
         umask = os.umask(0o177)
@@ -121,53 +146,61 @@ def _bind(address: str, name: str, backlog: int) -> socket.socket:
     return sock
 
 
-def _clear(address: str, path: str) -> bool:
-    """Remove a dead socket at ``path``; say whether there is a live one instead."""
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
+def _is_alive(address: str, path: str) -> bool:
+    """Say whether a process listens at ``path``; a dead socket there is removed.
+
+    :raises InvalidError: the file at ``path`` is no socket.
+    """
+    found = _identity(path)
+    if found is None:
         return False
-    if not stat.S_ISSOCK(mode):
-        raise InvalidError(f"{path} is there and is not a socket; remove it")
     if can_connect(address):
         return True
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # noqa: PTH108 - pathlib costs the launcher 3 ms
+    _remove(path, found)
     return False
+
+
+def _identity(path: str) -> tuple[int, ...] | None:
+    """Return what tells the socket at ``path`` from a later one; None if there is none.
+
+    :raises InvalidError: the file at ``path`` is no socket.
+    """
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not stat.S_ISSOCK(info.st_mode):
+        raise InvalidError(f"{path} is there and is not a socket; remove it")
+    return info.st_dev, info.st_ino, info.st_mtime_ns
+
+
+def _remove(path: str, dead: tuple[int, ...]) -> None:
+    """Remove the socket at ``path`` if it still is ``dead``.
+
+    Another process may have replaced it since it was found dead, even if this
+    process was stopped in between.  So the file is renamed before it is
+    compared, and gets its name back if it is another one.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if _identity(path) != dead:
+            return
+        directory, _, base = path.rpartition("/")
+        aside = _draft(directory or ".", base)
+        os.rename(path, aside)  # noqa: PTH104 - pathlib costs the launcher 3 ms
+        if _identity(aside) != dead:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)
+        os.unlink(aside)  # noqa: PTH108 - as above
 
 
 def remove_dead(address: str) -> None:
     """Remove what a dead shim left at ``address``; a live one's socket stays.
 
-    :raises TimedOutError: a starter has been at work in the directory for too long.
     :raises InvalidError: something else than a socket is there.
     """
     name = _name(address)
-    # As in listen: between a look and a removal without the lock, the socket
-    # could become that of a new shim.
     if socket_path(address):
-        with contextlib.suppress(FileNotFoundError), _locked(posixpath.dirname(name) or "."):
-            _clear(address, name)
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise TimedOutError(
-                        f"{directory} stays locked by another starter; end it and try again"
-                    ) from None
-                time.sleep(PAUSE)
-        yield
-    finally:
-        os.close(fd)
+        _is_alive(address, name)
 
 
 def can_connect(address: str) -> bool:
@@ -180,6 +213,10 @@ def can_connect(address: str) -> bool:
             return True  # its backlog is full, so somebody is there
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
+        except OSError as exc:
+            if exc.errno != errno.EPROTOTYPE:
+                raise
+            return True  # a socket of another kind is bound there
         return True
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import threading
-from contextlib import contextmanager, suppress
-from pathlib import Path
+import time
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +13,10 @@ import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
 from shim.linux.sockets import can_connect, connect, listen, remove_dead, socket_address
-from tests.e2e.waiting import wait_until
+from tests.stopping import Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def test_an_address_is_what_containerd_computes() -> None:
@@ -116,41 +116,85 @@ def test_of_the_sockets_of_shims_only_a_dead_one_is_removed(tmp_path: Path) -> N
         assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "live"]
 
 
-def test_a_dead_socket_that_is_being_replaced_is_left_to_the_new_shim(tmp_path: Path) -> None:
-    address = f"unix://{tmp_path}/s"
-    listen(address).close()
-    with locked(tmp_path) as lock:
-        remover = threading.Thread(target=remove_dead, args=(address,))
-        remover.start()
-        # Whatever it looks at before it has the lock, it has seen now.
-        wait_until("the lock is wanted", lambda: len(fds_of(tmp_path)) == 2)
-        (tmp_path / "s").unlink()
-        with socket.socket(socket.AF_UNIX) as fresh:
-            fresh.bind(f"{tmp_path}/s")
-            fresh.listen()
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            remover.join()
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_starter_that_is_stopped_at_any_step_holds_up_no_other(
+    tmp_path: Path, dead: bool
+) -> None:
+    """And one of the two listens: never both, never neither."""
+    for step in range(1, 200):
+        address = f"unix://{tmp_path}/{step}"
+        if dead:
+            listen(address).close()
+        other = Stopped(partial(_listens, address), step, "linux/sockets.py")
+        if other.ended:
+            assert step > 30
+            return
+        ours = None
+        began = time.monotonic()
+        try:
+            with suppress(ExistsError):
+                ours = listen(address)
+            assert time.monotonic() - began < 1
             assert can_connect(address)
+        finally:
+            code = other.finish()
+        assert code == (0 if ours is None else 1)
+        if ours is not None:
+            with ours:
+                _assert_reached(ours, f"{tmp_path}/{step}")
+        assert not list(tmp_path.glob(".*"))
+    raise AssertionError("it never came to an end")
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[int]:
-    """Be a starter at work in ``directory``."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _listens(address: str) -> int:
+    try:
+        listen(address)
+    except ExistsError:
+        return 1
+    return 0
+
+
+def _assert_reached(listener: socket.socket, path: str) -> None:
+    listener.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            listener.accept()[0].close()  # those that only looked
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        listener.accept()[0].close()
+
+
+def test_a_remover_that_is_stopped_at_any_step_removes_no_live_socket(tmp_path: Path) -> None:
+    for step in range(1, 100):
+        address = f"unix://{tmp_path}/{step}"
+        listen(address).close()
+
+        def remove(address: str = address) -> int:
+            remove_dead(address)
+            return 0
+
+        other = Stopped(remove, step, "linux/sockets.py")
+        if other.ended:
+            assert step > 15
+            return
+        with listen(address) as ours:
+            assert other.finish() == 0
+            _assert_reached(ours, f"{tmp_path}/{step}")
+        assert not list(tmp_path.glob(".*"))
+    raise AssertionError("it never came to an end")
+
+
+def test_a_directory_that_another_process_has_locked_is_used_at_once(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
+        began = time.monotonic()
+        listen(f"unix://{tmp_path}/s").close()
+        remove_dead(f"unix://{tmp_path}/s")
+        assert time.monotonic() - began < 1
+        assert not (tmp_path / "s").exists()
     finally:
         os.close(fd)
-
-
-def fds_of(path: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):
-            if entry.samefile(path):
-                found.append(entry.name)
-    return found
 
 
 @pytest.mark.slow
