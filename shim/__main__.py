@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shim import names
 from shim.errors import ShimError
 from shim.text import printable
 from shim.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.config import Flags
 
 _USAGE = (
     "run me as a manager does: -namespace NS -id ID [-address SOCKET] start|delete, or -v, -info"
@@ -41,7 +48,7 @@ def run(name: str, argv: list[str], warning: str = "") -> int:
 
 def _run(name: str, argv: list[str], warning: str) -> int:
     # Imported late: an answer to -v costs no protobuf.
-    from shim.config import parse_flags, read_stdin
+    from shim.config import parse_flags
 
     flags = parse_flags(argv)
     if flags.v or flags.version:
@@ -49,19 +56,13 @@ def _run(name: str, argv: list[str], warning: str) -> int:
         print(f"{name}:\n  Version:  {VERSION}\n  Runtime:  {runtime}\n  Python:   {python}\n")
         return 0
     if flags.info:
+        from shim.config import read_stdin
         from shim.info import info
 
         return _write(info(read_stdin()))
     match flags.action:
         case "start":
-            from shim import bootstrap, forkserver
-            from shim.config import invocation_of
-
-            invocation = invocation_of(flags, os.environ, read_stdin(), warning)
-            status = bootstrap.start(invocation, name)
-            if status == 0:
-                forkserver.leave_behind(name, run)
-            return status
+            return _start(name, flags, warning)
         case "delete":
             from shim import cleanup
 
@@ -78,6 +79,44 @@ def _run(name: str, argv: list[str], warning: str) -> int:
             raise ShimError(f"no action; {_USAGE}")
         case unknown:
             raise ShimError(f"unknown action {unknown!r}; {_USAGE}")
+
+
+def _start(name: str, flags: Flags, warning: str) -> int:
+    """Start a daemon, and leave a fork server behind.
+
+    A manager reads both streams as the answer, so until that is there nothing
+    can write to them.
+    """
+    from shim import bootstrap, forkserver, launcher
+    from shim.config import invocation_of, read_stdin
+
+    with _quiet():
+        invocation = invocation_of(flags, os.environ, read_stdin(), warning)
+        connection, answer = bootstrap.start(invocation, name)
+    with connection:
+        status = launcher.give(connection, answer)
+    if status == 0:
+        forkserver.leave_behind(name, run)
+    return status
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let fds 1 and 2 be /dev/null in the block."""
+    kept = {}
+    for number in (1, 2):
+        with suppress(OSError):  # it is closed
+            kept[number] = os.dup(number)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number in kept:
+            os.dup2(null, number)
+        yield
+    finally:
+        for number, fd in kept.items():
+            os.dup2(fd, number)
+            os.close(fd)
+        os.close(null)
 
 
 def _python() -> str:

@@ -2,7 +2,8 @@
 
 It binds the socket, forks the daemon and answers once that serves.  The manager
 reads stdout and stderr as one and waits for every holder of that pipe, so
-nothing else may be written and the daemon must inherit none of it.
+nothing else may be written and the daemon must inherit none of it: it hands its
+answer to the process that the manager runs (:mod:`shim.launcher`).
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import trio
 from grpclib.const import Status
 
-from shim import daemon, log
+from shim import daemon, launcher, log
 from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.api.task_pb2 import ConnectRequest
 from shim.cgroup.find import cgroup_at
@@ -38,7 +40,6 @@ from shim.errors import (
 )
 from shim.linux import libc, sockets
 from shim.linux.modes import write_file
-from shim.linux.pipes import read_until
 from shim.runc.driver import LIMIT
 from shim.text import printable
 from shim.ttrpc.protocol import ClientProtocol
@@ -57,60 +58,59 @@ _TASK = "containerd.task.v3.Task"
 
 # Where a daemon keeps what it is born with; nothing else is open then.
 _LISTENER = 3
-_CALLER = (4, 5, 6)
+_CALLER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who waits for the outcome of a ``start``, and the fds to reach it by.
+    """The process that waits for the outcome of a ``start``.
 
-    ``status`` takes one byte, the exit status; its end without one means that
+    ``connection`` takes one packet, the answer; its end without one means that
     there is no daemon.  ``manager`` is the pid of the process that ran ``start``.
     """
 
-    stdout: int
-    stderr: int
-    status: int
+    connection: socket.socket
     manager: int
 
     def answer(self, data: bytes) -> None:
-        """Print the answer and let the caller go; nothing of it stays open here."""
-        os.write(self.stdout, data)
-        self._leave(0)
+        """Send what the caller is to print.
+
+        :raises OSError: the caller has given up.
+        """
+        self.connection.send(launcher.pack(0, data))
 
     def refuse(self, text: str) -> None:
         """Say why there is no daemon, in one line."""
-        os.write(self.stderr, printable(text).encode() + b"\n")
-        self._leave(1)
+        self.connection.send(launcher.pack(1, errors=printable(text).encode() + b"\n"))
 
-    def _leave(self, status: int) -> None:
-        # The manager waits until nobody holds its pipe, so these go first.
-        os.close(self.stdout)
-        os.close(self.stderr)
-        os.write(self.status, bytes([status]))
-        os.close(self.status)
+    async def wait_told(self) -> bool:
+        """Wait until the caller has printed the answer; say whether it has."""
+        with self.connection:
+            self.connection.setblocking(False)
+            await trio.lowlevel.wait_readable(self.connection)
+            try:
+                return self.connection.recv(16) == b"told"
+            except OSError:
+                return False
 
 
-def start(invocation: Invocation, title: str) -> int:
-    """Start a daemon in a process of its own; return the exit status to leave with.
-
-    The answer, or the reason there is none, has been printed then.
+def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
+    """Start a daemon in a process of its own; return what :func:`launcher.give` wants.
 
     :raises UnavailableError: the daemon died, or was silent for too long.
     """
     manager = os.getppid()
-    reader, writer = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        os.close(reader)
-        become_daemon(invocation, title, Caller(1, 2, writer, manager))
-    os.close(writer)
-    try:
-        said, _ = read_until(reader, READY)
-    finally:
-        os.close(reader)
-    if said:
-        return said[0]
+        ours.close()
+        become_daemon(invocation, title, Caller(theirs, manager))
+    theirs.close()
+    ours.settimeout(READY)
+    with suppress(TimeoutError, ConnectionError):
+        if answer := ours.recv(launcher.ANSWER):
+            return ours, answer
+    ours.close()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -147,10 +147,12 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                     Path(sockets.socket_path(address)).unlink()
                 raise
 
-            def ready() -> None:
+            async def ready(task_status: trio.TaskStatus[None]) -> bool:
                 nonlocal answered
                 caller.answer(answer)
                 answered = True
+                task_status.started()
+                return await caller.wait_told()
 
             daemon.run(settings, serving, ready)
         status = 0
@@ -250,17 +252,18 @@ def _detach(
     os.setsid()
     log_fd = _open_log()
     null = os.open(os.devnull, os.O_RDWR)
-    kept = (null, null, log_fd, listener.fileno(), caller.stdout, caller.stderr, caller.status)
+    kept = (null, null, log_fd, listener.fileno(), caller.connection.fileno())
     # Out of the way first: any of them may have one of the numbers they go to.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in kept]
     listener.detach()
+    caller.connection.detach()
     for number, fd in enumerate(high):
         os.dup2(fd, number, inheritable=number < _LISTENER)
     os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
     log.configure(2, invocation.level)
     if invocation.warning:
         log.warning(invocation.warning)
-    return socket.socket(fileno=_LISTENER), Caller(*_CALLER, caller.manager)
+    return socket.socket(fileno=_LISTENER), Caller(socket.socket(fileno=_CALLER), caller.manager)
 
 
 def _settle(invocation: Invocation, manager: int, title: str) -> None:

@@ -30,7 +30,9 @@ from shim.service import ABANDONED, ALIASES, IMMEDIATE, TaskService
 from shim.ttrpc.server import handlers_of, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
 # Seconds without a container after which nobody is coming any more.
 DESERTED = 30.0
@@ -55,10 +57,11 @@ class Settings:
     limit: float = LIMIT
 
 
-def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
     """Serve on ``listener``, which is owned from here on, and remove its socket at the end.
 
-    ``ready`` is called once requests are answered.
+    ``ready`` is called once requests are answered, and returns whether the
+    caller has the answer: otherwise there is nobody to serve.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
@@ -70,7 +73,7 @@ def run(settings: Settings, listener: socket.socket, ready: Callable[[], None]) 
             sockets.remove_dead(settings.address)
 
 
-async def main(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+async def main(settings: Settings, listener: socket.socket, ready: Ready) -> None:
     """Serve until told to shut down; see :func:`run`."""
     shutdown = trio.Event()
     async with (
@@ -92,7 +95,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Callable[[], 
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            ready()
+            await nursery.start(_shutdown_unless_told, ready, shutdown)
             log.debug("serving", id=settings.id, pid=os.getpid())
         with trio.move_on_after(FAREWELL) as scope:
             await publisher.flush()
@@ -109,6 +112,14 @@ async def _shutdown_on_signal(
         async for number in signals:
             log.info("shutting down on a signal", signal=signal.Signals(number).name)
             shutdown.set()
+
+
+async def _shutdown_unless_told(
+    ready: Ready, shutdown: trio.Event, task_status: trio.TaskStatus[None]
+) -> None:
+    if not await ready(task_status):
+        log.info("shutting down: the caller of start ended before it had the address")
+        shutdown.set()
 
 
 async def _shutdown_when_deserted(service: TaskService, shutdown: trio.Event) -> None:

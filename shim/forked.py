@@ -8,35 +8,43 @@ from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import bootstrap, cleanup, daemon
+from shim import bootstrap, cleanup, daemon, launcher
 from shim.config import invocation_of, parse_flags, read_stdin
 from shim.errors import ShimError
 from shim.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
+# Seconds for a caller that was told that its call is taken to say go.
+_GO = 5.0
 # Bytes of a call that one packet takes; longer ones do not come from a manager.
 _PACKET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller wants: its fds 0, 1 and 2, and ``status``, where it waits for a byte."""
+    """What a caller wants, and its fds.
+
+    ``status`` is the connection to it, ``stdin`` its standard input and
+    ``caller`` a pidfd of it.
+    """
 
     status: int
     pid: int
     argv: list[str]
-    fds: list[int]
+    stdin: int
+    caller: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ class Spare:
         if len(words) > _PACKET:
             return False
         try:
-            socket.send_fds(self.sock, [words], [call.status, *call.fds], socket.MSG_DONTWAIT)
+            socket.send_fds(
+                self.sock, [words], [call.status, call.stdin, call.caller], socket.MSG_DONTWAIT
+            )
         except OSError:
             return False
         return True
@@ -64,13 +74,13 @@ class Spare:
 def stand_by(sock: socket.socket, run: Callable[[str, list[str]], int]) -> NoReturn:
     """In a spare child: wait for a call and do it, or leave with the server."""
     _rehearse()
-    words, fds, _, _ = socket.recv_fds(sock, _PACKET, 4)
+    words, fds, _, _ = socket.recv_fds(sock, _PACKET, 3)
     sock.close()
-    if len(fds) != 4:
+    if len(fds) != 3:
         os._exit(0)  # the server is gone; or the call is not whole, and its caller will know
     pid, *argv = words.split(b"\0")
     status, *rest = fds
-    become(Call(status, int(pid), [os.fsdecode(word) for word in argv], rest), run)
+    become(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), run)
 
 
 def _rehearse() -> None:
@@ -87,31 +97,78 @@ def _rehearse() -> None:
 def become(call: Call, run: Callable[[str, list[str]], int]) -> NoReturn:
     """In the child: be what the caller would have become, and do what it asked for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, fd in enumerate(call.fds):
-        os.dup2(fd, number)
-    for fd in call.fds:
-        # The manager waits for the last holder of its pipe.
-        os.close(fd)
-    os.set_blocking(call.status, True)
+    connection = socket.socket(fileno=call.status)
+    if not _is_told_to_go(connection):
+        os._exit(0)
+    os.dup2(call.stdin, 0)
+    os.close(call.stdin)
     name = Path(call.argv[0]).name
+    code, output, errors = 1, b"", b""
     try:
-        # The caller waits for us, so its pid is its own; if it is gone, so is our purpose.
+        # The caller waits for us; if it does not any more, so is our purpose gone.
         manager = _take_after(call.pid)
+        if not _is_still(call, connection):
+            os._exit(0)
         if call.argv[-1] == "start":
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
-            bootstrap.become_daemon(
-                invocation, name, bootstrap.Caller(os.dup(1), os.dup(2), call.status, manager)
-            )
-        code = run(name, call.argv[1:])
+            bootstrap.become_daemon(invocation, name, bootstrap.Caller(connection, manager))
+        with _collected() as collected:
+            code = run(name, call.argv[1:])
+        output, errors = collected
     except (ShimError, OSError) as exc:
-        print(f"{name}: {printable(str(exc))}", file=sys.stderr)
-        code = 1
+        errors = f"{name}: {printable(str(exc))}\n".encode()
+    with suppress(OSError):  # the caller is gone
+        connection.send(launcher.pack(code, output, errors))
+    os._exit(0)
+
+
+def _is_told_to_go(connection: socket.socket) -> bool:
+    """Offer to do the call; say whether the caller still wants that."""
+    own = os.pidfd_open(os.getpid())
+    try:
+        connection.settimeout(_GO)
+        socket.send_fds(connection, [b"taken %d" % os.getpid()], [own])
+        if connection.recv(16) != b"go":
+            return False
+    except OSError:
+        return False
+    finally:
+        os.close(own)
+    connection.setblocking(True)
+    return True
+
+
+def _is_still(call: Call, connection: socket.socket) -> bool:
+    """Say whether all that was read of process ``call.pid`` was the caller's.
+
+    A pid can be given again.  The pidfd is the caller's own, and the caller was
+    alive all the time if it still holds its connection.
+    """
+    try:
+        info = _read(f"/proc/self/fdinfo/{call.caller}")
+    finally:
+        os.close(call.caller)
+    return b"\nPid:\t%d\n" % call.pid in info and not has_hung_up(connection)
+
+
+def has_hung_up(connection: socket.socket) -> bool:
+    """Say whether the other end is closed, so that no answer is wanted."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+@contextmanager
+def _collected() -> Iterator[list[bytes]]:
+    """Collect what is written to fds 1 and 2 in the block; it is there after it."""
+    collected: list[bytes] = []
+    memories = [os.memfd_create(name) for name in ("stdout", "stderr")]
+    for number, memory in enumerate(memories, start=1):
+        os.dup2(memory, number)
+    yield collected
     sys.stdout.flush()
     sys.stderr.flush()
-    for number in (0, 1, 2):
-        os.close(number)
-    os.write(call.status, bytes([code]))
-    os._exit(0)
+    collected += [os.pread(memory, launcher.ANSWER, 0) for memory in memories]
 
 
 def _take_after(pid: int) -> int:

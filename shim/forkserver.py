@@ -9,7 +9,8 @@ One spare child is kept ready, so that a caller does not even wait for the fork.
 While there is none, as when many come at once, each gets a child of its own.
 
 Single-threaded and without an event loop of its own, since it forks: a poll of
-the socket and of the signals, one caller at a time, each with a bound.
+the socket, of the signals and of the callers that have not said yet what they
+want.  It waits for none of them; see :mod:`shim.launcher` for the conversation.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import struct
 import sys
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import cleanup, heap, launcher, log  # noqa: F401 - held for children
+from shim import cleanup, heap, identity, launcher, log  # noqa: F401 - held for children
 from shim.errors import ExistsError, InvalidError, ShimError
-from shim.forked import Call, Spare, become, stand_by
+from shim.forked import Call, Spare, become, has_hung_up, stand_by
 from shim.linux import libc, sockets
 from shim.rehearsal import rehearse
 
@@ -41,42 +42,59 @@ IDLE = 600.0
 # Seconds without a caller until another child is made ready: those who come together,
 # and the runtime that follows a ``start``, have the processors to themselves.
 QUIET = 0.05
-# Seconds a caller has to say what it wants, once it is connected.
+# Seconds a caller has to say what it wants, once it is connected, and how many may
+# be about to; the oldest are dropped.
 _PATIENCE = 1.0
-_MESSAGE = 1 << 20
+_CALLERS = 256
+_MESSAGE = 1 << 16  # bytes of a request
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 def leave_behind(name: str, run: Callable[[str, list[str]], int]) -> None:
-    """Fork a server, unless there is one or none is wanted; return at once."""
+    """Fork a server, unless there is one or none is wanted; return at once.
+
+    What fails is not reported here: a manager reads what ``start`` writes, and
+    the next ``start`` logs why it uses no server.
+    """
     if not launcher.wanted():
         return
-    path = launcher.socket_path()
-    if sockets.can_connect(f"unix://{path}") or os.fork():
+    path = identity.socket_path()
+    try:
+        if not path or _distrust(path) or sockets.can_connect(f"unix://{path}") or os.fork():
+            return
+    except (ShimError, OSError):
         return
     status = 1
-    try:
+    with suppress(BaseException):
+        _detach(name)
         status = _serve(path, name, run)
-    except BaseException as exc:
-        log.crash("the fork server failed", exc)
-    finally:
-        os._exit(status)
+    os._exit(status)
 
 
 def serve_here(name: str, run: Callable[[str, list[str]], int]) -> int:
     """Be the server, in the foreground as a service manager wants it.
 
     :raises ExistsError: there is one already.
+    :raises InvalidError: none can be used: its directory is not to be trusted, or
+        this process has a system call filter.
     """
-    return _serve(launcher.socket_path(), name, run)
+    path = identity.socket_path()
+    if not path:
+        raise InvalidError("no fork server: this process has a system call filter")
+    if reason := _distrust(path):
+        raise InvalidError(f"no fork server: {reason}")
+    _detach(name)
+    return _serve(path, name, run)
+
+
+def _distrust(path: str) -> str:
+    try:
+        return launcher.distrust(path)
+    except FileNotFoundError:
+        return ""
 
 
 def _serve(path: str, name: str, run: Callable[[str, list[str]], int]) -> int:
-    with suppress(FileNotFoundError):
-        reason = launcher.distrust(path)
-        if reason:
-            raise InvalidError(f"no fork server: {reason}")
-    _detach(name)
     server = _Server(path, name, run)
     try:
         return server.serve()
@@ -107,11 +125,13 @@ class _Server:
         self._run = run
         self._daemons: set[int] = set()
         self._stamp = _stamp()
-        self._idle = float(os.environ.get("TRIO_SHIM_FORKSERVER_IDLE", IDLE))
+        self._idle = _idle()
         self._since = time.monotonic()
         self._stopped = False
         self._listener: socket.socket | None = None
         self._wake: tuple[int, ...] = ()
+        self._poll = select.poll()
+        self._silent: dict[int, _Silent] = {}
         self._spare: Spare | None = None
         self._wants_spare = True
 
@@ -119,7 +139,7 @@ class _Server:
         rehearse(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         heap.settle()
         try:
-            self._listener = sockets.listen(f"unix://{self._path}")
+            self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
         except ExistsError:
             return 0
         self._since = time.monotonic()  # nobody could have come before
@@ -129,15 +149,17 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
-        poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        poll.register(wake, select.POLLIN)
+        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(wake, select.POLLIN)
         while not self._stopped and not self._is_idle():
-            for fd, _ in poll.poll(self._patience()):
+            for fd, _ in self._poll.poll(self._patience()):
                 if fd == wake:
                     os.read(wake, 4096)
-                else:
+                elif fd == self._listener.fileno():
                     self._accept()
+                else:
+                    self._hear(fd)
+            self._drop_silent()
             self._reap()
             if self._wants_spare and time.monotonic() >= self._since + QUIET:
                 self._keep_spare()
@@ -158,9 +180,9 @@ class _Server:
         waits = [QUIET] if self._wants_spare else []
         if self._idle and not self._daemons:
             waits.append(self._idle)
-        if not waits:
-            return None
-        return max(0.0, self._since + min(waits) - time.monotonic()) * 1000 + 1
+        times = [self._since + seconds for seconds in waits]
+        times += [silent.deadline for silent in self._silent.values()]
+        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
     def _is_idle(self) -> bool:
         if self._daemons or not self._idle:
@@ -179,35 +201,56 @@ class _Server:
 
     def _accept(self) -> None:
         assert self._listener is not None
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._since = time.monotonic()
+                self._wants_spare = self._spare is None
+                connection.setblocking(False)
+                self._silent[connection.fileno()] = _Silent(connection, self._since + _PATIENCE)
+                self._poll.register(connection, select.POLLIN)
+                if len(self._silent) > _CALLERS:
+                    self._forget(next(iter(self._silent)))
+
+    def _hear(self, fd: int) -> None:
+        """Do what the caller at ``fd``, which says something now, wants."""
+        if (silent := self._silent.get(fd)) is None:
+            return  # forgotten since the poll
         try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            return
-        self._since = time.monotonic()
-        self._wants_spare = self._spare is None
-        with connection:
-            try:
-                self._converse(connection)
-            except OSError as exc:
-                log.warning("a caller of the fork server was dropped", error=exc)
+            self._converse(silent.connection)
+        except (OSError, ValueError) as exc:
+            log.debug("a caller of the fork server was dropped", error=exc)
+        finally:
+            self._forget(fd)
+
+    def _forget(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._silent.pop(fd).connection.close()
+
+    def _drop_silent(self) -> None:
+        now = time.monotonic()
+        for fd in [fd for fd, silent in self._silent.items() if silent.deadline <= now]:
+            self._forget(fd)
 
     def _converse(self, connection: socket.socket) -> None:
-        connection.settimeout(_PATIENCE)
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         pid, uid, gid = _PEERCRED.unpack(raw)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return
-        data, fds = _receive(connection)
+        data, fds, flags, _ = socket.recv_fds(connection, _MESSAGE, 2)
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
-            if verb == "run" and len(fds) == 3 and argv:
-                self._run_for(connection, Call(connection.fileno(), pid, argv, fds))
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                return
+            if verb == "run" and len(fds) == 2 and argv:
+                if not has_hung_up(connection):
+                    self._run_for(connection, Call(connection.fileno(), pid, argv, *fds))
             elif verb == "status":
                 state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
-                connection.sendall(json.dumps(state).encode())
+                connection.send(json.dumps(state).encode())
             elif verb == "stop":
                 self._stopped = True
-                connection.sendall(b"{}")
+                connection.send(b"{}")
         finally:
             for fd in fds:
                 os.close(fd)
@@ -218,11 +261,13 @@ class _Server:
             self._stopped = True
             return
         try:
-            child = self._hand_over(call) or self._fork(partial(become, call, self._run))
+            child = self._hand_over(call) or self._fork(
+                partial(become, call, self._run), caller=call.status
+            )
         except OSError as exc:
-            name = Path(call.argv[0]).name
-            os.write(call.fds[2], os.fsencode(f"{name}: cannot fork: {exc.strerror}\n"))
-            connection.sendall(b"\x01")
+            connection.send(
+                f"the fork server is not used: it cannot fork: {exc.strerror}".encode()
+            )
             return
         if call.argv[-1] == "start":
             self._daemons.add(child)
@@ -233,7 +278,8 @@ class _Server:
             return 0
         spare, self._spare, self._wants_spare = self._spare, None, True
         with spare.sock:
-            return spare.pid if spare.take(call) else 0
+            # One that is stopped leaves when it is continued: its socket is closed.
+            return spare.pid if not launcher.is_stuck(spare.pid) and spare.take(call) else 0
 
     def _keep_spare(self) -> None:
         self._wants_spare = False  # what fails now is not tried again before the next caller
@@ -248,11 +294,12 @@ class _Server:
 
     def _rehearse(self) -> None:
         """Take back the pages that a caller makes us write to: a fork shares them all."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            theirs.sendall(b"rehearse")
-            theirs.shutdown(socket.SHUT_WR)
+            theirs.send(b"rehearse")
             self._converse(ours)
+            has_hung_up(ours)
+        launcher.is_stuck(os.getpid())
         _stamp()
 
     def _drop_spare(self) -> None:
@@ -260,8 +307,11 @@ class _Server:
             self._spare.sock.close()
             self._spare = None
 
-    def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket) -> int:
-        """Fork a child that does ``work`` and has nothing of the server's; return its pid."""
+    def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket, caller: int = -1) -> int:
+        """Fork a child that does ``work``; return its pid.
+
+        Of the server's fds it keeps that of ``caller``.
+        """
         child = os.fork()
         if child:
             return child
@@ -273,6 +323,9 @@ class _Server:
             assert self._listener is not None
             for sock in (self._listener, *ours):
                 sock.close()
+            for fd, silent in self._silent.items():
+                if fd != caller:
+                    silent.connection.close()
             for fd in self._wake:
                 os.close(fd)
             work()
@@ -280,17 +333,16 @@ class _Server:
             os._exit(1)
 
 
-def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a whole request and the fds that came with it."""
-    data, fds, _, _ = socket.recv_fds(connection, _MESSAGE, 3)
-    try:
-        while len(data) <= _MESSAGE and (chunk := connection.recv(_MESSAGE)):
-            data += chunk
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return data, list(fds)
+def _idle() -> float:
+    return float(os.environ.get("TRIO_SHIM_FORKSERVER_IDLE", IDLE))
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """A caller that has said nothing yet, and until when it may."""
+
+    connection: socket.socket
+    deadline: float
 
 
 def _stamp() -> list[tuple[int, int]]:

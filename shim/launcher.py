@@ -4,78 +4,56 @@ Imports next to nothing: each module of the standard library costs a manager's
 ``start`` milliseconds.  Where there is no fork server, or none to be trusted,
 the same work is done in this process, which takes longer and is as good.
 
-A fork server serves those who are exactly like it: same build, user,
-namespaces, cgroup, capabilities and security label.  All of that is in the name
-of its socket.  What differs from call to call (arguments, environment, working
-directory, standard fds, umask, limits) it takes from the caller.
+A fork server serves those that would hand the same on to a child
+(:mod:`shim.identity`).  What differs from call to call (arguments, environment,
+working directory, standard input, umask, nice, affinity, limits) its child
+takes from the caller.
 
-The conversation: we send our arguments, separated by NUL, and fds 0, 1 and 2;
-one byte comes back, the exit status.  If the connection ends without it, then
-nothing was done that outlives it.
+The conversation, one packet each:
+
+    caller   ``run`` and its arguments, separated by NUL; its standard input and
+             a pidfd of itself
+    child    ``taken`` and its pid; a pidfd of itself
+    caller   ``go``
+    child    exit status, standard output, standard error
+    caller   ``told``
+
+The child does nothing before ``go``.  From then on the caller can kill it, and
+does so before it does the work itself.  So a process that is stopped at any
+point of the conversation never carries out a request that was given up.  Only
+the caller writes to its standard output and standard error.  A daemon whose
+caller ends without ``told`` ends too.
 """
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
+import time
 
-from shim.version import VERSION
+from shim.identity import socket_path
 
-DIRECTORY = "/run/trio-shim-forkserver"
-# Seconds to be accepted, and to be answered: more than any action takes.
-_CONNECT = 1
-_ANSWER = 15.0
-# Bytes of a request that a socket's buffer takes at once, so that it arrives whole.
+# Seconds from the first packet to ``taken``: a manager gives ``delete`` five seconds
+# in all.  A server or a child that is stopped is given up after two ticks.
+_TAKEN = {"start": 0.9, "-info": 0.9, "delete": 0.4}
+# Seconds from ``go`` to the answer: more than any action takes.
+_ANSWER = {"start": 15.0, "-info": 10.0, "delete": 4.0}
+_TICK = 0.1
+# Seconds for a child to end that was killed.
+_END = 1.0
+# Bytes of a request that a socket's buffer takes at once, and of an answer.
 _REQUEST = 32768
-_NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
-_STATUS = ("Cap", "NoNewPrivs", "Seccomp:")
-_SOCKET, _DIRECTORY = 0o140000, 0o040000
-
-
-def directory() -> str:
-    return os.environ.get("TRIO_SHIM_FORKSERVER_DIR", DIRECTORY)
+ANSWER = 65536
+# Bytes of stdin that are read at most, and seconds for the caller to close it.
+STDIN_LIMIT = 10 << 20
+STDIN_PATIENCE = 10.0
+_SOCKET, _DIRECTORY, _DEVICE = 0o140000, 0o040000, 0o020000
 
 
 def wanted() -> bool:
     """Say whether a fork server may be used and left behind."""
     return os.environ.get("TRIO_SHIM_FORKSERVER", "") not in ("off", "0", "no")
-
-
-def socket_path() -> str:
-    """Return where the fork server for a process like this one listens.
-
-    The name is an FNV-1a hash of 64 bits, which the native launcher computes
-    too.  It keeps apart what differs by accident; that nobody else can put a
-    socket there is the directory's business.
-    """
-    value = 0xCBF29CE484222325
-    for byte in identity().encode(errors="surrogateescape"):
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{directory()}/{value:016x}"
-
-
-def identity() -> str:
-    """Return everything about this process that a daemon inherits and cannot change."""
-    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - see above
-    lines = [VERSION, package, sys.executable, f"{os.geteuid()} {os.getegid()}"]
-    for name in _NAMESPACES:
-        try:
-            lines.append(os.readlink(f"/proc/self/ns/{name}"))  # noqa: PTH115
-        except OSError:
-            lines.append(name)
-    lines.append(_read("/proc/self/cgroup"))
-    lines.append(_read("/proc/self/attr/current").rstrip("\0\n"))
-    status = _read("/proc/self/status").split("\n")
-    lines += [line for line in status if line.startswith(_STATUS)]
-    return "\n".join(lines)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return os.fsdecode(file.read())
-    except OSError:
-        return ""
 
 
 def distrust(path: str) -> str:
@@ -101,54 +79,190 @@ def ask(argv: list[str]) -> tuple[int | None, str]:
 
     Returns the exit status, or None and perhaps a warning if it must be done here.
     """
-    import _socket
-
     path = socket_path()
+    if not path:
+        return None, ""
     try:
         reason = distrust(path)
     except FileNotFoundError:
         return None, ""
+    except OSError as exc:
+        reason = f"{exc.filename}: {exc.strerror}"
     if reason:
         return None, f"the fork server is not used: {reason}"
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         if sock.fileno() < 3:
             return None, ""  # one of our own is closed, and this would be taken for it
-        # Blocking, or a full backlog would be an error at once.
-        patience = _CONNECT.to_bytes(8, sys.byteorder) + bytes(8)
-        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, patience)
-        sock.connect(path)
-        credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-        uid = int.from_bytes(credentials[4:8], sys.byteorder)
-        if uid != os.geteuid():
-            return None, f"the fork server is not used: {path} is served by user {uid}"
-        payload = b"\0".join(os.fsencode(word) for word in ["run", *argv])
-        if len(payload) > _REQUEST:
-            return None, ""
-        fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, 1, 2))
-        sock.sendmsg([payload], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
-        sock.shutdown(_socket.SHUT_WR)
-        sock.settimeout(_ANSWER)
-        answer = sock.recv(1)
+        if argv[-1] == "delete":
+            return _converse(sock, path, argv)
+        held, problem = hold_input()
+        if problem:
+            os.write(2, f"{os.path.basename(argv[0])}: {problem}\n".encode())  # noqa: PTH119 - as above
+            return 1, ""
+        try:
+            return _converse(sock, path, argv)
+        finally:
+            if held:
+                os.lseek(0, 0, os.SEEK_SET)  # a child may have read it, and be given up
     except (TimeoutError, BlockingIOError):
         return None, f"the fork server is not used: {path} does not answer"
     except OSError as exc:
         return None, f"the fork server is not used: {path}: {exc.strerror}"
     finally:
         sock.close()
-    return (answer[0], "") if answer else (None, "")
+
+
+def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | None, str]:
+    words = b"\0".join(os.fsencode(word) for word in ["run", *argv])
+    if len(words) > _REQUEST:
+        return None, ""
+    deadline = time.monotonic() + _TAKEN[argv[-1]]
+    # Blocking, or a full backlog would be an error at once.
+    patience = int(_TAKEN[argv[-1]] * 1e6)
+    timeval = bytes(8) + patience.to_bytes(8, sys.byteorder)
+    sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
+    sock.connect(path)
+    credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    server, uid = (int.from_bytes(credentials[i : i + 4], sys.byteorder) for i in (0, 4))
+    if uid != os.geteuid():
+        return None, f"the fork server is not used: {path} is served by user {uid}"
+    own = os.pidfd_open(os.getpid())
+    try:
+        fds = b"".join(fd.to_bytes(4, sys.byteorder) for fd in (0, own))
+        sock.sendmsg([words], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
+    finally:
+        os.close(own)
+    packet, child = _receive(sock, deadline, server)
+    if child < 0:
+        return None, packet.decode(errors="replace")
+    try:
+        sock.send(b"go")
+        pid = int(packet.partition(b" ")[2])
+        answer, _ = _receive(sock, time.monotonic() + _ANSWER[argv[-1]], pid)
+        if answer:
+            status = give(sock, answer)
+            os.close(child)
+            return status, ""
+    except BaseException:
+        end_child(child)
+        raise
+    end_child(child)
+    return None, ""
+
+
+def _receive(sock: _socket.socket, deadline: float, peer: int) -> tuple[bytes, int]:
+    """Return the next packet and the fd that came with it, or -1; no bytes for the end.
+
+    :raises TimeoutError: there was none until ``deadline``, or the process
+        ``peer``, which is to send it, is stopped or has ended.
+    """
+    stuck = 0
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or stuck >= 2:
+            raise TimeoutError
+        sock.settimeout(min(_TICK, left))
+        try:
+            packet, control, _, _ = sock.recvmsg(ANSWER, _socket.CMSG_SPACE(4))
+        except TimeoutError:
+            stuck = stuck + 1 if is_stuck(peer) else 0
+        else:
+            fds = [data for level, kind, data in control if kind == _socket.SCM_RIGHTS]
+            return packet, int.from_bytes(fds[0][:4], sys.byteorder) if fds else -1
+
+
+def is_stuck(pid: int) -> bool:
+    """Say whether a process is stopped, or has ended.  Source: proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"Z", b"X")
+    except OSError:
+        return True
+
+
+def end_child(pidfd: int) -> None:
+    """Kill a child of the fork server, and wait until it is gone."""
+    import select
+    import signal
+
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    select.select([pidfd], [], [], _END)
+
+
+def pack(status: int, output: bytes = b"", errors: bytes = b"") -> bytes:
+    """Return the packet that answers a caller; what is too long of ``errors`` is cut off."""
+    head = bytes([status]) + len(output).to_bytes(4, "big") + output
+    return head + errors[: ANSWER - len(head)]
+
+
+def give(sock: _socket.socket, answer: bytes) -> int:
+    """Write out what a child answered, and tell it so; return its exit status.
+
+    :raises OSError: nobody reads it.
+    """
+    end = 5 + int.from_bytes(answer[1:5], "big")
+    for fd, data in ((1, answer[5:end]), (2, answer[end:])):
+        while data:
+            data = data[os.write(fd, data) :]
+    try:  # noqa: SIM105 - contextlib costs the launcher a millisecond
+        sock.send(b"told")
+    except OSError:
+        pass  # it has not waited: only a daemon does
+    return answer[0]
+
+
+def hold_input() -> tuple[bool, str]:
+    """Make standard input a file in memory, unless it is a device.
+
+    A pipe can be read only once, and a child that reads it may have to be given up.
+    Returns whether it is one now, and what is wrong with it, or nothing.
+    """
+    if os.fstat(0).st_mode & 0o170000 == _DEVICE:
+        return False, ""
+    import select
+
+    memory = os.memfd_create("stdin")
+    try:
+        deadline = time.monotonic() + STDIN_PATIENCE
+        size = 0
+        while size <= STDIN_LIMIT:
+            if not select.select([0], [], [], max(0, deadline - time.monotonic()))[0]:
+                return False, (
+                    f"standard input stayed open for {STDIN_PATIENCE:g} s: "
+                    "close it or give /dev/null"
+                )
+            chunk = os.read(0, 1 << 16)
+            if not chunk:
+                os.lseek(memory, 0, os.SEEK_SET)
+                os.dup2(memory, 0)
+                return True, ""
+            size += os.write(memory, chunk)
+        return False, f"standard input is longer than {STDIN_LIMIT} bytes"
+    finally:
+        os.close(memory)
 
 
 def main() -> int:
     """Run the executable; return its exit status, unless another process has done it all."""
     warning = ""
-    if sys.argv[-1] in ("start", "delete", "-info") and wanted():
+    if sys.argv[-1] in _TAKEN and wanted():
         status, warning = ask(sys.argv)
         if status is not None:
-            os._exit(status)  # we have said nothing, and the interpreter's own end takes 1 ms
+            os._exit(status)  # all is written, and the interpreter's own end takes 1 ms
     from shim.__main__ import main as run_here
 
     return run_here(warning)
+
+
+def main_alone() -> int:
+    """Run the executable after the native launcher has given up the fork server."""
+    from shim.__main__ import main as run_here
+
+    return run_here(f"the fork server is not used: {socket_path()} does not answer")
 
 
 if __name__ == "__main__":

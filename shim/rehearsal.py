@@ -143,12 +143,18 @@ async def _rehearse(place: Path, runtime: str) -> None:
     audience = trio.SocketListener(
         trio.socket.from_stdlib_socket(sockets.listen(f"unix://{place}/e"))
     )
+
+    async def told(task_status: trio.TaskStatus[None]) -> bool:
+        ready.set()
+        task_status.started()
+        return True
+
     with trio.move_on_after(_LIMIT):
         async with trio.open_nursery() as nursery:
             listening = partial(serve, shutdown=over, drain=daemon.DRAIN)
             await nursery.start(listening, audience, handlers_of(_Audience()))
             listener = sockets.listen(settings.address)
-            nursery.start_soon(daemon.main, settings, listener, ready.set)
+            nursery.start_soon(daemon.main, settings, listener, told)
             await ready.wait()
             options = Options(root=f"{place}/r", binary_name=runtime)
             async with open_channel(await sockets.connect(settings.address)) as channel:

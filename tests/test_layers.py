@@ -25,6 +25,7 @@ LAYERS = [
     | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
     {"shim.names"},
     {"shim.launcher"},
+    {"shim.identity"},
     {"shim.version"},
 ]
 
@@ -46,7 +47,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 # What the command line and the library may take from the daemon's package.
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
-    "shim.names",
+    *("shim.names", "shim.identity"),
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.launcher",  # where fork servers listen, and which of them is to be trusted
 )

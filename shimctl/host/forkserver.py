@@ -2,7 +2,7 @@
 
 A fork server is the warm parent of trio shims, an optimisation that comes and
 goes by itself; see :mod:`shim.launcher`, which has the rule for whom to trust.
-A conversation is one word, the end of ours, and one JSON object.
+A conversation is two packets: a word, and one JSON object.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import trio
 
-from shim import launcher, names
+from shim import identity, launcher, names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
 from shim.version import VERSION
 from shimctl.host.cgroups import join
 from shimctl.host.interpreter import Interpreter, search_path
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 # Seconds for an answer, for a server's end, and for its beginning.
 _ANSWER = 5.0
@@ -82,14 +79,28 @@ async def list_servers() -> list[Server]:
 
     Those that others could have put there are reported, and not talked to.
     """
-    directory, own = launcher.directory(), launcher.socket_path()
+    directory, own = identity.directory(), identity.socket_path()
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names make a launcher's paths
-    except FileNotFoundError:
-        return []
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
     # What begins with a dot is a server that is about to be one.
     paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
-    return [await _look(path, own) for path in paths]
+    found = [await _look(path, own) for path in paths]
+    # A directory that is not to be trusted never has a socket of ours.
+    if not any(server.ours for server in found) and (reason := _reason_for_none(own)):
+        found.append(Server(own, Health.UNTRUSTED, ours=True, problem=reason))
+    return found
+
+
+def _reason_for_none(own: str) -> str:
+    """Say why shims started from here leave no fork server behind; empty if they do."""
+    if not own:
+        return "this process has a system call filter, so its shims use no fork server"
+    try:
+        return launcher.distrust(own)
+    except FileNotFoundError:
+        return ""
 
 
 async def _look(path: str, own: str) -> Server:
@@ -115,28 +126,23 @@ async def _ask(path: str, verb: bytes) -> tuple[int, dict[str, Any]]:
     :raises InvalidError: it is another user's, or answers no JSON object.
     """
     with trio.move_on_after(_ANSWER):
-        async with await sockets.connect(f"unix://{path}") as stream:
-            raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        with trio.socket.from_stdlib_socket(sock) as connection:
+            # With a full backlog there is no event to wait for.
+            while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
+                await trio.sleep(sockets.PAUSE)
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
             pid, uid, _ = _PEERCRED.unpack(raw)
             if uid != os.geteuid():
                 raise InvalidError(f"{path} is served by user {uid}")
-            await stream.send_all(verb)
-            await stream.send_eof()
-            data = b""
-            async for chunk in _chunks(stream):
-                data += chunk
+            await connection.send(verb)
+            data = await connection.recv(_LIMIT)
         answer = json.loads(data)
         if not isinstance(answer, dict):
             raise InvalidError(f"{path} answered {data[:40]!r}")
         return pid, answer
     raise TimedOutError(f"{path} did not answer in {_ANSWER:g} s")
-
-
-async def _chunks(stream: trio.SocketStream) -> AsyncIterator[bytes]:
-    left = _LIMIT
-    while left > 0 and (chunk := await stream.receive_some(left)):
-        left -= len(chunk)
-        yield bytes(chunk)
 
 
 async def stop_servers() -> list[Server]:
@@ -148,7 +154,7 @@ async def stop_servers() -> list[Server]:
     """
     stopped, problems = [], []
     for server in await list_servers():
-        if server.health is Health.STALE:
+        if server.health is Health.STALE or not os.path.lexists(server.socket):
             continue
         try:
             if server.health is not Health.UP:
@@ -194,7 +200,9 @@ async def warm(*, like: int = 0) -> Warmed:
     """
     if like:
         join(like)
-    path = launcher.socket_path()
+    path = identity.socket_path()
+    if not path:
+        raise InvalidError("no fork server: this process has a system call filter")
     if pid := await _pid_at(path):
         return Warmed(path, pid, started=False)
     child, errors = _spawn()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import launcher, names
+from shim import identity, names
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, TimedOutError
 from shim.linux.modes import make_directories
 from shimctl.host.interpreter import find_interpreter
@@ -116,8 +116,9 @@ async def build(interpreter: Interpreter, *extra: str) -> bytes:
         "VERSION": interpreter.version,
         "PACKAGE": interpreter.package,
         "PYTHON": interpreter.executable,
-        "DIRECTORY": launcher.DIRECTORY,
+        "DIRECTORY": identity.DIRECTORY,
         "CODE": f"# {_MARK}\n" + interpreter.code("shim.launcher", named=True),
+        "ALONE": interpreter.code("shim.launcher", function="main_alone", named=True),
     }
     defines = [f"-D{name}={_literal(value)}" for name, value in constants.items()]
     with tempfile.TemporaryDirectory(prefix="shimctl-") as scratch:

@@ -29,12 +29,12 @@ _PROBE = """
 import json, os, sys
 given = [entry for entry in sys.argv[1:] if entry not in sys.path]
 sys.path += given
-import shim.forkserver, shim.launcher, shimctl.client, psutil, yaml
+import shim.forkserver, shim.launcher, shim.version, shimctl.client, psutil, yaml
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 print(json.dumps({
     "path": [e for e in given if any(file.startswith(e + os.sep) for file in files)],
     "package": os.path.dirname(os.path.abspath(shim.launcher.__file__)),
-    "version": shim.launcher.VERSION,
+    "version": shim.version.VERSION,
     "executable": sys.executable,
 }))
 """
@@ -52,8 +52,8 @@ class Interpreter:
     package: str
     version: str
 
-    def code(self, module: str, *, named: bool) -> str:
-        """Return the Python that calls ``main`` of ``module``.
+    def code(self, module: str, *, named: bool, function: str = "main") -> str:
+        """Return the Python that calls ``function`` of ``module``.
 
         ``named`` says that the first argument is the name to go by, as ``-c`` has none.
         """
@@ -61,7 +61,7 @@ class Interpreter:
             *("import sys", *(["del sys.argv[0]"] if named else [])),
             # ASCII, whatever the directories are called.
             f"sys.path += [{', '.join(map(ascii, self.path))}]",
-            *(f"from {module} import main", "sys.exit(main())"),
+            *(f"from {module} import {function}", f"sys.exit({function}())"),
         ]
         return "\n".join(lines) + "\n"
 

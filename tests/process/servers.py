@@ -15,6 +15,8 @@ import trio
 from tests.process.rig import NAMESPACE, Rig
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -36,14 +38,20 @@ class Server:
         return list(self.directory.glob("*"))
 
     def launch(
-        self, bundle: Path, *args: str, before: Any = None, **environ: str
+        self,
+        bundle: Path,
+        *args: str,
+        before: Any = None,
+        command: Sequence[str] = LAUNCH,
+        stdin: bytes = b"",
+        **environ: str,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the launcher as a manager would."""
         flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
         return subprocess.run(
-            [*LAUNCH, *flags, "-id", bundle.name, *args],
+            [*command, *flags, "-id", bundle.name, *args],
             cwd=bundle,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             timeout=30,
             check=False,
@@ -82,14 +90,13 @@ class Server:
 
     def ask(self, message: bytes) -> Any:
         for path in self.sockets:
-            with socket.socket(socket.AF_UNIX) as sock:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
                 sock.settimeout(5)
                 try:
                     sock.connect(str(path))
                 except OSError:
                     continue
-                sock.sendall(message)
-                sock.shutdown(socket.SHUT_WR)
+                sock.send(message)
                 return json.loads(sock.recv(4096))
         return None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import launcher
+from shim import identity
 from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
 from tests.process.rig import alive, wait_gone
@@ -153,13 +153,13 @@ async def test_after_the_servers_death_the_next_start_is_cold_and_leaves_a_new_o
 async def test_another_build_gets_another_server(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = launcher.socket_path()
-    monkeypatch.setattr(launcher, "VERSION", "99.0")
-    assert launcher.socket_path() != ours
+    ours = identity.socket_path()
+    monkeypatch.setattr(identity, "VERSION", "99.0")
+    assert identity.socket_path() != ours
 
 
 async def test_another_cgroup_or_namespace_gets_another_server(server: Server) -> None:
-    script = "from shim.launcher import socket_path; print(socket_path())"
+    script = "from shim.identity import socket_path; print(socket_path())"
     command = [sys.executable, "-c", script]
 
     def path(*prefix: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from shim import launcher
+from shim import identity
 from tests.process.rig import alive, wait_gone
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
 
@@ -42,7 +42,7 @@ def ask(shims: Shims, *args: str) -> Any:
 def bound(path: str, *, mode: int = 0o600) -> Iterator[socket.socket]:
     """Be at a socket's path, and leave it there."""
     Path(path).parent.mkdir(mode=0o700, exist_ok=True)
-    with socket.socket(socket.AF_UNIX) as sock:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(path)
         Path(path).chmod(mode)
         sock.listen()
@@ -70,13 +70,13 @@ async def test_where_there_was_never_a_server_none_is_listed_and_stopping_is_fin
 
 
 async def test_one_that_is_about_to_be_a_server_is_not_listed(shims: Shims) -> None:
-    Path(launcher.directory(), ".rehearsal-1").mkdir(mode=0o700, parents=True)
+    Path(identity.directory(), ".rehearsal-1").mkdir(mode=0o700, parents=True)
     assert ask(shims, "status") == []
 
 
 async def test_a_warm_server_is_listed_and_the_first_start_is_its_child(shims: Shims) -> None:
     warmed = ask(shims, "warm")
-    assert warmed == {"socket": launcher.socket_path(), "pid": warmed["pid"], "started": True}
+    assert warmed == {"socket": identity.socket_path(), "pid": warmed["pid"], "started": True}
     daemon = await shims.start(shims.rig.bundle("c1", "true"))
     assert parent_of(daemon) == warmed["pid"]
     (server,) = ask(shims, "status")
@@ -149,7 +149,7 @@ async def test_what_a_killed_server_left_is_stale_and_warming_replaces_it(shims:
 
 
 async def test_a_socket_that_others_could_have_put_there_is_not_talked_to(shims: Shims) -> None:
-    with bound(launcher.socket_path(), mode=0o666) as sock:
+    with bound(identity.socket_path(), mode=0o666) as sock:
         sock.setblocking(False)
         (server,) = ask(shims, "status")
         assert server["health"] == "untrusted"
@@ -161,7 +161,7 @@ async def test_a_socket_that_others_could_have_put_there_is_not_talked_to(shims:
             assert done.stderr.count("\n") == 1
         with pytest.raises(BlockingIOError):
             sock.accept()
-    Path(launcher.socket_path()).unlink()
+    Path(identity.socket_path()).unlink()
 
 
 async def test_a_directory_that_others_can_write_to_makes_every_server_suspect(
@@ -180,7 +180,7 @@ async def test_a_directory_that_others_can_write_to_makes_every_server_suspect(
 async def test_one_that_answers_nonsense_is_told_apart_from_one_that_serves(
     shims: Shims, answer: bytes
 ) -> None:
-    path = launcher.socket_path()
+    path = identity.socket_path()
     with bound(path) as sock:
 
         def serve() -> None:

@@ -1,43 +1,66 @@
 /* The executable's fast path without an interpreter: what shim/launcher.py does.
  *
- * Hands start, delete and -info to a warm fork server and leaves with the status
- * it answers.  Whatever else is asked, and whatever goes wrong, is for Python:
- * it looks again, and what there is to warn of it finds and says itself.  So
- * nothing here may have an effect that a second attempt would repeat.
+ * Hands start, delete and -info to a warm fork server, prints what it answers and
+ * leaves with its status; shim/launcher.py has the conversation.  Whatever else is
+ * asked, and whatever goes wrong, is for Python.  It looks for a server again,
+ * and logs why it uses none, unless this program has begun a conversation: then
+ * it does the work itself.
  *
  * Baked in by `shimctl install`: VERSION, PACKAGE and PYTHON as the interpreter
- * that runs CODE has them, and DIRECTORY, all as in shim/launcher.py.  With
- * PRINT_PATH the program prints where it would look, for the test of that.
+ * that runs CODE or ALONE has them, and DIRECTORY, all as in shim/identity.py.
+ * With PRINT_PATH the program prints where it would look, and with PRINT_IDENTITY
+ * why, for the test of that.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
-/* Seconds to be accepted, and to be answered: more than any action takes. */
-#define CONNECT 1
-#define ANSWER 15
+/* Milliseconds, as in shim/launcher.py. */
+#define TICK 100
+#define END 1000
+#define STDIN_PATIENCE 10000
+#define STDIN_LIMIT (10 << 20)
 
 /* More words than this, and more bytes of them, do not come from a manager; a
- * socket's buffer takes this much at once, so a request arrives whole or not. */
+ * socket's buffer takes this much at once. */
 #define WORDS 64
-#define BYTES 32768
+#define REQUEST 32768
+#define ANSWER 65536
 
-/* Text files of /proc; longer ones would have a hash that Python disagrees with. */
-static char text[65536];
+/* What a child may be asked for: milliseconds until it takes the call, and until it
+ * answers. */
+static const struct action {
+    const char *name;
+    int taken, answer;
+} actions[] = {{"start", 900, 15000}, {"-info", 900, 10000}, {"delete", 400, 4000}};
+
+/* Text files of /proc, and answers; longer files would have a hash that Python
+ * disagrees with. */
+static char text[ANSWER];
 
 static uint64_t hash = 0xCBF29CE484222325; /* FNV-1a, 64 bits */
 
 static void mix(const char *data, size_t size)
 {
+#ifdef PRINT_IDENTITY
+    fwrite(data, 1, size, stdout);
+#endif
     while (size--)
         hash = (hash ^ (unsigned char)*data++) * 0x100000001B3;
 }
@@ -67,16 +90,92 @@ static size_t read_text(const char *path)
     return size;
 }
 
-static void identify(void)
+static void add_file(const char *name)
 {
-    static const char *const namespaces[] = {"cgroup", "ipc", "mnt", "net", "pid", "user", "uts"};
-    char link[64], path[64];
+    char path[64];
     size_t size;
+
+    snprintf(path, sizeof path, "/proc/self/%s", name);
+    size = read_text(path);
+    while (size && (text[size - 1] == '\0' || text[size - 1] == '\n'))
+        size--;
+    add(text, size);
+}
+
+static void mix_number(long value)
+{
+    char number[24];
+
+    mix(number, (size_t)snprintf(number, sizeof number, "%ld", value));
+}
+
+static void mix_hex(const unsigned char *data, size_t size)
+{
+    char digits[3];
+
+    for (size_t i = 0; i < size; i++) {
+        snprintf(digits, sizeof digits, "%02x", data[i]);
+        mix(digits, 2);
+    }
+}
+
+/* What the kernel tells in no file: identity._attributes. */
+static void add_attributes(void)
+{
+    static const int names[] = {PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_MCE_KILL_GET,
+                                PR_GET_THP_DISABLE, 58 /* PR_GET_IO_FLUSHER */,
+                                66 /* PR_GET_MDWE */, 68 /* PR_GET_MEMORY_MERGE */};
+    unsigned char cookie[8] = {0}, schedule[56] = {0}, mode[4] = {0};
+    static unsigned char nodes[128];
+    size_t used = sizeof nodes;
+
+    mix("\n", 1);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        mix_number(prctl(names[i], 0L, 0L, 0L, 0L));
+        mix(" ", 1);
+    }
+    mix_number(personality(0xFFFFFFFF));
+    mix(" ", 1);
+    mix_number(syscall(SYS_ioprio_get, 1 /* IOPRIO_WHO_PROCESS */, 0));
+    mix(" ", 1);
+    mix_number(prctl(62 /* PR_SCHED_CORE */, 0L /* PR_SCHED_CORE_GET */, 0L, 0L, cookie));
+    mix(" ", 1);
+    mix_hex(cookie, sizeof cookie);
+    mix(" ", 1);
+    mix_number(syscall(SYS_sched_getattr, 0, schedule, sizeof schedule, 0));
+    mix(" ", 1);
+    memset(schedule + 16, 0, 4); /* sched_nice, which a child takes over */
+    mix_hex(schedule, sizeof schedule);
+    mix(" ", 1);
+    mix_number(syscall(SYS_get_mempolicy, mode, nodes, sizeof nodes * 8, 0, 0));
+    mix(" ", 1);
+    mix_hex(mode, sizeof mode);
+    mix(" ", 1);
+    while (used && !nodes[used - 1])
+        used--;
+    mix_hex(nodes, used);
+}
+
+/* Say whether there may be a server: identity.socket_path. */
+static int identify(void)
+{
+    static const char *const namespaces[] = {"cgroup", "ipc", "mnt", "net", "pid",
+                                             "pid_for_children", "time",
+                                             "time_for_children", "user", "uts"};
+    static const char *const files[] = {"cgroup", "attr/current", "attr/apparmor/current",
+                                        "attr/smack/current", "coredump_filter", "loginuid",
+                                        "sessionid", "cpu_resctrl_groups"};
+    static const char *const fields[] = {"Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:",
+                                         "Seccomp", "Spec"};
+    char link[64], path[64];
+    struct stat root = {0};
+    int filtered = 0;
 
     mix(VERSION, strlen(VERSION));
     add(PACKAGE, strlen(PACKAGE));
     add(PYTHON, strlen(PYTHON));
-    snprintf(path, sizeof path, "%u %u", geteuid(), getegid());
+    stat("/", &root);
+    snprintf(path, sizeof path, "%ju %ju", (uintmax_t)root.st_dev, (uintmax_t)root.st_ino);
     add(path, strlen(path));
     for (size_t i = 0; i < sizeof namespaces / sizeof *namespaces; i++) {
         snprintf(path, sizeof path, "/proc/self/ns/%s", namespaces[i]);
@@ -86,17 +185,17 @@ static void identify(void)
         else
             add(link, (size_t)length);
     }
-    size = read_text("/proc/self/cgroup");
-    add(text, size);
-    size = read_text("/proc/self/attr/current");
-    while (size && (text[size - 1] == '\0' || text[size - 1] == '\n'))
-        size--;
-    add(text, size);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        add_file(files[i]);
     read_text("/proc/self/status");
-    for (char *rest = text, *line; (line = strsep(&rest, "\n"));)
-        if (!strncmp(line, "Cap", 3) || !strncmp(line, "NoNewPrivs", 10) ||
-            !strncmp(line, "Seccomp:", 8))
-            add(line, strlen(line));
+    for (char *rest = text, *line; (line = strsep(&rest, "\n"));) {
+        for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+            if (!strncmp(line, fields[i], strlen(fields[i])))
+                add(line, strlen(line));
+        filtered |= !strncmp(line, "Seccomp:\t2", 10);
+    }
+    add_attributes();
+    return !filtered;
 }
 
 /* Nobody else could have put it there: what launcher.distrust looks at. */
@@ -108,43 +207,81 @@ static int trusted(const char *path, mode_t kind)
            !(info.st_mode & 077);
 }
 
-static int connect_to_server(void)
+/* Return the path where a server listens that can be trusted, or NULL. */
+static const char *find_server(void)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval patience = {.tv_sec = CONNECT};
-    struct ucred peer;
-    socklen_t length = sizeof peer;
+    static char path[sizeof ((struct sockaddr_un *)0)->sun_path];
     const char *directory = getenv("TRIO_SHIM_FORKSERVER_DIR");
-    char *path = address.sun_path;
-    int written, sock;
+    int usable = identify();
+    int written;
 
-    if (!directory)
+    if (!directory || !*directory)
         directory = DIRECTORY;
-    identify();
-    written = snprintf(path, sizeof address.sun_path, "%s/%016llx", directory,
-                       (unsigned long long)hash);
-#ifdef PRINT_PATH
-    exit(puts(path) < 0);
+    written = snprintf(path, sizeof path, "%s/%016llx", directory, (unsigned long long)hash);
+#ifdef PRINT_IDENTITY
+    exit(0);
 #endif
-    if (written >= (int)sizeof address.sun_path || !trusted(directory, S_IFDIR) ||
+#ifdef PRINT_PATH
+    exit(puts(usable ? path : "") < 0);
+#endif
+    if (!usable || written >= (int)sizeof path || !trusted(directory, S_IFDIR) ||
         !trusted(path, S_IFSOCK))
-        return -1;
-    sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    /* Lower, it would be taken for one of the manager's own fds. */
-    if (sock <= STDERR_FILENO || setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
-        return -1;
-    patience.tv_sec = ANSWER;
-    if (setsockopt(sock, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
-        connect(sock, (struct sockaddr *)&address, sizeof address) ||
-        getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != geteuid())
-        return -1;
-    return sock;
+        return NULL;
+    return path;
 }
 
-/* Send "run" and the words, each but the last ended by NUL, and our three fds. */
+static int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
+}
+
+/* launcher.hold_input: stdin becomes a file in memory, unless it is a device.  What is
+ * wrong with it is said here, since Python would find less of it. */
+static void hold_input(const char *name)
+{
+    int64_t deadline = now() + STDIN_PATIENCE;
+    struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+    struct stat info;
+    ssize_t got;
+    size_t size = 0;
+    int memory;
+
+    if (fstat(STDIN_FILENO, &info) || S_ISCHR(info.st_mode))
+        return;
+    memory = memfd_create("stdin", MFD_CLOEXEC);
+    if (memory < 0)
+        return;
+    while (size <= STDIN_LIMIT) {
+        int64_t left = deadline - now();
+        if (poll(&input, 1, left > 0 ? (int)left : 0) == 0) {
+            fprintf(stderr, "%s: standard input stayed open for %d s: close it or give /dev/null\n",
+                    name, STDIN_PATIENCE / 1000);
+            exit(1);
+        }
+        got = read(STDIN_FILENO, text, sizeof text);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0) {
+            lseek(memory, 0, SEEK_SET);
+            dup2(memory, STDIN_FILENO);
+            close(memory);
+            return;
+        }
+        if (write(memory, text, (size_t)got) != got)
+            break;
+        size += (size_t)got;
+    }
+    fprintf(stderr, "%s: standard input is longer than %d bytes\n", name, STDIN_LIMIT);
+    exit(1);
+}
+
+/* Send "run" and the words, each but the last ended by NUL, our stdin and a pidfd of us. */
 static int send_request(int sock, int argc, char **argv)
 {
-    static const int fds[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
+    int fds[] = {STDIN_FILENO, (int)syscall(SYS_pidfd_open, getpid(), 0)};
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof fds)];
@@ -153,55 +290,188 @@ static int send_request(int sock, int argc, char **argv)
     struct msghdr message = {.msg_iov = words, .msg_iovlen = (size_t)argc + 1,
                              .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-    size_t total = 4;
+    ssize_t sent, total = 4;
 
+    if (fds[1] < 0)
+        return -1;
     for (int i = 0; i < argc; i++) {
         words[i + 1] = (struct iovec){argv[i], strlen(argv[i]) + (i + 1 < argc)};
-        total += words[i + 1].iov_len;
+        total += (ssize_t)words[i + 1].iov_len;
     }
-    if (total > BYTES)
-        return -1;
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof fds);
     memcpy(CMSG_DATA(header), fds, sizeof fds);
-    if (sendmsg(sock, &message, MSG_NOSIGNAL) != (ssize_t)total)
-        return -1;
-    return shutdown(sock, SHUT_WR);
+    sent = total > REQUEST ? -1 : sendmsg(sock, &message, MSG_NOSIGNAL);
+    close(fds[1]);
+    return sent == total ? 0 : -1;
 }
 
-static int is_for_a_server(int argc, char **argv)
+/* launcher.is_stuck: the process is stopped, or has ended. */
+static int is_stuck(pid_t pid)
+{
+    char path[32], stat[512];
+    char *end;
+    ssize_t got;
+    int fd;
+
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 1;
+    got = read(fd, stat, sizeof stat - 1);
+    close(fd);
+    stat[got > 0 ? got : 0] = '\0';
+    end = strrchr(stat, ')');
+    return !end || !end[1] || strchr("TtZX", end[2]);
+}
+
+/* Receive the next packet into text, and the fd that comes with it, or -1.  Return its
+ * size: 0 for the end, -1 if there is none until the deadline or peer is stuck. */
+static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
+{
+    union {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof (int))];
+    } control;
+    int stuck = 0;
+
+    *passed = -1;
+    for (;;) {
+        struct iovec room = {text, sizeof text - 1};
+        struct msghdr message = {.msg_iov = &room, .msg_iovlen = 1,
+                                 .msg_control = &control, .msg_controllen = sizeof control};
+        struct pollfd ready = {.fd = sock, .events = POLLIN};
+        int64_t left = deadline - now();
+        ssize_t got;
+
+        if (left <= 0 || stuck >= 2)
+            return -1;
+        if (poll(&ready, 1, left < TICK ? (int)left : TICK) <= 0) {
+            stuck = is_stuck(peer) ? stuck + 1 : 0;
+            continue;
+        }
+        got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (got < 0)
+            return -1;
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+            memcpy(passed, CMSG_DATA(header), sizeof *passed);
+        text[got] = '\0';
+        return got;
+    }
+}
+
+static void end_child(int pidfd)
+{
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+
+    if (!syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0))
+        poll(&ended, 1, END);
+}
+
+static int write_out(int fd, const char *data, size_t size)
+{
+    while (size) {
+        ssize_t written = write(fd, data, size);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written < 0)
+            return -1;
+        data += written;
+        size -= (size_t)written;
+    }
+    return 0;
+}
+
+/* Print the answer in text and say so; return the exit status, or -1: launcher.give. */
+static int give(int sock, size_t size)
+{
+    const unsigned char *head = (const unsigned char *)text;
+    unsigned char status = head[0];
+    size_t length;
+
+    if (size < 5)
+        return -1;
+    length = (size_t)head[1] << 24 | (size_t)head[2] << 16 | (size_t)head[3] << 8 | head[4];
+    if (length > size - 5)
+        return -1;
+    if (write_out(STDOUT_FILENO, text + 5, length) ||
+        write_out(STDERR_FILENO, text + 5 + length, size - 5 - length))
+        return -1;
+    send(sock, "told", 4, MSG_NOSIGNAL);
+    return status;
+}
+
+/* Let a server do it; return the exit status, or -1 if Python must. */
+static int ask(const char *path, const struct action *action, int argc, char **argv)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval patience = {.tv_usec = action->taken * 1000};
+    struct ucred peer;
+    socklen_t length = sizeof peer;
+    int64_t deadline;
+    ssize_t got;
+    int status = -1, child, none;
+    int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+    /* Lower, it would be taken for one of the manager's own fds. */
+    if (sock <= STDERR_FILENO)
+        return -1;
+    if (strcmp(action->name, "delete"))
+        hold_input(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
+    deadline = now() + action->taken;
+    strcpy(address.sun_path, path);
+    if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) ||
+        connect(sock, (struct sockaddr *)&address, sizeof address) ||
+        getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != geteuid() ||
+        send_request(sock, argc, argv) || receive(sock, deadline, peer.pid, &child) <= 0 ||
+        child < 0) {
+        close(sock);
+        return -1;
+    }
+    pid_t pid = (pid_t)strtol(text + strcspn(text, " "), NULL, 10);
+    if (send(sock, "go", 2, MSG_NOSIGNAL) == 2 &&
+        (got = receive(sock, now() + action->answer, pid, &none)) > 0)
+        status = give(sock, (size_t)got);
+    if (status < 0)
+        end_child(child); /* it must not go on beside Python */
+    close(sock);
+    return status;
+}
+
+static const struct action *action_for_a_server(int argc, char **argv)
 {
     const char *wanted = getenv("TRIO_SHIM_FORKSERVER");
-    const char *last = argv[argc - 1];
 
     if (wanted && (!strcmp(wanted, "off") || !strcmp(wanted, "0") || !strcmp(wanted, "no")))
-        return 0;
-    return argc > 1 && argc <= WORDS &&
-           (!strcmp(last, "start") || !strcmp(last, "delete") || !strcmp(last, "-info"));
+        return NULL;
+    for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
+        if (argc > 1 && argc <= WORDS && !strcmp(argv[argc - 1], actions[i].name))
+            return &actions[i];
+    return NULL;
 }
 
 int main(int argc, char **argv)
 {
-    unsigned char status;
-    int sock;
+    const struct action *action;
+    const char *path, *code = CODE;
 
     if (argc < 1)
         return 1;
-    if (is_for_a_server(argc, argv) && (sock = connect_to_server()) >= 0 &&
-        !send_request(sock, argc, argv)) {
-        ssize_t got;
-        while ((got = recv(sock, &status, 1, 0)) < 0 && errno == EINTR)
-            ; /* stopped and continued */
-        if (got == 1)
+    if ((action = action_for_a_server(argc, argv)) && (path = find_server())) {
+        int status = ask(path, action, argc, argv);
+        if (status >= 0)
             return status;
+        code = ALONE;
+        lseek(STDIN_FILENO, 0, SEEK_SET); /* a child may have read it */
     }
-    /* Close-on-exec ends the conversation.  CODE takes argv[0] for its own name. */
+    /* The program takes argv[0] for its own name. */
     char *python[argc + 5];
     python[0] = PYTHON;
     python[1] = "-IS";
     python[2] = "-c";
-    python[3] = CODE;
+    python[3] = (char *)code;
     memcpy(python + 4, argv, ((size_t)argc + 1) * sizeof *argv);
     execv(PYTHON, python);
     fprintf(stderr, "%s: %s: %s: run `shimctl install` again\n", argv[0], PYTHON, strerror(errno));

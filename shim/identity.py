@@ -1,0 +1,132 @@
+"""Which fork server a process may use: the one that has everything it would inherit.
+
+What a child has from its parent and the parent's parent, through fork and
+execve, is listed in docs/inheritance.md.  A fork server's children take some of
+it from their caller.  The rest is here: each value is a line of the identity,
+and the identity's hash is the name of the fork server's socket, so a process
+with another value finds another server, or none.
+
+The native launcher, shimctl/native/launcher.c, computes the same text.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from shim.version import VERSION
+
+DIRECTORY = "/run/trio-shim-forkserver"
+# Source: namespaces(7); those that a child gets are not always those of its parent.
+_NAMESPACES = (
+    *("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children"),
+    *("time", "time_for_children", "user", "uts"),
+)
+# Source: proc_pid_status(5).
+_STATUS = ("Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp", "Spec")
+_FILTERED = "\nSeccomp:\t2"
+_FILES = (
+    *("cgroup", "attr/current", "attr/apparmor/current", "attr/smack/current"),
+    *("coredump_filter", "loginuid", "sessionid", "cpu_resctrl_groups"),
+)
+
+
+def directory() -> str:
+    return os.environ.get("TRIO_SHIM_FORKSERVER_DIR") or DIRECTORY
+
+
+def socket_path() -> str:
+    """Return where the fork server for a process like this one listens; empty for nowhere.
+
+    A process with a system call filter has none: the kernel does not tell which
+    filter it is, and only its own children inherit it.
+
+    The name is an FNV-1a hash of 64 bits, which the native launcher computes
+    too.  It keeps apart what differs by accident; that nobody else can put a
+    socket there is the directory's business.
+    """
+    text = identity()
+    if _FILTERED in text:
+        return ""
+    value = 0xCBF29CE484222325
+    for byte in text.encode(errors="surrogateescape"):
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{directory()}/{value:016x}"
+
+
+def identity() -> str:
+    """Return everything that a daemon inherits from this process and cannot take over later."""
+    package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 3 ms
+    lines = [VERSION, package, sys.executable]
+    root = os.stat("/")  # noqa: PTH116 - as above
+    lines.append(f"{root.st_dev} {root.st_ino}")
+    for name in _NAMESPACES:
+        try:
+            lines.append(os.readlink(f"/proc/self/ns/{name}"))  # noqa: PTH115 - as above
+        except OSError:
+            lines.append(name)
+    lines += [_read(f"/proc/self/{name}").rstrip("\0\n") for name in _FILES]
+    status = _read("/proc/self/status").split("\n")
+    lines += [line for line in status if line.startswith(_STATUS)]
+    lines.append(_attributes())
+    return "\n".join(lines)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+# What the kernel tells in no file.  Source: linux/prctl.h.
+_PRCTL = (
+    27,  # PR_GET_SECUREBITS
+    30,  # PR_GET_TIMERSLACK
+    34,  # PR_MCE_KILL_GET
+    42,  # PR_GET_THP_DISABLE
+    58,  # PR_GET_IO_FLUSHER
+    66,  # PR_GET_MDWE
+    68,  # PR_GET_MEMORY_MERGE
+)
+_PR_SCHED_CORE, _PR_SCHED_CORE_GET = 62, 0
+# ioprio_get, sched_getattr, get_mempolicy.  Source: asm/unistd.h.
+_NUMBERS = (252, 315, 239) if os.uname().machine == "x86_64" else (31, 275, 236)
+_IOPRIO_WHO_PROCESS = 1
+# Bytes of struct sched_attr, and where its sched_nice is, which a child takes over.
+_SCHED_ATTR, _NICE = 56, slice(16, 20)
+_NODES = 1024  # bits of a memory policy's mask
+
+
+def _attributes() -> str:
+    """Return the values of system calls, separated by spaces; a call that fails is -1."""
+    # Loading ctypes, of which this is the part in C, takes another 2 ms.
+    import _ctypes
+
+    libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # as dlopen(3) has it
+
+    class Byte(_ctypes._SimpleCData):  # type: ignore[type-arg] # not at run time
+        _type_ = "B"
+
+    class Buffer(_ctypes.Array):  # type: ignore[type-arg] # as above
+        _type_ = Byte
+        _length_ = _NODES // 8
+
+    def call(name: str, *arguments: object) -> str:
+        return str(_ctypes.call_function(_ctypes.dlsym(libc, name), arguments))
+
+    ioprio_get, sched_getattr, get_mempolicy = _NUMBERS
+    found = [call("prctl", number, 0, 0, 0, 0) for number in _PRCTL]
+    found.append(call("personality", 0xFFFFFFFF))
+    found.append(call("syscall", ioprio_get, _IOPRIO_WHO_PROCESS, 0))
+    cookie, schedule, mode, nodes = (Buffer() for _ in range(4))
+    found.append(call("prctl", _PR_SCHED_CORE, _PR_SCHED_CORE_GET, 0, 0, cookie))
+    found.append(bytes(cookie)[:8].hex())
+    found.append(call("syscall", sched_getattr, 0, schedule, _SCHED_ATTR, 0))
+    plain = bytearray(bytes(schedule)[:_SCHED_ATTR])
+    plain[_NICE] = bytes(4)
+    found.append(plain.hex())
+    found.append(call("syscall", get_mempolicy, mode, nodes, _NODES, 0, 0))
+    found += [bytes(mode)[:4].hex(), bytes(nodes).rstrip(b"\0").hex()]
+    return " ".join(found)

@@ -1,0 +1,231 @@
+"""Fork servers and their children that are stopped (SIGSTOP) at any point of a conversation."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.api.bootstrap_pb2 import BootstrapParams, BootstrapResult
+from shim.api.task_pb2 import DeleteResponse
+from shim.names import EXECUTABLE
+from shimctl.host.install import find_compiler, install
+from tests.process.rig import NAMESPACE, alive, wait_gone
+from tests.process.servers import LAUNCH, Server, daemons_of, parent_of, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Seconds in which a launcher gives up and does the work itself, on a busy machine: the
+# bounds are 0.9 and 0.4 s, and what took longer before took at least 15.
+GIVEN_UP = 5.0
+
+# Run in the first launcher, and so in the server and its children: a child that has a
+# caller stops before the line of its work whose number is in a file.
+STOPPING = """
+import os, signal, sys
+control, server, count = CONTROL, 0, -1
+files = ("shim/forked.py", "shim/bootstrap.py", "shim/launcher.py", "shim/cleanup.py")
+
+def trace(frame, event, _):
+    global count
+    if not frame.f_code.co_filename.endswith(files):
+        return None
+    if event == "call" and frame.f_code.co_name == "become":
+        try:
+            count = int(open(control).read())
+        except (OSError, ValueError):
+            count = -1
+    elif event == "line" and count > 0:
+        count -= 1
+        if not count:
+            open(control + ".pid", "w").write(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+    return trace
+
+sys.settrace(trace)
+"""
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    if not find_compiler():
+        pytest.skip("there is no C compiler")
+    prefix = tmp_path_factory.mktemp("native")
+    trio.run(partial(install, prefix, native=True))
+    return [str(prefix / "bin" / EXECUTABLE)]
+
+
+@pytest.fixture(params=["python", "native"])
+def command(request: pytest.FixtureRequest) -> list[str]:
+    return LAUNCH if request.param == "python" else request.getfixturevalue("native")
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_stopped_server_is_given_up_and_starts_nothing_later(
+    server: Server, command: list[str]
+) -> None:
+    bundle, other = (server.rig.bundle(f"c{i}", "true") for i in range(2))
+    await server.start(bundle, command=command)
+    pid = await server.wait_up()
+    await server.wait_spare(*server.rig.daemons)
+    before = daemons_of(server.rig.root / "manager")
+    with stopped(pid):
+        began = time.monotonic()
+        daemon = await server.start(other, command=command)
+        assert time.monotonic() - began < GIVEN_UP
+        assert parent_of(daemon) != pid
+        began = time.monotonic()
+        done = server.launch(other, "delete", command=command)
+        assert time.monotonic() - began < GIVEN_UP
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert DeleteResponse.FromString(done.stdout).exit_status == 137
+    # It has heard of the requests by the time it answers this.
+    assert server.ask(b"status")["daemons"] <= 1
+    assert {*daemons_of(server.rig.root / "manager")} == {*before, str(daemon)}
+
+
+async def test_a_stopped_spare_child_is_passed_over(server: Server, command: list[str]) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
+    first = await server.start(bundles[0], command=command)
+    pid = await server.wait_up()
+    spare = await server.wait_spare(first)
+    with stopped(spare):
+        daemon = await server.start(bundles[1], command=command)
+        assert parent_of(daemon) == pid
+        assert daemon != spare
+    await wait_gone([spare])
+
+
+@pytest.mark.parametrize("action", ["start", "delete"])
+async def test_a_child_stopped_at_any_step_is_ended_and_its_work_done_once(
+    server: Server, tmp_path: Path, action: str, command: list[str]
+) -> None:
+    """What it has read of standard input is not lost with it."""
+    control = tmp_path / "control"
+    preamble = STOPPING.replace("CONTROL", repr(str(control)))
+    await server.start(
+        server.rig.bundle("first", "true"), command=[*LAUNCH[:2], preamble + LAUNCH[2]]
+    )
+    pid = await server.wait_up()
+    launch = partial(server.launch, command=command)
+    steps = 0
+    for step in range(1, 2000, 13):
+        bundle = server.rig.bundle(f"c{step}", "true")
+        control.write_text(str(step))
+        began = time.monotonic()
+        params = BootstrapParams(instance_id=bundle.name, namespace=NAMESPACE)
+        stdin = params.SerializeToString() if action == "start" else b""
+        done = await trio.to_thread.run_sync(partial(launch, bundle, action, stdin=stdin))
+        assert time.monotonic() - began < GIVEN_UP
+        assert (done.returncode, done.stderr) == (0, b"")
+        try:
+            child = int(Path(f"{control}.pid").read_text())
+        except FileNotFoundError:
+            break  # its work has fewer steps than this
+        Path(f"{control}.pid").unlink()
+        steps += 1
+        is_stopped = alive(child) and state_of(child) == "T"
+        if is_stopped:
+            os.kill(child, signal.SIGCONT)
+        if action == "delete":
+            await wait_gone([child])
+            assert DeleteResponse.FromString(done.stdout).exit_status == 137
+            continue
+        answer = BootstrapResult.FromString(done.stdout)
+        assert answer.version == 3
+        server.rig.address = answer.address
+        server.rig.daemons.clear()
+        await server.rig.connect()
+        if server.rig.daemons == [child]:
+            assert is_stopped  # it had answered before
+            continue
+        await wait_gone([child])
+        assert parent_of(server.rig.daemons[0]) != pid
+    assert steps > (10 if action == "start" else 3)
+
+
+class Caller:
+    """A launcher that a test conducts packet by packet."""
+
+    def __init__(self, server: Server, bundle: Path) -> None:
+        (path,) = server.sockets
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.settimeout(10)
+        self.sock.connect(str(path))
+        flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "manager")]
+        words = ["run", EXECUTABLE, *flags, "-id", bundle.name, "start"]
+        own, null = os.pidfd_open(os.getpid()), os.open(os.devnull, os.O_RDONLY)
+        socket.send_fds(self.sock, ["\0".join(words).encode()], [null, own])
+        os.close(own)
+        os.close(null)
+
+    def wait_taken(self) -> int:
+        """Return the pid of the child that took the call."""
+        packet, fds, _, _ = socket.recv_fds(self.sock, 100, 1)
+        os.close(fds[0])
+        return int(packet.split()[1])
+
+
+async def test_a_request_is_only_carried_out_for_a_caller_that_is_there(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = server.rig.bundle("first", "true")
+    await server.start(bundle)
+    await server.wait_up()
+    bundle = server.rig.bundle("c1", "true")
+    monkeypatch.chdir(bundle)
+    gone = Caller(server, bundle)
+    gone.sock.close()
+    silent = Caller(server, bundle)
+    child = silent.wait_taken()
+    silent.sock.close()
+    await wait_gone([child])
+    assert not (bundle / "address").exists()
+    quick = Caller(server, bundle)
+    child = quick.wait_taken()
+    quick.sock.send(b"go")
+    assert b"unix://" in quick.sock.recv(65536)
+    assert alive(child)
+    quick.sock.close()  # without having said that it printed the address
+    await wait_gone([child])
+    happy = Caller(server, bundle)
+    happy.wait_taken()
+    happy.sock.send(b"go")
+    server.rig.address = happy.sock.recv(65536)[5:].decode()
+    happy.sock.send(b"told")
+    happy.sock.close()
+    await server.rig.connect()
+
+
+async def test_callers_that_say_nothing_hold_up_nobody(server: Server) -> None:
+    await server.start(server.rig.bundle("first", "true"))
+    pid = await server.wait_up()
+    (path,) = server.sockets
+    with contextlib.ExitStack() as stack:
+        silent = []
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            sock.connect(str(path))
+            silent.append(sock)
+        assert parent_of(await server.start(server.rig.bundle("c1", "true"))) == pid
+        for sock in silent:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""  # it is dropped in time
