@@ -4,9 +4,11 @@ What a frame means is :mod:`shim.ttrpc.protocol`'s business; what a method does
 is the service's.  Here is who runs when, and who stops when:
 
 - A call ends with its own deadline, or with the server.  The methods named in
-  ``abandon`` (those that only wait) also end with the caller's connection; the
-  others run to their end, so that a manager which dies in the middle of a
-  Create leaves nothing half done.
+  ``abandon`` (those that only wait) are cancelled when the caller's connection
+  ends, and at shutdown.  Those named in ``revoke`` are cancelled when the
+  connection ends, and finish at shutdown: the service undoes what they did.  The
+  others run to their end, so that a manager which dies in the middle of a Start
+  leaves nothing half done.
 - The methods named in ``immediate`` wait for nothing: they run where the request is
   read, without a task of their own.  A reply goes out in the turn it is made when
   nothing else is on its way; the writer is there for what the socket does not take.
@@ -17,7 +19,10 @@ is the service's.  Here is who runs when, and who stops when:
   connection for a dead shim and deletes the container, and a manager that is
   merely stopped must not come back to that.
 
-Source: containerd/ttrpc server.go, from which the first rule differs on purpose.
+- A connection has ``MAX_CALLS`` calls under way at most; a further one is refused.
+
+Source: containerd/ttrpc server.go, from which the first and the last rule differ on
+purpose: it cancels every call when the connection ends, and counts none.
 """
 
 from __future__ import annotations
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from shim.ttrpc.services import PlainMethod
 
 __all__ = [
+    "MAX_CALLS",
     "UNSENT_LIMIT",
     "PeerRefusedError",
     "Servable",
@@ -68,33 +74,34 @@ __all__ = [
     "unary",
 ]
 
+# Calls under way on one connection, which take about 7 KB each.  A manager has a
+# Wait for each process of a container, and one connection for each container.
+MAX_CALLS = 4096
 _CHUNK = 65536  # bytes; one read takes whole bursts of requests
 
 
 async def serve_connection(
-    stream: trio.abc.Stream,
+    stream: trio.SocketStream,
     *,
     handlers: Mapping[str, Handler],
     abandon: Container[str] = (),
+    revoke: Container[str] = (),
     immediate: Container[str] = (),
     shutdown: trio.Event | None = None,
 ) -> None:
     """Own ``stream``, and answer the requests on it until the peer goes.
 
-    ``abandon`` and ``immediate`` are short names of methods, the latter made by
-    :func:`unary`.  One that is called immediate and waits after all is an error to
-    its caller.
+    ``abandon``, ``revoke`` and ``immediate`` are short names of methods, the last
+    made by :func:`unary`.  One that is called immediate and waits after all is an
+    error to its caller.
 
     Returns when every call has ended.  After ``shutdown`` no new request is
     taken, the methods in ``abandon`` end at once, and the rest still get their
     replies sent.
     """
-    methods = _Methods(handlers, abandon, plain_methods(handlers, immediate))
-    if isinstance(stream, trio.SocketStream):
-        async with open_readiness() as readiness:
-            await _Connection(stream, methods, readiness).run(shutdown)
-    else:
-        await _Connection(stream, methods).run(shutdown)
+    methods = _Methods(handlers, abandon, revoke, plain_methods(handlers, immediate))
+    async with open_readiness() as readiness:
+        await _Connection(stream, methods, readiness).run(shutdown)
 
 
 async def serve(
@@ -104,6 +111,7 @@ async def serve(
     shutdown: trio.Event,
     drain: float,
     abandon: Container[str] = (),
+    revoke: Container[str] = (),
     immediate: Container[str] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -111,7 +119,7 @@ async def serve(
 
     What is running then has ``drain`` seconds to end, and is cancelled after.
     """
-    methods = _Methods(handlers, abandon, plain_methods(handlers, immediate))
+    methods = _Methods(handlers, abandon, revoke, plain_methods(handlers, immediate))
 
     async def converse(stream: trio.SocketStream) -> None:
         try:
@@ -136,23 +144,34 @@ async def serve(
 
 
 class _Methods(NamedTuple):
-    """What is served: by full names, but for ``abandon``."""
+    """What is served: by full names, but for ``abandon`` and ``revoke``."""
 
     handlers: Mapping[str, Handler]
     abandon: Container[str]
+    revoke: Container[str]
     immediate: Mapping[str, PlainMethod]
 
 
+class _Call(NamedTuple):
+    """A call under way.  ``scope`` ends at its deadline."""
+
+    stream_id: int
+    name: str
+    handler: Handler
+    stream: Stream[Any, Any]
+    scope: trio.CancelScope
+
+
 class _Connection:
-    def __init__(
-        self, stream: trio.abc.Stream, methods: _Methods, readiness: Readiness | None = None
-    ) -> None:
+    def __init__(self, stream: trio.SocketStream, methods: _Methods, readiness: Readiness) -> None:
         self._stream = stream
-        self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
-        self._readiness = readiness  # how a socket waits
+        self._fd = stream.socket.fileno()
+        self._readiness = readiness
         self._methods = methods
         self._protocol = ServerProtocol()
-        self._running = 0  # calls that outlive the peer
+        self._calls = 0  # under way, of all methods that are not immediate
+        self._running = 0  # those of them that a shutdown waits for
+        self._revocable: dict[int, _Call] = {}
         self._draining = False
         self._gone = False
         self._idle_writer = trio.lowlevel.ParkingLot()
@@ -175,27 +194,15 @@ class _Connection:
                 self._draining = True
                 self._idle_writer.unpark()
             self._gone = True
+            for call in self._revocable.values():
+                call.stream.lost = True
+                call.scope.cancel()
 
     async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        if self._readiness is not None:
-            await self._read_when_ready(self._readiness, lasting, listening)
-            return
-        try:
-            while data := await self._stream.receive_some(_CHUNK):
-                self._take(data, lasting, listening)
-                while self._protocol.unsent > UNSENT_LIMIT:
-                    await self._held_reader.park()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # gone without a good-bye is gone all the same
-
-    async def _read_when_ready(
-        self, readiness: Readiness, lasting: trio.Nursery, listening: trio.Nursery
-    ) -> None:
-        # As the loop above, which costs a turn of the scheduler for each peer.
         read = functools.partial(self._read, lasting, listening)
         while not self._gone:
             self._paused = trio.Event()
-            with readiness.calling(self._fd, read):
+            with self._readiness.calling(self._fd, read):
                 await self._paused.wait()
             if self._failure is not None:
                 raise self._failure
@@ -243,7 +250,7 @@ class _Connection:
         """Send what is queued as far as that needs no waiting; the writer does the rest."""
         if not self._protocol.unsent:
             return
-        if self._idle_writer and self._fd >= 0:
+        if self._idle_writer:
             data = self._protocol.data_to_send()
             try:
                 sent = os.write(self._fd, data)
@@ -264,14 +271,28 @@ class _Connection:
                 self._call_now(event.stream_id, name, method(request))
                 return
             handler, stream = accept(event, self._methods.handlers, trio.current_time())
+            self._check_room(name)
         except GRPCError as exc:
             self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
             return
+        self._calls += 1
+        scope = trio.CancelScope(deadline=stream.deadline)
+        call = _Call(event.stream_id, name, handler, stream, scope)
         if event.method in self._methods.abandon:
-            listening.start_soon(self._call, event.stream_id, name, handler, stream)
-        else:
-            self._running += 1
-            lasting.start_soon(self._lasting_call, event.stream_id, name, handler, stream)
+            listening.start_soon(self._call, call)
+            return
+        self._running += 1
+        if event.method in self._methods.revoke:
+            self._revocable[call.stream_id] = call
+        lasting.start_soon(self._lasting_call, call)
+
+    def _check_room(self, name: str) -> None:
+        if self._calls >= MAX_CALLS:
+            raise GRPCError(
+                Status.RESOURCE_EXHAUSTED,
+                f"{name} refused: {MAX_CALLS} calls are under way on this connection; "
+                "wait for one of them, or open another connection",
+            )
 
     def _call_now(self, stream_id: int, name: str, call: Coroutine[object, None, Message]) -> None:
         try:
@@ -284,37 +305,37 @@ class _Connection:
             call.close()
             self._fail(stream_id, name, ProtocolError(f"{name} is immediate, and waits"))
 
-    async def _lasting_call(
-        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
-    ) -> None:
+    async def _lasting_call(self, call: _Call) -> None:
         try:
-            await self._call(stream_id, name, handler, stream)
+            await self._call(call)
         finally:
+            self._revocable.pop(call.stream_id, None)
             self._running -= 1
             if self._draining:
                 self._idle_writer.unpark()
 
-    async def _call(
-        self, stream_id: int, name: str, handler: Handler, stream: Stream[Any, Any]
-    ) -> None:
+    async def _call(self, call: _Call) -> None:
         try:
-            with trio.CancelScope(deadline=stream.deadline) as scope:
-                await handler.func(stream)
+            with call.scope:
+                await call.handler.func(call.stream)
         except Exception as exc:  # whatever it is, it is the caller's answer
-            self._fail(stream_id, name, exc)
+            self._fail(call.stream_id, call.name, exc)
         else:
-            if scope.cancelled_caught:
-                error = GRPCError(Status.DEADLINE_EXCEEDED, f"{name} was not done in time")
-                self._fail(stream_id, name, error)
+            if call.scope.cancelled_caught:
+                error = GRPCError(Status.DEADLINE_EXCEEDED, f"{call.name} was not done in time")
+                self._fail(call.stream_id, call.name, error)
             else:
-                self._answer(stream_id, name, stream)
+                self._answer(call)
+        finally:
+            self._calls -= 1
         self._flush()
 
-    def _answer(self, stream_id: int, name: str, stream: Stream[Any, Any]) -> None:
-        if stream.reply is None:
-            self._fail(stream_id, name, ProtocolError(f"{name} returned without a reply"))
+    def _answer(self, call: _Call) -> None:
+        if call.stream.reply is None:
+            error = ProtocolError(f"{call.name} returned without a reply")
+            self._fail(call.stream_id, call.name, error)
         elif not self._gone:
-            self._protocol.send_reply(stream_id, stream.reply)
+            self._protocol.send_reply(call.stream_id, call.stream.reply)
 
     def _fail(self, stream_id: int, name: str, exc: Exception) -> None:
         if not expected(exc):

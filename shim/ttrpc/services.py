@@ -54,7 +54,8 @@ class Stream(Generic[Request, Reply]):
     """One call, as a method of a generated service base gets it.
 
     ``deadline`` is on the clock of the server, infinite when the caller set none.
-    The keys of ``metadata`` are lower case.
+    The keys of ``metadata`` are lower case.  ``lost`` is set when the call is
+    cancelled because the caller's connection has ended.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Stream(Generic[Request, Reply]):
     ) -> None:
         self.metadata = metadata
         self.deadline = deadline
+        self.lost = False
         self.reply: bytes | None = None
         self._request: Request | None = request
 

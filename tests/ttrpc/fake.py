@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-import trio.testing
 from google.protobuf.empty_pb2 import Empty
 
 from shim.api.task_grpc import TaskBase
@@ -49,13 +48,17 @@ V3_AS_V2 = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 
 
 class FakeTask(TaskBase):
-    """State echoes; Create and Wait last until told; the rest fails in its own way."""
+    """State echoes; Create, Wait and Start of "slow" last until told; the rest fails."""
 
     def __init__(self) -> None:
         self.states = 0
         self.creating = trio.Event()
         self.may_create = trio.Event()
         self.created = trio.Event()
+        self.undone: list[bool] = []  # for each Create that was cancelled: was its caller lost?
+        self.starting = trio.Event()
+        self.may_start = trio.Event()
+        self.started = trio.Event()
         self.waiting = trio.Event()
         self.may_exit = trio.Event()
         self.wait_abandoned = trio.Event()
@@ -69,12 +72,15 @@ class FakeTask(TaskBase):
         self.states += 1
         return StateResponse(id=request.id, pid=1, stdout="x" * self.reply_size)
 
-    @unary
-    async def Create(self, request: CreateTaskRequest) -> CreateTaskResponse:
+    async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
         self.creating.set()
-        await self.may_create.wait()
+        try:
+            await self.may_create.wait()
+        except trio.Cancelled:
+            self.undone.append(stream.lost)
+            raise
         self.created.set()
-        return CreateTaskResponse(pid=7)
+        await stream.send_message(CreateTaskResponse(pid=7))
 
     @unary
     async def Wait(self, request: WaitRequest) -> WaitResponse:
@@ -92,6 +98,11 @@ class FakeTask(TaskBase):
 
     @unary
     async def Start(self, request: StartRequest) -> StartResponse:
+        if request.id == "slow":
+            self.starting.set()
+            await self.may_start.wait()
+            self.started.set()
+            return StartResponse(pid=7)
         raise NotFoundError(f"container {request.id} does not exist")
 
     @unary
@@ -148,10 +159,16 @@ class FakeTask(TaskBase):
         return Empty()
 
 
+def sockets_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Return the two ends of a connection, as a server accepts it."""
+    theirs, ours = trio.socket.socketpair()
+    return trio.SocketStream(theirs), trio.SocketStream(ours)
+
+
 @asynccontextmanager
 async def connected(service: FakeTask) -> AsyncIterator[Channel]:
-    """Serve ``service`` to a channel in memory for the block."""
-    theirs, ours = trio.testing.memory_stream_pair()
+    """Serve ``service`` to a channel for the block."""
+    theirs, ours = sockets_pair()
     handlers = handlers_of(service, aliases=V3_AS_V2)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve_connection, theirs, handlers=handlers, abandon={"Wait"}))

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-import trio.testing
 
 from shim import errors
 from shim.api import bootstrap_pb2, options_pb2, process_pb2, runtimeoptions_pb2, task_pb2
 from shim.runc.driver import RuntimeFailedError
 from shim.service import ALIASES
 from shim.ttrpc.server import PeerRefusedError, handlers_of, serve_connection
-from tests.ttrpc.fake import V3_AS_V2, FakeTask
+from tests.ttrpc.fake import V3_AS_V2, FakeTask, sockets_pair
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -95,7 +94,7 @@ class Peer:
 
 @asynccontextmanager
 async def open_peer(service: FakeTask, *, v3: bool = True) -> AsyncIterator[Peer]:
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     handlers = handlers_of(service, aliases=V3_AS_V2)
     if not v3:
         handlers = {name: h for name, h in handlers.items() if ".v3." not in name}

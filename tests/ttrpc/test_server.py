@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from shim.api.task_pb2 import (
     ResizePtyRequest,
     ResumeRequest,
     ShutdownRequest,
+    StartRequest,
     StateRequest,
     StateResponse,
     StatsRequest,
@@ -40,6 +42,7 @@ from shim.ttrpc.client import ConnectionLostError, UnaryUnaryMethod, open_channe
 from shim.ttrpc.frames import Frame, Kind
 from shim.ttrpc.protocol import ClientProtocol, ResponseReceived
 from shim.ttrpc.server import (
+    MAX_CALLS,
     UNSENT_LIMIT,
     PeerRefusedError,
     Servable,
@@ -48,10 +51,10 @@ from shim.ttrpc.server import (
     serve,
     serve_connection,
 )
-from tests.ttrpc.fake import V3_AS_V2, FakeTask, connected
+from tests.ttrpc.fake import V3_AS_V2, FakeTask, connected, sockets_pair
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Container, Iterator
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -76,7 +79,7 @@ async def status_of_call(method: UnaryUnaryMethod[Any, Any], request: Any) -> St
 
 async def converse(service: FakeTask, *sent: bytes) -> list[ResponseReceived]:
     """Send raw bytes, then a good State call with id 99; return all replies up to its own."""
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     protocol, replies = ClientProtocol(), list[ResponseReceived]()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
@@ -130,7 +133,7 @@ async def test_a_call_after_its_deadline_is_answered_and_not_run() -> None:
 
 async def test_a_call_is_cancelled_at_its_deadline(autojump_clock: MockClock) -> None:
     service = FakeTask()
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
         await ours.send_all(raw_call(1, "Wait", timeout_nano=20 * 10**9))
@@ -153,7 +156,7 @@ async def test_a_streaming_method_is_unimplemented() -> None:
         def __mapping__(self) -> dict[str, Handler]:
             return {"/s.S/M": Handler(None, Cardinality.UNARY_STREAM, StateRequest, StateResponse)}
 
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     async with trio.open_nursery() as nursery:
         handlers = handlers_of(Streaming())
         nursery.start_soon(partial(serve_connection, theirs, handlers=handlers))
@@ -223,33 +226,130 @@ async def test_a_method_sees_metadata_and_the_request_once() -> None:
     assert service.metadata == {"k": ["v"]}
 
 
-async def test_a_lost_manager_abandons_wait_but_not_create() -> None:
-    service = FakeTask()
-    theirs, ours = trio.testing.memory_stream_pair()
+@asynccontextmanager
+async def three_calls_under_way(
+    service: FakeTask, *, revoke: Container[str], shutdown: trio.Event | None = None
+) -> AsyncIterator[tuple[trio.SocketStream, trio.Event]]:
+    """Serve a Wait, a Create and a Start that last; give the peer's end, and what is set after."""
+    theirs, ours = sockets_pair()
     ended = trio.Event()
 
     async def serve_one() -> None:
-        await serve_connection(theirs, handlers=handlers_of(service), abandon={"Wait"})
+        await serve_connection(
+            theirs,
+            handlers=handlers_of(service),
+            abandon={"Wait"},
+            revoke=revoke,
+            shutdown=shutdown,
+        )
         ended.set()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_one)
-        await ours.send_all(raw_call(1, "Wait") + raw_call(3, "Create"))
-        await service.waiting.wait()
-        await service.creating.wait()
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_one)
+            slow = StartRequest(id="slow").SerializeToString()
+            await ours.send_all(raw_call(1, "Wait") + raw_call(3, "Create"))
+            await ours.send_all(raw_call(5, "Start", slow))
+            await service.waiting.wait()
+            await service.creating.wait()
+            await service.starting.wait()
+            yield ours, ended
+
+
+@pytest.mark.parametrize("way", ["closed", "half closed", "reset"])
+async def test_a_lost_manager_calls_off_its_create_and_not_its_start(way: str) -> None:
+    service = FakeTask()
+    async with three_calls_under_way(service, revoke={"Create"}) as (ours, ended):
+        if way == "half closed":
+            await ours.send_eof()
+        if way == "reset":  # the peer of a socket that is closed with something to read
+            await ours.send_all(raw_call(7, "State"))
+            await trio.testing.wait_all_tasks_blocked()
+        if way != "half closed":
+            await ours.aclose()
+        await service.wait_abandoned.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.undone == [True]
+        assert not service.started.is_set()
+        assert not ended.is_set()
+        service.may_start.set()
+        await ended.wait()
+        await ours.aclose()
+    assert service.started.is_set()
+    assert not service.created.is_set()
+
+
+async def test_a_lost_manager_calls_off_nothing_that_is_not_named() -> None:
+    service = FakeTask()
+    async with three_calls_under_way(service, revoke=()) as (ours, ended):
         await ours.aclose()
         await service.wait_abandoned.wait()
         await trio.testing.wait_all_tasks_blocked()
-        assert not service.created.is_set()
-        assert not ended.is_set()
+        assert service.undone == []
         service.may_create.set()
+        service.may_start.set()
         await ended.wait()
     assert service.created.is_set()
+    assert service.started.is_set()
+
+
+async def test_a_shutdown_lets_a_create_finish_and_sends_its_answer() -> None:
+    service, shutdown = FakeTask(), trio.Event()
+    async with three_calls_under_way(service, revoke={"Create"}, shutdown=shutdown) as (ours, _):
+        shutdown.set()
+        await service.wait_abandoned.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.undone == []
+        service.may_create.set()
+        [reply] = ClientProtocol().receive_data(await ours.receive_some())
+        assert CreateTaskResponse.FromString(reply.payload).pid == 7
+        service.may_start.set()
+        await ours.aclose()
+
+
+async def test_a_peer_that_cannot_be_written_to_any_more_calls_off_its_create() -> None:
+    """The reader is held at the limit of unread replies: only the writer sees the end."""
+    service = FakeTask()
+    service.reply_size = 2 << 20
+    async with three_calls_under_way(service, revoke={"Create"}) as (ours, ended):
+        await ours.send_all(raw_call(7, "State"))
+        await trio.testing.wait_all_tasks_blocked()
+        await ours.aclose()
+        service.may_start.set()
+        await ended.wait()
+    assert service.undone == [True]
+
+
+async def test_a_connection_has_so_many_calls_at_once_and_another_is_refused() -> None:
+    service = FakeTask()
+    theirs, ours = sockets_pair()
+    protocol = ClientProtocol()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            serving = partial(serve_connection, theirs, handlers=handlers_of(service))
+            nursery.start_soon(partial(serving, abandon={"Wait"}))
+            for number in range(MAX_CALLS):
+                await ours.send_all(raw_call(2 * number + 1, "Wait"))
+            last = 2 * MAX_CALLS + 1
+            await ours.send_all(raw_call(last, "Wait"))
+            [reply] = protocol.receive_data(await ours.receive_some())
+            assert (reply.stream_id, reply.status) == (last, Status.RESOURCE_EXHAUSTED)
+            service.may_exit.set()
+            answered = 0
+            while answered < MAX_CALLS:
+                replies = protocol.receive_data(await ours.receive_some())
+                assert {reply.status for reply in replies} <= {Status.OK}
+                answered += len(replies)
+            # There is room again.
+            await ours.send_all(raw_call(last + 2, "Wait"))
+            [reply] = protocol.receive_data(await ours.receive_some())
+            assert (reply.stream_id, reply.status) == (last + 2, Status.OK)
+            await ours.aclose()
 
 
 async def test_a_frame_cut_off_by_the_end_is_dropped() -> None:
     service = FakeTask()
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     await ours.send_all(raw_call(1, "State")[:-1])
     await ours.aclose()
     await serve_connection(theirs, handlers=handlers_of(service))
@@ -258,7 +358,7 @@ async def test_a_frame_cut_off_by_the_end_is_dropped() -> None:
 
 async def test_cancelling_the_server_cancels_everything() -> None:
     service = FakeTask()
-    theirs, ours = trio.testing.memory_stream_pair()
+    theirs, ours = sockets_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(serve_connection, theirs, handlers=handlers_of(service)))
         await ours.send_all(raw_call(1, "Wait") + raw_call(3, "Create"))
@@ -268,6 +368,7 @@ async def test_cancelling_the_server_cancels_everything() -> None:
     assert service.wait_abandoned.is_set()
     assert not service.created.is_set()
     assert await ours.receive_some() == b""
+    await ours.aclose()
 
 
 async def test_a_peer_that_does_not_read_is_held_and_loses_nothing() -> None:
