@@ -26,7 +26,7 @@ from shim.events.publisher import open_publisher
 from shim.linux import sockets
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
-from shim.service import ABANDONED, ALIASES, IMMEDIATE, TaskService
+from shim.service import ABANDONED, ALIASES, CALLED_OFF, IMMEDIATE, TaskService
 from shim.ttrpc.server import handlers_of, serve
 
 if TYPE_CHECKING:
@@ -91,7 +91,12 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         await nursery.start(_shutdown_on_signal, shutdown)
         nursery.start_soon(_shutdown_when_deserted, service, shutdown)
         serving = partial(
-            serve, shutdown=shutdown, drain=DRAIN, abandon=ABANDONED, immediate=IMMEDIATE
+            serve,
+            shutdown=shutdown,
+            drain=DRAIN,
+            abandon=ABANDONED,
+            revoke=CALLED_OFF,
+            immediate=IMMEDIATE,
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)

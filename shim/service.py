@@ -46,7 +46,7 @@ from shim.api.task_pb2 import (
 from shim.container.container import Container
 from shim.container.lifecycle import State
 from shim.errors import ExistsError, NotFoundError, UnavailableError
-from shim.ttrpc.server import unary
+from shim.ttrpc.server import Stream, unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 _CALLED_OFF = 2.5
 # Methods nobody needs once their caller is gone.
 ABANDONED = ("Wait",)
+# Methods that are called off, and undone, when their caller's connection ends.  A manager
+# that restarts takes a container that it was never told of for a leak: containerd
+# deletes it, and with it the fifos that its next attempt needs.  What is not here or
+# above goes on, and is reported as what came of it: half a Start cannot be undone.
+CALLED_OFF = ("Create",)
 # Methods that wait for nothing at all.
 IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty")
 
@@ -73,6 +78,20 @@ _STATUS = {
 }
 
 
+class _Creation:
+    """A Create under way.  ``over`` is set when it has succeeded, or is undone."""
+
+    def __init__(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
+        self.scope = trio.CancelScope()
+        self.over = trio.Event()
+        self._stream = stream
+
+    @property
+    def is_called_off(self) -> bool:
+        """Whether its caller is gone, or a Shutdown ends it."""
+        return self._stream.lost or self.scope.cancel_called
+
+
 class TaskService(TaskBase):
     """The containers of one daemon.  Sets ``shutdown`` when asked to and none is left."""
 
@@ -83,7 +102,9 @@ class TaskService(TaskBase):
         self._containers: dict[str, Container | None] = {}
         self._occupied = trio.Event()
         self._vacant = trio.Event()
-        self._creating: dict[str, tuple[trio.CancelScope, trio.Event]] = {}
+        self._creating: dict[str, _Creation] = {}
+        self._waiting = 0  # creations that wait for another's end
+        self._unmade: set[str] = set()  # ids whose last creation was called off
 
     async def wait_deserted(self, seconds: float) -> None:
         """Return when there has been no container for ``seconds``.
@@ -143,28 +164,46 @@ class TaskService(TaskBase):
             _stamp(reply.exited_at, process.exit.at)
         return reply
 
-    @unary
-    async def Create(self, request: CreateTaskRequest) -> CreateTaskResponse:
+    async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
+        request = await stream.recv_message()
+        assert request is not None  # nobody received it before us
+        await self._wait_undone(request.id)
         if self._shutdown.is_set():
             raise UnavailableError("this shim is ending; start another")
         self._reserve(request.id)
-        over = trio.Event()
-        with trio.CancelScope() as creating:
-            self._creating[request.id] = creating, over
+        self._unmade.discard(request.id)
+        creation = _Creation(stream)
+        self._creating[request.id] = creation
+        with creation.scope:
             try:
                 container = await Container.create(request, self._host)
             except BaseException:
                 self._release(request.id)
+                if creation.is_called_off:
+                    self._unmade.add(request.id)
                 raise
             finally:
                 del self._creating[request.id]
-                over.set()
-                # However it failed: who asked for the end does not ask again.
-                if creating.cancel_called and not self._containers:
+                creation.over.set()
+                # However it failed: the manager that is gone does not ask for the end
+                # of the shim, and the one that asked for it does not ask again.
+                if creation.is_called_off and not self._containers and not self._waiting:
                     self._shutdown.set()
             self._containers[request.id] = container
-            return CreateTaskResponse(pid=container.init.pid)
+            await stream.send_message(CreateTaskResponse(pid=container.init.pid))
+            return
         raise UnavailableError(f"container {request.id} was given up while it was created")
+
+    async def _wait_undone(self, id_: str) -> None:
+        """Wait for the end of a creation of ``id_`` that was called off."""
+        creation = self._creating.get(id_)
+        if creation is None or not creation.is_called_off:
+            return
+        self._waiting += 1
+        try:
+            await creation.over.wait()
+        finally:
+            self._waiting -= 1
 
     @unary
     async def Start(self, request: StartRequest) -> StartResponse:
@@ -248,6 +287,10 @@ class TaskService(TaskBase):
 
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
+        creation = self._creating.get(request.id)
+        if request.id in self._unmade or (creation is not None and creation.is_called_off):
+            # containerd 1.6 takes any other answer for that of a container it still has.
+            raise NotFoundError(f"the creation of {request.id} was called off: not found")
         container = self._containers.get(request.id)
         pid = container.init.pid if container is not None else 0
         return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
@@ -256,12 +299,12 @@ class TaskService(TaskBase):
     async def Shutdown(self, request: ShutdownRequest) -> Empty:
         if request.id in self._creating:
             # A manager that came back does not wait for what another asked for.
-            creating, over = self._creating[request.id]
-            creating.cancel()
+            creation = self._creating[request.id]
+            creation.scope.cancel()
             # It cleans up once it has our answer, and what the runtime still
             # makes then would stay.
             with trio.move_on_after(_CALLED_OFF):
-                await over.wait()
+                await creation.over.wait()
         elif self._containers:
             log.debug("not shutting down: containers are left", count=len(self._containers))
         else:

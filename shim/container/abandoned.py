@@ -63,7 +63,7 @@ def _kill(member: Member) -> list[int]:
     except (OSError, OverflowError):  # the number is whatever was written there
         return []
     try:
-        cgroup = _container_part(cgroup_of(member.pid), member.cgroups)
+        cgroup = container_part(cgroup_of(member.pid), member.cgroups)
         # If the number was given to another process since the pidfd was opened,
         # then the pidfd's own is dead, and this fails.
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -80,7 +80,7 @@ def member_of(bundle: Bundle, id_: str, namespace: str) -> Member:
     pid, cgroups, own_pid_namespace = bundle.read_pid(), [], False
     try:
         own_pid_namespace = bundle.config().own_pid_namespace
-        cgroups = cgroup_names(_cgroups_path(bundle), id_)
+        cgroups = cgroup_names(cgroups_path(bundle), id_)
     except (ShimError, OSError) as exc:
         log.debug("no process is surely the container's", id=id_, error=exc)
     return Member(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
@@ -102,7 +102,11 @@ def cgroup_names(path: str, id_: str) -> list[str]:
             return [normpath(path).strip("/")]
 
 
-def _cgroups_path(bundle: Bundle) -> str:
+def cgroups_path(bundle: Bundle) -> str:
+    """Return config.json's ``cgroupsPath``, "" without one.
+
+    :raises NotFoundError: there is no such file, or it has no ``linux`` section.
+    """
     try:
         linux = jsontext.loads((bundle.path / "config.json").read_bytes())["linux"]
         return as_runc_reads(str(linux.get("cgroupsPath") or ""))
@@ -110,7 +114,7 @@ def _cgroups_path(bundle: Bundle) -> str:
         raise NotFoundError(f"{bundle.path}/config.json names no cgroup") from None
 
 
-def _container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
+def container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
     """Return the group of one of these names that ``cgroup`` is, or is below.
 
     :raises NotFoundError: there is none.

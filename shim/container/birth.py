@@ -11,6 +11,8 @@ from shim.cgroup.moving import prepare_move
 from shim.errors import WrongStateError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from shim.container.bundle import Bundle
     from shim.container.host import Host
     from shim.container.process import Process
@@ -22,11 +24,19 @@ if TYPE_CHECKING:
 _LOOK = 0.5
 
 
-async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str]) -> Child:
+async def bear(
+    runc: Runc,
+    bundle: Bundle,
+    process: Process,
+    verb: str,
+    args: list[str],
+    doomed: Callable[[Sequence[int]], None] = lambda pids: None,
+) -> Child:
     """Run ``verb`` (create, restore or exec), which leaves ``process`` behind.
 
     On any failure the process it left, if any, is killed; what is around an
-    init is the runtime's to delete.
+    init is the runtime's to delete.  ``doomed`` is called with the pids of a runtime
+    that is given up, and of its descendants, before they are killed.
 
     :raises ShimError: as the runtime had it, or the terminal did not come.
     """
@@ -34,7 +44,9 @@ async def bear(runc: Runc, bundle: Bundle, process: Process, verb: str, args: li
     bundle.forget_end(process.id)
     with runc.reaper.birth():
         try:
-            await runc.give_birth(verb, *args, log=log, fds=process.fds, begun=prepare_move)
+            await runc.give_birth(
+                verb, *args, log=log, fds=process.fds, begun=prepare_move, doomed=doomed
+            )
             await process.connect_stdio()
             child = await runc.reaper.adopt(bundle.read_pid(process.id))
         except BaseException:

@@ -31,6 +31,7 @@ from shim.container.options import Options
 from shim.container.process import NEVER_RAN, Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
+from shim.container.unborn import Unborn
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
@@ -166,33 +167,40 @@ class Container:
         state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
+        unborn = Unborn(self.bundle, self.id)
         self._note()
         try:
-            child = await bear(self._runc, self.bundle, self.init, verb, args)
+            child = await bear(self._runc, self.bundle, self.init, verb, args, unborn.find)
             self._find_cgroup(child)
             self._note()
             if self._cgroup is not None:
                 self._oom = OomReporter(self._cgroup, self.bundle, self._tell)
                 await self._host.nursery.start(self._oom.run)
+            # A caller whose connection has ended by now is not answered: undo.  The end
+            # is read in the first of these turns of the scheduler, at the latest.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
         except BaseException:
-            await self._undo_creation()
+            await self._undo_creation(unborn)
             raise
 
     @property
     def _runtime_state(self) -> Path:
         return Path(self._runc.runtime.root) / self.id
 
-    async def _undo_creation(self) -> None:
+    async def _undo_creation(self, unborn: Unborn) -> None:
         with trio.move_on_after(CLEANUP, shield=True) as scope:
             try:
                 await self._runc.run("delete", "--force", self.id)
             except (ShimError, OSError) as exc:
                 log.debug("nothing to undo", id=self.id, error=exc)
+            await unborn.remove(self._host.reaper)
         if scope.cancelled_caught:
             log.error("a failed creation could not be undone", id=self.id)
         self._stop_oom()
         self._cgroup = None
         self.init.child, self.init.pid = None, 0
+        self.bundle.forget_pid()
 
     def _stop_oom(self) -> None:
         oom, self._oom = self._oom, None

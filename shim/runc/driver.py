@@ -21,12 +21,13 @@ from grpclib.const import Status
 
 from shim.errors import NotFoundError, ShimError, TimedOutError
 from shim.linux.files import read_tail
+from shim.linux.tree import stopped_tree
 from shim.runc.command import reason_of
 from shim.runc.output import Output
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from shim.reaper import Child, Reaper
     from shim.runc.command import Runtime
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 LIMIT = 120.0
 # Seconds between SIGKILL and giving a command up for lost.
 _KILLED = 5.0
-# Seconds a command that makes a process may go on after its caller gave up:
-# killed half way, it leaves a process whose pid nobody can tell.
-_BIRTH = 5.0
+# Seconds an ``exec`` may go on after its caller gave up: its process, which the
+# command's death would end, may run already.
+_EXEC = 5.0
 # Seconds a command's output may wait to be read.  Few run longer, and few of
 # those say more than a pipe holds.
 _UNREAD = 0.05
@@ -133,11 +134,13 @@ class Runc:
         log: str,
         fds: Mapping[int, int] | None,
         begun: Callable[[], None] = lambda: None,
+        doomed: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> None:
         """Run a command that leaves a process behind, whose stdio is ``fds``.
 
         The errors are in ``log``, which is written anew.  ``begun`` is called as soon
-        as the command runs.
+        as the command runs, and ``doomed`` with the pids of the command and of its
+        descendants before they are killed.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
         :raises RuntimeMissingError: there is no such runtime.
@@ -146,7 +149,8 @@ class Runc:
             os.unlink(log)  # noqa: PTH108 - a plain string all along
         child = self._spawn(verb, self.runtime.argv(verb, *args, log=log), fds)
         begun()
-        exit_ = await self._finish(verb, child, patience=_BIRTH)
+        patience = _EXEC if verb == "exec" else 0
+        exit_ = await self._finish(verb, child, patience=patience, doomed=doomed)
         if exit_:
             text = ""
             with contextlib.suppress(OSError):
@@ -159,7 +163,14 @@ class Runc:
         except NotFoundError as exc:
             raise RuntimeMissingError(f"OCI runtime {verb} failed: {exc}") from None
 
-    async def _finish(self, verb: str, child: Child, *outputs: Output, patience: float = 0) -> int:
+    async def _finish(
+        self,
+        verb: str,
+        child: Child,
+        *outputs: Output,
+        patience: float = 0,
+        doomed: Callable[[Sequence[int]], None] = lambda pids: None,
+    ) -> int:
         try:
             with trio.fail_after(self.limit):
                 with trio.move_on_after(_UNREAD if outputs else math.inf):
@@ -177,8 +188,10 @@ class Runc:
                     await child.wait()
             if child.exit is None:
                 with trio.move_on_after(_KILLED, shield=True):
-                    with contextlib.suppress(NotFoundError):
-                        child.signal(9)
+                    # With it the hook it waits for, and the process it was making.
+                    with stopped_tree(child.pid) as tree:
+                        doomed(tree.pids)
+                        tree.kill()
                     await child.wait()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.leftovers import RUNC, cgroup_parents, mounts, processes
 from tests.e2e.test_restart import remove_stock_sockets, shim_pids
 from tests.e2e.waiting import wait_until
 
@@ -109,6 +110,56 @@ def test_containerd_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str, b
         runtime.let_go()
         ctr.containerd.start()
     assert_working_or_nothing(ctr, name)
+
+
+@pytest.mark.parametrize("pod", [False, True], ids=["alone", "in a pod"])
+@pytest.mark.parametrize("back", ["before", "after"])
+def test_a_create_that_containerd_did_not_live_to_see_can_be_tried_again(
+    ctr: Ctr, tmp_path: Path, back: str, pod: bool
+) -> None:
+    """``back`` says whether containerd is back before the runtime goes on, or after."""
+    runtime = StuckRuntime(tmp_path, "create")
+    flags: tuple[str | Path, ...] = ("--null-io",)
+    if pod:
+        flags += ("--annotation", f"io.containerd.runc.v2.group={ctr.new_id('pod')}")
+        first = ctr.start("sleep", "1000", flags=flags)
+    name = ctr.new_id()
+    run = ctr.run_args("-d", *flags, *runtime.flags, "--", name, "sleep", "1000")
+    with attached(ctr, *run):
+        runtime.wait_reached()
+        ctr.containerd.kill()
+    if back == "after":
+        wait_until("the runtime is ended", lambda: not running(str(tmp_path)))
+        wait_until("nothing of it is left", lambda: not traces(ctr, name))
+    ctr.containerd.start()
+    runtime.let_go()
+    # The same container, not another of its name: as the CRI plugin tries again.
+    again = ("task", "start", "-d", "--null-io", name)
+
+    def started() -> bool:
+        return ctr(*again).code == 0
+
+    wait_until("it can be started", started, timeout=20)
+    assert ctr.exec(name, "echo", "in").text == "in\n"
+    ctr.kill(name)
+    ctr.wait_state(name, "STOPPED")
+    assert ctr.delete(name) == 137
+    if pod:
+        assert ctr.exec(first, "echo", "in").text == "in\n"
+
+
+def running(word: str) -> list[str]:
+    lines = (line for _, line in processes("/nonexistent", "no-namespace"))
+    return [line for line in lines if word in line]
+
+
+def traces(ctr: Ctr, name: str) -> list[str]:
+    """Name what there is of ``name`` besides its bundle: processes, state, cgroups, mounts."""
+    daemon = ctr.containerd
+    found = [line for _, line in processes(str(daemon.bundle(name)), f"{daemon.namespace}/{name}")]
+    found += [path.name for path in (RUNC / daemon.namespace).glob(name)]
+    found += [str(path) for top in cgroup_parents(daemon.namespace) for path in top.glob(name)]
+    return found + mounts(str(daemon.bundle(name)))
 
 
 # Not "create": a runtime that outlives its shim may put mount points where they were undone.

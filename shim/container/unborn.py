@@ -1,0 +1,84 @@
+"""The cgroup of a container whose create was killed half way.
+
+A runtime makes it before it writes its own state, and runs hooks in between: its
+``delete`` knows of no container then, and removes nothing.
+
+Source: runc libcontainer/process_linux.go, initProcess.start().
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.cgroup.files import subtree, subtree_pids
+from shim.cgroup.find import cgroup_at, cgroup_of
+from shim.cgroup.v1 import CgroupV1
+from shim.container.abandoned import cgroup_names, cgroups_path, container_part
+from shim.errors import ShimError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.cgroup.find import Cgroup
+    from shim.container.bundle import Bundle
+    from shim.reaper import Reaper
+
+# Seconds for killed processes to leave their cgroup.
+_GONE = 2.0
+_PAUSE = 0.01
+
+
+class Unborn:
+    """What the runtime of the container ``id_`` made before it was killed."""
+
+    def __init__(self, bundle: Bundle, id_: str) -> None:
+        self._bundle = bundle
+        self._id = id_
+        self._directories: dict[str, None] = {}
+
+    def find(self, pids: Iterable[int]) -> None:
+        """Find the cgroup by ``pids``, the runtime and its descendants, about to be killed."""
+        try:
+            path = cgroups_path(self._bundle)
+        except (ShimError, OSError) as exc:
+            log.debug("the cgroup is not known", id=self._id, error=exc)
+            return
+        names = cgroup_names(path, self._id)
+        for pid in pids:
+            try:
+                self._add(container_part(cgroup_of(pid), names))
+            except (ShimError, OSError):
+                continue  # it has ended, or is in the shim's own cgroup
+        if path.startswith("/"):
+            self._add(cgroup_at(path))
+
+    def _add(self, cgroup: Cgroup) -> None:
+        found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
+        self._directories |= dict.fromkeys(found)
+
+    async def remove(self, reaper: Reaper) -> None:
+        """Remove the cgroup, and kill the orphans in it that are ours."""
+        with trio.move_on_after(_GONE):
+            for directory in self._directories:
+                while not _removed(directory):
+                    for pid in subtree_pids(directory):
+                        reaper.kill_stray(pid)
+                    await trio.sleep(_PAUSE)
+            return
+        log.warning("a cgroup of a failed creation is left", id=self._id)
+
+
+def _removed(directory: str) -> bool:
+    """Remove ``directory`` and the groups below it; False while a process is in one."""
+    for group in reversed(list(subtree(directory))):
+        try:
+            os.rmdir(group)  # noqa: PTH106 - a plain string
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,86 @@
+"""A process and its descendants: held, so that none is missed, and killed together.
+
+A runtime that is killed alone leaves the hook it waits for, and the processes it
+made, to the next subreaper.
+
+Source: proc_pid_task_children(5); signal(7), SIGSTOP, which no process can ignore.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Looks for new descendants until there is none.  A process forks no more once its
+# SIGSTOP has arrived, so that a few looks are enough.
+_ROUNDS = 50
+
+
+class Tree:
+    """Made by :func:`stopped_tree`.  ``pids`` begins with the root."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, int] = {}
+
+    @property
+    def pids(self) -> list[int]:
+        return list(self._held)
+
+    def kill(self) -> None:
+        """Send SIGKILL to every process of the tree."""
+        self._signal(list(self._held.values()), signal.SIGKILL)
+
+    def _stop(self, pid: int) -> None:
+        with suppress(OSError):  # it has ended
+            self._held[pid] = pidfd = os.pidfd_open(pid)
+            self._signal([pidfd], signal.SIGSTOP)
+
+    def _find(self) -> list[int]:
+        """Return the children of those held that are not held themselves."""
+        found = [child for pid in self._held for child in children_of(pid)]
+        return [pid for pid in dict.fromkeys(found) if pid not in self._held]
+
+    @staticmethod
+    def _signal(pidfds: list[int], number: int) -> None:
+        for pidfd in pidfds:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+
+    def _close(self) -> None:
+        for pidfd in self._held.values():
+            os.close(pidfd)
+
+
+@contextmanager
+def stopped_tree(pid: int) -> Iterator[Tree]:
+    """Stop ``pid``, a child of ours that nobody has waited for, and all below it.
+
+    They are not continued: kill them.
+    """
+    tree = Tree()
+    try:
+        tree._stop(pid)
+        for _ in range(_ROUNDS):
+            found = tree._find()
+            if not found:
+                break
+            for child in found:
+                tree._stop(child)
+        yield tree
+    finally:
+        tree._close()
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of every thread of ``pid``, none if it is gone."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names are wanted
+            with suppress(OSError), open(f"/proc/{pid}/task/{task}/children") as file:
+                found += map(int, file.read().split())
+    return found
