@@ -152,6 +152,24 @@ def _signal_held(pids: list[int], find: Callable[[], list[int]], number: int) ->
             os.close(fd)
 
 
+def has_room(directory: str, count: int) -> bool:
+    """Say whether ``count`` more processes fit into the group and those above it.
+
+    A number that cannot be read is no room.
+    """
+    while os.path.exists(f"{directory}/cgroup.procs"):  # noqa: PTH110 - a plain string all along
+        try:
+            limit = (read_file(f"{directory}/pids.max") or "max").strip()
+            if limit != "max":
+                used = int(read_file(f"{directory}/pids.current") or "0")
+                if int(limit) - used < count:
+                    return False
+        except (OSError, ValueError):
+            return False
+        directory = os.path.dirname(directory)  # noqa: PTH120
+    return True
+
+
 def make_group(directory: str) -> None:
     """Create the group and its parents, where missing.  Raises OSError."""
     path = Path(directory)

@@ -65,6 +65,11 @@ class CgroupV1:
             return False
         return (state or "").strip() in ("FREEZING", "FROZEN")
 
+    def has_room(self, count: int) -> bool:
+        """Whether the limits of processes leave room for ``count`` more."""
+        directory = self.directories.get("pids")
+        return directory is None or files.has_room(directory, count)
+
     def add(self, pid: int) -> None:
         """Move ``pid`` into the group in every hierarchy, creating it where missing.
 

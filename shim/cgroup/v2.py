@@ -58,6 +58,10 @@ class CgroupV2:
                 return
         files.signal_each(self.pids, number)
 
+    def has_room(self, count: int) -> bool:
+        """Whether the limits of processes leave room for ``count`` more."""
+        return files.has_room(self.directory, count)
+
     def add(self, pid: int) -> None:
         """Move ``pid`` into the group, creating it when missing.
 

@@ -13,6 +13,7 @@ from shim.errors import WrongStateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shim.cgroup.find import Cgroup
     from shim.container.bundle import Bundle
     from shim.container.host import Host
     from shim.container.process import Process
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 # being made.  Few take so long that there is a single one.
 _LOOK = 0.5
 
+# Processes that must fit into the cgroup of an exec for its move to be prepared.
+# The threads of the runtime's init count there as soon as it has been moved; one that
+# is moved early starts them inside the limit, and fails at it.
+_ROOM = 128
+
 
 async def bear(
     runc: Runc,
@@ -31,10 +37,12 @@ async def bear(
     verb: str,
     args: list[str],
     doomed: Callable[[Sequence[int]], None] = lambda pids: None,
+    begun: Callable[[], None] | None = None,
 ) -> Child:
     """Run ``verb`` (create, restore or exec), which leaves ``process`` behind.
 
-    On any failure the process it left, if any, is killed; what is around an
+    ``begun`` is called while the runtime is being loaded, by default to prepare the
+    move between cgroups.  On any failure the process it left, if any, is killed; what is around an
     init is the runtime's to delete.  ``doomed`` is called with the pids of a runtime
     that is given up, and of its descendants, before they are killed.
 
@@ -45,7 +53,7 @@ async def bear(
     with runc.reaper.birth():
         try:
             await runc.give_birth(
-                verb, *args, log=log, fds=process.fds, begun=prepare_move, doomed=doomed
+                verb, *args, log=log, fds=process.fds, begun=begun or prepare_move, doomed=doomed
             )
             await process.connect_stdio()
             child = await runc.reaper.adopt(bundle.read_pid(process.id))
@@ -57,7 +65,14 @@ async def bear(
 
 
 async def bear_exec(
-    runc: Runc, bundle: Bundle, process: Process, args: list[str], *, init: Process, host: Host
+    runc: Runc,
+    bundle: Bundle,
+    process: Process,
+    args: list[str],
+    *,
+    init: Process,
+    host: Host,
+    cgroup: Cgroup | None,
 ) -> Child:
     """Run ``exec`` as :func:`bear` does, and give it up when ``init`` ends meanwhile.
 
@@ -72,10 +87,15 @@ async def bear_exec(
     host.go(partial(_cancel_at_end_of, init, bearing, watching))
     with bearing:
         try:
-            return await bear(runc, bundle, process, "exec", args)
+            begun = prepare_move if cgroup is not None and cgroup.has_room(_ROOM) else _nothing
+            return await bear(runc, bundle, process, "exec", args, begun=begun)
         finally:
             watching.cancel()
     raise WrongStateError("cannot exec in a stopped process")
+
+
+def _nothing() -> None:
+    pass
 
 
 async def _cancel_at_end_of(

@@ -267,7 +267,13 @@ class Container:
         )
         try:
             child = await bear_exec(
-                self._runc, self.bundle, process, args, init=self.init, host=self._host
+                self._runc,
+                self.bundle,
+                process,
+                args,
+                init=self.init,
+                host=self._host,
+                cgroup=self._cgroup,
             )
         except BaseException:
             await process.abandon_stdio()

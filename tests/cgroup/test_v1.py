@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.api.cgroups_v1_pb2 import Metrics
+from shim.cgroup.v1 import CgroupV1
+from shim.cgroup.v2 import CgroupV2
 from shim.errors import NotFoundError, UnsupportedError
 from tests.cgroup.conftest import eventually, say_go, wait_removed
 
 if TYPE_CHECKING:
-    from shim.cgroup.v1 import CgroupV1
     from tests.cgroup.conftest import Start
 
 
@@ -147,3 +148,34 @@ def test_the_processes_of_a_group_take_little_time_to_list(group: CgroupV1, star
     for _ in range(100):
         group.pids()
     assert (time.perf_counter() - begin) / 100 < 0.002
+
+
+@pytest.mark.parametrize(
+    ("group", "above", "room"),
+    [
+        ("max", "max", True),
+        ("10", "max", False),
+        ("12", "max", False),
+        ("13", "max", True),
+        ("max", "12", False),
+        ("max", "13", True),
+        ("", "13", True),
+        ("", "12", False),
+        ("nonsense", "max", False),
+        ("9", "max", False),
+    ],
+)
+def test_there_is_room_for_processes_where_no_limit_on_the_way_up_is_near(
+    tmp_path: Path, group: str, above: str, room: bool
+) -> None:
+    """Directories stand for the kernel's: each has 10 processes, and 3 more are asked for."""
+    below = tmp_path / "a/b"
+    below.mkdir(parents=True)
+    for directory, limit in ((tmp_path / "a", above), (below, group)):
+        (directory / "cgroup.procs").write_text("")
+        if limit:
+            (directory / "pids.max").write_text(f"{limit}\n")
+            (directory / "pids.current").write_text("10\n")
+    assert CgroupV1({"pids": str(below), "cpu": "/nonexistent"}).has_room(3) is room
+    assert CgroupV2(str(below), str(tmp_path)).has_room(3) is room
+    assert CgroupV1({"cpu": str(below)}).has_room(1000)

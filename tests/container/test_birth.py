@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 import trio
 
 from shim.container import birth
@@ -16,8 +17,6 @@ from shim.stdio.stdio import StdioSpec, open_stdio
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 # Makes a process once the kernel was told that one comes.
 RUNTIME = """#!/bin/sh
@@ -50,3 +49,42 @@ async def test_the_kernel_is_told_of_the_move_while_the_runtime_begins(
         await child.wait()
         assert ready.exists()
         await process.dispose()
+
+
+@pytest.mark.parametrize(("room", "prepared"), [(True, 1), (False, 0), (None, 0)])
+async def test_the_move_of_an_exec_is_prepared_only_where_its_cgroup_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool | None, prepared: int
+) -> None:
+    """At the limit of processes a runtime that is moved early cannot start its threads."""
+    told: list[str] = []
+
+    async def bear(
+        runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str], begun: Any
+    ) -> Any:
+        begun()
+
+    class Group:
+        def has_room(self, count: int) -> bool:
+            assert count > 10  # a runtime has as many threads
+            return bool(room)
+
+    monkeypatch.setattr(birth, "prepare_move", lambda: told.append("move"))
+    monkeypatch.setattr(birth, "bear", bear)
+    process, anything = Process("e", StdioSpec()), cast("Any", None)
+    async with trio.open_nursery() as nursery:
+
+        class Tasks:
+            @staticmethod
+            def go(work: Any) -> None:
+                nursery.start_soon(work)
+
+        await birth.bear_exec(
+            anything,
+            Bundle(tmp_path),
+            process,
+            [],
+            init=Process("", StdioSpec()),
+            host=cast("Any", Tasks),
+            cgroup=None if room is None else cast("Any", Group()),
+        )
+    assert len(told) == prepared
