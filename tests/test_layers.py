@@ -139,6 +139,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         "waitid(",
         "wait4(",
         "libc.spawn",
+        "libc.clone_ended",
         "subprocess",
         "run_process",
         "os.fork",

@@ -55,7 +55,9 @@ def containerd(
 
 
 @contextmanager
-def open_containerd(scratch: Path, manager: Manager) -> Iterator[Containerd]:
+def open_containerd(
+    scratch: Path, manager: Manager, make: type[Containerd] = Containerd
+) -> Iterator[Containerd]:
     """Run a containerd, with the image, for the block."""
     tools = [manager.tool("containerd"), manager.tool("ctr"), "runc"]
     missing = [tool for tool in tools if shutil.which(tool) is None]
@@ -63,7 +65,7 @@ def open_containerd(scratch: Path, manager: Manager) -> Iterator[Containerd]:
         pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
-    daemon = Containerd(root, f"e2e{secrets.token_hex(4)}", manager)
+    daemon = make(root, f"e2e{secrets.token_hex(4)}", manager)
     try:
         daemon.start()
         write_image(scratch / "busybox.tar", scratch)
