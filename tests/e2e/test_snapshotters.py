@@ -96,7 +96,7 @@ def test_the_device_is_attached_as_long_as_the_task_is_there(ctr: Ctr) -> None:
 
 
 def test_a_shim_that_died_leaves_no_device(ctr: Ctr) -> None:
-    container = ctr.start("sleep", "1000", flags=("--null-io", *SNAPSHOTTER))
+    ctr.start("sleep", "1000", flags=("--null-io", *SNAPSHOTTER))
     (shim,) = shim_pids(ctr)
     os.kill(shim, signal.SIGKILL)
     wait_until("containerd has cleaned up", lambda: not devices(ctr))
