@@ -16,10 +16,10 @@ from typing import Any
 __all__ = [
     "Image",
     "ImageConfig",
+    "Overrides",
     "Step",
     "Store",
     "Volume",
-    "Wishes",
     "is_reference",
     "mounts_for",
     "prepare",
@@ -28,7 +28,7 @@ __all__ = [
 
 # Where each name lives; nothing is imported before it is used.
 _HOMES = {
-    "shimctl.images.config": ("ImageConfig", "Volume", "Wishes"),
+    "shimctl.images.config": ("ImageConfig", "Volume", "Overrides"),
     "shimctl.images.image": ("Image", "prepare"),
     "shimctl.images.overlay": ("mounts_for",),
     "shimctl.images.reference": ("is_reference",),

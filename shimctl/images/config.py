@@ -1,9 +1,8 @@
-"""What an image asks for, and the runtime configuration that gives it that.
+"""An image's configuration, and the config.json made from it.
 
-Values in, JSON out; no I/O happens here.  The result is what ``docker run``
-would give as far as a shim alone can: the same capabilities, masked paths,
-mounts and namespaces.  Not here: seccomp and AppArmor profiles, rlimits, and a
-network of one's own beyond the loopback.
+Values in, JSON out; no I/O happens here.  The result has Docker's default
+capabilities, masked paths, mounts and namespaces.  It has no seccomp and
+AppArmor profile, no rlimits, and no network beyond a private loopback.
 
 Source: the OCI image specification, config.md and conversion.md; Docker's
 oci/defaults.go and oci/caps for the defaults.
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from shimctl.images.accounts import User
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# Where a container's own files are, seen from its bundle.
+# The directory of a container's own files, relative to its bundle.
 OWN = "image"
 _PERIOD = 100_000  # us, the kernel's default
 
@@ -55,7 +54,7 @@ _MOUNTS: tuple[tuple[str, str, list[str]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ImageConfig:
-    """What an image says about the containers made from it."""
+    """The settings of an image for containers created from it."""
 
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -78,12 +77,12 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a user asks for besides; what is empty is as the image has it.
+class Overrides:
+    """A user's settings, which replace the image's; empty values keep the image's.
 
-    ``entrypoint`` None is the image's; an empty one is none.  ``memory`` is in
-    bytes, ``cpus`` in cpus; 0 is no limit.  With ``network`` the container sees
-    the host's, else only a loopback of its own.
+    ``entrypoint`` None keeps the image's; an empty one removes it.  ``memory`` is in
+    bytes, ``cpus`` in cpus; 0 is no limit.  With ``network`` the container has the
+    host's network, else only a private loopback.
     """
 
     args: Sequence[str] = ()
@@ -102,15 +101,15 @@ class Wishes:
 
 
 def read_image_config(found: Mapping[str, Any], what: str) -> ImageConfig:
-    """Read an image's configuration, which ``what`` names.
+    """Read an image's configuration; ``what`` names it in errors.
 
-    :raises InvalidError: something in it is of the wrong type.
+    :raises InvalidError: a value is of the wrong type.
     """
     inner = found.get("config")
     if inner is None:
-        return ImageConfig()  # an image of files alone
+        return ImageConfig()  # an image without settings
     if not isinstance(inner, dict):
-        raise InvalidError(f"{what}: config is no object")
+        raise InvalidError(f"{what}: config is not an object")
     return ImageConfig(
         entrypoint=_texts(inner, "Entrypoint", what),
         command=_texts(inner, "Cmd", what),
@@ -124,107 +123,107 @@ def read_image_config(found: Mapping[str, Any], what: str) -> ImageConfig:
     )
 
 
-def command_of(config: ImageConfig, wishes: Wishes, what: str) -> list[str]:
-    """Return what to run: as in Docker, another entrypoint forgets the image's command.
+def command_of(config: ImageConfig, overrides: Overrides, what: str) -> list[str]:
+    """Return the command; as in Docker, another entrypoint drops the image's command.
 
-    :raises InvalidError: neither the image nor the user named any.
+    :raises InvalidError: neither the image nor the user names a command.
     """
-    if wishes.entrypoint is None:
-        entrypoint, command = config.entrypoint, wishes.args or config.command
+    if overrides.entrypoint is None:
+        entrypoint, command = config.entrypoint, overrides.args or config.command
     else:
-        entrypoint, command = tuple(wishes.entrypoint), wishes.args
+        entrypoint, command = tuple(overrides.entrypoint), overrides.args
     if args := [*entrypoint, *command]:
         return args
-    raise InvalidError(f"{what} says no command to run; give one after the image")
+    raise InvalidError(f"{what} has no command; give one after the image")
 
 
-def environment_of(config: ImageConfig, wishes: Wishes) -> list[str]:
-    """Return the variables: ours, then the image's, then the user's; the last one counts."""
-    ours = [PATH, *(["TERM=xterm"] if wishes.terminal else [])]
-    if wishes.hostname:
-        ours.append(f"HOSTNAME={wishes.hostname}")
+def environment_of(config: ImageConfig, overrides: Overrides) -> list[str]:
+    """Return the defaults, then the image's, then the user's variables; the last one counts."""
+    ours = [PATH, *(["TERM=xterm"] if overrides.terminal else [])]
+    if overrides.hostname:
+        ours.append(f"HOSTNAME={overrides.hostname}")
     merged: dict[str, str] = {}
-    for entry in [*ours, *config.env, *wishes.env]:
+    for entry in [*ours, *config.env, *overrides.env]:
         name, equals, value = entry.partition("=")
         if not name or not equals or "\0" in entry:
-            raise InvalidError(f"{entry!r} is no variable; say NAME=VALUE")
+            raise InvalidError(f"{entry!r} is not a variable; use NAME=VALUE")
         merged[name] = value
     return [f"{name}={value}" for name, value in merged.items()]
 
 
 def runtime_config(
-    config: ImageConfig, user: User, wishes: Wishes, *, what: str, cgroup_v2: bool
+    config: ImageConfig, user: User, overrides: Overrides, *, what: str, cgroup_v2: bool
 ) -> dict[str, Any]:
-    """Make the config.json of a container whose rootfs is mounted in its bundle.
+    """Return the config.json of a container whose rootfs is mounted in its bundle.
 
-    :raises InvalidError: there is nothing to run, or a path makes no sense.
+    :raises InvalidError: there is no command, or a path is malformed.
     """
     capabilities = list(_CAPABILITIES)
     kinds = ["pid", "ipc", "uts", "mount"]
-    kinds += ([] if wishes.network else ["network"]) + (["cgroup"] if cgroup_v2 else [])
+    kinds += ([] if overrides.network else ["network"]) + (["cgroup"] if cgroup_v2 else [])
     linux: dict[str, Any] = {
-        "resources": _resources(wishes),
+        "resources": _resources(overrides),
         "namespaces": [{"type": kind} for kind in kinds],
         "maskedPaths": list(_MASKED),
         "readonlyPaths": list(_READ_ONLY),
     }
-    if wishes.cgroup:
-        linux["cgroupsPath"] = wishes.cgroup
+    if overrides.cgroup:
+        linux["cgroupsPath"] = overrides.cgroup
     return {
         "ociVersion": "1.0.2",
         "process": {
-            "terminal": wishes.terminal,
+            "terminal": overrides.terminal,
             "user": {
                 "uid": user.uid,
                 "gid": user.gid,
-                # Its own group too: who is kept out as a member must not get in as another.
+                # List the primary gid, too, or group-deny modes can be bypassed.
                 "additionalGids": list(dict.fromkeys((user.gid, *user.groups))),
             },
-            "args": command_of(config, wishes, what),
-            "env": environment_of(config, wishes),
-            "cwd": working_dir_of(config, wishes),
-            # Nothing inheritable: exec takes them from whoever is not root.
+            "args": command_of(config, overrides, what),
+            "env": environment_of(config, overrides),
+            "cwd": working_dir_of(config, overrides),
+            # None inheritable: execve(2) drops them for a user that is not root.
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
         },
-        "root": {"path": "rootfs", "readonly": wishes.read_only},
-        "hostname": wishes.hostname,
-        "mounts": _mounts(config, wishes),
+        "root": {"path": "rootfs", "readonly": overrides.read_only},
+        "hostname": overrides.hostname,
+        "mounts": _mounts(config, overrides),
         "annotations": _annotations(config),
         "linux": linux,
     }
 
 
-def working_dir_of(config: ImageConfig, wishes: Wishes) -> str:
-    """Return the working directory; the runtime makes it if the image lacks it."""
-    path = wishes.working_dir or config.working_dir or "/"
+def working_dir_of(config: ImageConfig, overrides: Overrides) -> str:
+    """Return the working directory; the runtime creates it if the image lacks it."""
+    path = overrides.working_dir or config.working_dir or "/"
     if not path.startswith("/"):
         raise InvalidError(f"the working directory {path!r} must begin with /")
     return path
 
 
 def anonymous_volumes(config: ImageConfig) -> list[str]:
-    """Return the places of the image's volumes, in the order of their directories."""
+    """Return the paths of the image's volumes, in the order of their directories."""
     for path in config.volumes:
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if not parts or ".." in parts or not path.startswith("/"):
-            raise InvalidError(f"the image's volume {path!r} is no place inside a container")
+            raise InvalidError(f"the image's volume {path!r} is not a path inside a container")
     return list(config.volumes)
 
 
-def _mounts(config: ImageConfig, wishes: Wishes) -> list[dict[str, Any]]:
+def _mounts(config: ImageConfig, overrides: Overrides) -> list[dict[str, Any]]:
     mounts = [
         {"destination": where, "type": kind, "source": kind, "options": list(options)}
         for where, kind, options in _MOUNTS
     ]
-    taken = {_clean(volume.destination) for volume in wishes.volumes}
+    taken = {_clean(volume.destination) for volume in overrides.volumes}
     own = [("/etc/hostname", f"{OWN}/hostname"), ("/etc/hosts", f"{OWN}/hosts")]
-    own += [("/etc/resolv.conf", f"{OWN}/resolv.conf")] if wishes.network else []
+    own += [("/etc/resolv.conf", f"{OWN}/resolv.conf")] if overrides.network else []
     own += [
         (place, f"{OWN}/volumes/{number}")
         for number, place in enumerate(anonymous_volumes(config))
     ]
     mounts += [_bind(source, place) for place, source in own if _clean(place) not in taken]
-    for volume in wishes.volumes:
+    for volume in overrides.volumes:
         if not volume.source.startswith("/") or not volume.destination.startswith("/"):
             raise InvalidError(f"a volume needs two absolute paths: {volume.source!r}")
         mounts.append(_bind(volume.source, volume.destination, read_only=volume.read_only))
@@ -240,35 +239,35 @@ def _clean(path: str) -> str:
     return "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _resources(wishes: Wishes) -> dict[str, Any]:
-    # The runtime adds the devices that every container has to this.
+def _resources(overrides: Overrides) -> dict[str, Any]:
+    # The runtime adds the default devices.
     resources: dict[str, Any] = {"devices": [{"allow": False, "access": "rwm"}]}
-    if wishes.memory:
-        resources["memory"] = {"limit": wishes.memory}
-    if wishes.cpus:
-        resources["cpu"] = {"quota": round(wishes.cpus * _PERIOD), "period": _PERIOD}
-    if wishes.pids:
-        resources["pids"] = {"limit": wishes.pids}
+    if overrides.memory:
+        resources["memory"] = {"limit": overrides.memory}
+    if overrides.cpus:
+        resources["cpu"] = {"quota": round(overrides.cpus * _PERIOD), "period": _PERIOD}
+    if overrides.pids:
+        resources["pids"] = {"limit": overrides.pids}
     return resources
 
 
 def _annotations(config: ImageConfig) -> dict[str, str]:
-    said = {"stopSignal": config.stop_signal, "exposedPorts": ",".join(config.ports)}
-    named = {f"org.opencontainers.image.{key}": value for key, value in said.items() if value}
+    values = {"stopSignal": config.stop_signal, "exposedPorts": ",".join(config.ports)}
+    named = {f"org.opencontainers.image.{key}": value for key, value in values.items() if value}
     return named | dict(config.labels)
 
 
 def _text(found: Mapping[str, Any], key: str, what: str) -> str:
     value = found.get(key)
     if value is not None and not isinstance(value, str):
-        raise InvalidError(f"{what}: {key} is no text")
+        raise InvalidError(f"{what}: {key} is not a string")
     return _checked(value or "", key, what)
 
 
 def _texts(found: Mapping[str, Any], key: str, what: str) -> tuple[str, ...]:
     value = found.get(key)
     if value is not None and not _are_texts(value):
-        raise InvalidError(f"{what}: {key} is no list of texts")
+        raise InvalidError(f"{what}: {key} is not a list of strings")
     return tuple(_checked(text, key, what) for text in value or ())
 
 
@@ -279,7 +278,7 @@ def _are_texts(value: object) -> bool:
 def _mapping(found: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
     value = found.get(key)
     if value is not None and not isinstance(value, dict):
-        raise InvalidError(f"{what}: {key} is no object")
+        raise InvalidError(f"{what}: {key} is not an object")
     return {_checked(name, key, what): entry for name, entry in (value or {}).items()}
 
 

@@ -1,9 +1,9 @@
-"""From a reference to an image that is unpacked: :func:`prepare` and :class:`Image`.
+"""Prepare an image: :func:`prepare` unpacks it and returns an :class:`Image`.
 
-skopeo copies what was asked for into a private layout and checks every digest,
-the names in each layer are looked at, umoci unpacks them and checks every
-layer's diff id.  What is shared is the result: one read-only directory for all
-containers of all images with the same layers in the same order.
+skopeo copies the image into a private layout and checks every digest, the names in
+each layer are checked, and umoci unpacks the layers and checks every diff id.  All
+containers of all images with the same layers in the same order share the resulting
+read-only directory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shim.scope import background
 from shimctl.images import confined, platforms, tools
 from shimctl.images import reference as references
 from shimctl.images.accounts import find_user
-from shimctl.images.config import ImageConfig, Wishes, read_image_config, runtime_config
+from shimctl.images.config import ImageConfig, Overrides, read_image_config, runtime_config
 from shimctl.images.manifest import read_diff_ids, read_index, read_manifest, read_object
 from shimctl.images.source import Described, describe
 from shimctl.images.step import Step
@@ -36,15 +36,16 @@ if TYPE_CHECKING:
     from shimctl.images.reference import Reference
     from shimctl.images.store import Partial
 
-_POLL = 0.1  # s between two looks at how much was copied
+_POLL = 0.1  # s between two progress reports while copying
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is ready to run.
+    """An unpacked image.
 
-    ``digest`` is its manifest's, or for a docker-archive its configuration's,
-    which Docker calls its id; ``layers`` are directories, uppermost first.
+    ``digest`` is that of its manifest, or for a docker-archive that of its
+    configuration, which Docker uses as the image id; ``layers`` are directories,
+    uppermost first.
     """
 
     reference: str
@@ -61,22 +62,23 @@ class Image:
         *,
         terminal: bool = False,
         user: str = "",
-        wishes: Wishes | None = None,
+        overrides: Overrides | None = None,
     ) -> dict[str, Any]:
-        """Make the config.json for a bundle that :func:`mounts_for` gets.
+        """Return the config.json for a bundle whose rootfs :func:`mounts_for` provides.
 
         ``args`` replace the image's command but not its entrypoint; ``env`` are
-        ``NAME=VALUE``; ``wishes`` say everything else, and the same again.
+        ``NAME=VALUE``; ``overrides``, if given, replaces these arguments and holds
+        all other settings.
 
-        :raises InvalidError: there is nothing to run, or an argument makes no sense.
-        :raises NotFoundError: the image does not know the user.
+        :raises InvalidError: there is no command, or an argument is malformed.
+        :raises NotFoundError: the image has no such user.
         """
-        if wishes is None:
-            wishes = Wishes(args=args, env=env, terminal=terminal)
+        if overrides is None:
+            overrides = Overrides(args=args, env=env, terminal=terminal)
         return runtime_config(
             self.config,
             find_user(self.layers[0], user or self.config.user),
-            wishes,
+            overrides,
             what=self.reference,
             cgroup_v2=Path("/sys/fs/cgroup/cgroup.controllers").exists(),
         )
@@ -89,15 +91,14 @@ async def prepare(
     platform: str = "",
     progress: Callable[[Step], None] | None = None,
 ) -> Image:
-    """Unpack the image ``reference`` if it is not there yet.
+    """Unpack the image ``reference`` unless the store has it already.
 
-    ``store`` is SHIMCTL_IMAGES or /var/lib/trio-shim/images if not given;
-    ``platform`` is this machine's, or ``linux/arm64`` and the like; ``progress``
-    is told now and then what is being done.
+    ``store`` defaults to SHIMCTL_IMAGES or /var/lib/trio-shim/images, ``platform``,
+    such as ``linux/arm64``, to this machine's; ``progress`` is called with each step.
 
     :raises NotFoundError: a file, a tag, the platform, a blob, or a tool is missing.
-    :raises InvalidError: it is no image, or is damaged, or its layers lead outside.
-    :raises ShimError: the disk is full, say.
+    :raises InvalidError: it is not an image, it is damaged, or a layer leads outside.
+    :raises ShimError: another failure, such as a full disk.
     """
     source = references.parse(reference).absolute()
     wanted = platforms.parse(platform) if platform else platforms.of_machine(host.machine())
@@ -142,7 +143,7 @@ async def _unpack(
         await _check(layout, layers, report)
         await _unpack_layers(layout, rootfs, layers, source, ours, report)
         report(Step("writing to disk"))
-        # The name must not outlive a power cut that its files do not.
+        # Sync before the rename, so that after a power cut the name has its files.
         await tools.run(["sync", "-f", str(rootfs)], "cannot write to disk", lock=ours.lock)
         rootfs.rename(images.rootfs(image.chain))
 
@@ -156,7 +157,7 @@ async def _copy(
 ) -> None:
     async def watch() -> None:
         while True:
-            # Archives are unpacked into the scratch directory first.
+            # skopeo unpacks archives into the scratch directory first.
             report(Step("reading", sum(_file_sizes(ours.path / "layout")), image.size))
             await trio.sleep(_POLL)
 
@@ -165,7 +166,7 @@ async def _copy(
 
 
 def _copied_layers(layout: Path, image: Described, source: Reference) -> tuple[Descriptor, ...]:
-    """Return the layers of the private layout, once it is known to be the image described."""
+    """Check that the private layout is the described image, and return its layers."""
 
     def read(descriptor: Descriptor) -> bytes:
         return _blob(layout, descriptor).read_bytes()
@@ -176,7 +177,9 @@ def _copied_layers(layout: Path, image: Described, source: Reference) -> tuple[D
     if read_diff_ids(config, "our copy") != image.diff_ids:
         raise InvalidError(f"{source} changed while it was read; try again")
     if len(manifest.layers) != len(image.diff_ids):
-        raise InvalidError(f"{source} has not as many layers as its config says")
+        raise InvalidError(
+            f"{source}: the manifest and the config disagree on the number of layers"
+        )
     return manifest.layers
 
 
@@ -204,7 +207,7 @@ async def _unpack_layers(
 
     def line(text: str) -> None:
         nonlocal begun
-        # umoci names each layer when it begins with it.
+        # umoci prints the digest of each layer when it begins.
         if (digest := text.rpartition("unpack layer: ")[2].strip()) in sizes:
             report(Step("unpacking", begun, total))
             begun += sizes[digest]
@@ -227,7 +230,7 @@ def _file_sizes(directory: Path) -> Iterator[int]:
 
 
 def _size(rootfs: Path) -> int:
-    """Count the disk's bytes, hard links once."""
+    """Return the bytes on disk; hard links count once."""
     seen: dict[tuple[int, int], int] = {}
     for folder, folders, names in os.walk(rootfs):
         for name in (*folders, *names):

@@ -1,8 +1,7 @@
-"""A layout or an archive, read up to the configuration of one image.
+"""Read the index, manifest and configuration of one image in a layout or an archive.
 
-Only the small JSON blobs are read here, and none is believed before its digest
-is right; the layers are skopeo's business.  What is missing is told by name,
-with what there is instead.
+Only the small JSON blobs are read here, each after its digest was checked; skopeo
+reads the layers.  An error about a missing name lists the names that exist.
 
 Source: the OCI image specification, image-layout.md; Docker's image tar format.
 """
@@ -51,9 +50,9 @@ _SHOWN = 12  # names in an error
 class Described:
     """An image as its source describes it.
 
-    ``digest`` is the manifest's, or for a docker-archive the configuration's,
-    which is what Docker calls the image's id.  ``size`` is the bytes of the
-    layers as they lie there, 0 where that is not known.
+    ``digest`` is that of the manifest, or for a docker-archive that of the
+    configuration, which Docker uses as the image id.  ``size`` is the bytes of the
+    layers in the source, 0 if unknown.
     """
 
     digest: str
@@ -78,7 +77,7 @@ class _Directory:
         self._path = path
 
     def read(self, name: str) -> bytes:
-        # A fifo in its place would hold us for ever.
+        # O_NONBLOCK: the open of a fifo would block.
         fd = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -112,10 +111,10 @@ class _Archive:
 
 
 def describe(reference: Reference, platform: Platform) -> Described:
-    """Read what ``reference`` says about its image for ``platform``.
+    """Read the description of the image ``reference`` for ``platform``.
 
     :raises NotFoundError: there is no such file, image, platform or blob.
-    :raises InvalidError: it is no image, or a digest is wrong.
+    :raises InvalidError: it is not an image, or a digest is wrong.
     """
     with _open_files(reference) as files:
         if reference.kind == DOCKER_ARCHIVE:
@@ -133,7 +132,7 @@ def _open_files(reference: Reference) -> Iterator[_Files]:
             yield _Directory(path)
             return
         if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidError(f"{path} is no file, so no {reference.kind}")
+            raise InvalidError(f"{path} is not a file, so not a {reference.kind}")
         with open_archive(path) as archive:
             yield _Archive(archive)
     except FileNotFoundError:
@@ -141,14 +140,16 @@ def _open_files(reference: Reference) -> Iterator[_Files]:
     except (*DAMAGED, OSError, zlib.error, lzma.LZMAError) as exc:
         if isinstance(exc, OSError) and exc.strerror:
             raise ShimError(f"cannot read {path}: {exc.strerror}") from None
-        raise InvalidError(f"{path} is truncated, or no archive") from None
+        raise InvalidError(f"{path} is truncated, or not an archive") from None
 
 
 def _describe_layout(files: _Files, reference: Reference, platform: Platform) -> Described:
     try:
         index = files.read("index.json")
     except FileNotFoundError:
-        raise InvalidError(f"{reference.path} is no OCI layout: it has no index.json") from None
+        raise InvalidError(
+            f"{reference.path} is not an OCI layout: it has no index.json"
+        ) from None
     entries = read_index(index, f"index.json of {reference.path}")
     chosen = _by_name(entries, reference)
     data = _read_blob(files, chosen, reference)
@@ -193,7 +194,7 @@ def _describe_archived(files: _Files, reference: Reference, platform: Platform) 
         images = read_archived(files.read("manifest.json"), what)
     except FileNotFoundError:
         raise InvalidError(
-            f"{reference.path} is no docker-archive: it has no manifest.json"
+            f"{reference.path} is not a docker-archive: it has no manifest.json"
         ) from None
     image = _by_full_name(images, reference)
     what = f"config {image.config} of {reference.path}"
@@ -203,9 +204,9 @@ def _describe_archived(files: _Files, reference: Reference, platform: Platform) 
     except FileNotFoundError as exc:
         raise NotFoundError(f"{reference.path} lacks {exc}") from None
     digest = digest_of(raw)
-    said = Path(image.config).stem
-    if len(said) == 64 and digest != f"sha256:{said}":
-        raise _wrong_digest(f"sha256:{said}", digest, reference)
+    named = Path(image.config).stem
+    if len(named) == 64 and digest != f"sha256:{named}":
+        raise _wrong_digest(f"sha256:{named}", digest, reference)
     config = read_object(raw, what)
     own = platform_of(config)
     if not platform.runs(own):
@@ -213,7 +214,7 @@ def _describe_archived(files: _Files, reference: Reference, platform: Platform) 
     diff_ids = read_diff_ids(config, what)
     if len(diff_ids) != len(image.layers):
         raise InvalidError(
-            f"{what} is about {len(diff_ids)} layers, and there are {len(image.layers)}"
+            f"{what} lists {len(diff_ids)} layers, but there are {len(image.layers)}"
         )
     return Described(digest, config, diff_ids, own, size)
 
@@ -264,13 +265,13 @@ def _no_name(reference: Reference, what: str, names: list[str]) -> NotFoundError
     there = _listed(names) or f"none that has a {'tag' if what == 'tag' else 'name'}"
     if reference.name:
         return NotFoundError(f"{reference.path} has no {what} {reference.name}; there is {there}")
-    return NotFoundError(f"say which {what} of {reference.path}; there is {there}")
+    return NotFoundError(f"{reference.path} has several; name the {what}; there is {there}")
 
 
 def _no_platform(
     reference: Reference, wanted: Platform, offered: Iterable[Platform]
 ) -> NotFoundError:
-    # Builders list what is no image under unknown/unknown.
+    # Builders list attestations, which are not images, under unknown/unknown.
     there = _listed(list(dict.fromkeys(str(p) for p in offered if p.os != "unknown")))
     return NotFoundError(f"{reference} is not for {wanted}; there is {there or 'nothing else'}")
 

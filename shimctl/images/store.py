@@ -1,13 +1,13 @@
-"""Where images lie unpacked, each set of layers once, and who uses them.
+"""The store of unpacked images, each set of layers once, and the containers that use them.
 
-    images/HEX.json      what is known of an image, by digest
+    images/HEX.json      the record of an image, by digest
     rootfs/HEX           its layers unpacked one upon the other, by their chain id
-    containers/NAME      what one container writes, until its working directory is gone
-    partial/NAME         what is being unpacked; locked by all who write in it
-    locks/NAME           held while an image is prepared or removed
+    containers/NAME      the files that one container writes
+    partial/NAME         an image that is being unpacked; its writers hold a lock
+    locks/NAME           a lock, held while an image is prepared or removed
 
-Nothing gets its final name before it is complete and on the disk.  A name in
-``partial`` whose lock nobody holds was left by a crash, and goes.
+A directory gets its final name when it is complete and on the disk.  A directory in
+``partial`` without a held lock was left by a crash and is removed.
 
 Source: flock(2), whose locks end with the last process that has them open.
 """
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
 _DEFAULT = "/var/lib/trio-shim/images"
-_PATIENCE = 3600  # s for somebody else who prepares the same image
+_LOCK_TIMEOUT = 3600  # s for another process that prepares the same image
 _POLL = 0.05  # s; a lock has no event
-_ABANDONED = 3600  # s after which a directory that nobody signed is nobody's
-LINK = "image"  # in a container's working directory: where its files are
+_STALE = 3600  # s after which a directory without use.json is removed
+LINK = "image"  # in a container's working directory: the link to its files
 _USE = "use.json"
 
 
@@ -55,7 +55,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A container that has an image's layers for its rootfs."""
+    """A container whose rootfs is made of an image's layers."""
 
     digest: str
     chain: str
@@ -64,7 +64,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A directory that is ours until the block ends, and the open lock that says so."""
+    """A scratch directory and the fd of its lock; both exist until the block ends."""
 
     path: Path
     lock: int
@@ -76,8 +76,10 @@ class Store:
     def __init__(self, path: Path | None = None) -> None:
         self.path = (path or default_path()).absolute()
         if set(str(self.path)) & set(":,\\\n"):
-            # They end a name in the options of overlay.
-            raise InvalidError(f"images cannot lie in {self.path}: no colon, comma or backslash")
+            # These characters end a path in the options of overlay.
+            raise InvalidError(
+                f"cannot use {self.path} for images: the path contains a colon, comma or backslash"
+            )
 
     def make(self) -> None:
         """Make the directories that are missing.  Only root looks into other people's files."""
@@ -92,13 +94,13 @@ class Store:
     async def locked(self, name: str) -> AsyncIterator[None]:
         """Hold the lock ``name``, a digest or a word, for the block.
 
-        :raises TimedOutError: somebody else held it for an hour.
+        :raises TimedOutError: another process held it for an hour.
         """
         path = self.path / "locks" / _hex(name)
-        deadline = trio.current_time() + _PATIENCE
+        deadline = trio.current_time() + _LOCK_TIMEOUT
         while (fd := _lock(path)) is None:
             if trio.current_time() > deadline:
-                raise TimedOutError(f"somebody else has been holding {path} for an hour")
+                raise TimedOutError(f"cannot lock {path}: another process has held it for an hour")
             await trio.sleep(_POLL)
         try:
             yield
@@ -108,7 +110,7 @@ class Store:
 
     @contextmanager
     def partial(self) -> Iterator[Partial]:
-        """Own a new directory for the block, and whatever is in it at its end."""
+        """Create a scratch directory for the block; remove it and its content at the end."""
         while True:
             path = self.path / "partial" / secrets.token_hex(8)
             lock = path.with_suffix(".lock")
@@ -120,12 +122,12 @@ class Store:
             yield Partial(path, fd)
         finally:
             _remove(path)
-            if not path.exists():  # else one that we gave up still writes
+            if not path.exists():  # else a cancelled tool still writes
                 lock.unlink(missing_ok=True)
             os.close(fd)
 
     def sweep(self) -> None:
-        """Remove what crashes left: layers half unpacked, files of containers that are gone."""
+        """Remove the leftovers of crashes: partial images, files of deleted containers."""
         for lock in (self.path / "partial").glob("*.lock"):
             fd = _lock(lock)
             if fd is None:
@@ -136,11 +138,11 @@ class Store:
             os.close(fd)
         for place in (self.path / "containers").glob("*"):
             use = _read_use(place)
-            if (use is None and _age(place) > _ABANDONED) or (use and not _is_alive(use, place)):
+            if (use is None and _age(place) > _STALE) or (use and not _is_alive(use, place)):
                 _remove(place)
 
     def records(self) -> list[Record]:
-        """Return what is there, the oldest first."""
+        """Return the images, oldest first."""
         found = []
         for path in (self.path / "images").glob("*.json"):
             with suppress(OSError, ValueError, TypeError):
@@ -149,7 +151,7 @@ class Store:
         return sorted(found, key=lambda record: (record.created, record.digest))
 
     async def remember(self, record: Record, reference: str) -> None:
-        """Write ``record`` down, under ``reference`` from now on, and nothing else is."""
+        """Write ``record`` and give it ``reference``, which other records lose."""
         async with self.locked("records"):
             kept = list(record.references)
             for old in self.records():
@@ -163,18 +165,18 @@ class Store:
             self._write(_with_references(record, tuple(kept)))
 
     def uses(self) -> list[Use]:
-        """Return which containers there are."""
+        """Return the containers that use an image."""
         places = sorted((self.path / "containers").glob("*"))
         uses = [(_read_use(place), place) for place in places]
         return [use for use, place in uses if use is not None and _is_alive(use, place)]
 
     def add_use(self, use: Use) -> Path:
-        """Make the directory of a container's own files; its working directory links to it.
+        """Create the directory of a container's own files and link it from its working directory.
 
-        :raises ExistsError: the container has one.
+        :raises ExistsError: the container has such a directory.
         """
         place = self.path / "containers" / secrets.token_hex(8)
-        # The link is what keeps it, so it comes first.
+        # Create the link first: without it the directory counts as stale.
         try:
             (Path(use.work) / LINK).symlink_to(place)
         except FileExistsError:
@@ -186,7 +188,7 @@ class Store:
         return place
 
     async def remove(self, record: Record) -> None:
-        """Forget an image; its layers go if no other image has the same.
+        """Remove an image, and its layers unless another image has the same.
 
         :raises WrongStateError: a container uses it.
         """
@@ -201,7 +203,7 @@ class Store:
                 await self._remove_layers(record.chain)
 
     async def remove_strays(self) -> None:
-        """Remove layers that no image has: a crash came before their image was written down."""
+        """Remove layers without an image: a crash came before the record was written."""
         for rootfs in (self.path / "rootfs").glob("*"):
             async with self.locked(rootfs.name):
                 if all(_hex(record.chain) != rootfs.name for record in self.records()):
@@ -214,7 +216,7 @@ class Store:
                 rootfs.rename(away)
             except FileNotFoundError:
                 return
-            # A container that came meanwhile may have seen it there.
+            # A container may have begun to use the layers meanwhile.
             if any(_hex(use.chain) == _hex(chain) for use in self.uses()):
                 away.rename(rootfs)
                 return
@@ -231,22 +233,24 @@ class Store:
 
 
 def default_path() -> Path:
-    """Return where images lie: SHIMCTL_IMAGES, or /var/lib/trio-shim/images."""
+    """Return the path of the store: SHIMCTL_IMAGES, or /var/lib/trio-shim/images."""
     return Path(os.environ.get("SHIMCTL_IMAGES") or _DEFAULT)
 
 
 def release(work: Path) -> None:
-    """Remove what the container with this working directory wrote; nothing if it is no image's.
+    """Remove the files that the container of this working directory wrote.
 
-    :raises WrongStateError: something is mounted in the working directory, which may
-        be the container's rootfs, or in the container's files.
+    A container without an image is left alone.
+
+    :raises WrongStateError: a file system is mounted in the working directory, such as
+        the rootfs, or in the container's files.
     """
     work = work.absolute()
     check_unmounted(work)
     link = work / LINK
     with suppress(OSError):
         place = link.readlink()
-        # Only what add_use made: a link may be anybody's.
+        # Remove only a directory that add_use created: the link may lead elsewhere.
         use = _read_use(place)
         if use is not None and Path(use.work) == work:
             remove_tree(place)
@@ -254,7 +258,7 @@ def release(work: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    with suppress(WrongStateError):  # a mount keeps what it is on
+    with suppress(WrongStateError):  # a file system is mounted in it
         remove_tree(path)
 
 
@@ -288,7 +292,7 @@ def _hex(digest: str) -> str:
 
 
 def _lock(path: Path) -> int | None:
-    """Make and lock a file; None if somebody has it, or was about to remove it."""
+    """Create and lock a file; return None if another process holds or has removed it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

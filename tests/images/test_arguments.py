@@ -10,13 +10,13 @@ from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.arguments import parser
 from shimctl.cli.commands.from_image import stop_signal, volume_of, wishes_of
 from shimctl.cli.commands.running import wanted_of
-from shimctl.images import Volume, Wishes
+from shimctl.images import Overrides, Volume
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def wishes(*argv: str) -> Wishes:
+def overrides(*argv: str) -> Overrides:
     args = parser().parse_args(["run", "--id", "c", *argv])
     return wishes_of(args, wanted_of(args))
 
@@ -40,7 +40,7 @@ def test_a_wrong_option_after_a_bundle_is_told(capsys: pytest.CaptureFixture[str
 
 
 def test_what_is_not_said_is_as_the_image_has_it() -> None:
-    assert wishes("oci:a") == Wishes(
+    assert overrides("oci:a") == Overrides(
         args=[], env=[], volumes=[], hostname="c", cgroup="/shimctl.default.c"
     )
 
@@ -51,7 +51,7 @@ def test_every_option_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["-e", "A=1", "--env", "OURS", "-e", "NOBODYS", "-w", "/w", "--entrypoint", "sh"]
     argv += ["--hostname", "h", "-v", "/tmp:/t:ro", "--memory", "1MiB", "--cpus", "0.5"]
     argv += ["--pids-limit", "9", "--read-only", "--network", "host", "-t", "oci:a", "-c", "x"]
-    assert wishes(*argv) == Wishes(
+    assert overrides(*argv) == Overrides(
         args=["-c", "x"],
         entrypoint=["sh"],
         env=["A=1", "OURS=1"],
@@ -66,7 +66,7 @@ def test_every_option_is_a_wish(monkeypatch: pytest.MonkeyPatch) -> None:
         terminal=True,
         cgroup="/shimctl.default.c",
     )
-    assert wishes("--entrypoint", "", "oci:a").entrypoint == []
+    assert overrides("--entrypoint", "", "oci:a").entrypoint == []
 
 
 def test_a_volume_is_found_from_where_we_are(

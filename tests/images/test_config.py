@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError
-from shimctl.images import ImageConfig, Volume, Wishes
+from shimctl.images import ImageConfig, Overrides, Volume
 from shimctl.images.accounts import User
 from shimctl.images.config import (
     PATH,
@@ -31,8 +31,10 @@ IMAGE = ImageConfig(
 )
 
 
-def config(wishes: Wishes, image: ImageConfig = IMAGE, *, v2: bool = False) -> dict[str, Any]:
-    return runtime_config(image, User(33, 34, (44,)), wishes, what=WHAT, cgroup_v2=v2)
+def config(
+    overrides: Overrides, image: ImageConfig = IMAGE, *, v2: bool = False
+) -> dict[str, Any]:
+    return runtime_config(image, User(33, 34, (44,)), overrides, what=WHAT, cgroup_v2=v2)
 
 
 def mount(found: dict[str, Any], place: str) -> dict[str, Any]:
@@ -42,49 +44,51 @@ def mount(found: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("wishes", "args"),
+    ("overrides", "args"),
     [
-        (Wishes(), ["/init", "-v"]),
-        (Wishes(args=["a", "b"]), ["/init", "a", "b"]),
-        (Wishes(entrypoint=["sh"]), ["sh"]),
-        (Wishes(entrypoint=["sh"], args=["-c"]), ["sh", "-c"]),
-        (Wishes(entrypoint=[], args=["id"]), ["id"]),
+        (Overrides(), ["/init", "-v"]),
+        (Overrides(args=["a", "b"]), ["/init", "a", "b"]),
+        (Overrides(entrypoint=["sh"]), ["sh"]),
+        (Overrides(entrypoint=["sh"], args=["-c"]), ["sh", "-c"]),
+        (Overrides(entrypoint=[], args=["id"]), ["id"]),
     ],
 )
 def test_arguments_replace_the_command_and_an_entrypoint_both(
-    wishes: Wishes, args: list[str]
+    overrides: Overrides, args: list[str]
 ) -> None:
-    assert command_of(IMAGE, wishes, WHAT) == args
+    assert command_of(IMAGE, overrides, WHAT) == args
 
 
-@pytest.mark.parametrize("wishes", [Wishes(), Wishes(entrypoint=[])])
-def test_nothing_to_run_is_an_error_that_says_what_to_do(wishes: Wishes) -> None:
-    with pytest.raises(InvalidError, match="oci:a:b says no command to run; give one after"):
+@pytest.mark.parametrize("overrides", [Overrides(), Overrides(entrypoint=[])])
+def test_nothing_to_run_is_an_error_that_says_what_to_do(overrides: Overrides) -> None:
+    with pytest.raises(InvalidError, match="oci:a:b has no command; give one after"):
         command_of(
-            ImageConfig(command=("sh",) if wishes.entrypoint is not None else ()), wishes, WHAT
+            ImageConfig(command=("sh",) if overrides.entrypoint is not None else ()),
+            overrides,
+            WHAT,
         )
 
 
 def test_the_last_word_on_a_variable_counts() -> None:
-    wishes = Wishes(env=["A=2", "B="], hostname="box", terminal=True)
-    assert environment_of(IMAGE, wishes) == [
+    overrides = Overrides(env=["A=2", "B="], hostname="box", terminal=True)
+    assert environment_of(IMAGE, overrides) == [
         "PATH=/bin",
         "TERM=xterm",
         "HOSTNAME=box",
         "A=2",
         "B=",
     ]
-    assert environment_of(ImageConfig(), Wishes()) == [PATH]
+    assert environment_of(ImageConfig(), Overrides()) == [PATH]
 
 
 @pytest.mark.parametrize("entry", ["A", "=1", "", "A=\0"])
 def test_what_is_no_variable_is_refused(entry: str) -> None:
     with pytest.raises(InvalidError, match="say NAME=VALUE"):
-        environment_of(IMAGE, Wishes(env=[entry]))
+        environment_of(IMAGE, Overrides(env=[entry]))
 
 
 def test_what_the_image_says_is_what_the_container_gets() -> None:
-    found = config(Wishes())
+    found = config(Overrides())
     process = found["process"]
     assert process["user"] == {"uid": 33, "gid": 34, "additionalGids": [34, 44]}
     assert process["cwd"] == "/srv"
@@ -99,7 +103,7 @@ def test_what_the_image_says_is_what_the_container_gets() -> None:
 
 
 def test_it_is_as_confined_as_one_of_docker() -> None:
-    found = config(Wishes())
+    found = config(Overrides())
     held = found["process"]["capabilities"]
     assert set(held) == {"bounding", "effective", "permitted"}
     assert len(held["bounding"]) == 14
@@ -118,16 +122,16 @@ def kinds(found: dict[str, Any]) -> set[str]:
 
 
 def test_the_network_is_its_own_unless_it_is_the_hosts() -> None:
-    alone, shared = config(Wishes()), config(Wishes(network=True))
+    alone, shared = config(Overrides()), config(Overrides(network=True))
     assert kinds(alone) == {"pid", "ipc", "uts", "mount", "network"}
     assert kinds(shared) == {"pid", "ipc", "uts", "mount"}
     assert mount(shared, "/etc/resolv.conf")["source"] == "image/resolv.conf"
-    assert "cgroup" in kinds(config(Wishes(), v2=True))
+    assert "cgroup" in kinds(config(Overrides(), v2=True))
 
 
 def test_what_the_user_says_comes_before_the_image() -> None:
     found = config(
-        Wishes(
+        Overrides(
             working_dir="/tmp",
             volumes=[Volume("/host", "/data/", read_only=True)],
             memory=1 << 20,
@@ -158,14 +162,14 @@ def test_what_the_user_says_comes_before_the_image() -> None:
     ("image", "match"),
     [
         (ImageConfig(command=("a",), working_dir="srv"), "the working directory 'srv' must begin"),
-        (ImageConfig(command=("a",), volumes=("/",)), "volume '/' is no place inside"),
+        (ImageConfig(command=("a",), volumes=("/",)), "volume '/' is not a path inside"),
         (ImageConfig(command=("a",), volumes=("data",)), "volume 'data' is no place"),
         (ImageConfig(command=("a",), volumes=("/a/../../etc",)), "is no place"),
     ],
 )
 def test_paths_that_make_no_sense_are_refused(image: ImageConfig, match: str) -> None:
     with pytest.raises(InvalidError, match=match):
-        config(Wishes(), image)
+        config(Overrides(), image)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,6 @@ fields = st.sampled_from(["Entrypoint", "Cmd", "Env", "User", "WorkingDir", "Vol
 def test_any_json_makes_a_configuration_or_an_error(inner: dict[str, Any]) -> None:
     try:
         image = read_image_config({"config": inner}, WHAT)
-        json.dumps(config(Wishes(args=["a"]), image))
+        json.dumps(config(Overrides(args=["a"]), image))
     except InvalidError:
         pass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.progress import open_progress
-from shimctl.images import Volume, Wishes, is_reference, mounts_for, prepare
+from shimctl.images import Overrides, Volume, is_reference, mounts_for, prepare
 from shimctl.images.reference import hint_for
 from shimctl.standalone import workdir
 
@@ -41,20 +41,20 @@ async def with_image(args: Namespace, wanted: Run) -> Run:
             what = f"--{said[0].replace('_', '-')}" if said else "a command, or --network,"
             raise InvalidError(f"{what} is for an image; a bundle has it in its config.json")
         return wanted
-    wishes = wishes_of(args, wanted)
+    overrides = wishes_of(args, wanted)
     with open_progress() as progress:
         image = await prepare(args.bundle, platform=args.platform, progress=progress)
     return replace(
         wanted,
-        config=image.oci_config(user=args.user, wishes=wishes),
-        rootfs=partial(mounts_for, image, hostname=wishes.hostname),
+        config=image.oci_config(user=args.user, overrides=overrides),
+        rootfs=partial(mounts_for, image, hostname=overrides.hostname),
     )
 
 
-def wishes_of(args: Namespace, wanted: Run) -> Wishes:
+def wishes_of(args: Namespace, wanted: Run) -> Overrides:
     """Return what :func:`add_image_options` was told."""
     entrypoint = args.entrypoint
-    return Wishes(
+    return Overrides(
         args=args.args[1:] if args.args[:1] == ["--"] else args.args,
         entrypoint=entrypoint if entrypoint is None else [entrypoint] if entrypoint else [],
         env=[variable for entry in args.env for variable in _variable(entry)],
