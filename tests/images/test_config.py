@@ -83,7 +83,7 @@ def test_the_last_word_on_a_variable_counts() -> None:
 
 @pytest.mark.parametrize("entry", ["A", "=1", "", "A=\0"])
 def test_what_is_no_variable_is_refused(entry: str) -> None:
-    with pytest.raises(InvalidError, match="say NAME=VALUE"):
+    with pytest.raises(InvalidError, match="use NAME=VALUE"):
         environment_of(IMAGE, Overrides(env=[entry]))
 
 
@@ -163,8 +163,8 @@ def test_what_the_user_says_comes_before_the_image() -> None:
     [
         (ImageConfig(command=("a",), working_dir="srv"), "the working directory 'srv' must begin"),
         (ImageConfig(command=("a",), volumes=("/",)), "volume '/' is not a path inside"),
-        (ImageConfig(command=("a",), volumes=("data",)), "volume 'data' is no place"),
-        (ImageConfig(command=("a",), volumes=("/a/../../etc",)), "is no place"),
+        (ImageConfig(command=("a",), volumes=("data",)), "volume 'data' is not a path"),
+        (ImageConfig(command=("a",), volumes=("/a/../../etc",)), "is not a path"),
     ],
 )
 def test_paths_that_make_no_sense_are_refused(image: ImageConfig, match: str) -> None:

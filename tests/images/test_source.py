@@ -182,7 +182,7 @@ def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["oci-archive", "docker-archive"])
 def test_nobody_waits_at_a_fifo(tmp_path: Path, layout: Layout, kind: str) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(InvalidError, match=r"fifo is no file"):
+    with pytest.raises(InvalidError, match=r"fifo is not a file"):
         described(f"{kind}:{tmp_path}/fifo")
     (layout.path / "index.json").unlink()
     os.mkfifo(layout.path / "index.json")
