@@ -30,7 +30,7 @@ from shim.container.members import Members
 from shim.container.options import Options
 from shim.errors import ShimError
 from shim.events.rest import tell_rest
-from shim.linux import sockets
+from shim.linux import libc, sockets
 from shim.linux.files import read_whole
 from shim.linux.mounts import is_mounted, unmount_all
 from shim.linux.pipes import read_until
@@ -141,6 +141,7 @@ def _in_time(work: Callable[[], None], id_: str, meanwhile: Callable[[], None]) 
     """
     deadline = time.monotonic() + DELETE
     reader, writer = os.pipe()
+    parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as exc:
@@ -152,6 +153,10 @@ def _in_time(work: Callable[[], None], id_: str, meanwhile: Callable[[], None]) 
         return
     if pid == 0:
         try:
+            # A request whose process was killed is given up, and is not carried out later.
+            libc.die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
             # The manager waits for the end of our output, so that is not held here.
             null = os.open(os.devnull, os.O_RDWR)
             for number, fd in enumerate((null, null, writer)):

@@ -21,6 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 # Source: linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NAME = 15
+_PR_SET_PDEATHSIG = 1
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
 _PR_SCHED_CORE = 62
@@ -155,6 +156,11 @@ def clone_ended(namespaces: int) -> int:
 def set_child_subreaper(*, wanted: bool = True) -> None:
     """Become the parent of every orphan among our descendants, or no longer.  prctl(2)."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0))
+
+
+def die_with_parent() -> None:
+    """Be killed when the thread that forked us ends.  PR_SET_PDEATHSIG, prctl(2)."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
 def set_name(name: str) -> None:

@@ -29,7 +29,8 @@ from shim.linux.libc import mount
 from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import can_connect
 from tests.e2e.waiting import wait_until
-from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
+from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
+from tests.process.servers import children_of
 from tests.process.test_delete import MS_BIND, delete, overlay, own_rootfs
 
 if TYPE_CHECKING:
@@ -130,6 +131,31 @@ async def test_a_runtime_that_hangs_keeps_nothing_alive(rig: Rig) -> None:
     flag.unlink()
     assert delete(rig, bundle).pid == created.pid
     assert not state_of(rig, "c1").exists()
+
+
+async def test_a_delete_that_is_killed_is_not_carried_on_by_its_child(rig: Rig) -> None:
+    began = rig.root / "began"
+    flag = rig.root / "hang"
+    wrapper = rig.wrapper(
+        "hanging", f'[ -e {flag} ] && {{ touch {began}; exec sleep 1000; }}\nexec runc "$@"'
+    )
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, options=rig.options(binary_name=wrapper))
+    await kill_daemon(rig)
+    flag.touch()
+    with subprocess.Popen(  # noqa: ASYNC220 - it is killed while it works
+        [*SHIM, "-namespace", NAMESPACE, "-id", "c1", "delete"],
+        cwd=bundle,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.DEVNULL,
+    ) as asked:
+        wait_until("the runtime runs", began.exists)
+        (child,) = children_of(asked.pid)
+        asked.kill()
+    await wait_gone([child], 2)
+    flag.unlink()
+    delete(rig, bundle)
 
 
 async def test_a_runtime_that_cannot_even_be_killed_does_not_hold_the_answer(rig: Rig) -> None:
