@@ -142,9 +142,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 serving, caller = _detach(invocation, listener, caller)
                 _settle(invocation, caller.manager, title)
             except BaseException:
-                # Ours without a doubt: it is alive until we end.
-                with suppress(OSError):
-                    Path(sockets.socket_path(address)).unlink()
+                _abandon(listener, address)
                 raise
 
             async def ready(task_status: trio.TaskStatus[None]) -> bool:
@@ -191,8 +189,25 @@ def _bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
         invocation.socket_dir,
     )
     listener, version = _listen_or_join(address, invocation)
-    write_file("address", address, 0o644)  # the mode that containerd gives it
+    try:
+        write_file("address", address, 0o644)  # the mode that containerd gives it
+    except OSError as exc:
+        with suppress(OSError):
+            os.unlink("address")  # noqa: PTH108 - what was written of it leads nowhere
+        if listener is not None:
+            _abandon(listener, address)
+        here = os.getcwd()  # noqa: PTH109 - as above
+        reason = (exc.strerror or "unknown error").lower()
+        raise UnavailableError(f"cannot write {here}/address: {reason}") from None
     return address, listener, version
+
+
+def _abandon(listener: socket.socket, address: str) -> None:
+    """Close a listener that nobody has been told of, and remove its socket."""
+    # Ours without a doubt: it is alive until it is closed.
+    with suppress(OSError):
+        os.unlink(sockets.socket_path(address))  # noqa: PTH108 - a plain string
+    listener.close()
 
 
 def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket | None, int]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from shim import log, names
+from shim import identity, launcher, log, names
 from shim.api.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
 from shim.errors import InvalidError, TimedOutError
 from shim.ttrpc.strings import check_strings
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SOCKET_DIR = "/run/containerd/s"
+# Seconds without daemon or caller until a fork server leaves.
+IDLE = 600.0
 # Bytes of stdin that are read at most; containerd's own limit.
 STDIN_LIMIT = 10 << 20
 # Seconds for the caller to close stdin.
@@ -153,7 +155,7 @@ def invocation_of(
         ttrpc_address=environ.get("TTRPC_ADDRESS", ""),
         level=log.DEBUG if flags.debug else log.INFO,
         sched_core=bool(environ.get("SCHED_CORE")),
-        warning=warning,
+        warning="; ".join([warning, *_remarks(environ)]).removeprefix("; "),
         runtime_timeout=_seconds(environ, "TRIO_SHIM_RUNTIME_TIMEOUT"),
     )
     params = _bootstrap_params(stdin, flags)
@@ -170,6 +172,35 @@ def invocation_of(
         modern=True,
         options=_runc_options(params),
     )
+
+
+def idle_time(environ: Mapping[str, str]) -> tuple[float, str]:
+    """Return the seconds after which an unused fork server leaves, and what is wrong with them.
+
+    0 is never.
+    """
+    text = environ.get("TRIO_SHIM_FORKSERVER_IDLE", "")
+    if not text:
+        return IDLE, ""
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds, ""
+    return IDLE, (
+        f"TRIO_SHIM_FORKSERVER_IDLE is a number of seconds, or 0 for no limit, not {text!r}: "
+        f"{IDLE:g} is used"
+    )
+
+
+def _remarks(environ: Mapping[str, str]) -> list[str]:
+    """Say what is wrong with the variables that only make a start faster or slower."""
+    found = []
+    wanted = environ.get("TRIO_SHIM_FORKSERVER", "")
+    if wanted not in launcher.OFF + launcher.ON:
+        found.append(f"TRIO_SHIM_FORKSERVER is on or off, not {wanted!r}: on is used")
+    if problem := identity.directory_problem(environ.get("TRIO_SHIM_FORKSERVER_DIR", "")):
+        found.append(f"{problem}: {identity.DIRECTORY} is used")
+    _, problem = idle_time(environ)
+    return [*found, problem] if problem else found
 
 
 def _seconds(environ: Mapping[str, str], name: str) -> float | None:

@@ -29,6 +29,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
 from shim import cleanup, heap, identity, launcher, log  # noqa: F401 - held for children
+from shim.config import idle_time
 from shim.errors import ExistsError, InvalidError, ShimError
 from shim.forked import Call, Spare, become, has_hung_up, stand_by
 from shim.linux import libc, sockets
@@ -37,8 +38,6 @@ from shim.rehearsal import rehearse
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Seconds without daemon or caller until it leaves; 0 is never.
-IDLE = 600.0
 # Seconds without a caller until another child is made ready: those who come together,
 # and the runtime that follows a ``start``, have the processors to themselves.
 QUIET = 0.05
@@ -125,7 +124,7 @@ class _Server:
         self._run = run
         self._daemons: set[int] = set()
         self._stamp = _stamp()
-        self._idle = _idle()
+        self._idle, _ = idle_time(os.environ)
         self._since = time.monotonic()
         self._stopped = False
         self._listener: socket.socket | None = None
@@ -331,10 +330,6 @@ class _Server:
             work()
         finally:
             os._exit(1)
-
-
-def _idle() -> float:
-    return float(os.environ.get("TRIO_SHIM_FORKSERVER_IDLE", IDLE))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ import sys
 from shim.version import VERSION
 
 DIRECTORY = "/run/trio-shim-forkserver"
+# Bytes, with which the path of a socket in it is as long as the kernel takes, see unix(7).
+_DIRECTORY_MAX = 90
 # Source: namespaces(7); those that a child gets are not always those of its parent.
 _NAMESPACES = (
     *("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children"),
@@ -32,7 +34,19 @@ _FILES = (
 
 
 def directory() -> str:
-    return os.environ.get("TRIO_SHIM_FORKSERVER_DIR") or DIRECTORY
+    """Return the directory of the fork servers' sockets."""
+    given = os.environ.get("TRIO_SHIM_FORKSERVER_DIR", "")
+    return DIRECTORY if directory_problem(given) else given or DIRECTORY
+
+
+def directory_problem(given: str) -> str:
+    """Say why ``given`` cannot be the directory; empty if it can."""
+    if not given or (given.startswith("/") and len(os.fsencode(given)) <= _DIRECTORY_MAX):
+        return ""
+    return (
+        f"TRIO_SHIM_FORKSERVER_DIR is an absolute path of at most {_DIRECTORY_MAX} bytes, "
+        f"not {given!r}"
+    )
 
 
 def socket_path() -> str:

@@ -51,9 +51,14 @@ STDIN_PATIENCE = 10.0
 _SOCKET, _DIRECTORY, _DEVICE = 0o140000, 0o040000, 0o020000
 
 
+# The values of TRIO_SHIM_FORKSERVER; any other counts as ON, and is logged.
+OFF = ("off", "0", "no")
+ON = ("", "on", "1", "yes")
+
+
 def wanted() -> bool:
     """Say whether a fork server may be used and left behind."""
-    return os.environ.get("TRIO_SHIM_FORKSERVER", "") not in ("off", "0", "no")
+    return os.environ.get("TRIO_SHIM_FORKSERVER", "") not in OFF
 
 
 def distrust(path: str) -> str:

@@ -78,7 +78,10 @@ async def list_servers() -> list[Server]:
     """Look at every fork server's socket.
 
     Those that others could have put there are reported, and not talked to.
+
+    :raises InvalidError: TRIO_SHIM_FORKSERVER_DIR can be no directory of sockets.
     """
+    _check_environment()
     directory, own = identity.directory(), identity.socket_path()
     try:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names make a launcher's paths
@@ -101,6 +104,11 @@ def _reason_for_none(own: str) -> str:
         return launcher.distrust(own)
     except FileNotFoundError:
         return ""
+
+
+def _check_environment() -> None:
+    if problem := identity.directory_problem(os.environ.get("TRIO_SHIM_FORKSERVER_DIR", "")):
+        raise InvalidError(f"{problem}; correct it or unset it")
 
 
 async def _look(path: str, own: str) -> Server:
@@ -198,6 +206,7 @@ async def warm(*, like: int = 0) -> Warmed:
         server's place is not to be trusted.
     :raises ShimError: it failed.
     """
+    _check_environment()
     if like:
         join(like)
     path = identity.socket_path()

@@ -23,6 +23,7 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
+from shim.linux import sockets
 from shim.linux.sockets import listen
 from shim.records import ExitRecord, exit_file, read_exit
 from tests.e2e.leftovers import processes
@@ -205,6 +206,21 @@ async def test_with_a_full_disk_containers_live_and_die_as_ever(rig: Rig) -> Non
         assert rig.sink.names() == ["create", "start", "exit c1", "delete"]
         assert not list(bundle.glob(".*"))
         await rig.end()
+
+
+async def test_a_start_that_cannot_write_its_address_says_where_and_leaves_no_socket(
+    rig: Rig,
+) -> None:
+    with mounted(rig.root / "c1", 1 << 20) as disk:
+        bundle = bundle_on(rig, disk.path)
+        disk.fill()
+        done = rig.run_shim(bundle, "-id", "c1", "start")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.count(b"\n") == 1
+        assert f"cannot write {bundle}/address: no space left on device" in done.stderr.decode()
+        assert not (bundle / "address").exists()
+    address = sockets.socket_address(str(rig.root / "manager"), NAMESPACE, "c1")
+    assert not Path(sockets.socket_path(address)).exists()
 
 
 def bundle_on(rig: Rig, path: Path) -> Path:

@@ -36,6 +36,8 @@ from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.process.servers import Server
+
 
 def grouped(name: str, value: str) -> Callable[[dict[str, Any]], object]:
     return lambda config: config.setdefault("annotations", {}).update({name: value})
@@ -309,3 +311,33 @@ async def test_a_manager_that_systemd_runs_waits_for_no_container(
     task = await rig.start(bundle)
     await rig.run(task, bundle)
     assert alive((await task.State(StateRequest(id="c1"), timeout=5)).pid)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TRIO_SHIM_FORKSERVER", "maybe"),
+        ("TRIO_SHIM_FORKSERVER_DIR", "relative/path"),
+        ("TRIO_SHIM_FORKSERVER_DIR", "/" + "x" * 100),
+        ("TRIO_SHIM_FORKSERVER_IDLE", "soon"),
+        ("TRIO_SHIM_FORKSERVER_IDLE", "-1"),
+        ("TRIO_SHIM_FORKSERVER_IDLE", "nan"),
+    ],
+)
+async def test_a_variable_with_a_senseless_value_is_named_in_the_log_of_the_shim(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    if name == "TRIO_SHIM_FORKSERVER_DIR":  # none is to be left in the default directory
+        monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "off")
+    monkeypatch.setenv(name, value)
+    rig = server.rig
+    bundle = rig.bundle("c1", "true")
+    os.mkfifo(bundle / "log")
+    keep = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        await rig.start(bundle)
+        said = os.read(keep, 65536).decode()
+    finally:
+        os.close(keep)
+    assert f"{name} is " in said
+    assert value[:20] in said

@@ -253,8 +253,9 @@ async def test_nobody_can_be_like_a_process_that_is_gone_or_elsewhere(shims: Shi
 async def test_a_server_that_cannot_start_says_why(
     shims: Shims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", f"{shims.rig.root}/{'x' * 100}")
-    done = shims.shimctl("forkserver", "warm")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TRIO_SHIM_FORKSERVER_DIR", f"{shims.rig.root}/{'x' * 100}")
+        done = shims.shimctl("forkserver", "warm")
     assert done.returncode == 125
     assert done.stderr.count("\n") == 1
 

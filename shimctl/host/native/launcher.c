@@ -41,6 +41,8 @@
  * socket's buffer takes this much at once. */
 #define WORDS 64
 #define REQUEST 32768
+/* Bytes of the directory, as in shim/identity.py. */
+#define DIRECTORY_MAX 90
 #define ANSWER 65536
 
 /* What a child may be asked for: milliseconds until it takes the call, and until it
@@ -215,8 +217,8 @@ static const char *find_server(void)
     int usable = identify();
     int written;
 
-    if (!directory || !*directory)
-        directory = DIRECTORY;
+    if (!directory || *directory != '/' || strlen(directory) > DIRECTORY_MAX)
+        directory = DIRECTORY; /* the shim logs what is wrong with it */
     written = snprintf(path, sizeof path, "%s/%016llx", directory, (unsigned long long)hash);
 #ifdef PRINT_IDENTITY
     exit(0);
