@@ -233,20 +233,20 @@ class Looks(trio.abc.Instrument):
 
 @dataclass
 class Lone:
-    """A relay whose source has ended, with LINES in its fifo."""
+    """A relay whose source has ended, with what it wrote in its fifo."""
 
     path: str
     relay: SpliceRelay
 
     @classmethod
-    async def of(cls, directory: Path, nursery: trio.Nursery) -> Lone:
+    async def of(cls, directory: Path, nursery: trio.Nursery, written: bytes = LINES) -> Lone:
         path = str(directory / "fifo")
         os.mkfifo(path)
         source, process = fifos.open_pipe()
         os.set_blocking(source.number, False)
         sink = fifos.open_keep(path)
         relay = SpliceRelay("stdout", source, sink, closes=(source, sink), linger=True)
-        os.write(process.number, LINES)
+        os.write(process.number, written)
         process.close()
         relay.start(nursery)
         await relay.source_done.wait()
@@ -312,3 +312,34 @@ async def test_a_fast_reader_has_the_end_within_milliseconds(
         assert await read_all(reader(lone.path)) == LINES
         assert trio.current_time() - began < 0.003
         await lone.relay.stop()
+
+
+async def test_a_reader_that_comes_to_an_empty_fifo_soon_after_the_exit_has_the_end_soon(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        lone = await Lone.of(tmp_path, nursery, b"")
+        await trio.sleep(0.01)
+        began = trio.current_time()
+        assert await read_all(reader(lone.path)) == b""
+        assert trio.current_time() - began < 0.02
+        await lone.relay.stop()
+
+
+async def test_the_input_of_a_process_ends_though_it_has_not_read_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Only a fifo is kept open for a reader: a pipe has no other one to come."""
+    source, manager = fifos.open_pipe()
+    stdin, sink = fifos.open_pipe()
+    for fd in (source, sink):
+        os.set_blocking(fd.number, False)
+    async with trio.open_nursery() as nursery:
+        relay = SpliceRelay("stdin", source, sink, closes=(source, sink))
+        os.write(manager.number, LINES)
+        manager.close()
+        relay.start(nursery)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sink.number < 0
+    assert os.read(stdin.number, 2 * len(LINES)) == LINES
+    stdin.close()
