@@ -20,6 +20,7 @@ from shim.linux.layers import layers_of
 from shim.linux.mountinfo import mounts_below, read
 from shim.linux.mounts import Mount, is_mounted, mount_all, unmount_all
 from shim.reaper import Reaper, open_reaper
+from tests.kernel import maps_owners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -76,6 +77,7 @@ def overlay(work: Path, *lower: Path, options: list[str]) -> Mount:
 # -- owners ------------------------------------------------------------------------
 
 
+@maps_owners
 @pytest.mark.parametrize("flag", ["rw", "ro"])
 async def test_a_bind_mount_shows_mapped_owners(work: Path, reaper: Reaper, flag: str) -> None:
     source = layer(work / "source", root=0, user=5, far=2003, outside=1500)
@@ -94,6 +96,7 @@ async def test_a_bind_mount_shows_mapped_owners(work: Path, reaper: Reaper, flag
     assert mounts_below(str(work / "rootfs")) == [str(work / "rootfs")]
 
 
+@maps_owners
 async def test_what_is_written_through_a_mapped_mount_has_its_owner_on_disk(
     work: Path, reaper: Reaper
 ) -> None:
@@ -113,6 +116,7 @@ async def test_what_is_written_through_a_mapped_mount_has_its_owner_on_disk(
     assert owners(source) == {"new": (7, 8)}
 
 
+@maps_owners
 @pytest.mark.parametrize("count", [1, 2, 300])
 async def test_the_layers_of_an_overlay_are_mapped_and_its_upper_is_not(
     work: Path, reaper: Reaper, count: int
@@ -138,6 +142,7 @@ async def test_the_layers_of_an_overlay_are_mapped_and_its_upper_is_not(
     assert (lower[0] / "f0").read_text() == "f0"
 
 
+@maps_owners
 async def test_a_layer_that_cannot_be_mapped_is_named_and_undoes_the_others(
     work: Path, reaper: Reaper
 ) -> None:
@@ -234,6 +239,7 @@ async def test_an_image_file_is_mounted_by_a_loop_device(
     assert attached_to(path) == []
 
 
+@maps_owners
 async def test_an_image_may_be_below_a_mapped_overlay(work: Path, reaper: Reaper) -> None:
     path = image(work, "erofs")
     (work / "rootfs/lower").mkdir()

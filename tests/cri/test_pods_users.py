@@ -21,6 +21,7 @@ from tests.e2e.ctr import RUNTIME, STOCK
 from tests.e2e.image import BUSYBOX
 from tests.e2e.managers import EXECUTABLE, FETCHED, MANAGERS, Manager
 from tests.e2e.waiting import wait_until
+from tests.kernel import maps_owners
 from tests.matrix import record_manager
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.cri.pods import Pod
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, maps_owners]
 SCENARIO = "User namespaces"
 
 OCI = FETCHED / "sid/usr/oci"

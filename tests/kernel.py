@@ -1,0 +1,15 @@
+"""What the kernel that runs the tests can do."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+
+# The tests work on tmpfs, as /run and pytest's directories may be.
+maps_owners = pytest.mark.skipif(
+    KERNEL < (6, 3), reason="tmpfs has id-mapped mounts since Linux 6.3"
+)
