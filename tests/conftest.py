@@ -17,7 +17,7 @@ from shim.linux.libc import set_child_subreaper
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytest_plugins = ["tests.matrix", "tests.parallel"]
+pytest_plugins = ["tests.matrix", "tests.parallel", "tests.repeats"]
 STRICT = "CI_STRICT"
 
 # A warm parent outlives its daemons on purpose.  The tests of it ask for one;

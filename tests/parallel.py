@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TESTS = Path(__file__).parent
 # The session fixtures that start a real manager; a test that takes one names it as a parameter.
-_MANAGERS = ("containerd", "_session_docker", "_session_node")
+MANAGERS = ("containerd", "_session_docker", "_session_node")
 
 
 def ring_of(path: Path) -> str:
@@ -35,7 +35,7 @@ def group_of(item: pytest.Item) -> str:
     """Name the tests that must run in one worker with ``item``."""
     callspec = getattr(item, "callspec", None)
     params = callspec.params if callspec is not None else {}
-    for fixture in _MANAGERS:
+    for fixture in MANAGERS:
         if fixture in params:
             return f"{ring_of(item.path)} under {params[fixture]}"
     return str(item.path)

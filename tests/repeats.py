@@ -1,0 +1,82 @@
+"""A failing test is run a second time only if it drives a real manager, and it is named.
+
+containerd, dockerd and the kubelet's plugin have races of their own.  Everything else is
+ours: a test of it that fails once has found a fault.  ``--repeat-managers`` gives the
+tests of real managers one repetition; what fails then is printed at once and again at
+the end of the run, with the reason of the first failure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.parallel import MANAGERS, ring_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+OPTION = "--repeat-managers"
+RINGS = frozenset({"e2e", "docker", "cri"})
+_REASON = 300  # characters
+
+
+def drives_a_manager(path: Path, fixtures: Iterable[str]) -> bool:
+    """Say whether the test in ``path`` that takes these fixtures drives a real manager."""
+    return ring_of(path) in RINGS or not set(MANAGERS).isdisjoint(fixtures)
+
+
+def reason_of(text: str) -> str:
+    """Return the line of a failure's ``text`` that says why: pytest's first one with an E."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line[1:].strip() for line in lines if line.startswith("E ")]
+    # An exception group ends with a frame of lines; the innermost error is the last word.
+    plain = [line.strip("|+- ") for line in lines if line.strip("|+-=_ ")]
+    return (errors[:1] or plain[-1:] or ["no reason is given"])[0][:_REASON]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        OPTION,
+        action="store_true",
+        help="run a failing test of a real manager once more, and name it",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption(OPTION):
+        return
+    for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        if drives_a_manager(item.path, fixtures):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the workers' reports come to the first process
+        config.pluginmanager.register(_Repeats(config), "repeats-report")
+
+
+class _Repeats:
+    """Prints what is repeated."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._repeated: list[tuple[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome != "rerun":  # type: ignore[comparison-overlap]  # rerunfailures' own
+            return
+        self._repeated.append((report.nodeid, reason_of(report.longreprtext)))
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is not None:
+            terminal.ensure_newline()
+            terminal.write_line("repeated: {}: {}".format(*self._repeated[-1]))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._repeated:
+            terminalreporter.section("repeated tests of real managers")
+        for name, reason in self._repeated:
+            terminalreporter.write_line(f"{name}\n    {reason}")
