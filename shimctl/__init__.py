@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from shimctl.exits import read_address, read_exit
     from shimctl.launching import Launched, launch, run_delete
     from shimctl.options import runc_options
+    from shimctl.remains import RemainsError
     from shimctl.values import (
         Connected,
         Exited,
@@ -70,6 +71,7 @@ __all__ = [
     "Mount",
     "NotFoundError",
     "Pid",
+    "RemainsError",
     "Shim",
     "ShimError",
     "Stats",
@@ -103,6 +105,7 @@ _HOMES = {
     "shimctl.events": ("Event", "serve_events"),
     "shimctl.ending": ("dispose",),
     "shimctl.exits": ("read_address", "read_exit"),
+    "shimctl.remains": ("RemainsError",),
     "shimctl.launching": ("Launched", "launch", "run_delete"),
     "shimctl.options": ("runc_options",),
     "shimctl.values": ("Connected", "Exited", "Pid", "Stats", "Status", "Stdio", "TaskState"),

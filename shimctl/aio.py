@@ -44,6 +44,7 @@ from shimctl.exits import read_address, read_exit
 from shimctl.face import AT_ONCE
 from shimctl.launching import DEFAULT_RUNTIME, Launched
 from shimctl.options import runc_options
+from shimctl.remains import RemainsError
 from shimctl.values import Connected, Exited, Pid, Stats, Status, Stdio, TaskState
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ __all__ = [
     "Mount",
     "NotFoundError",
     "Pid",
+    "RemainsError",
     "Shim",
     "ShimError",
     "Stats",

@@ -39,6 +39,7 @@ from shimctl import client
 from shimctl.client import CALL_TIMEOUT, CONNECT_TIMEOUT
 from shimctl.exits import read_address, read_exit
 from shimctl.options import runc_options
+from shimctl.remains import RemainsError
 from shimctl.values import Connected, Exited, Pid, Stats, Status, Stdio, TaskState
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ __all__ = [
     "Mount",
     "NotFoundError",
     "Pid",
+    "RemainsError",
     "Shim",
     "ShimError",
     "Stats",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,15 +17,19 @@ from shim.linux.sockets import can_connect, socket_path
 from shimctl.exits import read_address
 from shimctl.face import TRIO
 from shimctl.launching import DEFAULT_RUNTIME, run_delete
+from shimctl.remains import RemainsError, traces_of
 
 if TYPE_CHECKING:
     from shimctl.client import Shim, Task
     from shimctl.face import Face
+    from shimctl.remains import Traces
     from shimctl.values import Exited
 
 _ANSWER = 5  # s for a shim that has nothing to do for it
 _SHUTDOWN = 3  # s, as containerd allows
 _KILLED = 10  # s between SIGKILL and the exit
+_GONE = 2  # s for processes, mounts and groups to go
+_LOOK = 0.05  # s between two looks at them
 
 
 async def dispose(
@@ -49,11 +54,58 @@ async def dispose(
     ``delete`` looks for that beside the directory it is run in.
 
     ``address`` is the shim's, by default as :func:`launch` noted it in the bundle.
-    Returns None if nobody was left who knew how the container ended.  Nothing is an
-    error; each step has a bound, and all of them take two minutes at the very most.
+    Returns None if nobody was left who knew how the container ended.  Each step has
+    a bound, and all of them take two minutes at the very most.
+
+    :raises RemainsError: processes, mounts or control groups of the container are
+        left; its attributes hold them.
     """
     bundle = Path(bundle)
     address = address or read_address(bundle)
+    traces = traces_of(bundle, container)
+    try:
+        exited, deleted = await _end(
+            bundle, container, address, namespace, runtime, alone=alone, face=face
+        )
+        await _check(traces, mounts=not deleted, face=face)
+    finally:
+        traces.close()
+    return exited
+
+
+async def end_known(task: Task, bundle: Path, pid: int, *, force: bool) -> Exited | None:
+    """Delete a container that another manager has, and look for what is left of it.
+
+    ``pid`` is its init's; with ``force`` it is killed first if need be.
+
+    :raises RemainsError: it could not be deleted, and something of it is left.
+    :raises ShimError: it could not be deleted, as the shim says it.
+    """
+    traces = traces_of(bundle, task.id, pid)
+    try:
+        try:
+            exited = await (end(task) if force else task.delete())
+        except ShimError:
+            if force:
+                traces.check(mounts=True)
+            raise
+        await _check(traces, mounts=False, face=TRIO)
+    finally:
+        traces.close()
+    return exited
+
+
+async def _end(
+    bundle: Path,
+    container: str,
+    address: str,
+    namespace: str,
+    runtime: str,
+    *,
+    alone: bool,
+    face: Face,
+) -> tuple[Exited | None, bool]:
+    """Do what :func:`dispose` does; say whether the shim did all of it."""
     exited, left = None, False
     if address:
         with suppress(ShimError, OSError):
@@ -62,6 +114,7 @@ async def dispose(
                 await shim.connect(timeout=_ANSWER)
                 exited = await end(shim.task(container))
                 left = await _shut_down(shim, insist=alone, face=face)
+    deleted = exited is not None and left
     if not left:
         if alone and address:
             with suppress(OSError):
@@ -75,7 +128,28 @@ async def dispose(
         with suppress(ShimError, OSError, ValueError):  # it may be no address
             if not can_connect(address):  # of a shim that was killed
                 Path(socket_path(address)).unlink(missing_ok=True)
-    return exited
+    return exited, deleted
+
+
+async def _check(traces: Traces, *, mounts: bool, face: Face) -> None:
+    """Look for what is left until nothing is, for ``_GONE`` seconds.
+
+    :raises RemainsError: something is.
+    """
+    deadline = time.monotonic() + _GONE
+    never = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        while True:
+            try:
+                traces.check(mounts=mounts)
+            except RemainsError:
+                if time.monotonic() >= deadline:
+                    raise
+            else:
+                return
+            await face.readable(never, _LOOK)
+    finally:
+        os.close(never)
 
 
 async def end(task: Task) -> Exited | None:
@@ -83,6 +157,7 @@ async def end(task: Task) -> Exited | None:
 
     :raises UnavailableError: the shim is not there.
     :raises TimedOutError: it does not answer.
+    :raises ShimError: it cannot be deleted though it was killed, as the shim says it.
     """
     try:
         return await task.delete()
@@ -95,9 +170,10 @@ async def end(task: Task) -> Exited | None:
     with suppress(ShimError):
         await task.kill(signal.SIGKILL, everyone=not task.exec_id)
         await task.wait(timeout=_KILLED)
-    with suppress(ShimError):
+    try:
         return await task.delete()
-    return None
+    except NotFoundError:
+        return None
 
 
 async def _shut_down(shim: Shim, *, insist: bool, face: Face) -> bool:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 import shimctl
-from shimctl import aio, blocking, ending
+from shimctl import RemainsError, aio, blocking, ending, remains
+from shimctl.remains import traces_of
 from tests.process.rig import alive
 from tests.shimctl.place import RUNTIMES, eventually, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.shimctl.place import Place
 
@@ -102,6 +105,83 @@ def test_a_shim_that_does_not_answer_any_more_is_killed(
     assert exited.exit_status == 137
     eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
     assert place.left() == []
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_what_remains_is_named_where_the_shims_delete_fails(
+    face: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_GONE", 0.2)
+    bundle, launched, pid = begin(place)
+    os.kill(launched.shim_pid, signal.SIGKILL)
+    eventually(lambda: not alive(launched.shim_pid))
+    with pytest.raises(RemainsError, match=f"c could not be deleted.* processes {pid}") as caught:
+        FACES[face](bundle, "c", namespace=place.namespace, runtime="/bin/false")
+    assert caught.value.processes == (pid,)
+    assert caught.value.cgroups
+    assert all(Path(group).is_dir() for group in caught.value.cgroups)
+    assert f"cgroups {caught.value.cgroups[0]}" in str(caught.value)
+    end(face, place, bundle)  # and what remains can be ended later
+    assert not alive(pid)
+    assert not any(Path(group).exists() for group in caught.value.cgroups)
+
+
+def test_what_remains_is_named_where_the_runtimes_delete_hangs(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours kills the init all the same, and leaves the cgroup to the runtime."""
+    monkeypatch.setattr(ending, "_GONE", 0.2)
+    runc = tmp_path / "runc"
+    runc.write_text(
+        '#!/bin/sh\ncase " $* " in *" delete "*) exec sleep 1000;; esac\n'
+        f'exec {shutil.which("runc")} "$@"\n'
+    )
+    runc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    bundle, launched, pid = begin(place)
+    os.kill(launched.shim_pid, signal.SIGKILL)
+    eventually(lambda: not alive(launched.shim_pid))
+    with pytest.raises(RemainsError) as caught:
+        end("threads", place, bundle)
+    assert caught.value.cgroups
+    assert caught.value.processes == (() if place.kind == "ours" else (pid,))
+    runc.unlink()
+    end("threads", place, bundle)
+    assert not any(Path(group).exists() for group in caught.value.cgroups)
+
+
+def test_a_pid_that_is_another_processs_by_now_is_no_remainder(tmp_path: Path) -> None:
+    (tmp_path / "init.pid").write_text(str(os.getpid()))
+    (tmp_path / "config.json").write_text('{"linux": {"cgroupsPath": "/nowhere/c"}}')
+    traces = traces_of(tmp_path, "c")
+    assert (traces.pidfd, traces.cgroups) == (-1, [])
+    traces.check(mounts=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/a/b", "/a/b"),
+        ("", "c"),
+        ("sys.slice:cri:c", "cri-c.scope"),
+        ("sys.slice::c", "c.scope"),
+        ("sys.slice::own.slice", "own.slice"),
+        ("a/../b/", "/b"),
+    ],
+)
+def test_a_group_is_known_by_its_name(tmp_path: Path, path: str, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"linux": {"cgroupsPath": path}}))
+    names = remains._names(tmp_path, "c")
+    assert names[0] == name
+    below = f"/x/{name.strip('/')}/init.scope"
+    assert next(remains._own(below, names)) == f"/x/{name.strip('/')}"
+    assert list(remains._own(f"/x/{name.strip('/')}d", names)) == []
+
+
+def test_a_long_list_is_cut_in_the_message_and_whole_in_the_error() -> None:
+    error = RemainsError("c", processes=tuple(range(1, 30)), mounts=("/m",))
+    assert len(error.processes) == 29
+    assert "processes 1, 2, 3, 4, 5, 6, 7, 8 and 21 more; mounts /m. End" in str(error)
 
 
 @pytest.mark.parametrize("address", ["unix:///" + "x" * 200, "unix:///a\0b", "nonsense"])

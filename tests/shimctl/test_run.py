@@ -260,6 +260,23 @@ def test_a_container_whose_shim_was_killed_can_be_deleted(host: Host) -> None:
     assert not psutil.pid_exists(row["pid"]) or _zombie(row["pid"])
 
 
+def test_a_delete_that_leaves_something_names_it_and_fails(host: Host) -> None:
+    host.run("-d", "--id", "stays", host.bundle("sleep", "100"))
+    [row] = host.json("ps", "-n", NAMESPACE)
+    work = host.state / NAMESPACE / "stays"
+    binary = (work / "shim-binary-path").read_text()
+    (work / "shim-binary-path").write_text("/bin/false")
+    os.kill(row["shim_pid"], signal.SIGKILL)
+    eventually(lambda: host.json("ps", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up")
+    done = host.shimctl("delete", "-n", NAMESPACE, "-f", "stays")
+    assert done.returncode == 125
+    assert f"these remain: processes {row['pid']}; cgroups /" in done.stderr
+    assert work.is_dir()
+    (work / "shim-binary-path").write_text(binary)
+    assert host.json("delete", "-n", NAMESPACE, "-f", "stays")["exit_status"] == 137
+    assert not work.exists()
+
+
 def _zombie(pid: int) -> bool:
     return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
