@@ -36,7 +36,8 @@ from shim.linux.mounts import is_mounted, unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
 from shim.records import read_exit
-from shim.runc.driver import Runc
+from shim.runc.driver import ForeignContainerError, Runc
+from shim.runc.state import has_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -193,7 +194,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
             # Where nothing hangs, not even the look at it.
             root.startswith(("/run/", "/var/run/"))
             and not _is_there(pid)
-            and not _has_state(Path(root), flags.id)
+            and not has_state(root, flags.id)
             and not Members(str(bundle.path)).names()
             and not is_mounted(str(bundle.rootfs))
             and not _has_dead_socket(bundle)
@@ -263,26 +264,18 @@ async def _forget(members: list[Member]) -> list[str]:
         try:
             runc = Runc(member.runtime, reaper, RUNTIME, directory=member.bundle)
             await runc.run("delete", "--force", member.id)
+        except ForeignContainerError as exc:
+            log.warning("the runtime's container is left alone", id=member.id, error=exc)
         except (ShimError, OSError) as exc:
             log.warning("the runtime could not delete the container", id=member.id, error=exc)
             stuck.append(member.id)
 
-    known = [member for member in members if _has_state(Path(member.runtime.root), member.id)]
+    known = [member for member in members if has_state(member.runtime.root, member.id)]
     if known:
         async with open_reaper() as reaper, trio.open_nursery() as nursery:
             for member in known:
                 nursery.start_soon(force, member, reaper)
     return stuck
-
-
-def _has_state(root: Path, id_: str) -> bool:
-    """Say whether the runtime may still know the container.
-
-    runc, crun and youki keep a directory of its name, gVisor files that begin with it.
-    """
-    with suppress(OSError):
-        return any(name == id_ or name.startswith(f"{id_}_") for name in os.listdir(root))  # noqa: PTH208 - names are wanted
-    return False
 
 
 def _remove_dead_socket(bundle: Bundle) -> None:

@@ -36,7 +36,7 @@ from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, Wro
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
-from shim.runc.driver import Runc
+from shim.runc.driver import ForeignContainerError, Runc
 from shim.stdio.spool import Room
 from shim.stdio.stdio import open_stdio
 
@@ -364,6 +364,8 @@ class Container:
         self._stop_oom()
         try:
             await self._runc.run("delete", self.id)
+        except ForeignContainerError as exc:
+            log.warning("the runtime's container is left alone", id=self.id, error=exc)
         except NotFoundError:
             # Somebody was here before: what counts is that it is gone.
             if self._runtime_state.exists():

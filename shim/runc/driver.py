@@ -24,6 +24,7 @@ from shim.linux.files import read_tail
 from shim.linux.tree import stopped_tree
 from shim.runc.command import reason_of
 from shim.runc.output import Output
+from shim.runc.state import foreign_bundle
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ _GONE = (
     "cannot open directory",  # crun
 )
 
+# The verbs that end what they name, whoever made it: ``kill`` and ``delete``, whose
+# arguments end with the id, and the signal after it.
+_ENDING = ("kill", "delete")
+
 # The verbs whose "not found" can only mean the container or its process.
 _ABOUT_ONE = ("start", "kill", "delete", "pause", "resume")
 
@@ -72,6 +77,10 @@ class RuntimeMissingError(ShimError):
     """The runtime is not there (any more).  That says nothing about the container."""
 
     status = Status.FAILED_PRECONDITION
+
+
+class ForeignContainerError(NotFoundError):
+    """The runtime's container of this id belongs to another bundle, so to another manager."""
 
 
 def _environ() -> dict[str, str]:
@@ -105,9 +114,13 @@ class Runc:
 
         :raises RuntimeFailedError: it failed, in its own words.
         :raises NotFoundError: the container or process is gone.
+        :raises ForeignContainerError: the command would end a container that is
+            not of the bundle ``directory``.
         :raises RuntimeMissingError: there is no such runtime.
         :raises TimedOutError: it took longer than the limit, and was killed.
         """
+        if verb in _ENDING and self.directory is not None:
+            self._check_bundle(args[-1] if verb == "delete" else args[-2], self.directory)
         out, err = Output(), Output()
         source = -1
         try:
@@ -156,6 +169,12 @@ class Runc:
             with contextlib.suppress(OSError):
                 text = read_tail(log, _TAIL).decode(errors="replace")
             raise _failure(verb, exit_, reason_of(text))
+
+    def _check_bundle(self, id_: str, bundle: str) -> None:
+        if other := foreign_bundle(self.runtime.root, id_, bundle):
+            raise ForeignContainerError(
+                f"container {id_} of {bundle} does not exist; the runtime has one of {other}"
+            )
 
     def _spawn(self, verb: str, argv: list[str], fds: Mapping[int, int] | None) -> Child:
         try:
