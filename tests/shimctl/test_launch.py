@@ -109,7 +109,7 @@ async def test_what_cannot_be_run_is_an_error_of_ours(tmp_path: Path, text: str)
             await begin(tmp_path, "c", runtime=shim)
     with pytest.raises(NotFoundError, match="no executable"):
         await launch(tmp_path, "c", runtime=f"{tmp_path}/")
-    with pytest.raises(InvalidError, match="null byte"):
+    with pytest.raises(InvalidError, match="NUL byte"):
         await launch(tmp_path, "c\0", runtime=shim)
 
 
