@@ -32,6 +32,7 @@ from shim.errors import ShimError
 from shim.events.rest import tell_rest
 from shim.linux import libc, sockets
 from shim.linux.files import read_whole
+from shim.linux.libc import is_in_memory
 from shim.linux.mounts import is_mounted, unmount_all
 from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 # at most: containerd kills it after five, in which the interpreter has to start too.
 RUNTIME = 2.5
 DELETE = 3.5
+# Seconds of it for the events of a journal on a disk.
+TELL = 2.0
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
 # What the manager is told of a container that ended without a witness: it was
 # killed, by us if by nobody else, and it was now.
@@ -66,10 +69,17 @@ def delete(flags: Flags) -> bytes:
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
     pid = bundle.read_pid()
+
+    def tell() -> None:
+        if is_in_memory(str(bundle.path)):
+            _tell_rest(flags, bundle)
+        else:  # the journal may be on a disk that hangs
+            _in_time(lambda: _tell_rest(flags, bundle), flags.id, lambda: None, seconds=TELL)
+
     if _is_clean(flags, bundle, pid):
-        _tell_rest(flags, bundle)
+        tell()
     else:
-        _in_time(lambda: _clean_up(flags, bundle), flags.id, lambda: _tell_rest(flags, bundle))
+        _in_time(lambda: _clean_up(flags, bundle), flags.id, tell)
     return _reply(bundle, pid)
 
 
@@ -134,13 +144,19 @@ def _leave_behind(work: Callable[[], object], fd: int) -> None:
         os._exit(0)
 
 
-def _in_time(work: Callable[[], None], id_: str, meanwhile: Callable[[], None]) -> None:
+def _in_time(
+    work: Callable[[], None],
+    id_: str,
+    meanwhile: Callable[[], None],
+    *,
+    seconds: float = DELETE,
+) -> None:
     """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
 
     A runtime or an unmount that waits for a dead disk cannot even be killed.
     ``meanwhile``, which has a bound of its own, is done here.
     """
-    deadline = time.monotonic() + DELETE
+    deadline = time.monotonic() + seconds
     reader, writer = os.pipe()
     parent = os.getpid()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MNT_DETACH = 2
+# Seconds after which a disk is thawed whatever its test does.
+_LONGEST = 90
 # What util-linux and e2fsprogs install, also where a user's PATH lacks it.
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -26,17 +28,27 @@ class FreezableDisk:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.frozen = False
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def freeze(self) -> None:
         """Let every write wait, and every open that creates."""
+        # A test that waits for the disk itself could never thaw it.
+        script = f'sleep {_LONGEST}; exec fsfreeze --unfreeze "$0"'
+        argv = ["sh", "-c", script, str(self.path)]
+        self._guard = subprocess.Popen(argv, env={"PATH": _PATH}, stderr=subprocess.DEVNULL)
         _run("fsfreeze", "--freeze", str(self.path))
         self.frozen = True
 
     def thaw(self) -> None:
         """Let all of them go on."""
         if self.frozen:
-            _run("fsfreeze", "--unfreeze", str(self.path))
+            with suppress(subprocess.CalledProcessError):  # the guard was faster
+                _run("fsfreeze", "--unfreeze", str(self.path))
         self.frozen = False
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
+            self._guard = None
 
 
 def _run(*argv: str) -> None:

@@ -100,6 +100,7 @@ class JournalAside:
         self._behind = False
         self._do(partial(self._journal.close, remove=remove), wait=CLOSE)
         self._work.put(None)
+        self._running = False
 
     def _catch_up(self, waiting: list[Entry]) -> bool:
         """Write the journal anew if operations were left out and the disk responds again."""

@@ -144,6 +144,11 @@ class EventPublisher:
             self._empty.set()
 
 
+def is_on_disk(journal: str) -> bool:
+    """Say whether a write to the file ``journal`` may wait for a disk; an empty path is none."""
+    return bool(journal) and not is_in_memory(journal.rpartition("/")[0])
+
+
 def address_of(text: str) -> str:
     """Return where to connect to.  Here, unlike elsewhere, managers give a bare path."""
     return f"unix://{text.removeprefix('unix://')}"
@@ -161,8 +166,7 @@ async def open_publisher(
     if not address:
         yield NullPublisher()
         return
-    directory, _, _ = journal.rpartition("/")
-    backlog = Backlog(journal, aside=bool(journal) and not is_in_memory(directory))
+    backlog = Backlog(journal, aside=is_on_disk(journal))
     try:
         if not backlog.load():
             log.warning("another process has the journal", path=journal)

@@ -24,7 +24,7 @@ from shim import log
 from shim.api.events_pb2 import TaskDelete, TaskExit
 from shim.events.backlog import Backlog
 from shim.events.journal import is_waiting
-from shim.events.publisher import EventPublisher, address_of
+from shim.events.publisher import EventPublisher, address_of, is_on_disk
 from shim.linux.sockets import can_connect
 from shim.scope import background
 
@@ -57,8 +57,12 @@ def tell_rest(
     for it, and so tells its end.  ``later`` is given what takes longer, to do it
     in another process, which needs one fd of ours.
     """
+    if not address:
+        return
+    is_there = can_connect(address_of(address))
     try:
-        backlog = _take(journal) if address else None
+        # The process that tells later would lack a thread; it may wait for a disk itself.
+        backlog = _take(journal, aside=is_there and is_on_disk(journal))
     except FileNotFoundError:
         return
     except OSError as exc:
@@ -67,7 +71,7 @@ def tell_rest(
     if backlog is None:
         return
     try:
-        if can_connect(address_of(address)):
+        if is_there:
             _forget_told(backlog, tells_itself)
             _deliver(backlog, address, AT_ONCE)
             if backlog:
@@ -78,10 +82,10 @@ def tell_rest(
         backlog.close()
 
 
-def _take(journal: str) -> Backlog | None:
+def _take(journal: str, *, aside: bool) -> Backlog | None:
     """Return what waits, or None if nothing does or the daemon is there to tell it."""
     deadline = time.monotonic() + AT_ONCE
-    backlog = Backlog(journal)
+    backlog = Backlog(journal, aside=aside)
     while is_waiting(journal) and time.monotonic() < deadline:
         if backlog.load():
             return backlog

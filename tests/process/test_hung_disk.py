@@ -26,12 +26,15 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from shim.errors import UnavailableError
+from shim.events.journal import is_waiting
 from shim.linux import sockets
 from shim.records import read_exit
 from shim.ttrpc.calls import ConnectionLostError
 from tests.e2e.waiting import PATIENCE
 from tests.frozen import FreezableDisk, file_helpers, freezable_disk
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.test_delete import delete
+from tests.process.test_durable import away, kill_shim
 from tests.process.test_members import Pod
 
 if TYPE_CHECKING:
@@ -409,4 +412,23 @@ async def test_with_a_hung_bundle_disk_events_go_on_from_memory(rig: Rig) -> Non
         await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
         await rig.sink.wait_for("exit c1", "c1")
         assert (disk.path / "events.journal").exists()
+        await rig.end()
+
+
+async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -> None:
+    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
+        made = rig.bundle("template", "sleep", "1000")
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        with away(rig):
+            task = await rig.start(disk.path)
+            await rig.run(task, disk.path)
+            await kill_shim(rig)
+        assert is_waiting(str(disk.path / "events.journal"))
+        disk.freeze()
+        before = time.monotonic()
+        done = await trio.to_thread.run_sync(delete, rig, disk.path)
+        assert done.exit_status == 137
+        assert time.monotonic() - before < 5 * PATIENCE
+        assert "start" in rig.sink.names()
+        disk.thaw()
         await rig.end()
