@@ -115,9 +115,12 @@ def _tell_rest(flags: Flags, bundle: Bundle) -> None:
         return {member.id: member.bundle for member in Members(str(bundle.path)).read()}
 
     def tells_itself(id_: str) -> bool:
-        # Who was started by ``start`` has an address in its bundle, and a ``delete``.
+        # A container that was added without a ``start`` has no ``delete`` either:
+        # containerd leaves the id of its sandbox in the bundle then.
         here = members().get(id_, str(bundle.path.parent / id_))
-        return id_ == flags.id or os.path.exists(f"{here}/address")  # noqa: PTH110 - a plain string
+        if id_ == flags.id:
+            return True
+        return os.path.exists(f"{here}/address") and not os.path.exists(f"{here}/sandbox")  # noqa: PTH110 - plain strings
 
     try:
         address = os.environ.get("TTRPC_ADDRESS", "")

@@ -84,7 +84,15 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         trio.open_nursery() as nursery,
     ):
         members = Members(settings.bundle)
-        host = Host(settings.namespace, reaper, publisher, nursery, settings.limit, members)
+        host = Host(
+            settings.namespace,
+            reaper,
+            publisher,
+            nursery,
+            settings.limit,
+            members,
+            settings.address,
+        )
         service = TaskService(host, shutdown)
         handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))

@@ -10,7 +10,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shim import jsontext, names
 from shim.errors import InvalidError, NotFoundError
@@ -19,6 +19,9 @@ from shim.linux.files import read_whole
 from shim.linux.libc import is_in_memory
 from shim.linux.modes import write_file
 from shim.records import forget_exit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def checked_id(text: str, what: str = "container id") -> str:
@@ -87,6 +90,7 @@ def _member(parent: Any, name: str, kind: type) -> Any:
 # Source: include/linux/threads.h PID_MAX_LIMIT.
 _PID_MAX = 1 << 22
 _PID_LONGEST = 32  # bytes of a pid file
+_PATH_LONGEST = 4096  # bytes of a path; linux/limits.h PATH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,25 @@ class Bundle:
     def exec_spec(self, exec_id: str) -> str:
         return f"{self.path}/{exec_id}.process.json"
 
+    def name_shim(self, address: str, first: str) -> list[str]:
+        """Write where the container's shim is, where it is missing; return the new files.
+
+        containerd 2.3 calls no ``start`` for a pod's further containers, and keeps the
+        address in a file of its own.  After a downgrade an older one looks for these,
+        and deletes a container without them.  ``first`` is the bundle of the container
+        that the shim was started for, in which the manager has left the executable's path.
+
+        Source: containerd core/runtime/v2/shim_load.go, and 1.6's runtime/v2/shim_load.go.
+        """
+        written = []
+        with suppress(FileNotFoundError):  # of the first bundle, too
+            executable = read_whole(f"{first}/shim-binary-path", _PATH_LONGEST)
+            if _write_missing(f"{self.path}/shim-binary-path", executable, 0o600):
+                written.append(f"{self.path}/shim-binary-path")
+        if address and _write_missing(f"{self.path}/address", os.fsencode(address), 0o644):
+            written.append(f"{self.path}/address")
+        return written
+
     def write_exec_spec(self, exec_id: str, spec: object) -> None:
         write_file(self.exec_spec(exec_id), jsontext.dumps(spec))
 
@@ -158,6 +181,11 @@ class Bundle:
         except (OSError, ValueError):
             return 0
         return pid if 0 < pid <= _PID_MAX else 0
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Remove files of a creation that failed."""
+        for path in paths:
+            _remove(path)
 
     def forget_pid(self, exec_id: str = "") -> None:
         """Remove the pid file, and the one runc writes first and leaves when it is killed."""
@@ -174,6 +202,14 @@ class Bundle:
         self.forget_end(exec_id)
         _remove(self.exec_log(exec_id))
         _remove(self.exec_spec(exec_id))
+
+
+def _write_missing(path: str, data: bytes, mode: int) -> bool:
+    """Write the file unless it is there; return whether it was not."""
+    if os.path.lexists(path):
+        return False
+    write_file(path, data, mode)
+    return True
 
 
 def _remove(path: str) -> None:

@@ -111,6 +111,7 @@ class Container:
         async with AsyncExitStack() as undo:
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
+            undo.callback(bundle.forget, bundle.name_shim(host.address, host.members.bundle))
             undo.callback(host.members.forget, self.id)
             if request.rootfs:
                 make_directory(bundle.rootfs, 0o711, exist_ok=True)

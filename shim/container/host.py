@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Host:
     """``limit`` is how long one command of a runtime may take, in seconds.
 
-    ``members`` is where to note what is left to do if this daemon dies.
+    ``members`` is where to note what is left to do if this daemon dies, and ``address``
+    where it listens; without one nobody looks for it.
     """
 
     namespace: str
@@ -30,6 +31,7 @@ class Host:
     nursery: trio.Nursery
     limit: float
     members: Members = field(default_factory=Members)
+    address: str = ""
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` beside everything else.

@@ -367,6 +367,7 @@ def what_is_left(rig: Rig, id_: str) -> list[str]:
     left += [
         line for line in Path("/proc/self/mountinfo").read_text().splitlines() if root in line
     ]
+    left += map(str, rig.root.glob(f"{id_}/shim-binary-path"))
     return left + [str(path) for path in rig.root.glob(f"*/members/{id_}")]
 
 

@@ -192,6 +192,7 @@ async def test_a_pods_other_containers_are_created_without_a_start(
 
     sandbox = rig.bundle("c1", "sleep", "1000", change=pod)
     task, _ = await caller.start(sandbox, caller.params())
+    (sandbox / "shim-binary-path").write_text("/opt/a-shim")
     await rig.run(task, sandbox)
     members = [rig.bundle("c2", "sleep", "1000", change=member), rig.bundle("c3", "true")]
     # Its own connection for each task object, all to one shim.
@@ -201,6 +202,10 @@ async def test_a_pods_other_containers_are_created_without_a_start(
     await rig.run(tasks[1], members[1])
     assert (await tasks[1].Wait(WaitRequest(id="c3"), timeout=20)).exit_status == 0
     await tasks[1].Delete(DeleteRequest(id="c3"), timeout=15)
+    # An older containerd finds the shim by these after a downgrade.
+    for member_bundle in members:
+        assert (member_bundle / "address").read_text() == rig.address
+        assert (member_bundle / "shim-binary-path").read_text() == "/opt/a-shim"
     # A restarted containerd asks any connection about any of them.
     assert (await task.Pids(PidsRequest(id="c2"), timeout=5)).processes
     await tasks[0].Kill(KillRequest(id="c2", signal=9), timeout=5)
