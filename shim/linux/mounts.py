@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError
-from shim.linux import libc
+from shim.linux import libc, mountinfo
 from shim.linux.idmap import mapped_clone
 from shim.linux.layers import (
     MOST_DATA,
@@ -222,15 +222,30 @@ def _unmount_below(path: str) -> None:
     failure: OSError | None = None
     # More than one round only if another process mounts while we unmount.
     for _ in range(3):
-        points = mounts_below(path)
+        table = mountinfo.read()
+        points = mounts_below(path, [mount.point for mount in table])
         if not points:
             return
-        points.sort(key=lambda point: point.count("/"))
+        served = {mount.point for mount in table if mount.fstype.startswith("fuse")}
         failure = None
-        for point in reversed(points):
+        for point in _from_below(points, served.intersection(points)):
             try:
                 detach(point)
             except OSError as exc:
                 failure = exc
     if failure is not None:
         raise failure
+
+
+def _from_below(points: list[str], served: set[str]) -> list[str]:
+    """Return ``points`` in the order to unmount them, the deepest first.
+
+    What is inside one of ``served``, file systems of a process, comes last: the way
+    there leads through the process, which may hang, and their unmounting takes it along.
+    """
+
+    def key(point: str) -> tuple[bool, int]:
+        inside = any(point.startswith(f"{above}/") for above in served)
+        return inside, -point.count("/")
+
+    return sorted(points, key=key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from shim.container.rootfs import MountFailedError, mount_rootfs, user_namespace
+from shim.container.rootfs import MountFailedError, mount_rootfs, unmount_rootfs, user_namespace
 from shim.errors import InvalidError, NotFoundError, TimedOutError, UnsupportedError
 from shim.linux import libc
 from shim.linux.idmap import parse_idmap
@@ -359,6 +360,32 @@ async def test_a_file_system_in_user_space_ends_when_it_is_unmounted(
     server = _server_of(str(work / "rootfs"))
     unmount_all(str(work / "rootfs"))
     assert not is_mounted(str(work / "rootfs"))
+    with trio.fail_after(10):
+        while Path(f"/proc/{server}").exists():
+            await trio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_a_file_system_whose_process_hangs_is_unmounted_too(
+    work: Path, reaper: Reaper
+) -> None:
+    if shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None:
+        pytest.skip("needs fuse3 and fuse-overlayfs")
+    options = overlay(work, layer(work / "lower", file=5), options=[]).options
+    (work / "lower/sub").mkdir()
+    mounts = [
+        Mount("fuse3.fuse-overlayfs", "overlay", "", options),
+        Mount("tmpfs", "inside", "sub"),
+    ]
+    await mount_rootfs(mounts, str(work / "rootfs"), reaper)
+    server = _server_of(str(work / "rootfs"))
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with trio.fail_after(10):
+            await unmount_rootfs(str(work / "rootfs"))
+        assert not is_mounted(str(work / "rootfs"))
+    finally:
+        os.kill(server, signal.SIGCONT)
     with trio.fail_after(10):
         while Path(f"/proc/{server}").exists():
             await trio.sleep(0.01)

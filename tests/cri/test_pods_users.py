@@ -64,8 +64,8 @@ class UsersNode(Node):
         place = f'conf_dir = "{self.root}/cni"'
         assert place in text
         text = text.replace(place, f'{place}\nbin_dir = "{self.root}/cni"')
-        # containerd 2.0 to 2.2 asks for a runtime's features, and makes such a pod with
-        # options, only if the type is the stock one; the shim is told by its path then.
+        # containerd 2.0 to 2.2 asks for the features of no other type, and no containerd yet
+        # makes such a pod when another type has options.  The shim is told by its path.
         beside = self.root / "bin" if self.manager.modern else Path(sys.executable).parent
         path = f'runtime_path = "{beside / EXECUTABLE}"' if RUNTIME != STOCK else ""
         for name, binary in HANDLERS.items():
