@@ -27,9 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpclib import GRPCError
-from grpclib.exceptions import StreamTerminatedError
-
 from tests.cri.conftest import open_node
 from tests.cri.leftovers import wait_nothing_left
 from tests.cri.messages import enum
@@ -63,6 +60,7 @@ class Report:
     retries: int = 0  # of calls that a death of containerd interrupted
     unread: int = 0  # lines in the fifos when containerd was dead
     taken: int = 0  # lines that a killed containerd had read and not yet logged
+    given_up: int = 0  # streams that containerd closed while it opened them
     unknown: int = 0  # exit codes that containerd lost by its death
     failed: list[str] = field(default_factory=list)  # calls, first ones and retries
     lost: list[str] = field(default_factory=list)  # lines
@@ -79,7 +77,8 @@ class Report:
             f"{self.lines} lines\n"
             f"retries: {self.retries}, of these and of first calls failed: {len(self.failed)}\n"
             f"unread at the kills: {self.unread} lines; lost: {len(self.lost)} streams; "
-            f"taken by a killed containerd: {self.taken}\n"
+            f"taken by a killed containerd: {self.taken}; "
+            f"given up by a new one: {self.given_up} streams\n"
             f"wrong codes: {len(self.wrong)}; lost by containerd (255): {self.unknown}\n"
             f"left behind: {len(self.left)}"
         )
@@ -91,8 +90,15 @@ class InterruptedCallError(Exception):
 
 
 class Churn:
-    def __init__(self, node: Node, *, seed: int = 0) -> None:
+    """``calm`` kills containerd only while no call that creates a task is under way.
+
+    When containerd dies after the shim has answered Create and before it calls Start, the
+    next containerd deletes the task with its fifos, and its StartContainer always fails.
+    """
+
+    def __init__(self, node: Node, *, seed: int = 0, calm: bool = False) -> None:
         self.node = node
+        self._calm = calm
         self.report = Report()
         self.pods: list[Pod] = []
         self._random = random.Random(seed)
@@ -102,6 +108,8 @@ class Churn:
         self._over = False
         self._lock = threading.Lock()
         self._live: dict[str, Log] = {}
+        self._starts = 0  # calls under way that create tasks
+        self._starting = threading.Condition()
 
     def run(self, kills: int, workers: int) -> Report:
         """Kill containerd ``kills`` times under so many workers."""
@@ -113,7 +121,7 @@ class Churn:
                     self._kill()
             finally:
                 self._over = True
-                self._up.set()
+                self._rise()
         for each in working:
             each.result()
         self.report.left = wait_nothing_left(self.node, self.pods)
@@ -121,17 +129,26 @@ class Churn:
 
     def _kill(self) -> None:
         self._up.clear()
-        self._life += 1
-        if self.report.kills % 2:
+        hangs = self.report.kills % 2
+        if hangs or self._calm:
+            with self._starting:
+                self._starting.wait_for(lambda: not self._starts)
+        if hangs:
             os.kill(self.node.pid, signal.SIGSTOP)
             time.sleep(self._random.uniform(*_HANG))
+        self._life += 1
         self.node.kill()
         with self._lock:
             for id_, log in self._live.items():
                 log.look(self._pipes(id_))
         self.report.kills += 1
         self.node.start()
-        self._up.set()
+        self._rise()
+
+    def _rise(self) -> None:
+        with self._starting:
+            self._up.set()
+            self._starting.notify_all()
 
     def _pipes(self, id_: str) -> Path:
         """Return the directory in whose directories the fifos of a container are."""
@@ -166,7 +183,7 @@ class Churn:
                 self._repeat(lambda again, i=id_: self._start(i, again=again))  # type: ignore[misc]
             for code, (id_, log) in enumerate(logs.items(), 3):
                 self._check_end(pod, id_, code)
-                self._check_log(log)
+                self._check_log(id_, log)
                 self.report.containers += 1
         finally:
             with self._lock:
@@ -189,16 +206,23 @@ class Churn:
         """Make a call of the CRI.
 
         :raises InterruptedCallError: containerd was killed meanwhile.
-        :raises GRPCError: the answer is an error.
+        :raises grpclib.GRPCError: the answer is an error.
         """
-        self._up.wait()
-        life = self._life
+        starts = name in {"RunPodSandbox", "StartContainer"}
+        with self._starting:
+            self._starting.wait_for(self._up.is_set)
+            life = self._life
+            self._starts += starts
         try:
             return self.node.cri(name, **fields)
-        except (GRPCError, OSError, StreamTerminatedError, TimeoutError):
+        except Exception:  # a connection that breaks fails in many ways
             if life != self._life:
                 raise InterruptedCallError from None
             raise
+        finally:
+            with self._starting:
+                self._starts -= starts
+                self._starting.notify_all()
 
     def _run_sandbox(self, pod: Pod, *, again: bool) -> None:
         config = pod.config
@@ -246,7 +270,7 @@ class Churn:
             told = f"{status.exit_code} ({status.reason}: {status.message})"
             self.report.wrong.append(f"{pod.name}: {id_} exited with {code}, the CRI says {told}")
 
-    def _check_log(self, log: Log) -> None:
+    def _check_log(self, id_: str, log: Log) -> None:
         deadline = time.monotonic() + _LOGGED
         for stream in STREAMS:
             while True:
@@ -257,9 +281,22 @@ class Churn:
             self.report.lines += log.lines
             self.report.unread += sum(look.waiting for look in log.looks[stream])
             self.report.taken += len(taken)
-            if lost:
+            if lost and log.offered(stream) and self._gave_up(id_, stream):
+                self.report.given_up += 1
+            elif lost:
                 told = f"{log.path}: {stream} lacks {len(lost)} lines from {lost[0]}"
                 self.report.lost.append(f"{told}; looks: {log.looks[stream]}")
+
+    def _gave_up(self, id_: str, stream: str) -> bool:
+        """Say whether containerd closed the fifo of a stream before its own open(2) returned.
+
+        It does when it finds the task stopped, at once after it began to open the fifo:
+        containerd client/task.go, the Cancel in Delete.
+        """
+        told = (
+            f'Failed to pipe {stream} of container \\"{id_}\\"" error="reading from a closed fifo'
+        )
+        return told in self.node.log.read_text(errors="replace")
 
     def _remove(self, pod: Pod) -> None:
         for sandbox in self._call("ListPodSandbox").items:
@@ -281,6 +318,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--calm", action="store_true", help="kill between calls of StartContainer")
     parser.add_argument("--containerd", type=Path, help="the directory with containerd and ctr")
     options = parser.parse_args()
     manager = find(options.containerd) if options.containerd else newest()
@@ -291,7 +329,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as scratch,
         open_node(Path(scratch), manager) as node,
     ):
-        report = Churn(node, seed=options.seed).run(options.kills, options.workers)
+        report = Churn(node, seed=options.seed, calm=options.calm).run(
+            options.kills, options.workers
+        )
         if report.faults:
             kept = Path(tempfile.mkdtemp(prefix="churn-"))
             with suppress(OSError):

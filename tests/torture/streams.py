@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -61,17 +62,33 @@ def peek(path: Path) -> str:
     return data.decode()
 
 
+def opens(path: Path, seconds: float = 0.5) -> bool:
+    """Say whether an open(2) of a fifo to read returns, which waits for a writer."""
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            opening.result(seconds)
+        except TimeoutError:
+            fifos.open_writer(str(path)).close()  # so that the thread ends
+            return False
+        finally:
+            os.close(opening.result())
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """A stream when its manager was dead: the last line logged, and the first one unread.
 
     ``logged`` is -1 where there is none.  ``unread`` is None where the fifo was empty.
-    ``waiting`` is how many lines were unread.
+    ``waiting`` is how many lines were unread, ``offered`` whether an open(2) for them
+    returned.
     """
 
     logged: int
     unread: int | None
     waiting: int
+    offered: bool = True
 
 
 @dataclass
@@ -85,11 +102,14 @@ class Log:
     def look(self, pipes: Path) -> None:
         """Record what is in the log and, at ``pipes``, unread.  No manager may run."""
         for stream in STREAMS:
-            unread = "".join(peek(path) for path in pipes.glob(f"*/*-{stream}"))
+            fifo = next(pipes.glob(f"*/*-{stream}"), pipes)
+            unread = peek(fifo) if fifo != pipes else ""
             numbers = _NUMBER.findall(unread)
             logged = self.numbers(stream)
             first = int(numbers[0][1]) if numbers else None
-            self.looks[stream].append(Look(logged[-1] if logged else -1, first, len(numbers)))
+            last = logged[-1] if logged else -1
+            offered = not unread or opens(fifo)
+            self.looks[stream].append(Look(last, first, len(numbers), offered))
 
     def numbers(self, stream: str) -> list[int]:
         """Return the numbers of the whole lines of ``stream``, as they are in the log."""
@@ -113,6 +133,10 @@ class Log:
         missing = [number for number in range(self.lines) if number not in there]
         taken = [number for number in missing if self._taken(stream, number, logged)]
         return taken, [number for number in missing if number not in set(taken)]
+
+    def offered(self, stream: str) -> bool:
+        """Say whether whatever was unread at a look was there for the next manager to open."""
+        return all(look.offered for look in self.looks[stream])
 
     def _taken(self, stream: str, number: int, logged: list[int]) -> bool:
         after = next((each for each in logged if each > number), self.lines)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.linux import fifos
-from tests.torture.streams import Log, Look, line, peek
+from tests.torture.streams import Log, Look, line, opens, peek
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,3 +66,11 @@ def test_a_look_leaves_everything_unread(tmp_path: Path) -> None:
     assert os.read(fifo.number, 1 << 20) == text.encode()
     fifo.close()
     assert peek(tmp_path / "none") == ""
+
+
+def test_a_fifo_opens_while_it_has_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    keep = fifos.open_keep(str(tmp_path / "fifo"))
+    assert opens(tmp_path / "fifo")
+    keep.close()
+    assert not opens(tmp_path / "fifo", 0.01)
