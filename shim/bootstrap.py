@@ -137,6 +137,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 ttrpc_address=invocation.ttrpc_address,
                 address=address,
                 limit=invocation.runtime_timeout or LIMIT,
+                ended_is_killed=not invocation.grpc_address,  # of all managers, only CRI-O's
             )
             try:
                 serving, caller = _detach(invocation, listener, caller)

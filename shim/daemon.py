@@ -47,6 +47,7 @@ class Settings:
 
     ``bundle`` is that of the container it is started for; it may come to serve
     others.  ``limit`` is how many seconds a runtime command may take.
+    ``ended_is_killed`` is as in :class:`~shim.container.host.Host`.
     """
 
     namespace: str
@@ -55,6 +56,7 @@ class Settings:
     ttrpc_address: str
     address: str
     limit: float = LIMIT
+    ended_is_killed: bool = False
 
 
 def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
@@ -92,6 +94,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             settings.limit,
             members,
             settings.address,
+            settings.ended_is_killed,
         )
         service = TaskService(host, shutdown)
         handlers = handlers_of(service, aliases=ALIASES)

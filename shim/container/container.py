@@ -55,6 +55,10 @@ CLEANUP = 10.0
 LAST_EXECS = 10.0
 
 
+# The signals that ask for an end: SIGKILL and SIGTERM.
+_ENDING = (9, 15)
+
+
 class Container:
     """Made by :meth:`create`.  ``execs`` are by exec id, and without the init."""
 
@@ -384,8 +388,19 @@ class Container:
         self._tell.deleted(self.init.pid, exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
-        """Send a signal to one process, or to all of the container."""
+        """Send a signal to one process, or to all of the container.
+
+        :raises NotFoundError: the process has ended, and the manager is not one
+            that takes this for a failure: see :attr:`Host.ended_is_killed`.
+        """
         process = self.process(exec_id)
+        try:
+            await self._kill(process, number, all_=all_)
+        except NotFoundError:
+            if not (self._host.ended_is_killed and number in _ENDING):
+                raise
+
+    async def _kill(self, process: Process, number: int, *, all_: bool) -> None:
         process.life.check(Op.KILL)
         if number > 64:
             raise InvalidError(f"there is no signal {number}")

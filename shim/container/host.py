@@ -23,6 +23,9 @@ class Host:
 
     ``members`` is where to note what is left to do if this daemon dies, and ``address``
     where it listens; without one nobody looks for it.
+    ``ended_is_killed`` is for CRI-O, which cannot stop a container that has ended
+    where a SIGTERM or SIGKILL for it is answered with NOT_FOUND; Kata answers
+    success.  containerd and Docker need the NOT_FOUND.
     """
 
     namespace: str
@@ -32,6 +35,7 @@ class Host:
     limit: float
     members: Members = field(default_factory=Members)
     address: str = ""
+    ended_is_killed: bool = False
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` beside everything else.

@@ -36,7 +36,7 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from shim.ttrpc.client import UnaryUnaryMethod
-from tests.process.rig import PROCESS_URL, default_config
+from tests.process.rig import PROCESS_URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,8 +123,12 @@ class CrioContainer:
         """Open the fifos and create the container; return the pid of its init."""
         self._fifos.mkdir(parents=True)
         self._attach()
+        config = json.loads((self.bundle / "config.json").read_text())
         request = CreateTaskRequest(
-            id=self.id, bundle=str(self.bundle), stdout=str(self._fifos / "stdout")
+            id=self.id,
+            bundle=str(self.bundle),
+            stdout=str(self._fifos / "stdout"),
+            terminal=config["process"]["terminal"],
         )
         if stdin:
             os.mkfifo(self._fifos / "stdin")
@@ -171,17 +175,24 @@ class CrioContainer:
         return True
 
     async def exec_sync(
-        self, *args: str, timeout: float = 0, stdin: bytes | None = None
+        self,
+        *args: str,
+        timeout: float = 0,
+        stdin: bytes | None = None,
+        terminal: bool = False,
     ) -> ExecResult:
         """Run ``args`` in the container; one that takes longer than ``timeout`` s is killed."""
         self._execs += 1
         exec_id = f"exec{self._execs}"
         directory = self._fifos / exec_id
         directory.mkdir()
-        process = default_config()["process"] | {"args": list(args), "terminal": False}
+        # The container's own process with other arguments; the request states the terminal.
+        config = json.loads((self.bundle / "config.json").read_text())
+        process = config["process"] | {"args": list(args)}
         request = ExecProcessRequest(
             id=self.id,
             exec_id=exec_id,
+            terminal=terminal,
             stdout=str(directory / "stdout"),
             spec=AnyMessage(type_url=PROCESS_URL, value=json.dumps(process).encode()),
         )
@@ -225,6 +236,7 @@ class CrioContainer:
     async def stop(self, *, signal: int = 15, timeout: float = 10) -> None:
         """Ask the container to end, and insist after ``timeout`` seconds."""
         for number, patience in ((signal, timeout), (9, 20.0)):
+            # An error of this one ends the stop, and the pod cannot be removed.
             await self.task.Kill(KillRequest(id=self.id, signal=number), timeout=5)
             with trio.move_on_after(patience):
                 await self.task.Wait(WaitRequest(id=self.id))

@@ -301,3 +301,48 @@ async def wait_dead(container: CrioContainer) -> None:
     with trio.fail_after(20):
         while alive(pid):
             await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_an_exec_has_the_terminal_of_its_request_and_not_the_containers(
+    rig: Rig, own: bool
+) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["terminal"] = own
+
+    container = await running(rig, "c1", "sleep", "1000", change=change)
+    script = ("sh", "-c", "test -t 1 && echo tty || echo pipe")
+    result = await container.exec_sync(*script, terminal=not own)
+    assert (result.code, result.stdout.strip()) == (0, b"pipe" if own else b"tty")
+
+
+@pytest.mark.parametrize("signal", [15, 9])
+async def test_after_a_restart_a_container_that_has_ended_can_be_stopped_and_removed(
+    rig: Rig, signal: int
+) -> None:
+    container = await running(rig, "c1", "sh", "-c", "exit 3")
+    assert await container.exit_code() == 3
+    container.restart()
+    await container.update_status()
+    await container.stop(signal=signal)
+    assert (await container.update_status()).exit_status == 3
+    # Whether a process lives, and other signals, are still answered as they are.
+    assert not await container.is_alive()
+    with pytest.raises(GRPCError) as caught:
+        await container.task.Kill(KillRequest(id=container.id, signal=1), timeout=5)
+    assert caught.value.status is Status.NOT_FOUND
+    await container.remove()
+    await wait_gone(rig.daemons)
+
+
+async def test_an_exec_that_has_ended_can_be_killed_and_one_that_never_was_cannot(
+    rig: Rig,
+) -> None:
+    container = await running(rig, "c1", "sleep", "1000")
+    result = await container.exec_sync("true")
+    assert result.code == 0
+    for exec_id in ("exec1", "never"):
+        kill = KillRequest(id=container.id, exec_id=exec_id, signal=9)
+        with pytest.raises(GRPCError) as caught:
+            await container.task.Kill(kill, timeout=5)
+        assert caught.value.status is Status.NOT_FOUND
