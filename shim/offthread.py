@@ -12,7 +12,10 @@ In the thread ``/proc/self`` is still the daemon; its own fds are in ``/proc/thr
 from __future__ import annotations
 
 import _thread
+import errno
 import os
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
@@ -86,6 +89,80 @@ def own_fds(*keep: int) -> None:
         os.closerange(first, fd)
         first = fd + 1
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+
+
+class Worker:
+    """A thread that does one operation after the other, until :meth:`close`.
+
+    Its caller waits for each one within a bound, and gives no other while one is late.
+    Fds are shared with the daemon, which passes pipes to it.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._late = False
+        _thread.start_new_thread(self._run, ())
+
+    @property
+    def stuck(self) -> bool:
+        """Whether an operation is late and not done yet."""
+        if self._late:
+            with suppress(Empty):
+                self._done.get_nowait()
+                self._late = False
+        return self._late
+
+    def do(self, operation: Callable[[], T], wait: float, late: Callable[[T], object]) -> T:
+        """Return what ``operation`` returns.
+
+        ``late`` is given the result in the thread if that comes after ``wait`` seconds.
+
+        :raises OSError: ETIMEDOUT, it was not done within ``wait`` seconds, or an
+            earlier one is late still.
+        """
+        if self.stuck:
+            raise OSError(errno.ETIMEDOUT, "the disk does not respond")
+        results: list[T] = []
+        errors: list[BaseException] = []
+        lock = _thread.allocate_lock()
+        given_up = False
+
+        def work() -> None:
+            try:
+                results.append(operation())
+            except BaseException as exc:
+                errors.append(exc)
+            with lock:
+                if given_up and results:
+                    late(results[0])
+                self._done.put(None)
+
+        self._work.put(work)
+        with suppress(Empty):
+            self._done.get(timeout=wait)
+            if errors:
+                raise errors[0]
+            return results[0]
+        with lock:
+            given_up = self._late = not (results or errors)
+        if given_up:
+            raise OSError(errno.ETIMEDOUT, "the disk does not respond")
+        self._done.get()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def close(self) -> None:
+        """End the thread, when what it does is done."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                work()
+            except Exception as exc:
+                log.crash("work that came too late failed", exc)
 
 
 async def run_off_thread(

@@ -22,7 +22,7 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.scope import background
 from shim.stdio.copying import TerminalRelay
-from shim.stdio.relay import Relay, splice
+from shim.stdio.relay import LONG_PAUSE, Relay, splice
 from shim.stdio.spool import SMALL, Little
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ class _Patient(Relay):
         """
         store = self._store
         assert store is not None
+        self._count_lost(store)
         if store.free and not self._dropped:
             try:
                 return take(store)
@@ -143,11 +144,15 @@ class _Patient(Relay):
                 await self._opened.park()
                 continue
             await wait_writable(self.sink.number)
+            if self._store.stuck:
+                await trio.sleep(LONG_PAUSE)  # no event tells that a disk responds again
+                continue
             with suppress(BlockingIOError):
                 self._give(self._store)
 
     def _give(self, store: Store) -> None:
         """Write what is oldest.  There is a reader: it took something."""
+        self._count_lost(store)
         count = 0
         try:
             if store.used:
@@ -157,6 +162,8 @@ class _Patient(Relay):
         except BlockingIOError:
             raise
         except OSError as exc:
+            if store.stuck:
+                return  # it is there when the disk responds
             log.error("spooled output is lost", stream=self.name, error=str(exc))
             self._dropped += store.used
             self._close_store()
@@ -169,6 +176,11 @@ class _Patient(Relay):
         if not store.used and not self._dropped:
             self._close_store()
         self._advance(count)
+
+    def _count_lost(self, store: Store) -> None:
+        if store.lost and not store.stuck:
+            self._dropped += store.lost
+            store.lost = 0
 
     def _write_marker(self, store: Store) -> int:
         count = os.write(self.sink.number, marker(self._dropped, store.last))
@@ -191,7 +203,7 @@ class _Patient(Relay):
 
     def _do_without(self, store: Store) -> None:
         """The disk takes no more: give what there is, drop what comes."""
-        if store.used:
+        if store.used or store.stuck:
             store.seal()
             return
         self._close_store()

@@ -1,9 +1,12 @@
 """Where output waits for a reader that is away: a ring in a file, or a few bytes in memory.
 
 The file has no name, so that a crash leaves nothing of it, and never grows
-beyond its limit.  What goes into it is spliced.  What comes out is copied: the
+beyond its limit.  What goes into it is spliced, in memory.  What comes out is copied: the
 pages that splice would put into a fifo remain the file's, and would change
 under a slow reader when the ring comes round to them.
+
+In memory the daemon does both.  On a disk, which may hang, a thread does, and the
+daemon waits for a moment only.
 
 Source: open(2) O_TMPFILE, splice(2); Linux fs/splice.c for whose the pages are.
 """
@@ -14,16 +17,22 @@ import os
 import select
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from shim import log
 from shim.hostfile import BLOCK, SPOOL
 from shim.linux import fifos
 from shim.linux.fifos import Fd
+from shim.linux.libc import is_in_memory
 from shim.linux.modes import make_directories
+from shim.offthread import Worker
 
 if TYPE_CHECKING:
     from shim.hostfile import Output
 
+# Seconds the daemon waits for a disk, until it has responded again.
+WAIT = 0.25
 # Bytes in one read from the file.
 _CHUNK = 1 << 17
 # What a write to a fifo takes whole or not at all.
@@ -38,6 +47,13 @@ class Store(Protocol):
 
     @property
     def free(self) -> int: ...
+
+    # Bytes that were taken and could not be kept; who counts them sets it to 0.
+    lost: int
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its disk does not respond: nothing can be taken or given."""
 
     @property
     def last(self) -> bytes:
@@ -79,6 +95,11 @@ class Ring:
         self._sealed = False
         self._buffer = memoryview(bytearray(min(_CHUNK, limit)))
         self.used = 0
+        self.lost = 0
+
+    @property
+    def stuck(self) -> bool:
+        return False
 
     @property
     def free(self) -> int:
@@ -87,7 +108,7 @@ class Ring:
     @property
     def last(self) -> bytes:
         with suppress(OSError):
-            return os.pread(self._file.number, 1, (self._end - 1) % self._limit)
+            return self._pread((self._end - 1) % self._limit)
         return b""
 
     @property
@@ -111,7 +132,7 @@ class Ring:
         return count
 
     def put(self, data: bytes | memoryview) -> int:
-        count = os.pwrite(self._file.number, data[: self._span], self._end)
+        count = self._pwrite(data[: self._span], self._end)
         self.used += count
         return count
 
@@ -119,7 +140,7 @@ class Ring:
         # Not much more than there is room for; a fifo of small pieces has less.
         room = max(SMALL, fifos.PIPE_SIZE - fifos.unread(sink))
         count = min(room, self.used, self._limit - self._start, len(self._buffer))
-        count = os.preadv(self._file.number, [self._buffer[:count]], self._start)
+        count = self._preadv(self._buffer[:count], self._start)
         if not count:
             raise OSError("the spooled output is gone from its file")
         count = os.write(sink.number, self._buffer[:count])
@@ -133,6 +154,71 @@ class Ring:
     def close(self) -> None:
         self._file.close()
 
+    def _pwrite(self, data: bytes | memoryview, offset: int) -> int:
+        return os.pwrite(self._file.number, data, offset)
+
+    def _preadv(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self._file.number, [buffer], offset)
+
+    def _pread(self, offset: int) -> bytes:
+        return os.pread(self._file.number, 1, offset)
+
+
+class RingAside(Ring):
+    """A ring on a disk: ``worker`` waits for the disk, and the daemon for ``WAIT`` at most."""
+
+    def __init__(self, file: Fd, limit: int, worker: Worker) -> None:
+        super().__init__(file, limit)
+        self._worker = worker
+
+    @property
+    def stuck(self) -> bool:
+        return self._worker.stuck
+
+    @property
+    def free(self) -> int:
+        return 0 if self.stuck else super().free
+
+    def close(self) -> None:
+        super().close()
+        self._worker.close()
+
+    def fill(self, pipe: Fd) -> int:
+        # Not spliced: a splice holds the pipe's lock while it waits for the disk, and
+        # then every look at the pipe waits, too.
+        data = os.read(pipe.number, min(self._span, _CHUNK))
+        if not data:
+            return 0
+        offset = self._end
+
+        def write() -> int:
+            try:
+                return os.pwrite(self._file.number, data, offset)
+            except OSError as exc:
+                log.warning("output cannot be spooled", error=exc)
+                return 0
+
+        def settle(count: int) -> None:
+            self.used += count
+            self.lost += len(data) - count
+
+        settle(self._worker.do(write, WAIT, settle))
+        return len(data)
+
+    def _pwrite(self, data: bytes | memoryview, offset: int) -> int:
+        # Its caller still has the data: what is written late is written over.
+        return self._worker.do(partial(super()._pwrite, bytes(data), offset), WAIT, _ignore)
+
+    def _preadv(self, buffer: memoryview, offset: int) -> int:
+        return self._worker.do(partial(super()._preadv, buffer, offset), WAIT, _ignore)
+
+    def _pread(self, offset: int) -> bytes:
+        return self._worker.do(partial(super()._pread, offset), WAIT, _ignore)
+
+
+def _ignore(result: object) -> None:
+    """Do nothing with a result that nobody needs any more."""
+
 
 class Little:
     """The first bytes there was no room for, and no more.
@@ -145,6 +231,8 @@ class Little:
         self._data = b""
         self._sealed = False
         self.last = b""
+        self.stuck = False
+        self.lost = 0
 
     @property
     def used(self) -> int:
@@ -201,15 +289,29 @@ class Room:
 
         :raises OSError: there is none on disk.
         """
+        if not self.directories:
+            return Little()
+        worker = Worker()
+        try:
+            file, in_memory = worker.do(self._open_file, WAIT, lambda found: found[0].close())
+        except OSError:
+            worker.close()
+            raise
+        if not in_memory:
+            return RingAside(file, self.limit, worker)
+        worker.close()
+        return Ring(file, self.limit)
+
+    def _open_file(self) -> tuple[Fd, bool]:
+        """Return a file without a name, and whether it is in memory."""
         failure: OSError | None = None
         for directory in self.directories:
             try:
                 if directory == self.directories[0]:
                     make_directories(directory)
                 flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-                return Ring(Fd(os.open(directory, flags, 0o600)), self.limit)
+                return Fd(os.open(directory, flags, 0o600)), is_in_memory(directory)
             except OSError as exc:
                 failure = failure or exc
-        if failure is not None:
-            raise failure
-        return Little()
+        assert failure is not None
+        raise failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from shim.api.task_pb2 import (
 )
 from shim.errors import UnavailableError
 from shim.events.journal import is_waiting
-from shim.linux import sockets
+from shim.linux import fifos, sockets
 from shim.records import read_exit
 from shim.ttrpc.calls import ConnectionLostError
 from tests.e2e.waiting import PATIENCE
@@ -432,3 +432,51 @@ async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -
         assert "start" in rig.sink.names()
         disk.thaw()
         await rig.end()
+
+
+# -- the spool -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [2, 4], ids=["not begun", "begun"])
+async def test_a_hung_spool_disk_holds_up_no_call_and_no_process(
+    rig: Rig, disk: FreezableDisk, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """The pipe and the fifo hold 2 MiB: what is written beyond begins the spool."""
+    settings = rig.root / "trio-shim.toml"
+    settings.write_text(f'[output]\npolicy = "spool"\ndirectory = "{disk.path}/spool"\n')
+    monkeypatch.setenv("TRIO_SHIM_CONFIG", str(settings))
+    script = (
+        f"dd if=/dev/zero bs=1M count={before}; touch /begun; "
+        "while ! [ -e /go ]; do sleep 0.02; done; "
+        "dd if=/dev/zero bs=1M count=12; touch /done; exec sleep 1000"
+    )
+    bundle = rig.bundle("c1", "sh", "-c", script)
+    task = await rig.start(bundle)
+    os.mkfifo(rig.root / "out")
+    await rig.run(task, bundle, stdout=str(rig.root / "out"))
+    with trio.fail_after(10 * PATIENCE):
+        while not (rig.rootfs() / "begun").exists():
+            await trio.sleep(0.01)
+    disk.freeze()
+    (rig.rootfs() / "go").touch()
+    await wait_thread_stuck(rig.daemons[0])
+    for number in range(2):
+        await answers(rig, task, "c1", number)
+    with trio.fail_after(20 * PATIENCE):
+        while not (rig.rootfs() / "done").exists():
+            await trio.sleep(0.01)
+    await answers(rig, task, "c1", 2)
+    disk.thaw()
+    received = b""
+    out = fifos.open_reader(str(rig.root / "out"))
+    try:
+        with trio.fail_after(20 * PATIENCE):
+            while b"bytes of output dropped]\n" not in received:
+                await trio.lowlevel.wait_readable(out.number)
+                with suppress(BlockingIOError):
+                    received += os.read(out.number, 1 << 20)
+    finally:
+        out.close()
+    kept, _, after = received.partition(b"[trio-shim: ")
+    dropped = int(after.split()[0])
+    assert kept.count(b"\0") + dropped == (before + 12) << 20
