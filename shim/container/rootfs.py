@@ -72,7 +72,9 @@ async def mount_rootfs(
             await _mount_group(list(group), rootfs, reaper)
             continue
         for mount in group:
-            target = resolve(rootfs, mount.target)
+            target = await run_off_thread(
+                partial(resolve, rootfs, mount.target), f"resolve {mount.target}", limit=MOUNT
+            )
             argv = [helper, *_helper_args(mount, target)]
             await _run_helper(argv, reaper, directory, limit)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from shim.container import rootfs as rootfs_module
 from shim.container.rootfs import MountFailedError, mount_rootfs, unmount_rootfs, user_namespace
 from shim.errors import InvalidError, NotFoundError, TimedOutError, UnsupportedError
 from shim.linux import libc
@@ -389,6 +390,27 @@ async def test_a_file_system_whose_process_hangs_is_unmounted_too(
     with trio.fail_after(10):
         while Path(f"/proc/{server}").exists():
             await trio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_a_target_inside_a_file_system_that_hangs_holds_no_other_task(
+    work: Path, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None:
+        pytest.skip("needs fuse3 and fuse-overlayfs")
+    monkeypatch.setattr(rootfs_module, "MOUNT", 0.5)
+    options = overlay(work, layer(work / "lower", file=5), options=[]).options
+    mount = Mount("fuse3.fuse-overlayfs", "overlay", "", options)
+    await mount_rootfs([mount], str(work / "rootfs"), reaper)
+    server = _server_of(str(work / "rootfs"))
+    os.kill(server, signal.SIGSTOP)
+    try:
+        inside = Mount("fuse3.fuse-overlayfs", "overlay", "not/seen/yet", options)
+        with trio.fail_after(10), pytest.raises(TimedOutError, match="resolve not/seen/yet"):
+            await mount_rootfs([inside], str(work / "rootfs"), reaper)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    await unmount_rootfs(str(work / "rootfs"))
 
 
 def _server_of(rootfs: str) -> int:

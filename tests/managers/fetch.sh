@@ -116,7 +116,7 @@ fetch() {
         cp -a --remove-destination "$work/root/usr/lib" -t "$cache/$suite/usr"
         adapt "$work/root/usr/bin/runc"
         adapt "$work/root/usr/bin/crun"
-        rm -f "$work/root/usr/sbin/runc"
+        rm -f "$work/root/usr/sbin/runc" "$work/root/usr/bin/crun-wasm"
     fi
     # Beside what is there, or over it: it may be running, so it is not written to.
     cp -a --remove-destination "$work/root/usr" "$cache/$suite/"
