@@ -8,16 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
 
 from shim.errors import NotFoundError
 from shim.reaper import UNKNOWN_STATUS, open_reaper
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SH = "/bin/sh"
 
@@ -63,6 +60,17 @@ async def test_signalling_the_dead_is_not_found() -> None:
         await child.wait()
         with pytest.raises(NotFoundError, match="already finished"):
             child.signal(0)
+
+
+async def test_signalling_a_process_that_has_been_waited_for_elsewhere_is_not_found() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)  # the reaper has had no time to see it
+        assert child.exit is None
+        with pytest.raises(NotFoundError, match="process already finished: not found"):
+            child.signal(signal.SIGTERM)
+        await child.wait()
 
 
 async def test_signal_0_only_asks() -> None:
@@ -148,6 +156,30 @@ async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> 
     given = {0, 1, 2, 5} | alien
     directory = min(set(range(3, 1000)) - given)  # being read, it is an fd too
     assert (tmp_path / "out").read_text().strip() == str(sorted({directory} | given))
+
+
+_OWN_INPUT = """
+import trio
+from shim.reaper import open_reaper
+
+async def main():
+    async with open_reaper() as reaper:
+        await reaper.spawn(["sh", "-c", "cat <&5"], fds={5: 0, 1: 1}).wait()
+
+trio.run(main)
+"""
+
+
+def test_a_child_may_be_given_our_fd_0() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _OWN_INPUT],
+        input=b"from our input",
+        capture_output=True,
+        timeout=60,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.stdout == b"from our input"
 
 
 async def test_fds_may_swap_places(tmp_path: Path) -> None:

@@ -49,6 +49,44 @@ def test_a_process_that_died_at_its_birth_cannot_be_started() -> None:
         after(Op.EXIT).check(Op.START)
 
 
+@pytest.mark.parametrize(
+    ("operation", "words"),
+    [
+        (Op.START, "start"),
+        (Op.EXEC, "exec in"),
+        (Op.PAUSE, "pause"),
+        (Op.RESUME, "resume"),
+        (Op.CHECKPOINT, "checkpoint"),
+        (Op.UPDATE, "update"),
+        (Op.RESIZE, "resize"),
+        (Op.EXIT, "exit"),
+    ],
+)
+def test_a_refusal_names_what_was_asked_and_the_state(operation: Op, words: str) -> None:
+    with pytest.raises(WrongStateError, match=rf"^cannot {words} a stopped process$"):
+        after(Op.EXIT).check(operation)
+    with pytest.raises(NotFoundError, match=rf"^cannot {words} a deleted process$"):
+        after(Op.DELETE).check(operation)
+
+
+def test_a_refusal_names_each_other_state() -> None:
+    with pytest.raises(WrongStateError, match=r"^cannot pause a created process$"):
+        after().check(Op.PAUSE)
+    with pytest.raises(WrongStateError, match=r"^cannot start a running process$"):
+        after(Op.START).check(Op.START)
+    with pytest.raises(WrongStateError, match=r"^cannot delete a paused process$"):
+        after(Op.START, Op.PAUSE).check(Op.DELETE)
+
+
+def test_each_state_has_the_name_that_a_message_shows() -> None:
+    names = ["created", "running", "paused", "stopped", "deleted"]
+    assert [state.value for state in State] == names
+
+
+def test_each_operation_is_called_what_the_log_and_a_manager_read() -> None:
+    assert (Op.KILL.value, Op.DELETE.value) == ("kill", "delete")
+
+
 def test_what_happened_too_late_changes_nothing() -> None:
     life = after(Op.START, Op.EXIT)
     life.apply(Op.PAUSE)
