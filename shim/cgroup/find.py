@@ -130,6 +130,18 @@ def _is_removed(cgroup: Cgroup, pid: int) -> bool:
     return str(pid) not in (read_file(f"{cgroup.directory}/cgroup.procs") or "").split("\n")
 
 
+def hybrid_directory(path: str) -> str:
+    """Return where ``path`` is in the version 2 hierarchy beside those of version 1.
+
+    That has no controllers, and runc makes a group in it all the same.  "" means that
+    there is no such hierarchy, or that ``path`` is its root.
+    """
+    for mount in mountinfo.read():
+        if mount.fstype == "cgroup2" and mount.point.startswith(f"{_TOP}/"):
+            return _directory(mount, path) or ""
+    return ""
+
+
 def cgroup_at(path: str) -> Cgroup:
     """Return the control group called ``path``, as options.shim_cgroup has it.
 

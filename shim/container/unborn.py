@@ -15,10 +15,11 @@ import trio
 
 from shim import log
 from shim.cgroup.files import subtree, subtree_pids
-from shim.cgroup.find import cgroup_at, cgroup_of
+from shim.cgroup.find import cgroup_at, cgroup_of, hybrid_directory
 from shim.cgroup.v1 import CgroupV1
-from shim.container.abandoned import cgroup_names, cgroups_path, container_part
+from shim.container.abandoned import cgroup_names, cgroups_path, container_part, own_part
 from shim.errors import ShimError
+from shim.linux import membership
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -51,19 +52,28 @@ class Unborn:
         for pid in pids:
             try:
                 self._add(container_part(cgroup_of(pid), names))
+                self._add_hybrid(own_part(membership.read(pid).get("", "/"), names))
             except (ShimError, OSError):
                 continue  # it has ended, or is in the shim's own cgroup
-        if path.startswith("/"):
+        if path.startswith("/"):  # from the root; any other begins at the runtime's own group
             self._add(cgroup_at(path))
+            self._add_hybrid(path)
 
     def _add(self, cgroup: Cgroup) -> None:
         found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
         self._directories |= dict.fromkeys(found)
 
+    def _add_hybrid(self, path: str) -> None:
+        if directory := path and hybrid_directory(path):
+            self._directories[directory] = None
+
     async def remove(self, reaper: Reaper) -> None:
         """Remove the cgroup, and kill the orphans in it that are ours."""
+        self.find(())  # a runtime that another process killed
         with trio.move_on_after(_GONE):
             for directory in self._directories:
+                if os.getpid() in subtree_pids(directory):
+                    continue  # the shim's own, whose name contains the container's
                 while not _removed(directory):
                     for pid in subtree_pids(directory):
                         reaper.kill_stray(pid)
