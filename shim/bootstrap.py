@@ -290,6 +290,8 @@ def _settle(invocation: Invocation, manager: int, title: str) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
+    with suppress(OSError):  # a kernel without keys, or a filter that forbids it
+        libc.join_new_session_keyring()
     libc.set_child_subreaper()
     libc.set_name(title)
     words = ["-namespace", invocation.namespace, "-id", invocation.id]

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAP = ROOT / "docs/conformance.md"
-DOCUMENTS = (MAP, ROOT / "docs/architecture.md")
+DOCUMENTS = (MAP, ROOT / "docs/architecture.md", ROOT / "docs/inheritance.md")
 # How an answer begins that is not a test.
 REASONS = ("not testable: ", "not served: ", "differs: ")
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")

@@ -22,6 +22,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NAME = 15
 _PR_SET_PDEATHSIG = 1
+_KEYCTL_JOIN_SESSION = 1
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
 _PR_SCHED_CORE = 62
@@ -161,6 +162,16 @@ def set_child_subreaper(*, wanted: bool = True) -> None:
 def die_with_parent() -> None:
     """Be killed when the thread that forked us ends.  PR_SET_PDEATHSIG, prctl(2)."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+def join_new_session_keyring() -> None:
+    """Leave the session keyring that we inherited for an empty one.
+
+    Source: keyctl_join_session_keyring(3); asm/unistd.h.
+    """
+    number = 250 if os.uname().machine == "x86_64" else 219
+    keyring = _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION), None)
+    _checked(keyring)
 
 
 def set_name(name: str) -> None:

@@ -24,8 +24,7 @@ async def rig() -> AsyncIterator[Rig]:
 async def server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     server = Server(rig, monkeypatch)
     yield server
-    state = server.ask(b"stop")
-    if state is not None:
-        with trio.fail_after(10):
-            while server.sockets:
-                await trio.sleep(0.02)
+    stopped = [path for path in server.sockets if server.ask(b"stop", path) is not None]
+    with trio.fail_after(10):
+        while any(path.exists() for path in stopped):
+            await trio.sleep(0.02)

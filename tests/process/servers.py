@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, Rig
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Server:
 
     @property
     def sockets(self) -> list[Path]:
-        return list(self.directory.glob("*"))
+        return [path for path in self.directory.glob("*") if not path.name.startswith(".")]
 
     def launch(
         self,
@@ -77,6 +78,16 @@ class Server:
                     return int(state["pid"])
                 await trio.sleep(0.02)
 
+    async def wait_servers(self, count: int) -> list[int]:
+        """Wait until so many servers answer; return their pids."""
+        with trio.fail_after(20 * PATIENCE):
+            while True:
+                states = [self.ask(b"status", path) for path in self.sockets]
+                pids = [int(state["pid"]) for state in states if state is not None]
+                if len(pids) >= count:
+                    return pids
+                await trio.sleep(0.02)
+
     async def wait_spare(self, *daemons: int) -> int:
         """Wait until the server has a child that waits for a caller; return that child's pid."""
         server = await self.wait_up()
@@ -88,8 +99,9 @@ class Server:
                         return pid
                 await trio.sleep(0.02)
 
-    def ask(self, message: bytes) -> Any:
-        for path in self.sockets:
+    def ask(self, message: bytes, *paths: Path) -> Any:
+        """Return what the first server that answers says; None if there is none."""
+        for path in paths or self.sockets:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
                 sock.settimeout(5)
                 try:

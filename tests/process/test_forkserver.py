@@ -167,8 +167,32 @@ async def test_another_cgroup_or_namespace_gets_another_server(server: Server) -
         return done.stdout.decode()
 
     assert path() == path()
-    for flag in ("--mount", "--ipc", "--uts", "--net"):
+    for flag in ("--mount", "--ipc", "--uts", "--net", "--pid", "--time"):
         assert path("unshare", flag) != path(), flag
+
+
+def test_another_root_directory_gets_another_server(tmp_path: Path) -> None:
+    script = "from shim.identity import socket_path; print(socket_path())"
+    directories = [str(tmp_path / name) for name in ("upper", "work", "root")]
+    for directory in directories:
+        Path(directory).mkdir()
+    upper, work, root = directories
+    # Both in one mount namespace, and the programs are the same under both roots.
+    steps = [
+        f"mount -t tmpfs none {tmp_path}",
+        f"mkdir {upper} {work} {root}",
+        f"mount -t overlay -o lowerdir=/,upperdir={upper},workdir={work} none {root}",
+        f"mount --rbind /proc {root}/proc",
+        *(f"mount --rbind {place} {root}{place}" for place in (str(ROOT), sys.prefix)),
+        f'cd {ROOT}; "$@"; chroot {root} sh -c \'cd {ROOT}; "$@"\' sh "$@"',
+    ]
+    command = ["unshare", "--mount", "sh", "-ec", "; ".join(steps), "sh"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", script], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first != second
 
 
 async def test_a_server_of_changed_code_refuses_and_leaves(server: Server, tmp_path: Path) -> None:

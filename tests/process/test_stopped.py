@@ -114,6 +114,7 @@ async def test_a_stopped_spare_child_is_passed_over(server: Server, command: lis
     await wait_gone([spare])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["start", "delete"])
 async def test_a_child_stopped_at_any_step_is_ended_and_its_work_done_once(
     server: Server, tmp_path: Path, action: str, command: list[str]

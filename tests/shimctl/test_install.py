@@ -23,6 +23,7 @@ from shim.names import EXECUTABLE as NAME
 from shimctl.host import install as installing
 from shimctl.host.install import find_compiler, install, uninstall
 from shimctl.host.interpreter import Interpreter, find_interpreter
+from tests.process.attributes import IDENTITY, UNSUPPORTED, prefix
 from tests.process.rig import wait_gone
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
 
@@ -238,6 +239,31 @@ def log_of(bundle: Path) -> Iterator[int]:
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler")
 
 
+async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_path: Path) -> None:
+    interpreter = await find_interpreter()
+    native = tmp_path / "native"
+    native.write_bytes(await installing.build(interpreter, "-DPRINT_IDENTITY"))
+    native.chmod(0o755)
+    text = interpreter.code("shim.identity", function="identity", named=True)
+    script = text.replace("sys.exit(identity())", "sys.stdout.write(identity())")
+    seen = set()
+    for name, attribute in {"none": "", **IDENTITY}.items():
+        found = []
+        for command in ([str(native)], [sys.executable, "-IS", "-c", script, "script"]):
+            done = run(*prefix(attribute), *command, "start", TRIO_SHIM_FORKSERVER="on")
+            if done.returncode == UNSUPPORTED:
+                break
+            assert (done.returncode, done.stderr) == (0, "")
+            found.append(done.stdout.split("\n"))
+        if not found:
+            continue
+        if name == "login":  # each has a session of its own
+            found = [[line for line in lines if not line.isdigit()] for lines in found]
+        assert found[0] == found[1], name
+        seen.add("\n".join(found[0]))
+    assert len(seen) >= 10  # and no two of them were the same
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "prefix",
@@ -364,9 +390,9 @@ def files_in(prefix: Path) -> set[str]:
 
 
 def test_shimctl_is_installed_beside_it(prefixes: dict[str, Path]) -> None:
-    for prefix in prefixes.values():
-        assert files_in(prefix) == {f"bin/{NAME}", "bin/shimctl"}
-        done = run(str(prefix / "bin/shimctl"), "ps", PYTHONPATH="/nonexistent")
+    for directory in prefixes.values():
+        assert files_in(directory) == {f"bin/{NAME}", "bin/shimctl"}
+        done = run(str(directory / "bin/shimctl"), "ps", PYTHONPATH="/nonexistent")
         assert (done.returncode, done.stderr) == (0, "")
 
 
