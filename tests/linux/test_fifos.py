@@ -38,6 +38,8 @@ def test_what_is_written_waits_for_a_reader(fifo: str) -> None:
     assert fifos.has_reader(keep)
     fifos.close_reader(keep)
     writer = keep
+    assert not os.get_inheritable(writer.number)
+    assert not os.get_blocking(writer.number)
     assert not fifos.has_reader(writer)
     reader = fifos.open_reader(fifo)
     assert fifos.has_reader(writer)
