@@ -408,3 +408,16 @@ def _state(pid: int) -> str:
             return stat.read().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+async def test_a_process_that_was_made_to_have_ended_is_waited_for() -> None:
+    user_namespace = 0x10000000  # CLONE_NEWUSER
+    async with open_reaper() as reaper:
+        try:
+            with reaper.ended(user_namespace) as pid:
+                ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - a link of the kernel's
+                assert os.stat(f"/proc/{pid}/ns/user").st_ino != ours  # noqa: PTH116
+        except PermissionError:
+            pytest.skip("this host forbids user namespaces")
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
