@@ -158,6 +158,18 @@ async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> 
     assert (tmp_path / "out").read_text().strip() == str(sorted({directory} | given))
 
 
+async def test_what_a_child_is_not_given_of_0_1_and_2_is_dev_null(tmp_path: Path) -> None:
+    file = tmp_path / "said"
+    program = (
+        "import os, sys\n"
+        "found = [os.readlink(f'/proc/self/fd/{number}') for number in range(3)]\n"
+        "open(sys.argv[1], 'w').write(' '.join(found))\n"
+    )
+    async with open_reaper() as reaper:
+        exit_ = await reaper.spawn([sys.executable, "-c", program, str(file)]).wait()
+    assert (exit_.status, file.read_text()) == (0, "/dev/null /dev/null /dev/null")
+
+
 _OWN_INPUT = """
 import trio
 from shim.reaper import open_reaper
