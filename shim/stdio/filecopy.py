@@ -137,8 +137,7 @@ class _Writing:
             if listening and self._control.fileno() in ready:
                 match self._control.recv(16):
                     case b"go":
-                        for source in self._sources:
-                            self._poll.register(source, select.POLLIN)
+                        self._begin()
                     case b"drain":
                         for source in list(self._sources):
                             self._copy(source, fifos.PIPE_SIZE)
@@ -147,11 +146,16 @@ class _Writing:
                         # The daemon has ended; what its containers write is kept.
                         listening = False
                         self._poll.unregister(self._control)
+                        self._begin()  # the end of the pipes is to be seen, too
                     case _:
                         return
             for source in list(self._sources):
                 if source in ready:
                     self._copy(source, 1)
+
+    def _begin(self) -> None:
+        for source in self._sources:
+            self._poll.register(source, select.POLLIN)
 
     def _copy(self, source: int, least: int) -> None:
         """Copy what is in ``source``, or at least ``least`` bytes of it."""

@@ -36,6 +36,8 @@ from tests.process.rig import Rig, alive, wait_gone
 from tests.process.test_delete import delete
 from tests.process.test_durable import away, kill_shim
 from tests.process.test_members import Pod
+from tests.process.test_stuck import BEFORE
+from tests.process.test_stuck import wait_stuck as wait_runtime_stuck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -265,6 +267,27 @@ async def test_a_killed_helper_is_replaced_and_the_container_does_not_notice(rig
     numbers = [int(word) for word in (rig.root / "log").read_text().split()]
     assert numbers == sorted(set(numbers))
     assert not file_helpers(rig.root)
+
+
+async def test_a_daemon_killed_in_a_create_leaves_no_helper(rig: Rig) -> None:
+    mark = rig.root / "stuck"
+    wrapper = rig.wrapper("wrapper", BEFORE.format(verb="create", mark=mark))
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+
+    async def create() -> None:
+        options = rig.options(binary_name=wrapper)
+        request = rig.create_request(bundle, options=options, stdout=f"file://{rig.root}/log")
+        with pytest.raises((GRPCError, ConnectionLostError)):
+            await task.Create(request, timeout=30)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(create)
+        runtime = await wait_runtime_stuck(mark)
+        (helper,) = file_helpers(rig.root)
+        os.kill(rig.daemons[0], signal.SIGKILL)
+    os.kill(runtime, signal.SIGKILL)
+    await wait_gone([helper])
 
 
 async def test_a_process_that_reads_a_file_does_not_hold_it(rig: Rig) -> None:
