@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shim.errors import WrongStateError
@@ -78,6 +78,7 @@ def _make(path: Path, tree: object) -> None:
 
 
 @pytest.mark.slow
+@settings(deadline=None)  # it waits for a disk
 @given(tree=st.dictionaries(NAME, TREE))
 def test_a_tree_is_removed_whatever_it_looks_like(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object]
