@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from shim import names
 from shim.errors import ShimError
-from shim.text import printable
+from shim.text import explain, printable
 from shim.version import VERSION
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def run(name: str, argv: list[str], warning: str = "") -> int:
     try:
         return _run(name, argv, warning)
     except (ShimError, OSError) as exc:
-        print(f"{name}: {printable(str(exc))}", file=sys.stderr)
+        print(f"{name}: {printable(explain(exc))}", file=sys.stderr)
         return 1
 
 

@@ -41,7 +41,7 @@ from shim.errors import (
 from shim.linux import libc, sockets
 from shim.linux.modes import write_file
 from shim.runc.driver import LIMIT
-from shim.text import printable
+from shim.text import explain, printable
 from shim.ttrpc.protocol import ClientProtocol
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
             log.crash("the shim failed", exc, id=invocation.id)
         if not answered:
             with suppress(OSError):
-                caller.refuse(f"{title}: {exc or type(exc).__name__}")
+                caller.refuse(f"{title}: {explain(exc)}")
     finally:
         os._exit(status)
 

@@ -12,6 +12,8 @@ from typing import ClassVar
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from shim.text import explain
+
 
 class ShimError(Exception):
     """A failure the caller can act on.  Subclasses choose the status."""
@@ -89,6 +91,6 @@ def status_of(exc: BaseException) -> tuple[Status, str]:
         case ShimError():
             return exc.status, str(exc)
         case OSError(errno=int(number)):
-            return _BY_ERRNO.get(number, Status.UNKNOWN), str(exc)
+            return _BY_ERRNO.get(number, Status.UNKNOWN), explain(exc)
         case _:
             return Status.UNKNOWN, str(exc) or type(exc).__name__

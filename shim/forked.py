@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import bootstrap, cleanup, daemon, launcher
 from shim.config import invocation_of, parse_flags, read_stdin
 from shim.errors import ShimError
-from shim.text import printable
+from shim.text import explain, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +116,7 @@ def become(call: Call, run: Callable[[str, list[str]], int]) -> NoReturn:
             code = run(name, call.argv[1:])
         output, errors = collected
     except (ShimError, OSError) as exc:
-        errors = f"{name}: {printable(str(exc))}\n".encode()
+        errors = f"{name}: {printable(explain(exc))}\n".encode()
     with suppress(OSError):  # the caller is gone
         connection.send(launcher.pack(code, output, errors))
     os._exit(0)

@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 
-from shim.text import printable
+from shim.text import explain, printable
 
 DEBUG, INFO, WARNING, ERROR = range(4)
 _NAMES = ("debug", "info", "warning", "error")
@@ -35,7 +35,7 @@ class Log:
             fields["dropped_lines"] = self.dropped
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = f"time={_quoted(stamp)} level={_NAMES[level]} msg={_quoted(message)}"
-        line += "".join(f" {key}={_quoted(str(value))}" for key, value in fields.items())
+        line += "".join(f" {key}={_quoted(_shown(value))}" for key, value in fields.items())
         try:
             # One write of less than PIPE_BUF is taken whole or not at all.
             os.write(self.fd, line.encode(errors="replace")[:4000] + b"\n")
@@ -43,6 +43,10 @@ class Log:
             self.dropped += 1
         else:
             self.dropped = 0
+
+
+def _shown(value: object) -> str:
+    return explain(value) if isinstance(value, BaseException) else str(value)
 
 
 def _quoted(text: str) -> str:
@@ -85,4 +89,4 @@ def error(message: str, **fields: object) -> None:
 def crash(message: str, exc: BaseException, **fields: object) -> None:
     """Log an error that should not have happened, with where it came from."""
     trace = "".join(traceback.format_exception(exc)).strip()
-    _log.write(ERROR, message, fields | {"error": str(exc) or type(exc).__name__, "trace": trace})
+    _log.write(ERROR, message, fields | {"error": explain(exc), "trace": trace})

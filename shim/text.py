@@ -26,3 +26,39 @@ def _escaped(char: str) -> str:
     if code < 0x80:
         return _NAMED.get(char, f"\\x{code:02x}")
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+class doing:  # noqa: N801 - a context manager, which costs the launcher no contextlib
+    """Name the action and its object in an OSError that is raised in the block.
+
+    The innermost block counts; :func:`explain` shows it.
+    """
+
+    def __init__(self, action: str, target: object) -> None:
+        self._what = f"{action} {target}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        if isinstance(exc, OSError):
+            exc.add_note(self._what)
+
+
+def explain(exc: BaseException) -> str:
+    """Return what went wrong in one line.
+
+    An OSError reads as in Go: ``open /run/x: no space left on device``, with the
+    action where :class:`doing` named it, and with the path where there is one.
+    """
+    if not isinstance(exc, OSError) or not exc.strerror:
+        return str(exc) or type(exc).__name__
+    reason = exc.strerror[:1].lower() + exc.strerror[1:]
+    if notes := getattr(exc, "__notes__", ()):
+        return f"{notes[0]}: {reason}"
+    names = [
+        name.decode(errors="surrogateescape") if isinstance(name, bytes) else str(name)
+        for name in (exc.filename, exc.filename2)
+        if isinstance(name, (str, bytes))
+    ]
+    return f"{' -> '.join(names)}: {reason}" if names else reason

@@ -23,6 +23,7 @@ from shim.errors import InvalidError
 from shim.linux.files import read_whole
 from shim.linux.modes import write_file
 from shim.runc.command import Runtime
+from shim.text import explain
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Options:
             try:
                 text = read_whole(generic.config_path, _LONGEST).decode(errors="replace")
             except OSError as exc:
-                raise InvalidError(f"runtime options: {exc}") from None
+                raise InvalidError(f"runtime options: {explain(exc)}") from None
             return cls.from_toml(text)
         return cls()
 

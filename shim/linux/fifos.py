@@ -18,6 +18,7 @@ import termios
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError
+from shim.text import doing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,8 @@ def explained(path: str) -> Iterator[None]:
     :raises InvalidError: there is a directory, a socket, a loop of links.
     """
     try:
-        yield
+        with doing("open", path):
+            yield
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
     except OSError as exc:
@@ -128,7 +130,8 @@ def open_pipe(uid: int = -1, gid: int = -1) -> tuple[Fd, Fd]:
 
     ``uid`` and ``gid`` become its owner: opening /dev/stdout asks for that.
     """
-    reader, writer = (Fd(number) for number in os.pipe2(os.O_CLOEXEC))
+    with doing("create", "a pipe"):
+        reader, writer = (Fd(number) for number in os.pipe2(os.O_CLOEXEC))
     try:
         grow(writer)
         if uid > 0 or gid > 0:

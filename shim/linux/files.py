@@ -6,6 +6,8 @@ import errno
 import os
 import stat
 
+from shim.text import doing
+
 
 def read_whole(path: str, limit: int) -> bytes:
     """Return what is in the file at ``path``, ``limit`` bytes at most.
@@ -27,7 +29,8 @@ def read_tail(path: str, limit: int) -> bytes:
 
 
 def _read(path: str, size: int, *, tail: bool) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with doing("open", path):
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

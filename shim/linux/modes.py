@@ -18,6 +18,7 @@ import stat
 from contextlib import suppress
 
 from shim.errors import InvalidError
+from shim.text import doing
 
 # What containerd gives its state directories: others may pass, and see nothing.
 _PASS = 0o711
@@ -33,13 +34,15 @@ def write_file(path: str | os.PathLike[str], data: str | bytes, mode: int = 0o60
     if isinstance(data, str):
         data = data.encode(errors="surrogateescape")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    fd = os.open(path, flags, mode)
+    with doing("open", path):
+        fd = os.open(path, flags, mode)
     try:
         if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
             with suppress(PermissionError):  # a file system without modes
                 os.fchmod(fd, mode)
-        while data:
-            data = data[os.write(fd, data) :]
+        with doing("write", path):
+            while data:
+                data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
 
@@ -49,7 +52,8 @@ def make_fifo(path: str | os.PathLike[str], mode: int = 0o600) -> None:
 
     :raises FileExistsError: there is something at ``path``.
     """
-    os.mkfifo(path, mode)
+    with doing("mkfifo", path):
+        os.mkfifo(path, mode)
     _set(path, mode)
 
 
@@ -61,7 +65,8 @@ def make_directory(
     :raises FileExistsError: there is something at ``path``, and no directory with ``exist_ok``.
     """
     try:
-        os.mkdir(path, mode)  # noqa: PTH102 - pathlib costs the launcher 3 ms
+        with doing("mkdir", path):
+            os.mkdir(path, mode)  # noqa: PTH102 - pathlib costs the launcher 3 ms
     except FileExistsError:
         if not exist_ok or not os.path.isdir(path):  # noqa: PTH112
             raise

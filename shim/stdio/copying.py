@@ -87,7 +87,7 @@ class CopyRelay(Relay):
 
     def _drop(self, exc: OSError) -> None:
         if not self._failed:
-            log.error("output is being dropped", stream=self.name, error=str(exc))
+            log.error("output is being dropped", stream=self.name, error=exc)
         self._failed = True
 
 

@@ -185,7 +185,7 @@ class _Writing:
                 continue
             except OSError as exc:
                 if not self._failed:
-                    log.error("output is being dropped", path=self._path, error=str(exc))
+                    log.error("output is being dropped", path=self._path, error=exc)
                 self._failed = True
                 return
             rest = rest[count:]

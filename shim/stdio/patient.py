@@ -164,7 +164,7 @@ class _Patient(Relay):
         except OSError as exc:
             if store.stuck:
                 return  # it is there when the disk responds
-            log.error("spooled output is lost", stream=self.name, error=str(exc))
+            log.error("spooled output is lost", stream=self.name, error=exc)
             self._dropped += store.used
             self._close_store()
             self._store = Little()
@@ -219,7 +219,7 @@ class _Patient(Relay):
             log.warning(
                 "output cannot be spooled, what nobody reads is dropped",
                 stream=self.name,
-                error=str(exc),
+                error=exc,
             )
         self._warned = True
 

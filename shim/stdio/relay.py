@@ -78,7 +78,7 @@ class Relay:
                 if self._linger:
                     await self._wait_read()
         except OSError as exc:
-            log.warning("stdio ended early", stream=self.name, error=str(exc))
+            log.warning("stdio ended early", stream=self.name, error=exc)
         except Exception as exc:  # the nursery is the daemon's, and other containers' too
             log.crash("stdio relay failed", exc, stream=self.name)
         finally:

@@ -26,6 +26,7 @@ import trio
 from shim import identity, launcher, names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
+from shim.text import explain
 from shim.version import VERSION
 from shimctl.host.cgroups import join
 from shimctl.host.interpreter import Interpreter, search_path
@@ -123,7 +124,7 @@ async def _look(path: str, own: str) -> Server:
     except (FileNotFoundError, UnavailableError):
         return found(Health.STALE, problem="nobody listens there any more")
     except (ShimError, OSError, KeyError, TypeError, ValueError) as exc:
-        return found(Health.SILENT, problem=str(exc) or type(exc).__name__)
+        return found(Health.SILENT, problem=explain(exc))
 
 
 async def _ask(path: str, verb: bytes) -> tuple[int, dict[str, Any]]:
@@ -169,7 +170,7 @@ async def stop_servers() -> list[Server]:
                 raise UnavailableError(server.problem)
             await _stop(server)
         except (ShimError, OSError, ValueError) as exc:
-            problems.append(f"{server.socket}: {exc}")
+            problems.append(f"{server.socket}: {explain(exc)}")
         else:
             stopped.append(server)
     if problems:

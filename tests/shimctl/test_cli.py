@@ -375,7 +375,7 @@ def test_a_state_directory_that_cannot_be_made_is_said(
     for command in ("run", "create"):
         done = shimctl(command, tmp_path, "--runtime", "/bin/true")
         assert (done.returncode, done.stdout) == (125, "")
-        assert re.fullmatch(r"shimctl: /proc/none[^\n]*\n", done.stderr)
+        assert re.fullmatch(r"shimctl: mkdir /proc/none[^\n]*\n", done.stderr)
     assert shimctl("ps").returncode == 0
 
 

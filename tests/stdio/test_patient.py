@@ -368,7 +368,7 @@ async def test_without_any_directory_the_rest_is_dropped(rig: Rig, said: capfd_l
         client.close()
         process.close()
     (line,) = said("cannot be spooled")
-    assert "Not a directory" in line
+    assert "not a directory" in line
     assert nowhere in line
 
 

@@ -22,7 +22,7 @@ from shim.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from shim.text import printable
+from shim.text import explain, printable
 from shimctl.attach.session import CalledOffError
 from shimctl.cli.arguments.builder import FAILED
 
@@ -57,10 +57,7 @@ def report(exc: BaseException, args: Namespace) -> int:
         return 128 + signal.SIGINT
     if not isinstance(exc, (ShimError, OSError)):
         raise exc
-    message = str(exc)
-    if isinstance(exc, OSError) and exc.strerror:
-        message = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
-    print(f"shimctl: {printable(message + hint(exc, args))}", file=sys.stderr)
+    print(f"shimctl: {printable(explain(exc) + hint(exc, args))}", file=sys.stderr)
     if isinstance(exc, CalledOffError):
         return 128 + exc.number
     return exit_code_for(str(exc)) if args.command in ("run", "exec") else FAILED

@@ -56,7 +56,7 @@ async def test_a_full_disk_keeps_what_fits_and_goes_on_when_there_is_room(rig: R
         lines = os.read(manager.number, 1 << 20).splitlines()
         said = [line for line in lines if b"output is being dropped" in line]
         assert len(said) == 1
-        assert b"No space left" in said[0]
+        assert b"no space left" in said[0]
     finally:
         manager.close()
         unmount_all(str(small))
