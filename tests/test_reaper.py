@@ -433,3 +433,15 @@ async def test_a_process_that_was_made_to_have_ended_is_waited_for() -> None:
             pytest.skip("this host forbids user namespaces")
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def test_a_process_is_ending_once_it_was_killed_and_not_before() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        assert not child.is_ending()
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert child.exit is None  # the reaper has had no time to see it
+        assert child.is_ending()
+        await child.wait()
+        assert child.is_ending()
