@@ -37,7 +37,7 @@ def rows() -> list[tuple[str, ...]]:
     return [
         tuple(cell.strip() for cell in line.strip("|").split(" | "))
         for line in lines
-        if not line.startswith("| rule ")
+        if not line.startswith(("| rule ", "| stock "))
     ]
 
 

@@ -259,6 +259,8 @@ class Container:
 
     def _check_exec(self) -> None:
         self.init.life.check(Op.EXEC)
+        if self._image.image_path and self.init.state is State.CREATED:
+            raise WrongStateError("cannot exec in a container that waits to be restored")
         if self._ending:
             raise WrongStateError("cannot exec in a stopped process")
 

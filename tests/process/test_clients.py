@@ -15,6 +15,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import (
+    CheckpointTaskRequest,
     DeleteRequest,
     ExecProcessRequest,
     StartRequest,
@@ -167,3 +168,68 @@ async def start(task: TaskStub) -> None:
 
 async def delete(task: TaskStub) -> None:
     await task.Delete(DeleteRequest(id="c1"), timeout=15)
+
+
+async def test_no_exec_is_added_to_a_container_that_waits_to_be_restored(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await task.Create(rig.create_request(bundle, checkpoint=str(rig.root)), timeout=20)
+    with pytest.raises(GRPCError) as caught:
+        await task.Exec(rig.exec_request("c1", "e1", "true"), timeout=10)
+    assert caught.value.status is Status.FAILED_PRECONDITION
+    deleted = await task.Delete(DeleteRequest(id="c1"), timeout=15)
+    assert (deleted.pid, deleted.exit_status) == (0, 0)
+    assert "exec-added" not in rig.sink.names()
+
+
+async def test_an_exec_whose_start_failed_is_waited_for_until_its_delete(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    await task.Exec(rig.exec_request("c1", "e1", "/no/such/program"), timeout=10)
+    waited: list[WaitResponse] = []
+
+    async def wait() -> None:
+        waited.append(await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=20))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(GRPCError):
+            await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=20)
+        assert not waited
+        deleted = await task.Delete(DeleteRequest(id="c1", exec_id="e1"), timeout=15)
+    assert (deleted.pid, deleted.exit_status, waited[0].exit_status) == (0, 0, 0)
+
+
+async def test_a_runtime_command_has_the_managers_environment_and_the_daemons_session(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMAXPROCS", "2")
+    noted = rig.root / "noted"
+    script = f"""
+case " $* " in *" start "*)
+  echo "$GOMAXPROCS $(readlink /proc/$$/fd/0) $(cut -d' ' -f5,6 /proc/$$/stat)" > {noted};;
+esac
+exec runc "$@"
+"""
+    bundle = rig.bundle("c1", "true")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, options=rig.options(binary_name=rig.wrapper("noting", script)))
+    daemon = rig.daemons[0]
+    assert noted.read_text().split() == ["2", "/dev/null", str(daemon), str(daemon)]
+
+
+async def test_a_failed_checkpoint_names_the_log_of_criu(rig: Rig) -> None:
+    script = 'case " $* " in *" checkpoint "*) echo "criu failed: type NOTIFY" >&2; exit 1;; esac'
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    binary = rig.wrapper("failing", f'{script}\nexec runc "$@"')
+    await rig.run(task, bundle, options=rig.options(binary_name=binary))
+    (bundle / "work/criu-work").mkdir(parents=True)
+    (bundle / "work/criu-work/dump.log").write_text("Error: it is so")
+    request = CheckpointTaskRequest(id="c1", path=str(rig.root / "image"))
+    with pytest.raises(GRPCError, match="criu failed: type NOTIFY; see ") as caught:
+        await task.Checkpoint(request, timeout=20)
+    assert str(bundle / "criu-dump.log") in (caught.value.message or "")
+    assert (bundle / "criu-dump.log").read_text() == "Error: it is so"
