@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 import time
+from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -131,6 +132,7 @@ class _Server:
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
         self._silent: dict[int, _Silent] = {}
+        self._calls: deque[tuple[socket.socket, Call]] = deque()
         self._spare: Spare | None = None
         self._wants_spare = True
 
@@ -151,7 +153,7 @@ class _Server:
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         while not self._stopped and not self._is_idle():
-            for fd, _ in self._poll.poll(self._patience()):
+            for fd, _ in self._poll.poll(0 if self._calls else self._patience()):
                 if fd == wake:
                     os.read(wake, 4096)
                 elif fd == self._listener.fileno():
@@ -160,7 +162,9 @@ class _Server:
                     self._hear(fd)
             self._drop_silent()
             self._reap()
-            if self._wants_spare and time.monotonic() >= self._since + QUIET:
+            if self._calls:
+                self._run_next()
+            elif self._wants_spare and time.monotonic() >= self._since + QUIET:
                 self._keep_spare()
         return 0
 
@@ -215,41 +219,61 @@ class _Server:
         """Do what the caller at ``fd``, which says something now, wants."""
         if (silent := self._silent.get(fd)) is None:
             return  # forgotten since the poll
+        self._poll.unregister(fd)
+        del self._silent[fd]
         try:
-            self._converse(silent.connection)
+            call = self._converse(silent.connection)
         except (OSError, ValueError) as exc:
             log.debug("a caller of the fork server was dropped", error=exc)
-        finally:
-            self._forget(fd)
+            call = None
+        if call is None:
+            silent.connection.close()
+        else:
+            self._calls.append((silent.connection, call))
 
     def _forget(self, fd: int) -> None:
         self._poll.unregister(fd)
         self._silent.pop(fd).connection.close()
+
+    def _run_next(self) -> None:
+        """Have a child do the call that has waited longest, unless its caller is gone."""
+        connection, call = self._calls.popleft()
+        try:
+            if not has_hung_up(connection):
+                self._run_for(connection, call)
+        except OSError as exc:
+            log.debug("a caller of the fork server was dropped", error=exc)
+        finally:
+            _close(connection, call)
 
     def _drop_silent(self) -> None:
         now = time.monotonic()
         for fd in [fd for fd, silent in self._silent.items() if silent.deadline <= now]:
             self._forget(fd)
 
-    def _converse(self, connection: socket.socket) -> None:
+    def _converse(self, connection: socket.socket) -> Call | None:
+        """Answer a caller, or return the call it wants a child for."""
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         pid, uid, gid = _PEERCRED.unpack(raw)
         if (uid, gid) != (os.geteuid(), os.getegid()):
-            return
+            return None
         data, fds, flags, _ = socket.recv_fds(connection, _MESSAGE, 2)
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                return
+                return None
             if verb == "run" and len(fds) == 2 and argv:
-                if not has_hung_up(connection):
-                    self._run_for(connection, Call(connection.fileno(), pid, argv, *fds))
-            elif verb == "status":
+                connection.send(b"heard")
+                call = Call(connection.fileno(), pid, argv, *fds)
+                fds = []
+                return call
+            if verb == "status":
                 state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
                 connection.send(json.dumps(state).encode())
             elif verb == "stop":
                 self._stopped = True
                 connection.send(b"{}")
+            return None
         finally:
             for fd in fds:
                 os.close(fd)
@@ -270,6 +294,7 @@ class _Server:
             return
         if call.argv[-1] == "start":
             self._daemons.add(child)
+        connection.send(b"child %d" % child)
 
     def _hand_over(self, call: Call) -> int:
         """Give ``call`` to the spare child; return its pid, or 0 if there is none to take it."""
@@ -325,11 +350,19 @@ class _Server:
             for fd, silent in self._silent.items():
                 if fd != caller:
                     silent.connection.close()
+            for connection, call in self._calls:
+                _close(connection, call)
             for fd in self._wake:
                 os.close(fd)
             work()
         finally:
             os._exit(1)
+
+
+def _close(connection: socket.socket, call: Call) -> None:
+    connection.close()
+    os.close(call.stdin)
+    os.close(call.caller)
 
 
 @dataclass(frozen=True, slots=True)

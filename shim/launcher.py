@@ -13,6 +13,8 @@ The conversation, one packet each:
 
     caller   ``run`` and its arguments, separated by NUL; its standard input and
              a pidfd of itself
+    server   ``heard``: it is alive, and the call waits for its turn
+    server   ``child`` and the pid of the one that has it
     child    ``taken`` and its pid; a pidfd of itself
     caller   ``go``
     child    exit status, standard output, standard error
@@ -34,9 +36,11 @@ import time
 
 from shim.identity import socket_path
 
-# Seconds from the first packet to ``taken``: a manager gives ``delete`` five seconds
-# in all.  A server or a child that is stopped is given up after two ticks.
-_TAKEN = {"start": 0.9, "-info": 0.9, "delete": 0.4}
+# Seconds until a server that says nothing is given up, and one that has heard and has
+# many callers: a manager gives ``delete`` five seconds in all.  A server or a child
+# that is stopped is given up after two ticks.
+_HEARD = {"start": 0.9, "-info": 0.9, "delete": 0.4}
+_TAKEN = {"start": 5.0, "-info": 5.0, "delete": 0.9}
 # Seconds from ``go`` to the answer: more than any action takes.
 _ANSWER = {"start": 15.0, "-info": 10.0, "delete": 4.0}
 _TICK = 0.1
@@ -122,9 +126,9 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
     words = b"\0".join(os.fsencode(word) for word in ["run", *argv])
     if len(words) > _REQUEST:
         return None, ""
-    deadline = time.monotonic() + _TAKEN[argv[-1]]
+    began = time.monotonic()
     # Blocking, or a full backlog would be an error at once.
-    patience = int(_TAKEN[argv[-1]] * 1e6)
+    patience = int(_HEARD[argv[-1]] * 1e6)
     timeval = bytes(8) + patience.to_bytes(8, sys.byteorder)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
     sock.connect(path)
@@ -138,13 +142,24 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
         sock.sendmsg([words], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
     finally:
         os.close(own)
-    packet, child = _receive(sock, deadline, server)
-    if child < 0:
-        return None, packet.decode(errors="replace")
+    deadline, peer = began + _HEARD[argv[-1]], server
+    while True:
+        packet, child = _receive(sock, deadline, peer)
+        word, _, rest = packet.partition(b" ")
+        if child >= 0:
+            break
+        if word == b"heard":
+            deadline = began + _TAKEN[argv[-1]]
+        elif word == b"child":
+            peer = int(rest)
+        else:
+            return None, packet.decode(errors="replace")
     try:
         sock.send(b"go")
-        pid = int(packet.partition(b" ")[2])
-        answer, _ = _receive(sock, time.monotonic() + _ANSWER[argv[-1]], pid)
+        deadline = time.monotonic() + _ANSWER[argv[-1]]
+        answer, _ = _receive(sock, deadline, int(rest))
+        if answer.startswith(b"child "):  # the server was slower to say so than the child
+            answer, _ = _receive(sock, deadline, int(rest))
         if answer:
             status = give(sock, answer)
             os.close(child)
@@ -254,7 +269,7 @@ def hold_input() -> tuple[bool, str]:
 def main() -> int:
     """Run the executable; return its exit status, unless another process has done it all."""
     warning = ""
-    if sys.argv[-1] in _TAKEN and wanted():
+    if sys.argv[-1] in _ANSWER and wanted():
         status, warning = ask(sys.argv)
         if status is not None:
             os._exit(status)  # all is written, and the interpreter's own end takes 1 ms
@@ -267,7 +282,7 @@ def main_alone() -> int:
     """Run the executable after the native launcher has given up the fork server."""
     from shim.__main__ import main as run_here
 
-    return run_here(f"the fork server is not used: {socket_path()} does not answer")
+    return run_here(f"the fork server is not used: {socket_path()} did not take the call in time")
 
 
 if __name__ == "__main__":

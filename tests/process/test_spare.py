@@ -89,3 +89,26 @@ async def test_many_at_once_are_each_served(server: Server) -> None:
     assert len(set(daemons)) == 5
     assert spare in daemons
     assert {parent_of(daemon) for daemon in daemons} == {pid}
+
+
+@pytest.mark.slow
+async def test_of_sixty_at_once_none_gives_the_server_up(server: Server) -> None:
+    """A server that is busy has heard each of them, so each waits for its turn."""
+    await server.start(server.rig.bundle("first", "true"))
+    pid = await server.wait_up()
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(60)]
+    answers: list[str] = []
+
+    async def start(bundle: Path) -> None:
+        done = await trio.to_thread.run_sync(server.launch, bundle, "start")
+        assert (done.returncode, done.stderr) == (0, b"")
+        answers.append(done.stdout.decode())
+
+    async with trio.open_nursery() as nursery:
+        for bundle in bundles:
+            nursery.start_soon(start, bundle)
+    server.rig.daemons.clear()
+    for server.rig.address in answers:
+        await server.rig.connect()
+    assert len(set(server.rig.daemons)) == 60
+    assert {parent_of(daemon) for daemon in server.rig.daemons} == {pid}

@@ -18,6 +18,7 @@ from shim.api.bootstrap_pb2 import BootstrapParams, BootstrapResult
 from shim.api.task_pb2 import DeleteResponse
 from shim.names import EXECUTABLE
 from shimctl.host.install import find_compiler, install
+from tests.e2e.waiting import wait_until
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import LAUNCH, Server, daemons_of, parent_of, state_of
 
@@ -72,6 +73,7 @@ def command(request: pytest.FixtureRequest) -> list[str]:
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
+    wait_until("the process is stopped", lambda: state_of(pid) == "T")
     try:
         yield
     finally:
@@ -128,7 +130,7 @@ async def test_a_child_stopped_at_any_step_is_ended_and_its_work_done_once(
     pid = await server.wait_up()
     launch = partial(server.launch, command=command)
     steps = 0
-    for step in range(1, 2000, 13):
+    for step in range(1, 2000, 17):
         bundle = server.rig.bundle(f"c{step}", "true")
         control.write_text(str(step))
         began = time.monotonic()
@@ -180,9 +182,17 @@ class Caller:
 
     def wait_taken(self) -> int:
         """Return the pid of the child that took the call."""
-        packet, fds, _, _ = socket.recv_fds(self.sock, 100, 1)
+        fds: list[int] = []
+        while not fds:  # until then the server speaks
+            packet, fds, _, _ = socket.recv_fds(self.sock, 100, 1)
+            assert packet
         os.close(fds[0])
         return int(packet.split()[1])
+
+    def wait_answer(self) -> bytes:
+        while (packet := self.sock.recv(65536)).startswith((b"heard", b"child")):
+            pass
+        return packet
 
 
 async def test_a_request_is_only_carried_out_for_a_caller_that_is_there(
@@ -203,14 +213,14 @@ async def test_a_request_is_only_carried_out_for_a_caller_that_is_there(
     quick = Caller(server, bundle)
     child = quick.wait_taken()
     quick.sock.send(b"go")
-    assert b"unix://" in quick.sock.recv(65536)
+    assert b"unix://" in quick.wait_answer()
     assert alive(child)
     quick.sock.close()  # without having said that it printed the address
     await wait_gone([child])
     happy = Caller(server, bundle)
     happy.wait_taken()
     happy.sock.send(b"go")
-    server.rig.address = happy.sock.recv(65536)[5:].decode()
+    server.rig.address = happy.wait_answer()[5:].decode()
     happy.sock.send(b"told")
     happy.sock.close()
     await server.rig.connect()

@@ -45,12 +45,14 @@
 #define DIRECTORY_MAX 90
 #define ANSWER 65536
 
-/* What a child may be asked for: milliseconds until it takes the call, and until it
- * answers. */
+/* What a child may be asked for: milliseconds until the server has heard, until a child
+ * takes the call, and until it answers. */
 static const struct action {
     const char *name;
-    int taken, answer;
-} actions[] = {{"start", 900, 15000}, {"-info", 900, 10000}, {"delete", 400, 4000}};
+    int heard, taken, answer;
+} actions[] = {{"start", 900, 5000, 15000},
+               {"-info", 900, 5000, 10000},
+               {"delete", 400, 900, 4000}};
 
 /* Text files of /proc, and answers; longer files would have a hash that Python
  * disagrees with. */
@@ -409,10 +411,11 @@ static int give(int sock, size_t size)
 static int ask(const char *path, const struct action *action, int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval patience = {.tv_usec = action->taken * 1000};
+    struct timeval patience = {.tv_usec = action->heard * 1000};
     struct ucred peer;
     socklen_t length = sizeof peer;
-    int64_t deadline;
+    int64_t began, deadline;
+    pid_t pid;
     ssize_t got;
     int status = -1, child, none;
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -422,20 +425,38 @@ static int ask(const char *path, const struct action *action, int argc, char **a
         return -1;
     if (strcmp(action->name, "delete"))
         hold_input(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
-    deadline = now() + action->taken;
+    began = now();
     strcpy(address.sun_path, path);
     if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) ||
         connect(sock, (struct sockaddr *)&address, sizeof address) ||
         getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != geteuid() ||
-        send_request(sock, argc, argv) || receive(sock, deadline, peer.pid, &child) <= 0 ||
-        child < 0) {
+        send_request(sock, argc, argv)) {
         close(sock);
         return -1;
     }
-    pid_t pid = (pid_t)strtol(text + strcspn(text, " "), NULL, 10);
-    if (send(sock, "go", 2, MSG_NOSIGNAL) == 2 &&
-        (got = receive(sock, now() + action->answer, pid, &none)) > 0)
-        status = give(sock, (size_t)got);
+    deadline = began + action->heard;
+    for (pid = peer.pid, child = -1; child < 0;) {
+        if (receive(sock, deadline, pid, &child) <= 0) {
+            close(sock);
+            return -1;
+        }
+        if (child >= 0 || !strncmp(text, "child ", 6))
+            pid = (pid_t)strtol(text + 6, NULL, 10); /* "taken " is as long */
+        else if (!strcmp(text, "heard"))
+            deadline = began + action->taken;
+        else {
+            close(sock);
+            return -1;
+        }
+    }
+    deadline = now() + action->answer;
+    if (send(sock, "go", 2, MSG_NOSIGNAL) == 2) {
+        got = receive(sock, deadline, pid, &none);
+        if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
+            got = receive(sock, deadline, pid, &none);
+        if (got > 0)
+            status = give(sock, (size_t)got);
+    }
     if (status < 0)
         end_child(child); /* it must not go on beside Python */
     close(sock);
