@@ -14,6 +14,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import signal
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -78,7 +79,12 @@ class _Work(Generic[T]):
 
 
 def own_fds(*keep: int) -> None:
-    """Give the calling thread a table of fds of its own: ``keep``, 0 to 2 and the log's."""
+    """Give the calling thread a table of fds of its own: ``keep``, 0 to 2 and the log's.
+
+    The thread receives no signals any more: the handler would write to the event
+    loop's wakeup fd, which the thread does not have, and the loop would sleep on.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         libc.unshare_files()
     except OSError as exc:  # a filter of system calls forbids it: the table is the daemon's

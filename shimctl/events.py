@@ -86,7 +86,7 @@ async def serve_events(
     own user may connect, and a peer that talks nonsense harms no other.
 
     :raises ExistsError: somebody already listens there.
-    :raises InvalidError: the path is too long, or something else than a socket.
+    :raises InvalidError: the path is too long, another file than a socket, or below one.
     """
     import trio
 
@@ -104,7 +104,7 @@ def listening(path: str | Path) -> Iterator[socket.socket]:
     """Bind a socket that only our user may use; remove it after the block.
 
     :raises ExistsError: somebody already listens there.
-    :raises InvalidError: the path is too long, or something else than a socket.
+    :raises InvalidError: the path is too long, another file than a socket, or below one.
     :raises UnavailableError: the directory cannot be written to.
     """
     whole = os.path.abspath(path)  # noqa: PTH100 - pathlib does not take out the dots
