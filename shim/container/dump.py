@@ -6,7 +6,6 @@ Source: containerd-shim-runc-v2 process/init.go, checkpoint.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import trio
 
 from shim.container.requests import checkpoint_of
 from shim.errors import ShimError, TimedOutError, WrongStateError
+from shim.linux.files import read_tail
 from shim.linux.modes import make_directories, write_file
 from shim.linux.removal import remove_tree
 from shim.offthread import run_off_thread
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds criu's log may take to be copied, and its directory to be made or removed.
 FILES = 10.0
+# Bytes that are kept of criu's log: its last lines hold the error.
+_KEPT = 4 << 20
 # Seconds a dump may take: the memory of a large container goes to disk.
 LIMIT = 600.0
 
@@ -69,5 +71,4 @@ async def _aside(work: Callable[[], object], what: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    write_file(target, b"")
-    shutil.copyfile(source, target)
+    write_file(target, read_tail(str(source), _KEPT))

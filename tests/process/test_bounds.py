@@ -13,7 +13,7 @@ import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest
+from shim.api.task_pb2 import CheckpointTaskRequest, DeleteRequest, StartRequest, StateRequest
 from tests.process.rig import Rig, alive, wait_gone
 from tests.process.test_delete import delete
 
@@ -114,3 +114,23 @@ async def test_delete_reads_no_huge_file(rig: Rig) -> None:
         os.truncate(bundle / name, 1 << 40) if (bundle / name).exists() else None
     assert delete(rig, bundle).pid == pid
     assert not alive(pid)
+
+
+async def test_of_criu_s_log_the_end_is_kept(rig: Rig) -> None:
+    work = rig.root / "c1/work/criu-work"
+    script = f"""
+case " $* " in
+*" checkpoint "*) truncate -s 300M {work}/dump.log; echo the end >> {work}/dump.log; exit 1;;
+esac
+exec runc "$@"
+"""
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle, options=rig.options(binary_name=rig.wrapper("failing", script)))
+    request = CheckpointTaskRequest(id="c1", path=str(rig.root / "image"))
+    with pytest.raises(GRPCError, match=r"criu-dump\.log"):
+        await task.Checkpoint(request, timeout=20)
+    kept = (bundle / "criu-dump.log").read_bytes()
+    assert kept.endswith(b"the end\n")
+    assert len(kept) < 10 << 20
+    assert peak(rig.daemons[0]) < MEMORY
