@@ -11,7 +11,7 @@ import trio
 
 from minid import control, daemon
 from minid.config import STATE, load_state
-from minid.failures import EXPECTED, first_in, printable, say
+from minid.failures import EXPECTED, first_in, log_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.verb is None:
             trio.run(daemon.run, options.config, strict_exception_groups=True)
         else:
-            reply = trio.run(control.ask, socket_for(options.config), options.verb, options.name)
+            reply = trio.run(
+                control.request, socket_for(options.config), options.verb, options.name
+            )
             sys.stdout.write(table(reply["containers"]))
     except* EXPECTED as group:
-        say(str(first_in(group)))
+        log_line(str(first_in(group)))
         status = 1
     except* KeyboardInterrupt:
         status = 130

@@ -21,8 +21,8 @@ from shimctl import InvalidError
 
 STATE = Path("/run/minid")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_LONGEST_NAME = 60  # the shim's limit is 76, with a number behind it
-_LONGEST_STATE = 80  # bytes: a socket's path has 107
+_MAX_NAME = 60  # the shim's limit is 76, with a number behind it
+_MAX_STATE = 80  # bytes: a socket's path has 107
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", re.ASCII)
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _RESTART = re.compile(f"({'|'.join(KINDS)})|{ON_FAILURE}:([0-9]{{1,9}})", re.ASCII)
@@ -76,7 +76,7 @@ class Spec:
     def log_in(self, state: Path) -> Path:
         return self.log.file or state / "logs" / f"{self.name}.log"
 
-    def needs_another(self, old: Spec) -> bool:
+    def needs_new_generation(self, old: Spec) -> bool:
         """Whether a container made for ``old`` is not one for this; the rest just changes."""
         ours = replace(self, restart=old.restart, backoff=old.backoff, log=old.log)
         return replace(ours, grace=old.grace) != old
@@ -110,7 +110,7 @@ def load_state(path: Path) -> Path:
 def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as file:
-            return file.read(document.LONGEST + 1)
+            return file.read(document.MAX_FILE + 1)
     except OSError as exc:
         raise InvalidError(f"{path}: cannot be read: {exc.strerror}") from None
 
@@ -148,8 +148,8 @@ def _containers(place: _Place) -> tuple[Spec, ...]:
 
 def _state(place: _Place) -> Path:
     path = place.base / place.text()
-    if len(str(path).encode()) > _LONGEST_STATE:
-        place.fail(f"is too long for a socket in it; use at most {_LONGEST_STATE} characters")
+    if len(str(path).encode()) > _MAX_STATE:
+        place.fail(f"is too long for a socket in it; use at most {_MAX_STATE} characters")
     return path
 
 
@@ -272,9 +272,9 @@ class _Place:
         return self.value
 
     def check_name(self, name: str) -> None:
-        if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
             self.fail(
-                f"{name[:80]!r} is no name; use up to {_LONGEST_NAME} letters and digits, "
+                f"{name[:80]!r} is no name; use up to {_MAX_NAME} letters and digits, "
                 "with single '.', '_' or '-' between them"
             )
 

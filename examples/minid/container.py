@@ -16,7 +16,7 @@ import trio
 
 from minid import bundle
 from minid.config import Spec, parse_container
-from minid.failures import EXPECTED, first_in, say
+from minid.failures import EXPECTED, first_in, log_line
 from minid.generation import Generation, Place
 from minid.ledger import read_record, write_json
 from minid.logs import LogFile
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from minid.ledger import End
 
-_AGAIN = 1.0  # s before a step that failed is tried again
+_RETRY_INTERVAL = 1.0  # s before a step that failed is tried again
 
 
 def home_of(state: Path, name: str) -> Path:
@@ -39,8 +39,8 @@ def read_spec(home: Path) -> Spec | None:
     """Return what the newest generation in ``home`` was made for, if that can be told."""
     path = home / "spec.json"
     try:
-        said = json.loads(path.read_bytes())
-        return parse_container(said["name"], said["written"], Path(said["base"]), str(path))
+        saved = json.loads(path.read_bytes())
+        return parse_container(saved["name"], saved["written"], Path(saved["base"]), str(path))
     except (OSError, ValueError, KeyError, TypeError, InvalidError):
         return None
 
@@ -53,10 +53,10 @@ class Container:
         self.place = place
         self.home = home_of(place.state, spec.name)
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.record = read_record(self.home / "record.json") or self._guess()
+        self.record = read_record(self.home / "record.json") or self._record_from_traces()
         self.generation: Generation | None = None
         self.removed = False
-        self.gone = False
+        self.finished = False
         self._base = base
         self._spec = spec
         self._log = LogFile(*self._log_of(spec))
@@ -69,12 +69,12 @@ class Container:
     def apply(self, spec: Spec, base: Path) -> None:
         """Be as ``spec`` says from now on, with another generation if that takes one."""
         revived = self.removed and self.record.under_way  # it is being ended already
-        if (revived or spec.needs_another(self._made_for)) and not self.record.stopped:
+        if (revived or spec.needs_new_generation(self._made_for)) and not self.record.stopped:
             self._save(self.record.again())
         self._spec, self._base = spec, base
-        self._log.become(*self._log_of(spec))
+        self._log.reopen_at(*self._log_of(spec))
         self.removed = False
-        self._pulse()
+        self._notify()
 
     def up(self) -> None:
         """Somebody wants it to run now, whatever was said or happened before."""
@@ -92,13 +92,13 @@ class Container:
     def remove(self) -> None:
         """End what runs, and then be gone."""
         self.removed = True
-        self._pulse()
+        self._notify()
 
     async def wait_ended(self) -> None:
         """Wait until nothing of it is left running."""
         await self._until(lambda: not self.record.under_way)
 
-    async def wait_begun(self) -> None:
+    async def wait_up(self) -> None:
         """Wait until it runs, or will not, or not soon."""
         await self._until(
             lambda: (
@@ -133,7 +133,7 @@ class Container:
             "reason": last.reason if last else "",
         }
 
-    def _guess(self) -> Record:
+    def _record_from_traces(self) -> Record:
         """Number on from what there was, when there is no record: a name may come back."""
         last = self.place.ledger.last.get(self.name)
         ended = last.generation if last else 0
@@ -147,28 +147,28 @@ class Container:
 
     async def run(self) -> None:
         """Do what there is to do, until it is removed."""
-        said = ""
-        while not self.gone:
+        last_message = ""
+        while not self.finished:
             try:
                 await self._step()
-                said = ""
+                last_message = ""
             except* EXPECTED as group:
-                if said != (text := f"{self.name}: {first_in(group)}; trying again"):
-                    say(text)
-                said = text
-                await trio.sleep(_AGAIN)
+                if last_message != (text := f"{self.name}: {first_in(group)}; trying again"):
+                    log_line(text)
+                last_message = text
+                await trio.sleep(_RETRY_INTERVAL)
         self._log.close()
 
     async def _step(self) -> None:
         record = self.record
         if record.under_way:
-            end = await self._see_through(self.home / str(record.generation))
+            end = await self._run_generation(self.home / str(record.generation))
             spec = self._spec
             self._save(self.record.settle(end.code, end.at, spec.restart, spec.backoff))
         elif self.removed:
             remove_tree(self.home)
-            self.gone = True
-            self._pulse()
+            self.finished = True
+            self._notify()
         elif not record.wanted:
             await self._changes.wait()
         elif wait := record.wait(time.time(), self._spec.backoff):
@@ -182,9 +182,9 @@ class Container:
             )
             self._save(record.begin(time.time()))
 
-    async def _see_through(self, home: Path) -> End:
+    async def _run_generation(self, home: Path) -> End:
         """Take the newest generation to its end, from wherever it is."""
-        generation = Generation(self.place, home, self.name, self._made_for, self._pulse)
+        generation = Generation(self.place, home, self.name, self._made_for, self._notify)
         end = self.place.ledger.find(self.name, generation.number)
         if end is None and not bundle.is_whole(home):
             try:
@@ -196,7 +196,7 @@ class Container:
         if end is not None and not home.is_dir():
             return end
         self.generation = generation
-        self._pulse()
+        self._notify()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_when_asked, generation)
@@ -214,14 +214,14 @@ class Container:
         while not true():
             await self._changes.wait()
 
-    def _pulse(self) -> None:
+    def _notify(self) -> None:
         changes, self._changes = self._changes, trio.Event()
         changes.set()
 
     def _save(self, record: Record) -> None:
         write_json(self.home / "record.json", asdict(record))
         self.record = record
-        self._pulse()
+        self._notify()
 
     def _log_of(self, spec: Spec) -> tuple[Path, int, int]:
         return spec.log_in(self.place.state), spec.log.size, spec.log.count

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VERBS = ("ps", "up", "down", "restart")
-_LONGEST = 4096  # bytes of a request
-_PATIENCE = 5.0  # s to send it
-_CALLERS = 64  # at a time; the others wait
+_MAX_REQUEST = 4096  # bytes of a request
+_IO_TIMEOUT = 5.0  # s to send it
+_MAX_CONNECTIONS = 64  # at a time; the others wait
 
 
 async def serve(
@@ -47,28 +47,28 @@ async def serve(
             sock.bind(str(path))
         finally:
             os.umask(umask)
-        sock.listen(_CALLERS)
+        sock.listen(_MAX_CONNECTIONS)
         try:
             listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-            callers = trio.CapacityLimiter(_CALLERS)
+            connections = trio.CapacityLimiter(_MAX_CONNECTIONS)
             async with listener, trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    await callers.acquire_on_behalf_of(token := object())
+                    await connections.acquire_on_behalf_of(token := object())
                     stream = await listener.accept()
                     answer = partial(_answer, stream, handler)
-                    nursery.start_soon(_and_release, answer, callers, token)
+                    nursery.start_soon(_answer_and_release, answer, connections, token)
         finally:
             path.unlink(missing_ok=True)
 
 
-async def _and_release(
-    answer: Callable[[], Awaitable[object]], callers: trio.CapacityLimiter, token: object
+async def _answer_and_release(
+    answer: Callable[[], Awaitable[object]], connections: trio.CapacityLimiter, token: object
 ) -> None:
     try:
         await answer()
     finally:
-        callers.release_on_behalf_of(token)
+        connections.release_on_behalf_of(token)
 
 
 async def _answer(
@@ -76,24 +76,24 @@ async def _answer(
 ) -> None:
     async with stream:
         try:
-            verb, name = parse(await _read_line(stream, _PATIENCE))
+            verb, name = parse(await _read_line(stream, _IO_TIMEOUT))
             reply = await handler(verb, name)
         except EXPECTED as exc:
             reply = {"error": str(exc)}
-        with suppress(trio.BrokenResourceError), trio.move_on_after(_PATIENCE):
+        with suppress(trio.BrokenResourceError), trio.move_on_after(_IO_TIMEOUT):
             await stream.send_all(json.dumps(reply).encode() + b"\n")
 
 
 async def _read_line(stream: trio.SocketStream, seconds: float) -> bytes:
     line = b""
     with trio.move_on_after(seconds), suppress(trio.BrokenResourceError):
-        while b"\n" not in line and len(line) <= _LONGEST:
-            more = await stream.receive_some(_LONGEST)
+        while b"\n" not in line and len(line) <= _MAX_REQUEST:
+            more = await stream.receive_some(_MAX_REQUEST)
             if not more:
                 break
             line += more
-    if len(line) > _LONGEST or b"\n" not in line:
-        raise InvalidError(f"a request is one line of at most {_LONGEST} bytes")
+    if len(line) > _MAX_REQUEST or b"\n" not in line:
+        raise InvalidError(f"a request is one line of at most {_MAX_REQUEST} bytes")
     return line.partition(b"\n")[0]
 
 
@@ -103,18 +103,18 @@ def parse(line: bytes) -> tuple[str, str]:
     :raises InvalidError: it is none.
     """
     try:
-        request = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError):
         raise InvalidError("a request is a JSON object") from None
-    if not isinstance(request, dict):
+    if not isinstance(fields, dict):
         raise InvalidError("a request is a JSON object")
-    verb, name = request.get("do"), request.get("name", "")
+    verb, name = fields.get("do"), fields.get("name", "")
     if verb not in VERBS or not isinstance(name, str):
         raise InvalidError(f"a request has a name, and says to do {', '.join(VERBS)}")
     return verb, name
 
 
-async def ask(path: Path, verb: str, name: str) -> dict[str, Any]:
+async def request(path: Path, verb: str, name: str) -> dict[str, Any]:
     """Send a request and return the answer, however long that takes.
 
     :raises UnavailableError: there is no minid.

@@ -26,7 +26,7 @@ import shimctl
 from minid import control
 from minid.config import Settings, Spec, load
 from minid.container import Container, read_spec
-from minid.failures import EXPECTED, say
+from minid.failures import EXPECTED, log_line
 from minid.generation import Place
 from minid.ledger import End, Ledger
 from minid.policy import ALWAYS
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_STARTING = 4  # containers at a time
-_BEGUN = 60.0  # s that `up` and `restart` wait for containers to run
+_MAX_STARTING = 4  # containers at a time
+_UP_TIMEOUT = 60.0  # s that `up` and `restart` wait for containers to run
 
 
 @contextmanager
@@ -65,19 +65,19 @@ async def run(file: Path) -> None:
         async with trio.open_nursery() as nursery:
             minid = Minid(file, settings, ledger, nursery)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as come:
-                minid.begin()  # before the events of the meantime come
+                minid.restore()  # before the events of the meantime come
                 await nursery.start(shimctl.serve_events, minid.place.events, minid.take_event)
                 await nursery.start(control.serve, settings.state / "control.sock", minid.do)
-                say(f"{len(minid.containers)} containers, state in {settings.state}")
+                log_line(f"{len(minid.containers)} containers, state in {settings.state}")
                 async for number in come:
                     if number != signal.SIGHUP:
                         break
                     try:
                         minid.reload()
                     except EXPECTED as exc:
-                        say(str(exc))
+                        log_line(str(exc))
             nursery.cancel_scope.cancel()
-    say("leaving; the containers run on")
+    log_line("leaving; the containers run on")
 
 
 class Minid:
@@ -90,14 +90,14 @@ class Minid:
             settings.state,
             settings.namespace,
             ledger,
-            trio.CapacityLimiter(_STARTING),
+            trio.CapacityLimiter(_MAX_STARTING),
         )
         self.containers: dict[str, Container] = {}
         self._file = file
         self._settings = settings
         self._nursery = nursery
 
-    def begin(self) -> None:
+    def restore(self) -> None:
         """Take up what is in the state directory, and what the file says."""
         for home in sorted((self.place.state / "containers").iterdir()):
             spec = read_spec(home) or Spec(home.name)
@@ -114,9 +114,9 @@ class Minid:
         :raises InvalidError: it has a mistake, or changes what only a start can.
         """
         settings = load(self._file)
-        for what in ("state", "namespace"):
-            if getattr(settings, what) != getattr(self._settings, what):
-                raise shimctl.InvalidError(f"{self._file}: {what}: takes a restart of minid")
+        for key in ("state", "namespace"):
+            if getattr(settings, key) != getattr(self._settings, key):
+                raise shimctl.InvalidError(f"{self._file}: {key}: takes a restart of minid")
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
@@ -134,9 +134,9 @@ class Minid:
 
     def _add(self, spec: Spec, base: Path) -> None:
         container = self.containers[spec.name] = Container(self.place, spec, base)
-        self._nursery.start_soon(self._look_after, container)
+        self._nursery.start_soon(self._run_container, container)
 
-    async def _look_after(self, container: Container) -> None:
+    async def _run_container(self, container: Container) -> None:
         await container.run()
         if self.containers.get(container.name) is container:
             del self.containers[container.name]
@@ -160,21 +160,21 @@ class Minid:
         if verb == "up":
             self.reload()
         # What was removed is only shown, and waited for, while it ends.
-        there = {one.name: one for one in self.containers.values() if not one.removed}
+        existing = {one.name: one for one in self.containers.values() if not one.removed}
         if verb in ("ps", "down"):
-            there = dict(self.containers)
-        if name and name not in there:
-            known = ", ".join(sorted(there)) or "none"
+            existing = dict(self.containers)
+        if name and name not in existing:
+            known = ", ".join(sorted(existing)) or "none"
             raise shimctl.NotFoundError(f"there is no container {name}; there is {known}")
-        chosen = [there[name]] if name else list(there.values())
+        chosen = [existing[name]] if name else list(existing.values())
         if verb != "ps":
             for container in chosen:
                 getattr(container, verb)()
-            bound = float("inf") if verb == "down" else _BEGUN
+            bound = float("inf") if verb == "down" else _UP_TIMEOUT
             with trio.move_on_after(bound):
                 async with trio.open_nursery() as nursery:
                     for container in chosen:
-                        waiting = container.wait_ended if verb == "down" else container.wait_begun
+                        waiting = container.wait_ended if verb == "down" else container.wait_up
                         nursery.start_soon(partial(waiting))
-            chosen = [one for one in chosen if not one.gone]
+            chosen = [one for one in chosen if not one.finished]
         return {"containers": [one.describe() for one in chosen]}

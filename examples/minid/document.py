@@ -18,12 +18,12 @@ import yaml
 
 from shimctl import InvalidError
 
-LONGEST = 1 << 20  # bytes of a file
+MAX_FILE = 1 << 20  # bytes of a file
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?", re.ASCII)
 # No program, file or variable has one: NUL, and half a pair of UTF-16.
-_NOWHERE = re.compile(r"[\0\ud800-\udfff]")
+_NOT_ALLOWED = re.compile(r"[\0\ud800-\udfff]")
 
 
 class _Loader(yaml.BaseLoader):
@@ -46,8 +46,8 @@ def parse(data: bytes, file: str) -> Any:
 
     :raises InvalidError: with the line, where there is one.
     """
-    if len(data) > LONGEST:
-        raise InvalidError(f"{file}: has {len(data)} bytes; {LONGEST} is the most that is read")
+    if len(data) > MAX_FILE:
+        raise InvalidError(f"{file}: has {len(data)} bytes; {MAX_FILE} is the most that is read")
     try:
         node = _Loader(data.decode()).get_single_node()
         return None if node is None else _value(node, "")
@@ -70,18 +70,18 @@ def _value(node: Any, path: str) -> Any:
     table: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
-            raise _mistake(key, f"{path or 'here'}: a key must be a plain word")
+            raise _error_at(key, f"{path or 'here'}: a key must be a plain word")
         inner = f"{path}.{key.value}" if path else key.value
         if key.value in table:
-            raise _mistake(key, f"{inner}: is there twice; remove one")
+            raise _error_at(key, f"{inner}: is there twice; remove one")
         table[key.value] = _value(value, inner)
     return table
 
 
 def _scalar(node: yaml.ScalarNode, path: str) -> Any:
     text: str = node.value
-    if _NOWHERE.search(text):
-        raise _mistake(node, f"{path or 'here'}: has a character that cannot be passed on")
+    if _NOT_ALLOWED.search(text):
+        raise _error_at(node, f"{path or 'here'}: has a character that cannot be passed on")
     if node.style is not None:  # in quotes, or a block
         return text
     if text in _WORDS:
@@ -91,5 +91,5 @@ def _scalar(node: yaml.ScalarNode, path: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def _mistake(node: Any, problem: str) -> yaml.MarkedYAMLError:
+def _error_at(node: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

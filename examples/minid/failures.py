@@ -9,7 +9,7 @@ from shimctl import ShimError
 EXPECTED = (ShimError, OSError)  # a shim's or our own refusal, and the host's
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     sys.stderr.write(f"minid: {printable(text)}\n")
     sys.stderr.flush()
 

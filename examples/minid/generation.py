@@ -21,7 +21,7 @@ import trio
 
 import shimctl
 from minid import bundle
-from minid.failures import EXPECTED, say
+from minid.failures import EXPECTED, log_line
 from minid.ledger import End, Ledger
 from minid.logs import copy, open_fifos
 
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from minid.logs import LogFile
     from shimctl import Shim, Task
 
-CREATE = 150.0  # s for a Create, which is bounded by the shim's limit for its runtime
-LAST_OUTPUT = 10.0  # s without any output, once the container has ended, before the rest is lost
-LAUNCHES = 3  # shims that may be gone before they have a container
-PAUSE = 0.1  # s between two attempts to reach somebody
+CREATE_TIMEOUT = 150.0  # s for a Create, which is bounded by the shim's limit for its runtime
+OUTPUT_TIMEOUT = (
+    10.0  # s without any output, once the container has ended, before the rest is lost
+)
+MAX_LAUNCHES = 3  # shims that may be gone before they have a container
+RETRY_INTERVAL = 0.1  # s between two attempts to reach somebody
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +80,16 @@ class Generation:
         with open_fifos(self.home, ("stdout", "stderr")) as fifos:
             async with trio.open_nursery() as nursery:
                 for fifo in fifos:
-                    nursery.start_soon(copy, fifo, log, say)
+                    nursery.start_soon(copy, fifo, log, log_line)
                 end = self.place.ledger.find(self.name, self.number)
                 if end is None:
-                    end = await self._live()
+                    end = await self._launch_and_follow()
                 nursery.cancel_scope.cancel()
-            self._tell("ending")
+            self._set_status("ending")
             # Before the Delete: with it the shim lets go of what nobody has read.
             for fifo in fifos:
-                if not await copy(fifo, log, say, LAST_OUTPUT):
-                    say(f"{self.id}: the rest of its output cannot be had, or cannot be kept")
+                if not await copy(fifo, log, log_line, OUTPUT_TIMEOUT):
+                    log_line(f"{self.id}: the rest of its output cannot be had, or cannot be kept")
         # The container, its shim, and whatever neither can remove.
         await shimctl.dispose(self.home, self.id, namespace=self.place.namespace)
         bundle.remove(self.home)
@@ -101,9 +103,9 @@ class Generation:
     async def stop(self, grace: float) -> None:
         """Ask it to end, insist after ``grace`` seconds; goes on until cancelled."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            self._tell("stopping")
+            self._set_status("stopping")
             while not await self._signal(number):  # noqa: ASYNC110 - nothing tells when it can be
-                await trio.sleep(PAUSE)
+                await trio.sleep(RETRY_INTERVAL)
             if number is signal.SIGTERM:
                 await trio.sleep(grace)
         await trio.sleep_forever()
@@ -119,7 +121,7 @@ class Generation:
             return False  # not there yet, or no longer: then we are cancelled soon
         return True
 
-    def _tell(self, status: str) -> None:
+    def _set_status(self, status: str) -> None:
         self.status = status
         self._changed()
 
@@ -128,7 +130,7 @@ class Generation:
 
     # -- from the launch to the end ----------------------------------------------
 
-    async def _live(self) -> End:
+    async def _launch_and_follow(self) -> End:
         launches = 0
         while True:
             reached = False
@@ -141,13 +143,15 @@ class Generation:
                     reached = True
                     return await self._follow(shim)
             except shimctl.TimedOutError as exc:
-                say(f"{self.id}: {exc}")
+                log_line(f"{self.id}: {exc}")
             except shimctl.UnavailableError:
                 if not reached:
                     launches += 1
-                    if (end := await self._abandoned(last=launches == LAUNCHES)) is not None:
+                    if (
+                        end := await self._end_without_shim(last=launches == MAX_LAUNCHES)
+                    ) is not None:
                         return end
-            await trio.sleep(PAUSE)
+            await trio.sleep(RETRY_INTERVAL)
 
     async def _launch(self) -> str:
         """Return the address of its shim, which is started if we know of none."""
@@ -176,13 +180,13 @@ class Generation:
         except shimctl.ShimError as exc:
             return self.record(None, reason=str(exc))
         self.pid = state.pid
-        self._tell("running")
+        self._set_status("running")
         exited = await task.wait()
         return self.record(exited.exit_status, exited.exited_at)
 
     async def _create(self, shim: Shim, task: Task) -> None:
         """Create the container, unless there is one; wait if somebody else is about to."""
-        with trio.move_on_after(CREATE):
+        with trio.move_on_after(CREATE_TIMEOUT):
             while True:
                 with suppress(shimctl.NotFoundError):
                     await task.state()
@@ -195,7 +199,7 @@ class Generation:
                         rootfs=bundle.mounts_in(self.home),
                     )
                     return
-                await trio.sleep(PAUSE)
+                await trio.sleep(RETRY_INTERVAL)
         raise shimctl.ExistsError(f"{self.id} exists and is not ours; remove it from the runtime")
 
     def _stdio(self) -> shimctl.Stdio:
@@ -206,7 +210,7 @@ class Generation:
 
     # -- the end -----------------------------------------------------------------
 
-    async def _abandoned(self, *, last: bool) -> End | None:
+    async def _end_without_shim(self, *, last: bool) -> End | None:
         """Say how it ended, when its shim is gone; what still runs of it ends now.
 
         None means that it never was: a shim leaves when nobody wants anything of
@@ -214,9 +218,9 @@ class Generation:
         """
         if (found := shimctl.read_exit(self.home)) is not None:
             return self.record(found.exit_status, found.exited_at)
-        said = await shimctl.run_delete(self.home, self.id, namespace=self.place.namespace)
-        if said is not None and said.pid:
-            return self.record(said.exit_status, said.exited_at, "its shim was killed")
+        response = await shimctl.run_delete(self.home, self.id, namespace=self.place.namespace)
+        if response is not None and response.pid:
+            return self.record(response.exit_status, response.exited_at, "its shim was killed")
         (self.home / "bootstrap.json").unlink(missing_ok=True)
-        never = "its shims are gone before it is made"
-        return self.record(None, reason=never) if last else None
+        reason = "its shims are gone before it is made"
+        return self.record(None, reason=reason) if last else None

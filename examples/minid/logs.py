@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_MOST, _LEAST = 1 << 16, 1 << 12  # bytes in one splice
-_PAUSE = 1.0  # s between two attempts while the disk is full
+_MAX_PIECE, _MIN_PIECE = 1 << 16, 1 << 12  # bytes in one splice
+_RETRY_INTERVAL = 1.0  # s between two attempts while the disk is full
 
 
 class LogFile:
@@ -36,17 +36,17 @@ class LogFile:
 
     def __init__(self, path: Path, size: int, count: int) -> None:
         self._fd = -1
-        self.become(path, size, count)
+        self.reopen_at(path, size, count)
 
-    def become(self, path: Path, size: int, count: int) -> None:
+    def reopen_at(self, path: Path, size: int, count: int) -> None:
         """Go on at ``path``, with other limits; what is elsewhere stays there."""
         self.close()
         self.path = path
         self._size = size
         self._count = count
-        self._piece = min(_MOST, max(_LEAST, size // 8))
+        self._piece = min(_MAX_PIECE, max(_MIN_PIECE, size // 8))
 
-    def take(self, fifo: int) -> int:
+    def move_from(self, fifo: int) -> int:
         """Move what is in ``fifo`` to the file; return how many bytes, 0 at its end.
 
         :raises BlockingIOError: there is nothing.
@@ -96,31 +96,31 @@ def _unread(fifo: int) -> int:
 
 
 async def copy(
-    fifo: int, log: LogFile, say: Callable[[str], object], patience: float = math.inf
+    fifo: int, log: LogFile, log_line: Callable[[str], object], timeout: float = math.inf
 ) -> bool:
     """Move what comes out of ``fifo`` to ``log``; return True once every writer has closed it.
 
     Before anybody has opened it to write, that is not so yet: this waits for the
-    first.  With a ``patience`` there was one, and False is returned when nothing
+    first.  With a ``timeout`` there was one, and False is returned when nothing
     could be moved for as many seconds.
     """
-    told = False
+    reported = False
     moved = trio.current_time()
-    wait = patience == math.inf
-    while trio.current_time() - moved <= patience:
+    wait = timeout == math.inf
+    while trio.current_time() - moved <= timeout:
         if wait:
-            with trio.move_on_after(patience):
+            with trio.move_on_after(timeout):
                 await trio.lowlevel.wait_readable(fifo)
         try:
-            if not log.take(fifo):
+            if not log.move_from(fifo):
                 return True
         except BlockingIOError:
             wait = True
         except OSError as exc:
-            if not told:
-                say(f"{log.path} cannot be written, its output waits: {exc.strerror}")
-            told = True
-            await trio.sleep(_PAUSE)
+            if not reported:
+                log_line(f"{log.path} cannot be written, its output waits: {exc.strerror}")
+            reported = True
+            await trio.sleep(_RETRY_INTERVAL)
         else:
             moved, wait = trio.current_time(), False
             await trio.lowlevel.checkpoint()

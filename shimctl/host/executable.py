@@ -17,7 +17,7 @@ import psutil
 import trio
 
 _TIMEOUT = 5.0  # s
-_LONGEST = 4096  # characters of what it says
+_MAX_VERSION = 4096  # characters of what it says
 
 
 def executable_of(bundle: str, pid: int) -> str:
@@ -37,7 +37,7 @@ def executable_of(bundle: str, pid: int) -> str:
 
 async def version_of(executable: str) -> str:
     """Return what ``executable -v`` prints, empty if it cannot or will not say."""
-    said = b""
+    output = b""
     with suppress(OSError), trio.move_on_after(_TIMEOUT):
         done = await trio.run_process(
             [executable, "-v"],
@@ -46,5 +46,5 @@ async def version_of(executable: str) -> str:
             stderr=subprocess.DEVNULL,
             check=False,
         )
-        said = done.stdout if done.returncode == 0 else b""
-    return said.decode(errors="replace").strip()[:_LONGEST]
+        output = done.stdout if done.returncode == 0 else b""
+    return output.decode(errors="replace").strip()[:_MAX_VERSION]

@@ -32,11 +32,11 @@ from shimctl.host.cgroups import join
 from shimctl.host.interpreter import Interpreter, search_path
 
 # Seconds for an answer, for a server's end, and for its beginning.
-_ANSWER = 5.0
-_END = 5.0
-_BEGINNING = 10.0
-_PAUSE = 0.02
-_LIMIT = 1 << 16  # bytes of an answer
+_ANSWER_TIMEOUT = 5.0
+_STOP_TIMEOUT = 5.0
+_START_TIMEOUT = 10.0
+_POLL_INTERVAL = 0.02
+_MAX_ANSWER = 1 << 16  # bytes of an answer
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -90,14 +90,14 @@ async def list_servers() -> list[Server]:
         names = []
     # What begins with a dot is a server that is about to be one.
     paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
-    found = [await _look(path, own) for path in paths]
+    found = [await _inspect(path, own) for path in paths]
     # A directory that is not to be trusted never has a socket of ours.
-    if not any(server.ours for server in found) and (reason := _reason_for_none(own)):
+    if not any(server.ours for server in found) and (reason := _reason_for_no_server(own)):
         found.append(Server(own, Health.UNTRUSTED, ours=True, problem=reason))
     return found
 
 
-def _reason_for_none(own: str) -> str:
+def _reason_for_no_server(own: str) -> str:
     """Say why shims started from here leave no fork server behind; empty if they do."""
     if not own:
         return "this process has a system call filter, so its shims use no fork server"
@@ -112,12 +112,12 @@ def _check_environment() -> None:
         raise InvalidError(f"{problem}; correct it or unset it")
 
 
-async def _look(path: str, own: str) -> Server:
+async def _inspect(path: str, own: str) -> Server:
     found = partial(Server, path, ours=path == own)
     try:
         if reason := launcher.distrust(path):
             return found(Health.UNTRUSTED, problem=reason)
-        pid, answer = await _ask(path, b"status")
+        pid, answer = await _request(path, b"status")
         return found(
             Health.UP, pid=pid, daemons=int(answer["daemons"]), idle=float(answer["idle"])
         )
@@ -127,14 +127,14 @@ async def _look(path: str, own: str) -> Server:
         return found(Health.SILENT, problem=explain(exc))
 
 
-async def _ask(path: str, verb: bytes) -> tuple[int, dict[str, Any]]:
+async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
     """Say one word to a fork server; return its pid and what it answers.
 
     :raises UnavailableError: nobody listens there.
     :raises TimedOutError: it does not answer.
     :raises InvalidError: it is another user's, or answers no JSON object.
     """
-    with trio.move_on_after(_ANSWER):
+    with trio.move_on_after(_ANSWER_TIMEOUT):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.setblocking(False)
         with trio.socket.from_stdlib_socket(sock) as connection:
@@ -145,13 +145,13 @@ async def _ask(path: str, verb: bytes) -> tuple[int, dict[str, Any]]:
             pid, uid, _ = _PEERCRED.unpack(raw)
             if uid != os.geteuid():
                 raise InvalidError(f"{path} is served by user {uid}")
-            await connection.send(verb)
-            data = await connection.recv(_LIMIT)
+            await connection.send(command)
+            data = await connection.recv(_MAX_ANSWER)
         answer = json.loads(data)
         if not isinstance(answer, dict):
             raise InvalidError(f"{path} answered {data[:40]!r}")
         return pid, answer
-    raise TimedOutError(f"{path} did not answer in {_ANSWER:g} s")
+    raise TimedOutError(f"{path} did not answer in {_ANSWER_TIMEOUT:g} s")
 
 
 async def stop_servers() -> list[Server]:
@@ -187,13 +187,15 @@ async def _stop(server: Server) -> None:
         return
     try:
         with suppress(UnavailableError):  # it has gone by itself meanwhile
-            await _ask(server.socket, b"stop")
-        with trio.move_on_after(_END):
+            await _request(server.socket, b"stop")
+        with trio.move_on_after(_STOP_TIMEOUT):
             await trio.lowlevel.wait_readable(process)
             return
     finally:
         os.close(process)
-    raise TimedOutError(f"process {server.pid} did not end in {_END:g} s; kill {server.pid}")
+    raise TimedOutError(
+        f"process {server.pid} did not end in {_STOP_TIMEOUT:g} s; kill {server.pid}"
+    )
 
 
 async def warm(*, like: int = 0) -> Warmed:
@@ -217,19 +219,19 @@ async def warm(*, like: int = 0) -> Warmed:
         return Warmed(path, pid, started=False)
     child, errors = _spawn()
     try:
-        with trio.move_on_after(_BEGINNING):
+        with trio.move_on_after(_START_TIMEOUT):
             while True:
                 ended = _has_ended(child)
                 if pid := await _pid_at(path):
                     return Warmed(path, pid, started=pid == child)
                 if ended:
-                    said = _said(errors) or "it left without a word"
-                    raise ShimError(f"the fork server did not start: {said}")
-                await trio.sleep(_PAUSE)
+                    error = _last_error_line(errors) or "it left without a word"
+                    raise ShimError(f"the fork server did not start: {error}")
+                await trio.sleep(_POLL_INTERVAL)
         _kill(child)
     finally:
         os.close(errors)
-    raise TimedOutError(f"the fork server did not answer in {_BEGINNING:g} s, and was ended")
+    raise TimedOutError(f"the fork server did not answer in {_START_TIMEOUT:g} s, and was ended")
 
 
 async def _pid_at(path: str) -> int:
@@ -237,7 +239,7 @@ async def _pid_at(path: str) -> int:
     try:
         if reason := launcher.distrust(path):
             raise InvalidError(f"no fork server: {reason}")
-        return (await _ask(path, b"status"))[0]
+        return (await _request(path, b"status"))[0]
     except (FileNotFoundError, UnavailableError):
         return 0
 
@@ -280,9 +282,9 @@ def _kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def _said(errors: int) -> str:
+def _last_error_line(errors: int) -> str:
     """Return the last line of what was written; empty for nothing."""
     text = b""
-    while select.select([errors], [], [], 0)[0] and (chunk := os.read(errors, _LIMIT)):
+    while select.select([errors], [], [], 0)[0] and (chunk := os.read(errors, _MAX_ANSWER)):
         text += chunk
     return text.decode(errors="replace").strip().rpartition("\n")[2]

@@ -33,10 +33,10 @@ PREFIX = "/usr/local"
 SOURCE = Path(__file__).with_name("native") / "launcher.c"
 
 # In every file that we write, and in none that pip does: what may be removed.
-_MARK = "installed by shimctl install"
+_INSTALL_MARK = "installed by shimctl install"
 # In every executable of this project, whoever wrote it: what may be replaced.
-_OURS = (b"shim.launcher", b"shimctl.cli")
-_PATIENCE = 60.0  # s for the compiler
+_PROJECT_MARKS = (b"shim.launcher", b"shimctl.cli")
+_COMPILER_TIMEOUT = 60.0  # s for the compiler
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
@@ -63,10 +63,10 @@ async def install(
     directory = _directory(prefix, name)
     targets = (directory / name, directory / "shimctl")
     for target in targets:
-        if _content(target) and not _is_of(target, _OURS):
+        if _content(target) and not _is_of(target, _PROJECT_MARKS):
             raise ExistsError(f"{target} is another program; remove it, or give another --name")
     interpreter = await find_interpreter()
-    program = interpreter.script("shim.launcher", _MARK).encode(errors="surrogateescape")
+    program = interpreter.script("shim.launcher", _INSTALL_MARK).encode(errors="surrogateescape")
     remark = ""
     if native is not False:
         try:
@@ -77,7 +77,7 @@ async def install(
             remark = f"no native launcher: {exc}"
     make_directories(directory, 0o755, parents=0o755)
     _replace(targets[0], program)
-    script = interpreter.script("shimctl.cli", _MARK)
+    script = interpreter.script("shimctl.cli", _INSTALL_MARK)
     _replace(targets[1], script.encode(errors="surrogateescape"))
     is_native = native is not False and not remark
     return Installed(tuple(map(str, targets)), is_native, remark)
@@ -92,12 +92,14 @@ def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> I
     target, shimctl = directory / name, directory / "shimctl"
     removed = []
     if _content(target):
-        if not _is_of(target, [_MARK.encode()]):
-            raise ExistsError(f"{target} was not {_MARK}; remove it as it came")
+        if not _is_of(target, [_INSTALL_MARK.encode()]):
+            raise ExistsError(f"{target} was not {_INSTALL_MARK}; remove it as it came")
         target.unlink()
         removed.append(str(target))
-    others = any(_is_of(other, [_MARK.encode()]) for other in directory.glob("containerd-shim-*"))
-    if not others and _is_of(shimctl, [_MARK.encode()]):
+    others = any(
+        _is_of(other, [_INSTALL_MARK.encode()]) for other in directory.glob("containerd-shim-*")
+    )
+    if not others and _is_of(shimctl, [_INSTALL_MARK.encode()]):
         shimctl.unlink()
         removed.append(str(shimctl))
     return Installed(tuple(removed))
@@ -117,7 +119,7 @@ async def build(interpreter: Interpreter, *extra: str) -> bytes:
         "PACKAGE": interpreter.package,
         "PYTHON": interpreter.executable,
         "DIRECTORY": identity.DIRECTORY,
-        "CODE": f"# {_MARK}\n" + interpreter.code("shim.launcher", named=True),
+        "CODE": f"# {_INSTALL_MARK}\n" + interpreter.code("shim.launcher", named=True),
         "ALONE": interpreter.code("shim.launcher", function="main_alone", named=True),
     }
     defines = [f"-D{name}={_literal(value)}" for name, value in constants.items()]
@@ -130,13 +132,13 @@ async def build(interpreter: Interpreter, *extra: str) -> bytes:
         if done.returncode:
             done = await _compile(command)
         if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-            raise ShimError(f"{compiler} failed: {said}")
+            message = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+            raise ShimError(f"{compiler} failed: {message}")
         return output.read_bytes()
 
 
 async def _compile(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    with trio.move_on_after(_PATIENCE):
+    with trio.move_on_after(_COMPILER_TIMEOUT):
         return await trio.run_process(
             command,
             stdin=subprocess.DEVNULL,
@@ -144,7 +146,7 @@ async def _compile(command: list[str]) -> subprocess.CompletedProcess[bytes]:
             capture_stderr=True,
             check=False,
         )
-    raise TimedOutError(f"{command[0]} did not end within {_PATIENCE:g} s")
+    raise TimedOutError(f"{command[0]} did not end within {_COMPILER_TIMEOUT:g} s")
 
 
 def find_compiler() -> str | None:

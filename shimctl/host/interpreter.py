@@ -22,7 +22,7 @@ from shim.errors import ShimError, TimedOutError
 
 # Bytes of a first line that every kernel reads.  Source: execve(2).
 _FIRST_LINE = 127
-_PATIENCE = 60.0  # s for an interpreter that may have no bytecode yet
+_TIMEOUT = 60.0  # s for an interpreter that may have no bytecode yet
 
 # Run by the interpreter itself: which of the given directories its modules come from.
 _PROBE = """
@@ -90,7 +90,7 @@ async def find_interpreter() -> Interpreter:
     :raises TimedOutError: it does not come to an end.
     """
     command = [sys.executable, "-IS", "-c", _PROBE, *search_path()]
-    with trio.move_on_after(_PATIENCE) as scope:
+    with trio.move_on_after(_TIMEOUT) as scope:
         done = await trio.run_process(
             command,
             stdin=subprocess.DEVNULL,
@@ -100,11 +100,11 @@ async def find_interpreter() -> Interpreter:
             cwd="/",
         )
     if scope.cancelled_caught:
-        raise TimedOutError(f"{sys.executable} did not import the shim in {_PATIENCE:g} s")
+        raise TimedOutError(f"{sys.executable} did not import the shim in {_TIMEOUT:g} s")
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ShimError(
-            f"{sys.executable} -IS cannot import the shim: {said}; "
+            f"{sys.executable} -IS cannot import the shim: {message}; "
             "install it and what it needs as plain packages of this interpreter"
         )
     answer = json.loads(done.stdout)

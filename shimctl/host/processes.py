@@ -42,32 +42,34 @@ def belongs(pid: int, init: int) -> bool:
     return False
 
 
-class Watch:
+class ProcessSampler:
     """Looks at processes again and again, and remembers what they had used before."""
 
     def __init__(self) -> None:
-        self._before: dict[tuple[int, float], tuple[float, float]] = {}
+        self._previous: dict[tuple[int, float], tuple[float, float]] = {}
 
-    def look(self, pids: Iterable[Pid], init: int) -> list[ProcessUsage]:
+    def sample(self, pids: Iterable[Pid], init: int) -> list[ProcessUsage]:
         """Return what each of ``pids`` uses; those that are gone are left out."""
-        seen: dict[tuple[int, float], tuple[float, float]] = {}
+        current: dict[tuple[int, float], tuple[float, float]] = {}
         usages = []
         for one in pids:
             with suppress(psutil.Error):
                 if belongs(one.pid, init):
-                    usages.append(self._look(one, seen))
-        self._before = seen
+                    usages.append(self._sample(one, current))
+        self._previous = current
         return usages
 
-    def _look(self, one: Pid, seen: dict[tuple[int, float], tuple[float, float]]) -> ProcessUsage:
+    def _sample(
+        self, one: Pid, current: dict[tuple[int, float], tuple[float, float]]
+    ) -> ProcessUsage:
         process = psutil.Process(one.pid)
         with process.oneshot():
             times = process.cpu_times()
             now = (time.monotonic(), times.user + times.system)
             key = (one.pid, process.create_time())
-            seen[key] = now
+            current[key] = now
             percent = None
-            if before := self._before.get(key):
+            if before := self._previous.get(key):
                 percent = round(100 * (now[1] - before[1]) / max(now[0] - before[0], 1e-3), 1)
             return ProcessUsage(
                 pid=one.pid,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """The counters of one container, at ``time`` seconds of some clock."""
 
     time: float
@@ -65,8 +65,8 @@ class ProcessUsage:
 
 def usage_of(
     found: Found,
-    now: Look,
-    before: Look | None,
+    now: Sample,
+    before: Sample | None,
     *,
     memory_total: int | None = None,
     shim_memory: int | None = None,
@@ -103,7 +103,7 @@ def without_figures(found: Found, problem: str) -> Usage:
 
 
 def _rate(
-    now: Look, before: Look | None, counter: Callable[[Stats], float | None]
+    now: Sample, before: Sample | None, counter: Callable[[Stats], float | None]
 ) -> float | None:
     if before is None or now.time <= before.time:
         return None

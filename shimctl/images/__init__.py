@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Where each name lives; nothing is imported before it is used.
-_HOMES = {
+_MODULES = {
     "shimctl.images.config": ("ImageConfig", "Volume", "Overrides"),
     "shimctl.images.image": ("Image", "prepare"),
     "shimctl.images.overlay": ("mounts_for",),
@@ -38,9 +38,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    home = next((home for home, names in _HOMES.items() if name in names), None)
-    if home is None:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(home), name)
+    return getattr(import_module(module), name)

@@ -20,8 +20,8 @@ from shim.linux.mounts import resolve
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LARGEST = 4 << 20  # bytes of such a file
-_HIGHEST = (1 << 31) - 1  # as runc has it
+_MAX_FILE = 4 << 20  # bytes of such a file
+_MAX_ID = (1 << 31) - 1  # as runc has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +39,10 @@ def find_user(rootfs: Path, text: str) -> User:
     :raises NotFoundError: the image knows no such name.
     :raises InvalidError: it is none of these.
     """
-    return look_up(text, read_inside(rootfs, "etc/passwd"), read_inside(rootfs, "etc/group"))
+    return parse_user(text, read_inside(rootfs, "etc/passwd"), read_inside(rootfs, "etc/group"))
 
 
-def look_up(text: str, passwd: str, group: str) -> User:
+def parse_user(text: str, passwd: str, group: str) -> User:
     """Do it, given the two files."""
     name, colon, group_name = text.partition(":")
     if (colon and not group_name) or (text and not name):
@@ -88,7 +88,7 @@ def read_inside(rootfs: Path, name: str) -> str:
         os.close(fd)
         return ""
     with open(fd, "rb") as file:
-        return file.read(_LARGEST).decode(errors="replace")
+        return file.read(_MAX_FILE).decode(errors="replace")
 
 
 def _group(name: str, group: str) -> int:
@@ -111,4 +111,4 @@ def _entries(text: str, least: int) -> list[list[str]]:
 def _number(text: str) -> int | None:
     if not (text.isascii() and text.isdecimal()) or len(text) > 10:
         return None
-    return int(text) if int(text) <= _HIGHEST else None
+    return int(text) if int(text) <= _MAX_ID else None

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LONGEST = 1 << 20  # bytes of one header
-_DIGITS = 19  # of a length that fits into 64 bits
+MAX_HEADER = 1 << 20  # bytes of one header
+_MAX_DIGITS = 19  # of a length that fits into 64 bits
 
 # What reading a damaged archive raises beside TarError, zlib's and lzma's: numbers that
 # are none, and headers that are nested too deep.
@@ -37,29 +37,29 @@ class _Entry(tarfile.TarInfo):
         """Read what belongs to this header.  Called by the standard library."""
         kind = self.type
         special = kind in _PAX or kind in _LONG or kind == tarfile.XGLTYPE
-        if special and not 0 <= self.size <= LONGEST:
-            raise tarfile.ReadError(f"a header of {self.size} bytes, and {LONGEST} is the most")
+        if special and not 0 <= self.size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes, and {MAX_HEADER} is the most")
         if special and kind not in _LONG:
             source = archive.fileobj
             assert source is not None
             data = source.read(-self.size % tarfile.BLOCKSIZE + self.size)
             check_records(data[: self.size])
             if kind == tarfile.XGLTYPE:
-                return _next(self, archive)
-            archive.fileobj = cast("BinaryIO", _Again(data, cast("BinaryIO", source)))
+                return _skip_global_header(self, archive)
+            archive.fileobj = cast("BinaryIO", _BufferedFile(data, cast("BinaryIO", source)))
             try:
-                return _member(self, archive)
+                return _process_header(self, archive)
             finally:
                 archive.fileobj = source
-        return _member(self, archive)
+        return _process_header(self, archive)
 
 
-def _member(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarInfo:
+def _process_header(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarInfo:
     found: tarfile.TarInfo = tarfile.TarInfo._proc_member(entry, archive)  # type: ignore[attr-defined]
     return found
 
 
-def _next(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarInfo:
+def _skip_global_header(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarInfo:
     try:
         following = entry.fromtarfile(archive)
     except tarfile.HeaderError as exc:
@@ -68,7 +68,7 @@ def _next(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tarfile.TarInfo:
     return following
 
 
-class _Again:
+class _BufferedFile:
     """A file whose next read gives what was read already."""
 
     def __init__(self, data: bytes, file: BinaryIO) -> None:
@@ -92,7 +92,7 @@ def check_records(data: bytes) -> None:
     """
     position = 0
     while position < len(data):
-        space = data.find(b" ", position, position + _DIGITS + 1)
+        space = data.find(b" ", position, position + _MAX_DIGITS + 1)
         digits = data[position:space] if space > position else b""
         if not digits.isdigit():
             # What is left of the block is zeros.

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 MEMORY = 768 << 20  # bytes of address space
 # Seconds of processor time: for any image, and for each MiB of layers as they lie
 # there.  gzip makes up to 1 GiB of a MiB, which takes some five seconds to read.
-_TIME, _TIME_PER_MIB = 60, 5
-PATIENCE = 1800  # s until it is given up, as for other tools
-_PAUSE = 0.1  # s between two reports
-_ANSWER = 64 << 20  # bytes; a configuration may have 8 MiB, and \uXXXX for each of them
+_CPU_TIME, _CPU_TIME_PER_MIB = 60, 5
+TIMEOUT = 1800  # s until it is given up, as for other tools
+_REPORT_INTERVAL = 0.1  # s between two reports
+_MAX_OUTPUT = 64 << 20  # bytes; a configuration may have 8 MiB, and \uXXXX for each of them
 
 
 async def check_layers(layers: Sequence[tuple[Path, str]], report: Callable[[int], None]) -> None:
@@ -48,8 +48,10 @@ async def check_layers(layers: Sequence[tuple[Path, str]], report: Callable[[int
     :raises UnsupportedError: it is compressed in a way that umoci does not know.
     """
     size = sum(path.stat().st_size for path, _ in layers)
-    what = "the layers" if len(layers) > 1 else f"layer {layers[0][1]}" if layers else "no layer"
-    await _run("check", [[str(path), digest] for path, digest in layers], size, what, report)
+    subject = (
+        "the layers" if len(layers) > 1 else f"layer {layers[0][1]}" if layers else "no layer"
+    )
+    await _run("check", [[str(path), digest] for path, digest in layers], size, subject, report)
 
 
 async def describe_archive(reference: Reference, platform: Platform) -> Described:
@@ -69,18 +71,18 @@ async def describe_archive(reference: Reference, platform: Platform) -> Describe
 
 
 async def _run(
-    verb: str, arguments: list[Any], size: int, what: str, report: Callable[[int], None]
+    verb: str, arguments: list[Any], size: int, subject: str, report: Callable[[int], None]
 ) -> Any:
     import trio  # the child does without
 
     from shimctl.host.interpreter import Interpreter, search_path
 
-    seconds = min(_TIME + _TIME_PER_MIB * (size >> 20), PATIENCE)
+    seconds = min(_CPU_TIME + _CPU_TIME_PER_MIB * (size >> 20), TIMEOUT)
     code = Interpreter(sys.executable, tuple(search_path()), "", "").code(__name__, named=False)
     limits = [str(seconds), str(MEMORY)]
     command = [sys.executable, "-IS", "-c", code, verb, *limits, json.dumps(arguments)]
-    rest = said = b""
-    with trio.move_on_after(PATIENCE) as scope:
+    rest = last_line = b""
+    with trio.move_on_after(TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(_start, command)
             assert process.stdout is not None
@@ -90,23 +92,23 @@ async def _run(
                     if line.isdigit():
                         report(int(line))
                     else:
-                        said = line
-                if len(rest) > _ANSWER:
+                        last_line = line
+                if len(rest) > _MAX_OUTPUT:
                     process.kill()
             await process.wait()
     if scope.cancelled_caught:
-        raise TimedOutError(f"{what} could not be checked within {PATIENCE} s")
+        raise TimedOutError(f"{subject} could not be checked within {TIMEOUT} s")
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise InvalidError(f"{what} took more than {seconds} s of processor time to read")
+        raise InvalidError(f"{subject} took more than {seconds} s of processor time to read")
     try:
-        answer = json.loads(said)
+        answer = json.loads(last_line)
     except ValueError:
         raise ShimError(
-            f"{what} could not be checked: the child ended with {process.returncode}"
+            f"{subject} could not be checked: the child ended with {process.returncode}"
         ) from None
     if name := answer.get("error"):
         if answer.get("memory"):
-            raise InvalidError(f"{what} takes more than {MEMORY >> 20} MiB of memory to read")
+            raise InvalidError(f"{subject} takes more than {MEMORY >> 20} MiB of memory to read")
         kind: type[ShimError] = getattr(errors, name)
         raise kind(answer["message"])
     return answer.get("result")
@@ -150,12 +152,12 @@ def main() -> int:
 
 
 def _check(layers: list[tuple[str, str]]) -> object:
-    before, told = 0, time.monotonic()
+    before, reported = 0, time.monotonic()
 
     def report(done: int) -> None:
-        nonlocal told
-        if (now := time.monotonic()) > told + _PAUSE:
-            told = now
+        nonlocal reported
+        if (now := time.monotonic()) > reported + _REPORT_INTERVAL:
+            reported = now
             os.write(1, b"%d\n" % (before + done))
 
     for name, digest in layers:

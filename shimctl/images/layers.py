@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
 # Characters of a path that the kernel takes, see PATH_MAX in path_resolution(7).
-_LONGEST = 4096
+_PATH_MAX = 4096
 
 
 class Names:
@@ -35,7 +35,7 @@ class Names:
         self._layer = layer
         # Links of this layer that are absolute or climb above the root.  Nothing that
         # makes layers from a filesystem writes through a link.
-        self._ways_out: dict[tuple[str, ...], str] = {}
+        self._outside_links: dict[tuple[str, ...], str] = {}
 
     def check(self, name: str, *, symlink: str = "", hardlink: str = "") -> None:
         """Take the next entry, and where it points if it is a link.
@@ -46,31 +46,31 @@ class Names:
         if path and path[-1].startswith(_WHITEOUT):
             hidden = path[-1].removeprefix(_WHITEOUT)
             if hidden in ("", ".", ".."):
-                raise self._refused(name, "it hides a directory that it is in")
+                raise self._refusal(name, "it hides a directory that it is in")
         if hardlink:
             self._inside(hardlink, name)
-        self._ways_out.pop(path, None)
-        if symlink and _leads_out(path, symlink):
-            self._ways_out[path] = symlink
+        self._outside_links.pop(path, None)
+        if symlink and _points_outside(path, symlink):
+            self._outside_links[path] = symlink
 
     def _inside(self, path: str, name: str) -> tuple[str, ...]:
-        if len(path) > _LONGEST:
-            raise self._refused(name[:100], f"it has more than {_LONGEST} characters")
+        if len(path) > _PATH_MAX:
+            raise self._refusal(name[:100], f"it has more than {_PATH_MAX} characters")
         parts = tuple(part for part in path.split("/") if part not in ("", "."))
         if ".." in parts:
-            raise self._refused(name, "it leads out of the image")
-        if self._ways_out:
+            raise self._refusal(name, "it leads out of the image")
+        if self._outside_links:
             for length in range(1, len(parts)):
-                if target := self._ways_out.get(parts[:length]):
+                if target := self._outside_links.get(parts[:length]):
                     link = "/".join(parts[:length])
-                    raise self._refused(name, f"it goes through the link {link} to {target}")
+                    raise self._refusal(name, f"it goes through the link {link} to {target}")
         return parts
 
-    def _refused(self, name: str, why: str) -> InvalidError:
-        return InvalidError(f"layer {self._layer} is refused for its entry {name!r}: {why}")
+    def _refusal(self, name: str, reason: str) -> InvalidError:
+        return InvalidError(f"layer {self._layer} is refused for its entry {name!r}: {reason}")
 
 
-def _leads_out(path: tuple[str, ...], target: str) -> bool:
+def _points_outside(path: tuple[str, ...], target: str) -> bool:
     if target.startswith("/"):
         return True
     depth = len(path) - 1

@@ -32,7 +32,7 @@ _CONFIGS = (
     "application/vnd.oci.image.config.v1+json",
     "application/vnd.docker.container.image.v1+json",
 )
-_UNSAID = Platform("", "")
+_NO_PLATFORM = Platform("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Descriptor:
     size: int
     media_type: str = ""
     name: str = ""
-    platform: Platform = _UNSAID
+    platform: Platform = _NO_PLATFORM
 
     @property
     def is_index(self) -> bool:

@@ -25,7 +25,7 @@ from shimctl.images.store import Store, Use, release
 if TYPE_CHECKING:
     from shimctl.images.image import Image
 
-_PATIENCE = 600  # s to copy what an image has in a volume
+_COPY_TIMEOUT = 600  # s to copy what an image has in a volume
 
 
 def mounts_for(image: Image, work: Path, *, hostname: str = "") -> list[Mount]:
@@ -51,7 +51,7 @@ def mounts_for(image: Image, work: Path, *, hostname: str = "") -> list[Mount]:
         except FileNotFoundError:
             raise NotFoundError(f"{image.reference} was removed just now; try again") from None
         for number, path in enumerate(anonymous_volumes(image.config)):
-            _fill(image.layers[0], path, place / "volumes" / str(number))
+            _copy_volume(image.layers[0], path, place / "volumes" / str(number))
     except BaseException:
         release(work)
         raise
@@ -78,7 +78,7 @@ def _resolvers() -> str:
         return ""
 
 
-def _fill(rootfs: Path, path: str, volume: Path) -> None:
+def _copy_volume(rootfs: Path, path: str, volume: Path) -> None:
     """Make a volume with what the image has at its place, owner and mode included."""
     make_directories(volume.parent)
     make_directory(volume, 0o755)
@@ -89,12 +89,12 @@ def _fill(rootfs: Path, path: str, volume: Path) -> None:
         ["cp", "-a", "--reflink=auto", "--", f"{inside}/.", str(volume)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=_PATIENCE,
+        timeout=_COPY_TIMEOUT,
         check=False,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ShimError(f"cannot copy the image's volume {path}: {said}")
+        message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ShimError(f"cannot copy the image's volume {path}: {message}")
     _copy_owner(inside, volume)
 
 

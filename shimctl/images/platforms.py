@@ -20,7 +20,7 @@ _ARCHITECTURES = {
     "loongarch64": ("loong64", ""),
 }
 # What is meant where no variant is named.
-_USUAL = {"arm64": "v8", "arm": "v7"}
+_DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Platform:
 
     def runs(self, image: Platform) -> bool:
         """Tell whether ``image`` is for this machine."""
-        usual = _USUAL.get(self.architecture, "")
+        default = _DEFAULT_VARIANTS.get(self.architecture, "")
         return (
             image.os in ("", self.os)
             and image.architecture in ("", self.architecture)
-            and (image.variant or usual) == (self.variant or usual)
+            and (image.variant or default) == (self.variant or default)
         )
 
 

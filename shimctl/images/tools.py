@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from shimctl.images.reference import Reference
 
 TOOLS = ("skopeo", "umoci")
-PATIENCE = 1800  # s for one command; images of many gigabytes on slow disks are
+TIMEOUT = 1800  # s for one command; images of many gigabytes on slow disks are
 TAG = "image"  # of the only image in a private layout
-_KEPT = 64 * 1024  # bytes of output
+_MAX_OUTPUT = 64 * 1024  # bytes of output
 _MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
 # What the tools say in prose.  Source: containers/image and Go's os package.
-_SAYINGS: tuple[tuple[str, type[ShimError], str], ...] = (
+_PHRASES: tuple[tuple[str, type[ShimError], str], ...] = (
     ("no space left on device", ShimError, "the disk is full"),
     ("disk quota exceeded", ShimError, "the disk quota is used up"),
     ("digest did not match", InvalidError, "it is damaged"),
@@ -76,7 +76,7 @@ async def unpack(
 
 async def run(
     command: Sequence[str],
-    failing: str,
+    action: str,
     *,
     lock: int = -1,
     line: Callable[[str], None] | None = None,
@@ -85,26 +85,26 @@ async def run(
 
     It inherits ``lock``, which stays held for as long as it writes, even without us.
 
-    :raises ShimError: it failed; the message begins with ``failing``.
+    :raises ShimError: it failed; the message begins with ``action``.
     :raises TimedOutError: it did not end within 30 minutes.
     """
-    said = b""
-    with trio.move_on_after(PATIENCE) as scope:
+    output = b""
+    with trio.move_on_after(TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:
             process = await nursery.start(_start, command, lock)
             assert process.stdout is not None
             rest = b""
             async for chunk in process.stdout:
-                said = (said + chunk)[-_KEPT:]
+                output = (output + chunk)[-_MAX_OUTPUT:]
                 *lines, rest = (rest + chunk).split(b"\n")
                 for text in lines if line else ():
                     assert line is not None
                     line(text.decode(errors="replace"))
             await process.wait()
     if scope.cancelled_caught:
-        raise TimedOutError(f"{failing}: {command[0]} did not end within {PATIENCE} s")
+        raise TimedOutError(f"{action}: {command[0]} did not end within {TIMEOUT} s")
     if process.returncode:
-        raise failure(said.decode(errors="replace"), failing)
+        raise error_from_output(output.decode(errors="replace"), action)
 
 
 async def _start(
@@ -122,17 +122,17 @@ async def _start(
     )
 
 
-def failure(said: str, failing: str) -> ShimError:
+def error_from_output(output: str, action: str) -> ShimError:
     """Make the error from what a tool said last, in one line."""
-    lines = [text.strip() for text in said.split("\n") if text.strip()]
+    lines = [text.strip() for text in output.split("\n") if text.strip()]
     last = lines[-1] if lines else "it said nothing"
     if found := _MESSAGE.search(last):
         last = re.sub(r"\\(.)", r"\1", found[1])
     last = last.removeprefix("\u2a2f").strip()
     lowered = last.lower()
     if "unsupported" in lowered or "unknown media" in lowered:
-        return UnsupportedError(f"{failing}: {last}")
-    for saying, kind, meaning in _SAYINGS:
-        if saying in lowered:
-            return kind(f"{failing}: {meaning}: {last}")
-    return ShimError(f"{failing}: {last}")
+        return UnsupportedError(f"{action}: {last}")
+    for phrase, kind, meaning in _PHRASES:
+        if phrase in lowered:
+            return kind(f"{action}: {meaning}: {last}")
+    return ShimError(f"{action}: {last}")

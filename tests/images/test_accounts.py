@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.images.accounts import User, find_user, look_up, read_inside
+from shimctl.images.accounts import User, find_user, parse_user, read_inside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,12 +36,12 @@ GROUP = "root:x:0:\nwww:x:34:\nlogs:x:44:root,www\nadm:x:4:www\nbroken\n"
     ],
 )
 def test_a_user_is_a_name_or_a_number_with_a_group_or_without(text: str, user: User) -> None:
-    assert look_up(text, PASSWD, GROUP) == user
+    assert parse_user(text, PASSWD, GROUP) == user
 
 
 def test_without_the_files_numbers_still_mean_something() -> None:
-    assert look_up("", "", "") == User(0, 0)
-    assert look_up("12:34", "", "") == User(12, 34)
+    assert parse_user("", "", "") == User(0, 0)
+    assert parse_user("12:34", "", "") == User(12, 34)
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,19 @@ def test_without_the_files_numbers_still_mean_something() -> None:
 )
 def test_a_name_the_image_does_not_know_is_told(text: str, match: str) -> None:
     with pytest.raises(NotFoundError, match=match):
-        look_up(text, PASSWD, GROUP)
+        parse_user(text, PASSWD, GROUP)
 
 
 @pytest.mark.parametrize("text", [":", "www:", ":www"])
 def test_half_a_user_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="is no user; say USER"):
-        look_up(text, PASSWD, GROUP)
+        parse_user(text, PASSWD, GROUP)
 
 
 @given(st.text(), st.text(), st.text())
 def test_any_files_give_a_user_or_an_error(text: str, passwd: str, group: str) -> None:
     try:
-        found = look_up(text, passwd, group)
+        found = parse_user(text, passwd, group)
     except (InvalidError, NotFoundError):
         return
     assert 0 <= found.uid < 1 << 31

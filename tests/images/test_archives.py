@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shimctl.images.archives import DAMAGED, LONGEST, check_records, open_archive, open_stream
+from shimctl.images.archives import DAMAGED, MAX_HEADER, check_records, open_archive, open_stream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [LONGEST + 1, 1 << 33])
+@pytest.mark.parametrize("size", [MAX_HEADER + 1, 1 << 33])
 def test_a_header_of_more_than_a_mebibyte_is_refused_before_it_is_read(
     kind: bytes, size: int
 ) -> None:
@@ -98,17 +98,17 @@ def test_a_header_of_more_than_a_mebibyte_is_refused_before_it_is_read(
 
 
 def test_a_header_of_a_mebibyte_is_read() -> None:
-    data = header(tarfile.XHDTYPE, record("path", "p" * (LONGEST - 15)))
+    data = header(tarfile.XHDTYPE, record("path", "p" * (MAX_HEADER - 15)))
     (found,) = names(data + header(tarfile.REGTYPE) + END)
-    assert found == ("p" * (LONGEST - 15), "")
+    assert found == ("p" * (MAX_HEADER - 15), "")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
 @pytest.mark.parametrize(
     "data",
     [
-        b"9" * LONGEST,
-        b"1" * (LONGEST // 2) + b" hdrcharset=BINARY\n",
+        b"9" * MAX_HEADER,
+        b"1" * (MAX_HEADER // 2) + b" hdrcharset=BINARY\n",
         b"5 a=" * 1000,
         b"0 a=b\n",
         b"7 a=b\n",

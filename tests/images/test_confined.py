@@ -112,8 +112,8 @@ async def test_a_layer_that_needs_more_memory_than_any_should_is_refused(
 async def test_a_layer_that_takes_more_time_than_any_should_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confined, "_TIME", 1)
-    monkeypatch.setattr(confined, "_TIME_PER_MIB", 0)
+    monkeypatch.setattr(confined, "_CPU_TIME", 1)
+    monkeypatch.setattr(confined, "_CPU_TIME_PER_MIB", 0)
     data = header(tarfile.REGTYPE, name="x" * 90) * 200_000
     files = layer(tmp_path / "l", gzip.compress(data, compresslevel=1))
     with pytest.raises(InvalidError, match="more than 1 s of processor time"):

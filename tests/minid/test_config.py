@@ -133,7 +133,7 @@ def test_what_was_written_says_it_all_once_more() -> None:
 def test_what_is_in_the_container_takes_another_one_and_the_rest_does_not(
     change: str, another: bool
 ) -> None:
-    assert only(change).needs_another(only("tty: false")) is another
+    assert only(change).needs_new_generation(only("tty: false")) is another
 
 
 WEB = "containers:\n  web: {bundle: b, %s}"

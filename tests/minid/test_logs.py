@@ -36,9 +36,9 @@ def fill(log: LogFile, data: bytes) -> None:
     reader, writer = os.pipe2(os.O_NONBLOCK)
     for i in range(0, len(data), 4096):
         os.write(writer, data[i : i + 4096])
-        log.take(reader)
+        log.move_from(reader)
     os.close(writer)
-    while log.take(reader):
+    while log.move_from(reader):
         pass
     os.close(reader)
 
@@ -69,7 +69,7 @@ def test_lines_written_one_by_one_stay_whole_in_their_file(path: Path) -> None:
     reader, writer = os.pipe2(os.O_NONBLOCK)
     for n in range(3000):
         os.write(writer, b"line %d\n" % n)
-        log.take(reader)
+        log.move_from(reader)
     assert all(one.read_bytes().endswith(b"\n") for one in files(path))
     assert all(one.read_bytes().startswith(b"line") for one in files(path))
     assert whole(path) == b"".join(b"line %d\n" % n for n in range(3000))
@@ -168,7 +168,7 @@ def test_killed_at_any_moment_it_has_written_what_is_no_longer_in_the_fifo(path:
         if pid == 0:
             log = LogFile(path, 200_000, 1000)
             try:
-                while log.take(reader):
+                while log.move_from(reader):
                     pass
             except BlockingIOError:
                 os._exit(1)
@@ -198,7 +198,7 @@ async def test_who_holds_a_fifo_for_ever_is_not_waited_for_at_the_end(
 def test_a_log_that_moves_leaves_what_is_there(path: Path) -> None:
     log = LogFile(path, 1 << 20, 3)
     fill(log, b"old\n")
-    log.become(path.with_name("other.log"), 1 << 20, 3)
+    log.reopen_at(path.with_name("other.log"), 1 << 20, 3)
     fill(log, b"new\n")
     log.close()
     assert path.read_bytes() == b"old\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shimctl.cli.screen import cut
 from shimctl.discover import Found
-from shimctl.host.usage import Look, ProcessUsage, Usage, ordered, ordered_processes, usage_of
+from shimctl.host.usage import ProcessUsage, Sample, Usage, ordered, ordered_processes, usage_of
 from shimctl.values import Stats, Status
 
 FOUND = Found("default", "redis", "unix:///s", status=Status.RUNNING, pid=7, shim_pid=6)
@@ -21,32 +21,32 @@ def stats(cpu: float = 1.0, memory: int = 100, limit: int | None = None, **io: i
 
 
 def test_cpu_is_in_percent_of_one_cpu_over_the_time_between_two_looks() -> None:
-    usage = usage_of(FOUND, Look(12.0, stats(cpu=4.0)), Look(10.0, stats(cpu=1.0)))
+    usage = usage_of(FOUND, Sample(12.0, stats(cpu=4.0)), Sample(10.0, stats(cpu=1.0)))
     assert (usage.cpu_percent, usage.cpu_seconds) == (150.0, 4.0)
 
 
 def test_the_first_look_has_no_rates() -> None:
-    usage = usage_of(FOUND, Look(12.0, stats(io_read=5, io_written=6)), None)
+    usage = usage_of(FOUND, Sample(12.0, stats(io_read=5, io_written=6)), None)
     assert (usage.cpu_percent, usage.io_read_rate, usage.io_written_rate) == (None, None, None)
 
 
 def test_no_time_between_two_looks_makes_no_rate() -> None:
-    assert usage_of(FOUND, Look(1.0, stats()), Look(1.0, stats())).cpu_percent is None
+    assert usage_of(FOUND, Sample(1.0, stats()), Sample(1.0, stats())).cpu_percent is None
 
 
 def test_a_counter_that_went_back_makes_no_rate() -> None:
-    usage = usage_of(FOUND, Look(2.0, stats(cpu=1.0)), Look(1.0, stats(cpu=9.0)))
+    usage = usage_of(FOUND, Sample(2.0, stats(cpu=1.0)), Sample(1.0, stats(cpu=9.0)))
     assert usage.cpu_percent is None
 
 
 def test_what_is_read_and_written_is_per_second() -> None:
-    before = Look(1.0, stats(io_read=1000, io_written=0))
-    usage = usage_of(FOUND, Look(3.0, stats(io_read=3000, io_written=500)), before)
+    before = Sample(1.0, stats(io_read=1000, io_written=0))
+    usage = usage_of(FOUND, Sample(3.0, stats(io_read=3000, io_written=500)), before)
     assert (usage.io_read_rate, usage.io_written_rate) == (1000.0, 250.0)
 
 
 def test_a_disk_that_is_used_for_the_first_time_counts_from_zero() -> None:
-    usage = usage_of(FOUND, Look(2.0, stats(io_read=100)), Look(1.0, stats()))
+    usage = usage_of(FOUND, Sample(2.0, stats(io_read=100)), Sample(1.0, stats()))
     assert usage.io_read_rate == 100.0
 
 
@@ -57,7 +57,7 @@ def test_a_disk_that_is_used_for_the_first_time_counts_from_zero() -> None:
 def test_memory_is_in_percent_of_what_it_can_get(
     limit: int | None, total: int | None, percent: float | None
 ) -> None:
-    usage = usage_of(FOUND, Look(1.0, stats(limit=limit)), None, memory_total=total)
+    usage = usage_of(FOUND, Sample(1.0, stats(limit=limit)), None, memory_total=total)
     assert usage.memory_percent == percent
 
 

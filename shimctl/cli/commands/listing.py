@@ -8,7 +8,7 @@ from shimctl.cli import render
 from shimctl.cli.commands.connected import open_found, open_task, state_of
 from shimctl.cli.commands.output import show_table
 from shimctl.discover import Health, find_shim, list_shims
-from shimctl.host.processes import Watch
+from shimctl.host.processes import ProcessSampler
 from shimctl.values import Status
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def _pids(args: Namespace) -> int:
         seen = {}
         if args.output == "wide":
             init = (await task.state()).pid
-            seen = {one.pid: one for one in Watch().look(pids, init)}
+            seen = {one.pid: one for one in ProcessSampler().sample(pids, init)}
     rows = [(one.pid, one.exec_id, *_process(seen.get(one.pid))) for one in pids]
     headers = ("PID", "EXEC", "PARENT", "USER", "STATE", "MEMORY", "COMMAND")
     show_table(args, pids, headers, rows, wide=5)

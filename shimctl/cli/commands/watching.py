@@ -18,8 +18,8 @@ from shimctl.cli.commands.connected import open_found
 from shimctl.cli.commands.output import table
 from shimctl.cli.screen import open_screen
 from shimctl.discover import PROBE, find_shim, list_shims
-from shimctl.host.processes import Watch, memory_of
-from shimctl.host.usage import Look, ordered, ordered_processes, usage_of, without_figures
+from shimctl.host.processes import ProcessSampler, memory_of
+from shimctl.host.usage import Sample, ordered, ordered_processes, usage_of, without_figures
 from shimctl.values import Status
 
 if TYPE_CHECKING:
@@ -131,14 +131,14 @@ class Containers:
 
     def __init__(self, args: Namespace) -> None:
         self._args = args
-        self._before: dict[tuple[str, str, int], Look] = {}
+        self._before: dict[tuple[str, str, int], Sample] = {}
         self._usages: list[Usage] = []
 
     async def look(self) -> None:
         """Measure every container at once."""
         shims = await list_shims(states=self._args.state)
         shims = [found for found in shims if self._measurable(found)]
-        seen: dict[tuple[str, str, int], Look] = {}
+        seen: dict[tuple[str, str, int], Sample] = {}
         usages: list[Usage] = []
         total = psutil.virtual_memory().total
 
@@ -151,7 +151,7 @@ class Containers:
                 except ShimError as exc:
                     usage = without_figures(found, str(exc))
                 else:
-                    now = Look(time.monotonic(), stats)
+                    now = Sample(time.monotonic(), stats)
                     key = (found.namespace, found.id, found.pid)
                     seen[key] = now
                     usage = usage_of(
@@ -203,14 +203,14 @@ class Processes:
     def __init__(self, args: Namespace, found: Found) -> None:
         self._args = args
         self._found = found
-        self._watch = Watch()
+        self._sampler = ProcessSampler()
         self._usages: list[ProcessUsage] = []
 
     async def look(self) -> None:
         """Measure every process of the container."""
         async with open_found(self._found) as task:
             init = (await task.state()).pid
-            self._usages = self._watch.look(await task.pids(), init)
+            self._usages = self._sampler.sample(await task.pids(), init)
 
     def value(self, sort: str) -> object:
         """Return what was measured last, for programs."""

@@ -33,17 +33,17 @@
 
 /* Milliseconds, as in shim/launcher.py. */
 #define TICK 100
-#define END 1000
-#define STDIN_PATIENCE 10000
+#define KILL_TIMEOUT 1000
+#define STDIN_TIMEOUT 10000
 #define STDIN_LIMIT (10 << 20)
 
 /* More words than this, and more bytes of them, do not come from a manager; a
  * socket's buffer takes this much at once. */
-#define WORDS 64
-#define REQUEST 32768
+#define MAX_WORDS 64
+#define MAX_REQUEST 32768
 /* Bytes of the directory, as in shim/identity.py. */
 #define DIRECTORY_MAX 90
-#define ANSWER 65536
+#define MAX_ANSWER 65536
 
 /* What a child may be asked for: milliseconds until the server has heard, until a child
  * takes the call, and until it answers. */
@@ -56,7 +56,7 @@ static const struct action {
 
 /* Text files of /proc, and answers; longer files would have a hash that Python
  * disagrees with. */
-static char text[ANSWER];
+static char text[MAX_ANSWER];
 
 static uint64_t hash = 0xCBF29CE484222325; /* FNV-1a, 64 bits */
 
@@ -246,7 +246,7 @@ static int64_t now(void)
  * wrong with it is said here, since Python would find less of it. */
 static void hold_input(const char *name)
 {
-    int64_t deadline = now() + STDIN_PATIENCE;
+    int64_t deadline = now() + STDIN_TIMEOUT;
     struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
     struct stat info;
     ssize_t got;
@@ -262,7 +262,7 @@ static void hold_input(const char *name)
         int64_t left = deadline - now();
         if (poll(&input, 1, left > 0 ? (int)left : 0) == 0) {
             fprintf(stderr, "%s: standard input stayed open for %d s: close it or give /dev/null\n",
-                    name, STDIN_PATIENCE / 1000);
+                    name, STDIN_TIMEOUT / 1000);
             exit(1);
         }
         got = read(STDIN_FILENO, text, sizeof text);
@@ -290,7 +290,7 @@ static int send_request(int sock, int argc, char **argv)
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof fds)];
     } control = {0};
-    struct iovec words[WORDS + 1] = {{"run", 4}};
+    struct iovec words[MAX_WORDS + 1] = {{"run", 4}};
     struct msghdr message = {.msg_iov = words, .msg_iovlen = (size_t)argc + 1,
                              .msg_control = &control, .msg_controllen = sizeof control};
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
@@ -306,7 +306,7 @@ static int send_request(int sock, int argc, char **argv)
     header->cmsg_type = SCM_RIGHTS;
     header->cmsg_len = CMSG_LEN(sizeof fds);
     memcpy(CMSG_DATA(header), fds, sizeof fds);
-    sent = total > REQUEST ? -1 : sendmsg(sock, &message, MSG_NOSIGNAL);
+    sent = total > MAX_REQUEST ? -1 : sendmsg(sock, &message, MSG_NOSIGNAL);
     close(fds[1]);
     return sent == total ? 0 : -1;
 }
@@ -371,7 +371,7 @@ static void end_child(int pidfd)
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
 
     if (!syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0))
-        poll(&ended, 1, END);
+        poll(&ended, 1, KILL_TIMEOUT);
 }
 
 static int write_out(int fd, const char *data, size_t size)
@@ -408,10 +408,10 @@ static int give(int sock, size_t size)
 }
 
 /* Let a server do it; return the exit status, or -1 if Python must. */
-static int ask(const char *path, const struct action *action, int argc, char **argv)
+static int run_on_server(const char *path, const struct action *action, int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval patience = {.tv_usec = action->heard * 1000};
+    struct timeval send_timeout = {.tv_usec = action->heard * 1000};
     struct ucred peer;
     socklen_t length = sizeof peer;
     int64_t began, deadline;
@@ -427,7 +427,7 @@ static int ask(const char *path, const struct action *action, int argc, char **a
         hold_input(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
     began = now();
     strcpy(address.sun_path, path);
-    if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) ||
+    if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &send_timeout, sizeof send_timeout) ||
         connect(sock, (struct sockaddr *)&address, sizeof address) ||
         getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != geteuid() ||
         send_request(sock, argc, argv)) {
@@ -463,14 +463,14 @@ static int ask(const char *path, const struct action *action, int argc, char **a
     return status;
 }
 
-static const struct action *action_for_a_server(int argc, char **argv)
+static const struct action *find_action(int argc, char **argv)
 {
     const char *wanted = getenv("TRIO_SHIM_FORKSERVER");
 
     if (wanted && (!strcmp(wanted, "off") || !strcmp(wanted, "0") || !strcmp(wanted, "no")))
         return NULL;
     for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
-        if (argc > 1 && argc <= WORDS && !strcmp(argv[argc - 1], actions[i].name))
+        if (argc > 1 && argc <= MAX_WORDS && !strcmp(argv[argc - 1], actions[i].name))
             return &actions[i];
     return NULL;
 }
@@ -482,8 +482,8 @@ int main(int argc, char **argv)
 
     if (argc < 1)
         return 1;
-    if ((action = action_for_a_server(argc, argv)) && (path = find_server())) {
-        int status = ask(path, action, argc, argv);
+    if ((action = find_action(argc, argv)) && (path = find_server())) {
+        int status = run_on_server(path, action, argc, argv);
         if (status >= 0)
             return status;
         code = ALONE;
