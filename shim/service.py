@@ -43,6 +43,7 @@ from shim.api.task_pb2 import (
     WaitRequest,
     WaitResponse,
 )
+from shim.container.announce import NO_TIME
 from shim.container.container import Container
 from shim.container.lifecycle import State
 from shim.errors import ExistsError, NotFoundError, UnavailableError
@@ -161,7 +162,7 @@ class TaskService(TaskBase):
         )
         if process.exit is not None:
             reply.exit_status = process.exit.status
-            _stamp(reply.exited_at, process.exit.at)
+        _stamp(reply.exited_at, process.exit.at if process.exit is not None else 0)
         return reply
 
     async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
@@ -320,6 +321,8 @@ def _details(exec_id: str) -> AnyMessage:
 
 
 def _stamp(field: Timestamp, nanoseconds: int) -> None:
-    """Fill ``field``, unless the time is not known: absent is not 1970."""
+    """Fill ``field``; no time is year 1, Go's zero time: clients read an absent one as 1970."""
     if nanoseconds:
         field.FromNanoseconds(nanoseconds)
+    else:
+        field.seconds = NO_TIME

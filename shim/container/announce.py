@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from shim.reaper import Exit
 
 
+# Go's zero time, year 1, in seconds since 1970: there was no end.
+NO_TIME = -62_135_596_800
+
+
 @dataclass(frozen=True, slots=True)
 class Announcer:
     """Publishes for the container ``id``.  Never waits, never fails."""
@@ -87,6 +91,8 @@ class Announcer:
 
     def deleted(self, pid: int, exit_: Exit) -> None:
         event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.status)
-        if exit_.at:  # a process that never ran has no time of its end
+        if exit_.at:
             event.exited_at.FromNanoseconds(exit_.at)
+        else:  # a process that never ran has no time of its end
+            event.exited_at.seconds = NO_TIME
         self.publisher.publish(event)
