@@ -1,4 +1,4 @@
-"""Images in layouts and archives: unpacked once, shared by every container, removed again.
+"""Runs containers from images in OCI layouts and in archives, without a registry client.
 
     image = await prepare("oci:/srv/images:redis")
     config = image.oci_config(args=["redis-server"])   # the bundle's config.json
@@ -6,7 +6,9 @@
     ...
     release(bundle)                                    # when the container is deleted
 
-skopeo reads and umoci unpacks; here is what they leave open.
+skopeo reads an image and umoci unpacks it.  This package does the remaining work: it
+checks images, stores each set of layers once, shares it between containers, makes
+config.json and the rootfs, and removes both.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ __all__ = [
     "release",
 ]
 
-# Where each name lives; nothing is imported before it is used.
+# The module of each public name.  A module is imported at the first use of its name.
 _MODULES = {
     "shimctl.images.config": ("ImageConfig", "Volume", "Overrides"),
     "shimctl.images.image": ("Image", "prepare"),

@@ -1,10 +1,11 @@
-"""Users and groups by name, as the image itself has them.
+"""Users and groups by name, from the image's own /etc/passwd and /etc/group.
 
-The image's files are not to be trusted: they are found without leaving its
-root, whatever links it holds, and read only if they are plain and not endless.
+The image's files are not trusted.  Their paths are resolved inside the image's
+root, so that no link leads out of it.  Only regular files are read, and at most
+4 MiB of each.
 
-Source: passwd(5), group(5); runc libcontainer/user (GetExecUser) for what a
-number, a name, and the lack of either mean.
+Source: passwd(5), group(5); runc libcontainer/user (GetExecUser) for the meaning
+of a number, of a name, and of an empty user.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from shim.linux.mounts import resolve
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MAX_FILE = 4 << 20  # bytes of such a file
-_MAX_ID = (1 << 31) - 1  # as runc has it
+_MAX_FILE = 4 << 20  # bytes that are read of one file
+_MAX_ID = (1 << 31) - 1  # the highest uid and gid, as in runc
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom a process runs as."""
+    """The user, the group and the additional groups of a process."""
 
     uid: int = 0
     gid: int = 0
@@ -34,26 +35,31 @@ class User:
 
 
 def find_user(rootfs: Path, text: str) -> User:
-    """Return whom ``USER``, ``UID``, or either with ``:GROUP`` or ``:GID``, means in the image.
+    """Return the user that ``text`` names in the image.
 
-    :raises NotFoundError: the image knows no such name.
-    :raises InvalidError: it is none of these.
+    ``text`` is ``USER`` or ``UID``, alone or with ``:GROUP`` or ``:GID``.
+
+    :raises NotFoundError: the image has no such user or group.
+    :raises InvalidError: ``text`` has none of these forms.
     """
     return parse_user(text, read_inside(rootfs, "etc/passwd"), read_inside(rootfs, "etc/group"))
 
 
 def parse_user(text: str, passwd: str, group: str) -> User:
-    """Do it, given the two files."""
+    """Return the user that ``text`` names, given the contents of the two files.
+
+    :raises NotFoundError, InvalidError: as :func:`find_user` does.
+    """
     name, colon, group_name = text.partition(":")
     if (colon and not group_name) or (text and not name):
-        raise InvalidError(f"{text!r} is no user; say USER, UID, USER:GROUP or UID:GID")
+        raise InvalidError(f"{text!r} is not a user; use USER, UID, USER:GROUP or UID:GID")
     name = name or "0"
     number = _number(name)
     entry = next(
         (
             fields
             for fields in _entries(passwd, 4)
-            # As a name first: somebody may be called 1000.
+            # The name is compared first: a user's name may be 1000.
             if fields[0] == name or (number is not None and fields[2] == str(number))
         ),
         None,
@@ -74,11 +80,13 @@ def parse_user(text: str, passwd: str, group: str) -> User:
 
 
 def read_inside(rootfs: Path, name: str) -> str:
-    """Return what the file ``name`` of the image holds; nothing if it is no plain file.
+    """Return the first 4 MiB of the image's file ``name``.
 
-    :raises InvalidError: its links go in circles.
+    Return an empty text if it is not a regular file or cannot be opened.
+
+    :raises InvalidError: its links form a loop.
     """
-    # The last link is followed by resolve; one that comes in its place is not ours.
+    # resolve has followed all links.  O_NOFOLLOW refuses a link that was put there since.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(resolve(str(rootfs), name), flags)

@@ -1,11 +1,11 @@
-"""Tar archives whose headers are bounded, since they are read before anything is known of them.
+"""Reads tar archives with a limit for the size of a header.
 
-The standard library reads the headers that come before an entry, a PAX header or
-a long name of GNU tar, as long as they say they are, and looks for records in a
-PAX header with expressions that take the square of its length.  Here such a header
-has 1 MiB at most, as in Go's archive/tar, which containerd uses; the records of a
-PAX header are checked first, in one pass; and what stands for all entries that
-follow is passed over, as Go does.
+A PAX header or a GNU long name may precede an entry.  The standard library reads
+such a header in the full size that the archive gives.  It searches the records of a
+PAX header with regular expressions that take quadratic time.  This module limits
+a header to 1 MiB, as Go's archive/tar does, which containerd uses.  It checks the
+records of a PAX header beforehand, in one pass.  It skips a global PAX header, which
+holds for all entries that follow, as Go does.
 
 Source: POSIX.1-2008 pax, "pax Header Block"; Go's archive/tar (maxSpecialFileSize,
 parsePAXRecord).
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_HEADER = 1 << 20  # bytes of one header
-_MAX_DIGITS = 19  # of a length that fits into 64 bits
+_MAX_DIGITS = 19  # of a record's length, which fits into 64 bits
 
-# What reading a damaged archive raises beside TarError, zlib's and lzma's: numbers that
-# are none, and headers that are nested too deep.
+# The errors of reading a damaged archive, except those of zlib and lzma: ValueError and
+# OverflowError for bad numbers, RecursionError for headers that are nested too deep.
 DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
 
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -34,11 +34,13 @@ _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 class _Entry(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        """Read what belongs to this header.  Called by the standard library."""
+        """Read the data of this header.  The standard library calls this method."""
         kind = self.type
         special = kind in _PAX or kind in _LONG or kind == tarfile.XGLTYPE
         if special and not 0 <= self.size <= MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {self.size} bytes, and {MAX_HEADER} is the most")
+            raise tarfile.ReadError(
+                f"a header has {self.size} bytes, more than the limit of {MAX_HEADER}"
+            )
         if special and kind not in _LONG:
             source = archive.fileobj
             assert source is not None
@@ -69,7 +71,7 @@ def _skip_global_header(entry: tarfile.TarInfo, archive: tarfile.TarFile) -> tar
 
 
 class _BufferedFile:
-    """A file whose next read gives what was read already."""
+    """A file that returns ``data``, which was read before, at its first read."""
 
     def __init__(self, data: bytes, file: BinaryIO) -> None:
         self._data = data
@@ -86,34 +88,34 @@ class _BufferedFile:
 
 
 def check_records(data: bytes) -> None:
-    """Check the records of a PAX header: ``LENGTH KEYWORD=VALUE`` and a line's end each.
+    r"""Check the records of a PAX header; each is ``LENGTH KEYWORD=VALUE\n``.
 
-    :raises tarfile.ReadError: it is none.
+    :raises tarfile.ReadError: a record has another form.
     """
     position = 0
     while position < len(data):
         space = data.find(b" ", position, position + _MAX_DIGITS + 1)
         digits = data[position:space] if space > position else b""
         if not digits.isdigit():
-            # What is left of the block is zeros.
+            # The end of the last block is filled with zeros.
             if not data[position:].strip(b"\0"):
                 return
             raise tarfile.ReadError("a PAX record has no length")
         end = position + int(digits)
         if end > len(data) or data.find(b"=", space, end) < 0 or data[end - 1] != ord("\n"):
-            raise tarfile.ReadError("a PAX record is not as long as it says")
+            raise tarfile.ReadError("a PAX record has a wrong length")
         position = end
 
 
 @contextmanager
 def open_stream(file: BinaryIO) -> Iterator[tarfile.TarFile]:
-    """Read a tar from its beginning to its end; the caller sees to its compression."""
+    """Open an uncompressed tar, to be read once from its beginning to its end."""
     with tarfile.open(fileobj=file, mode="r|", tarinfo=_Entry) as archive:
         yield archive
 
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar, compressed or not, to read from anywhere."""
+    """Open a tar, compressed or not, to read its entries in any order."""
     with tarfile.open(path, tarinfo=_Entry) as archive:
         yield archive

@@ -1,11 +1,11 @@
-"""Reads what an image says in a child process, whose memory and time are bounded.
+"""Reads images in a child process with limits of memory and time.
 
-An image is other people's bytes.  Whatever they make the reader do, it ends in the
-child: that has a limit of address space and of processor time, and ends at once
-when its caller is cancelled, as by Ctrl-C.
+An image is untrusted input.  A child process reads it, so that a bad image can only
+harm the child.  The child has a limit of address space and of processor time.  It is
+killed at once when its caller is cancelled, for example by Ctrl-C.
 
-The child prints how far it has read, in bytes, one number a line, and at last one
-line of JSON.
+The child prints its progress, the bytes read so far, one number a line.  Its last
+line is one JSON object: the result or the error.
 """
 
 from __future__ import annotations
@@ -32,20 +32,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MEMORY = 768 << 20  # bytes of address space
-# Seconds of processor time: for any image, and for each MiB of layers as they lie
-# there.  gzip makes up to 1 GiB of a MiB, which takes some five seconds to read.
+# Seconds of processor time: a base for each image, and more for each MiB of its stored
+# layers.  gzip expands a MiB to 1 GiB at most, which takes about five seconds to read.
 _CPU_TIME, _CPU_TIME_PER_MIB = 60, 5
-TIMEOUT = 1800  # s until it is given up, as for other tools
-_REPORT_INTERVAL = 0.1  # s between two reports
-_MAX_OUTPUT = 64 << 20  # bytes; a configuration may have 8 MiB, and \uXXXX for each of them
+TIMEOUT = 1800  # s of wall time, as for skopeo and umoci
+_REPORT_INTERVAL = 0.1  # s between two reports of the progress
+_MAX_OUTPUT = 64 << 20  # bytes; a configuration has 8 MiB, and JSON may escape each as \uXXXX
 
 
 async def check_layers(layers: Sequence[tuple[Path, str]], report: Callable[[int], None]) -> None:
-    """Check each layer, a file and its digest; ``report`` is told the bytes read so far.
+    """Check the names in each layer; a layer is a file and its digest.
 
-    :raises InvalidError: a name leads out of its image, or it is no tar, or takes
-        more memory or time to read than any layer should.
-    :raises UnsupportedError: it is compressed in a way that umoci does not know.
+    ``report`` is called with the number of bytes read so far, of all layers.
+
+    :raises InvalidError: a name leads out of the image, a layer is not a tar, or reading
+        exceeds the limit of memory or processor time.
+    :raises TimedOutError: the check took more than 30 minutes.
+    :raises UnsupportedError: umoci does not support a layer's compression.
     """
     size = sum(path.stat().st_size for path, _ in layers)
     subject = (
@@ -55,14 +58,15 @@ async def check_layers(layers: Sequence[tuple[Path, str]], report: Callable[[int
 
 
 async def describe_archive(reference: Reference, platform: Platform) -> Described:
-    """Do what :func:`shimctl.images.source.describe` does.
+    """Call :func:`shimctl.images.source.describe` in the child; it raises the same errors.
 
-    :raises InvalidError: moreover, it takes more memory or time than any archive should.
+    :raises InvalidError: also: reading exceeds the limit of memory or processor time.
+    :raises TimedOutError: reading took more than 30 minutes.
     """
     try:
         size = reference.path.stat().st_size
     except OSError:
-        size = 0  # the child says what is wrong
+        size = 0  # the child reports the error
     arguments = [reference.kind, str(reference.path), reference.name, *asdict(platform).values()]
     found = await _run("describe", arguments, size, str(reference.path), lambda _: None)
     return Described(
@@ -73,7 +77,7 @@ async def describe_archive(reference: Reference, platform: Platform) -> Describe
 async def _run(
     verb: str, arguments: list[Any], size: int, subject: str, report: Callable[[int], None]
 ) -> Any:
-    import trio  # the child does without
+    import trio  # not imported by the child
 
     from shimctl.host.interpreter import Interpreter, search_path
 
@@ -97,18 +101,22 @@ async def _run(
                     process.kill()
             await process.wait()
     if scope.cancelled_caught:
-        raise TimedOutError(f"{subject} could not be checked within {TIMEOUT} s")
+        raise TimedOutError(f"cannot check {subject}: it took more than {TIMEOUT} s")
     if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise InvalidError(f"{subject} took more than {seconds} s of processor time to read")
+        raise InvalidError(
+            f"cannot read {subject}: it takes more than {seconds} s of processor time"
+        )
     try:
         answer = json.loads(last_line)
     except ValueError:
         raise ShimError(
-            f"{subject} could not be checked: the child ended with {process.returncode}"
+            f"cannot check {subject}: the child process ended with {process.returncode}"
         ) from None
     if name := answer.get("error"):
         if answer.get("memory"):
-            raise InvalidError(f"{subject} takes more than {MEMORY >> 20} MiB of memory to read")
+            raise InvalidError(
+                f"cannot read {subject}: it takes more than {MEMORY >> 20} MiB of memory"
+            )
         kind: type[ShimError] = getattr(errors, name)
         raise kind(answer["message"])
     return answer.get("result")
@@ -124,7 +132,7 @@ async def _start(command: Sequence[str], task_status: Any) -> None:
         stderr=subprocess.DEVNULL,
         check=False,
         cwd="/",
-        process_group=0,  # a Ctrl-C is for us; we end it
+        process_group=0,  # the terminal's Ctrl-C is not sent to it; the parent kills it
         task_status=task_status,
     )
 
@@ -133,7 +141,7 @@ async def _start(command: Sequence[str], task_status: Any) -> None:
 
 
 def main() -> int:
-    """Do what the arguments say; print what came of it."""
+    """Run the command in ``sys.argv``; print its progress and its result."""
     verb, *limits, arguments = sys.argv[1:]
     seconds, memory = map(int, limits)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

@@ -1,12 +1,12 @@
-"""What a layer may hold: names that stay inside the image, and nothing else.
+"""Checks that every name in a layer stays inside the image.
 
-umoci, which unpacks, keeps every name inside by itself, as a chroot would.  A
-layer that tries to get out all the same is no honest one, and is refused whole
-before anything of it is unpacked.  A leading ``/`` is no attempt: builders
-write it, and it means the image's own root.
+umoci unpacks the layers and resolves every name inside the image's root, as a
+chroot does.  A layer with a name that leads out of the image is malicious all the
+same, so it is refused before any of it is unpacked.  A leading ``/`` is allowed:
+builders write it, and it means the root of the image.
 
-Source: the OCI image specification, layer.md ("Whiteouts"); the ways out are
-those of CVE-2018-15664, CVE-2019-14271 and their like.
+Source: the OCI image specification, layer.md ("Whiteouts"); CVE-2018-15664,
+CVE-2019-14271 and similar ones for the names that lead out.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
-# Characters of a path that the kernel takes, see PATH_MAX in path_resolution(7).
+# Characters of the longest path that the kernel accepts, see path_resolution(7).
 _PATH_MAX = 4096
 
 
 class Names:
-    """The names of one layer, in order; see :meth:`check`."""
+    """The names of one layer.  Call :meth:`check` for each entry, in the layer's order."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer
-        # Links of this layer that are absolute or climb above the root.  Nothing that
-        # makes layers from a filesystem writes through a link.
+        # The symbolic links of this layer that are absolute or climb above the root.  A
+        # tool that makes layers from a file system writes no entry through a link.
         self._outside_links: dict[tuple[str, ...], str] = {}
 
     def check(self, name: str, *, symlink: str = "", hardlink: str = "") -> None:
-        """Take the next entry, and where it points if it is a link.
+        """Check the next entry; ``symlink`` or ``hardlink`` is its target if it is a link.
 
-        :raises InvalidError: it leads out of the image.
+        :raises InvalidError: the name or the target leads out of the image.
         """
         path = self._inside(name, name)
         if path and path[-1].startswith(_WHITEOUT):
             hidden = path[-1].removeprefix(_WHITEOUT)
             if hidden in ("", ".", ".."):
-                raise self._refusal(name, "it hides a directory that it is in")
+                raise self._refusal(name, "it removes a directory that contains it")
         if hardlink:
             self._inside(hardlink, name)
         self._outside_links.pop(path, None)
@@ -63,7 +63,7 @@ class Names:
             for length in range(1, len(parts)):
                 if target := self._outside_links.get(parts[:length]):
                     link = "/".join(parts[:length])
-                    raise self._refusal(name, f"it goes through the link {link} to {target}")
+                    raise self._refusal(name, f"its path contains the link {link} to {target}")
         return parts
 
     def _refusal(self, name: str, reason: str) -> InvalidError:
@@ -82,10 +82,12 @@ def _points_outside(path: tuple[str, ...], target: str) -> bool:
 
 
 def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
-    """Read the names in the layer ``path``; ``report`` is told the bytes read so far.
+    """Check the names in the layer ``path``.
 
-    :raises InvalidError: one leads out of the image, or it is no tar.
-    :raises UnsupportedError: it is compressed in a way that umoci does not know.
+    ``report`` is called with the number of bytes read so far.
+
+    :raises InvalidError: a name leads out of the image, or the layer is not a tar.
+    :raises UnsupportedError: umoci does not support the compression.
     """
     names = Names(digest)
     with path.open("rb") as raw:
@@ -93,8 +95,8 @@ def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
         raw.seek(0)
         if magic == _ZSTD:
             raise UnsupportedError(
-                f"layer {digest} is compressed with zstd, which umoci cannot read; "
-                "`skopeo copy --dest-compress-format gzip` of it from a registry can be run"
+                f"layer {digest} is compressed with zstd, which umoci does not support; "
+                "copy the image with `skopeo copy --dest-compress-format gzip`"
             )
         plain = gzip.GzipFile(fileobj=raw) if magic[:2] == _GZIP else raw
         try:
@@ -105,7 +107,7 @@ def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
                         symlink=entry.linkname if entry.issym() else "",
                         hardlink=entry.linkname if entry.islnk() else "",
                     )
-                    layer.members = []  # type: ignore[attr-defined]  # else it keeps every one
+                    layer.members = []  # type: ignore[attr-defined]  # else it keeps all entries
                     report(raw.tell())
         except (*DAMAGED, zlib.error, gzip.BadGzipFile) as exc:
-            raise InvalidError(f"layer {digest} is no tar: {exc}") from None
+            raise InvalidError(f"layer {digest} is not a tar: {exc}") from None

@@ -1,7 +1,7 @@
-"""The JSON of an image: indexes, manifests and configurations, and what they must say.
+"""Reads the JSON of an image: indexes, manifests and configurations.
 
-Bytes in, values out; no I/O happens here.  What an image says too much is
-ignored, what it lacks is an error that names it.
+Bytes in, values out; no I/O happens here.  Unknown fields are ignored.  A missing
+field is an error that names the document.  ``what`` is the document's name in errors.
 
 Source: the OCI image specification: image-layout.md, image-index.md,
 manifest.md, config.md ("Layer ChainID"); Docker's manifest of schema 2, which
@@ -37,7 +37,7 @@ _NO_PLATFORM = Platform("", "")
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What an image says about one of its blobs.  ``size`` is in bytes."""
+    """A reference to one blob of an image, or to one image of an index.  ``size`` is in bytes."""
 
     digest: str
     size: int
@@ -60,7 +60,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """One image of a docker-archive: the member with its configuration, and its names."""
+    """One image of a docker-archive.
+
+    ``config`` and ``layers`` are names of entries in the archive, the lowest layer first.
+    ``names`` are the image's Docker names.
+    """
 
     config: str
     names: tuple[str, ...]
@@ -76,19 +80,22 @@ def digest_of(data: bytes, like: str = "sha256:") -> str:
 def read_object(data: bytes, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
-    :raises InvalidError: it is none; ``what`` names it.
+    :raises InvalidError: ``data`` is not a JSON object.
     """
     try:
         found = jsontext.loads(data)
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise InvalidError(f"{what} is no JSON object")
+        raise InvalidError(f"{what} is not a JSON object")
     return found
 
 
 def read_index(data: bytes, what: str) -> tuple[Descriptor, ...]:
-    """Read the manifests that an index lists."""
+    """Read the list of manifests in an index.
+
+    :raises InvalidError: ``data`` is not an index.
+    """
     listed = read_object(data, what).get("manifests")
     if not isinstance(listed, list):
         raise InvalidError(f"{what} lists no manifests")
@@ -96,45 +103,53 @@ def read_index(data: bytes, what: str) -> tuple[Descriptor, ...]:
 
 
 def is_index(data: bytes, what: str) -> bool:
-    """Tell an index from a manifest where no media type does."""
+    """Return whether ``data`` is an index and not a manifest, by its content.
+
+    This is for a blob without a media type in its descriptor.
+    """
     return isinstance(read_object(data, what).get("manifests"), list)
 
 
 def read_manifest(data: bytes, what: str) -> Manifest:
-    """Read a manifest.
+    """Read the manifest of an image.
 
-    :raises InvalidError: it is not that of an image: it has no configuration, say.
+    :raises InvalidError: ``data`` is not a manifest, or not that of an image: for
+        example, it has no configuration.
     """
     found = read_object(data, what)
     layers = found.get("layers")
     if found.get("config") is None or not isinstance(layers, list):
-        raise InvalidError(f"{what} is no image manifest: it has no config, or no layers")
+        raise InvalidError(f"{what} is not an image manifest: it has no config, or no layers")
     config = _descriptor(found["config"], what)
     if config.media_type not in _CONFIGS:
-        raise InvalidError(f"{what} is no image: its config is {config.media_type or 'untyped'}")
+        media_type = config.media_type or "untyped"
+        raise InvalidError(f"{what} is not an image: its config is {media_type}")
     return Manifest(config, tuple(_descriptor(layer, what) for layer in layers))
 
 
 def read_diff_ids(config: dict[str, Any], what: str) -> tuple[str, ...]:
-    """Return the digests of the layers' plain tars, lowest first."""
+    """Return the digests of the layers' uncompressed tars, lowest first.
+
+    :raises InvalidError: the configuration has no list of digests.
+    """
     rootfs = config.get("rootfs")
     listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(listed, list):
-        raise InvalidError(f"{what} is no image config: it lists no layers (rootfs.diff_ids)")
+        raise InvalidError(f"{what} is not an image config: it lists no layers (rootfs.diff_ids)")
     return tuple(_digest(entry, what) for entry in listed)
 
 
 def platform_of(config: dict[str, Any]) -> Platform:
-    """Return what the image with this configuration, or this index entry, is for."""
+    """Return the platform in an image's configuration or in an entry of an index."""
     fields = (config.get(key) for key in ("os", "architecture", "variant"))
     return Platform(*(field if isinstance(field, str) else "" for field in fields))
 
 
 def chain_id(diff_ids: Sequence[str]) -> str:
-    """Return the digest that stands for all the layers, one upon the other.
+    """Return the chain id: the digest of a sequence of layers, lowest first.
 
-    Images with equal layers have the same, whatever their configurations say and
-    however the layers were compressed.
+    Images with equal layers have equal chain ids.  Their configurations and the
+    compression of their layers do not matter.
     """
     chain = ""
     for diff_id in diff_ids:
@@ -143,7 +158,10 @@ def chain_id(diff_ids: Sequence[str]) -> str:
 
 
 def read_archived(data: bytes, what: str) -> tuple[Archived, ...]:
-    """Read the manifest.json of a docker-archive."""
+    """Read the manifest.json of a docker-archive.
+
+    :raises InvalidError: ``data`` has another form than `docker save` writes.
+    """
     try:
         listed = jsontext.loads(data)
         return tuple(
@@ -155,12 +173,12 @@ def read_archived(data: bytes, what: str) -> tuple[Archived, ...]:
             for entry in listed
         )
     except (ValueError, TypeError, LookupError, AttributeError):
-        raise InvalidError(f"{what} is not what `docker save` writes") from None
+        raise InvalidError(f"{what} does not have the form that `docker save` writes") from None
 
 
 def _descriptor(entry: object, what: str) -> Descriptor:
     if not isinstance(entry, dict):
-        raise InvalidError(f"{what} has a descriptor that is no object")
+        raise InvalidError(f"{what} has a descriptor that is not an object")
     size = entry.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise InvalidError(f"{what} has a descriptor without a size")
@@ -176,7 +194,7 @@ def _descriptor(entry: object, what: str) -> Descriptor:
 
 
 def _digest(text: object, what: str) -> str:
-    # It becomes a path: nothing but hexadecimal digits may follow the algorithm.
+    # The digest becomes part of a path, so it must be an algorithm and hexadecimal digits.
     if isinstance(text, str) and _DIGEST.fullmatch(text):
         return text
-    raise InvalidError(f"{what} has {text!r} for a digest")
+    raise InvalidError(f"{what} has the invalid digest {text!r}")

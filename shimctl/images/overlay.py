@@ -1,8 +1,8 @@
-"""A container's rootfs: the image's layers below, what it writes above, as one overlay.
+"""Makes a container's rootfs: an overlay of the image's layers and a writable directory.
 
-What it writes lies in the store, on the disk with the layers: the containers'
-working directories are often on a tmpfs, where a container that fills its
-rootfs would fill the machine's memory.
+The writable directory is in the store, on the same disk as the layers.  The
+containers' working directories are often on a tmpfs; there, a container that fills
+its rootfs would fill the machine's memory.
 
 Source: Documentation/filesystems/overlayfs.rst.
 """
@@ -25,18 +25,20 @@ from shimctl.images.store import Store, Use, release
 if TYPE_CHECKING:
     from shimctl.images.image import Image
 
-_COPY_TIMEOUT = 600  # s to copy what an image has in a volume
+_COPY_TIMEOUT = 600  # s to copy the image's files into one volume
 
 
 def mounts_for(image: Image, work: Path, *, hostname: str = "") -> list[Mount]:
-    """Make what a container of ``image`` writes to; return its rootfs for CreateTaskRequest.
+    """Make the writable files of a container; return the mounts for CreateTaskRequest.rootfs.
 
-    ``work`` is the container's bundle: it gets a link named ``image``.  The image
-    is kept for as long as the link is there; :func:`release` removes all of it.
-    What the image has in its volumes is copied, which takes as long as that takes.
+    ``work`` is the container's bundle.  It gets a link named ``image`` to these files.
+    The image cannot be removed while the link exists; :func:`release` removes the
+    link and the files.  Each anonymous volume gets a copy of the image's files at its
+    path, which may take up to 600 s a volume.
 
-    :raises NotFoundError: the image was removed in the meantime.
-    :raises ExistsError: the bundle has an image.
+    :raises NotFoundError: the image was removed after it was prepared.
+    :raises ExistsError: the bundle has such a link already.
+    :raises ShimError: the files of a volume could not be copied.
     """
     work = work.absolute()
     store = Store(image.store)
@@ -79,7 +81,7 @@ def _resolvers() -> str:
 
 
 def _copy_volume(rootfs: Path, path: str, volume: Path) -> None:
-    """Make a volume with what the image has at its place, owner and mode included."""
+    """Make the directory ``volume``; copy the image's files at ``path``, owner and mode too."""
     make_directories(volume.parent)
     make_directory(volume, 0o755)
     inside = Path(resolve(str(rootfs), path))
@@ -94,12 +96,12 @@ def _copy_volume(rootfs: Path, path: str, volume: Path) -> None:
     )
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ShimError(f"cannot copy the image's volume {path}: {message}")
+        raise ShimError(f"cannot copy the image's files into the volume {path}: {message}")
     _copy_owner(inside, volume)
 
 
 def _copy_owner(source: Path, target: Path) -> None:
-    # What is above gives the directory its owner and mode.
+    # A directory of an overlay has the owner and the mode of the upper one.
     status = source.stat()
     os.chown(target, status.st_uid, status.st_gid)
     target.chmod(stat.S_IMODE(status.st_mode))

@@ -1,7 +1,7 @@
-"""Which machine an image is for: ``linux/amd64``, ``linux/arm64/v8``.
+"""The platform of an image or a machine: ``linux/amd64``, ``linux/arm64/v8``.
 
-Source: the OCI image specification, image-index.md ("platform"), whose names
-are those of Go; containerd/platforms for the variants that are taken as equal.
+Source: the OCI image specification, image-index.md ("platform"), which uses Go's
+names; containerd/platforms for the default variants.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _ARCHITECTURES = {
     "armv6l": ("arm", "v6"),
     "loongarch64": ("loong64", ""),
 }
-# What is meant where no variant is named.
+# The variant of a platform without one.
 _DEFAULT_VARIANTS = {"arm64": "v8", "arm": "v7"}
 
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What an image was built for.  An empty field of an image says nothing."""
+    """An operating system and an architecture.  An empty field of an image fits every machine."""
 
     os: str
     architecture: str
@@ -36,7 +36,7 @@ class Platform:
         return "/".join(part for part in parts if part) or "unknown"
 
     def runs(self, image: Platform) -> bool:
-        """Tell whether ``image`` is for this machine."""
+        """Return whether a machine of this platform can run an image of platform ``image``."""
         default = _DEFAULT_VARIANTS.get(self.architecture, "")
         return (
             image.os in ("", self.os)
@@ -48,16 +48,18 @@ class Platform:
 def parse(text: str) -> Platform:
     """Read ``OS/ARCHITECTURE[/VARIANT]``, or the architecture alone.
 
-    :raises InvalidError: it is something else.
+    :raises InvalidError: ``text`` has another form.
     """
     parts = text.split("/")
     if len(parts) == 1:
         parts = ["linux", *parts]
     if len(parts) > 3 or not all(part.isalnum() and part.isascii() for part in parts):
-        raise InvalidError(f"{text!r} is no platform; say linux/amd64 or linux/arm64/v8")
+        raise InvalidError(
+            f"{text!r} is not a platform; use linux/amd64, linux/arm64/v8 and the like"
+        )
     return Platform(*parts)
 
 
 def of_machine(machine: str) -> Platform:
-    """Return the platform of what ``uname -m`` calls ``machine``."""
+    """Return the platform of a machine, given the output of ``uname -m``."""
     return Platform("linux", *_ARCHITECTURES.get(machine, (machine, "")))

@@ -1,4 +1,4 @@
-"""What the preparation of an image reports while it works."""
+"""The progress reports of the preparation of an image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is being done and how much of it is, in bytes; a ``total`` of 0 is unknown."""
+    """A step of the preparation and its progress in bytes; a ``total`` of 0 is unknown."""
 
     what: str
     done: int = 0

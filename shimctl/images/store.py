@@ -55,7 +55,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A container whose rootfs is made of an image's layers."""
+    """A container that uses an image's layers in its rootfs."""
 
     digest: str
     chain: str
@@ -82,7 +82,7 @@ class Store:
             )
 
     def make(self) -> None:
-        """Make the directories that are missing.  Only root looks into other people's files."""
+        """Make the directories that are missing.  Only root may read them."""
         make_trusted(str(self.path))
         for name in ("images", "rootfs", "containers", "partial", "locks"):
             make_directory(self.path / name, exist_ok=True)

@@ -1,7 +1,7 @@
-"""skopeo and umoci: what is run, how it is bounded, and what it said in one line.
+"""Runs skopeo and umoci within a time limit, and reports their failures in one line.
 
-Both come from Debian.  They get a process group of their own, so that a Ctrl-C
-for us is not for them; giving up terminates them.
+Both programs are Debian packages.  Each runs in a new process group, so that the
+terminal's Ctrl-C reaches only this process.  A cancelled caller terminates the program.
 """
 
 from __future__ import annotations
@@ -23,43 +23,47 @@ if TYPE_CHECKING:
     from shimctl.images.reference import Reference
 
 TOOLS = ("skopeo", "umoci")
-TIMEOUT = 1800  # s for one command; images of many gigabytes on slow disks are
-TAG = "image"  # of the only image in a private layout
-_MAX_OUTPUT = 64 * 1024  # bytes of output
+TIMEOUT = 1800  # s for one command; an image may have many gigabytes and the disk be slow
+TAG = "image"  # the tag of the only image in a private layout
+_MAX_OUTPUT = 64 * 1024  # bytes at the end of the output that are kept
 _MESSAGE = re.compile(r'\bmsg="((?:[^"\\]|\\.)*)"')
 
-# What the tools say in prose.  Source: containers/image and Go's os package.
+# Phrases in the tools' error messages, the error that each becomes, and its cause in short.
+# Source: containers/image and Go's os package.
 _PHRASES: tuple[tuple[str, type[ShimError], str], ...] = (
     ("no space left on device", ShimError, "the disk is full"),
     ("disk quota exceeded", ShimError, "the disk quota is used up"),
     ("digest did not match", InvalidError, "it is damaged"),
     ("unexpected eof", InvalidError, "it is truncated"),
-    ("no such file or directory", NotFoundError, "something of it is missing"),
+    ("no such file or directory", NotFoundError, "a part of it is missing"),
 )
 
 
 def check_tools() -> None:
-    """See that everything we run is there.
+    """Check that skopeo and umoci are installed.
 
-    :raises NotFoundError: it is not; the message says how to get it.
+    :raises NotFoundError: one is missing; the message names the packages to install.
     """
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise NotFoundError(
-            f"images need {' and '.join(missing)}; `apt-get install {' '.join(missing)}` gets "
-            f"{'it' if len(missing) == 1 else 'them'}"
+            f"images need {' and '.join(missing)}; run `apt-get install {' '.join(missing)}`"
         )
 
 
 async def copy(
     reference: Reference, platform: Platform, layout: Path, scratch: Path, lock: int
 ) -> None:
-    """Copy the one image that is wanted to ``layout:image``; every digest is checked."""
+    """Copy the image of ``reference`` for ``platform`` to ``layout:image``.
+
+    skopeo checks every digest and uses the directory ``scratch`` for temporary files.
+    ``lock`` and the errors are those of :func:`run`.
+    """
     command = [
         *("skopeo", "--insecure-policy", "--tmpdir", str(scratch)),
         *("--override-os", platform.os, "--override-arch", platform.architecture),
         *(("--override-variant", platform.variant) if platform.variant else ()),
         *("copy", "--quiet", "--format", "oci"),
-        # Compressing what is unpacked the next moment would be the longest part.
+        # The layers are unpacked next, so time to compress them would be wasted.
         "--dest-oci-accept-uncompressed-layers",
         *(str(reference), f"oci:{layout}:{TAG}"),
     ]
@@ -69,7 +73,11 @@ async def copy(
 async def unpack(
     layout: Path, rootfs: Path, reference: Reference, lock: int, line: Callable[[str], None]
 ) -> None:
-    """Unpack ``layout:image`` into the new directory ``rootfs``; checks every layer's diff id."""
+    """Unpack ``layout:image`` into the new directory ``rootfs``.
+
+    umoci checks every layer's diff id.  ``lock``, ``line`` and the errors are those of
+    :func:`run`.
+    """
     command = ["umoci", "--log=info", "raw", "unpack", "--image", f"{layout}:{TAG}", str(rootfs)]
     await run(command, f"cannot unpack {reference}", lock=lock, line=line)
 
@@ -81,12 +89,13 @@ async def run(
     lock: int = -1,
     line: Callable[[str], None] | None = None,
 ) -> None:
-    """Run ``command`` to its end; ``line`` is told what it prints.
+    """Run ``command`` to its end; call ``line`` with each line that it prints.
 
-    It inherits ``lock``, which stays held for as long as it writes, even without us.
+    The command inherits the fd ``lock``, so that the lock is held while the command
+    writes, also after the death of this process.
 
-    :raises ShimError: it failed; the message begins with ``action``.
-    :raises TimedOutError: it did not end within 30 minutes.
+    :raises ShimError: the command failed; the message begins with ``action``.
+    :raises TimedOutError: the command did not end within 30 minutes.
     """
     output = b""
     with trio.move_on_after(TIMEOUT) as scope:
@@ -123,9 +132,9 @@ async def _start(
 
 
 def error_from_output(output: str, action: str) -> ShimError:
-    """Make the error from what a tool said last, in one line."""
+    """Return an error with the last line of a tool's output; it begins with ``action``."""
     lines = [text.strip() for text in output.split("\n") if text.strip()]
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "it printed nothing"
     if found := _MESSAGE.search(last):
         last = re.sub(r"\\(.)", r"\1", found[1])
     last = last.removeprefix("\u2a2f").strip()

@@ -60,7 +60,7 @@ def test_a_name_the_image_does_not_know_is_told(text: str, match: str) -> None:
 
 @pytest.mark.parametrize("text", [":", "www:", ":www"])
 def test_half_a_user_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError, match="is no user; say USER"):
+    with pytest.raises(InvalidError, match="is not a user; use USER"):
         parse_user(text, PASSWD, GROUP)
 
 

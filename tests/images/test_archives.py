@@ -92,7 +92,10 @@ def test_a_header_of_more_than_a_mebibyte_is_refused_before_it_is_read(
             return data
 
     source = Counted(header(kind, b"", size=size) + bytes(4 << 20))
-    with pytest.raises(tarfile.ReadError, match="and 1048576 is the most"), open_stream(source):
+    with (
+        pytest.raises(tarfile.ReadError, match="the limit of 1048576"),
+        open_stream(source),
+    ):
         pass
     assert source.taken < 100_000
 
@@ -150,7 +153,7 @@ def test_headers_without_an_entry_are_refused_however_many_they_are(kind: bytes)
 def test_an_archive_of_any_compression_is_bounded_alike(tmp_path: Path) -> None:
     path = tmp_path / "archive"
     path.write_bytes(header(tarfile.GNUTYPE_LONGNAME, b"", size=1 << 30) + END)
-    with pytest.raises(tarfile.ReadError, match="is the most"), open_archive(path):
+    with pytest.raises(tarfile.ReadError, match="more than the limit"), open_archive(path):
         pass
 
 

@@ -234,7 +234,7 @@ async def test_missing_tools_are_named_with_the_command_that_gets_them(
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(NotFoundError) as caught:
         await prepare(reference)
-    told = "images need skopeo and umoci; `apt-get install skopeo umoci` gets them"
+    told = "images need skopeo and umoci; run `apt-get install skopeo umoci`"
     assert str(caught.value) == told
 
 

@@ -274,7 +274,7 @@ def test_what_is_wrong_with_an_image_is_one_line_and_leaves_nothing(
     assert "must begin with /" in host.fails("--workdir", "x", good)
     assert "there is no /nowhere" in host.fails("-v", "/nowhere:/x", good)
     assert "is no volume" in host.fails("-v", "/tmp:x", good)
-    assert "is no platform" in host.fails("--platform", "a/b/c/d", good)
+    assert "is not a platform" in host.fails("--platform", "a/b/c/d", good)
 
 
 def test_a_command_that_is_not_there_is_127_as_in_a_shell(host: Host, layout: Layout) -> None:
@@ -290,11 +290,11 @@ def test_what_is_for_an_image_is_not_for_a_bundle(host: Host, tmp_path: Path) ->
 def test_what_is_neither_is_told_with_what_an_image_is(host: Host) -> None:
     busybox = "docker://busybox:latest"
     for argv in ([busybox], [busybox, "sh", "-c", "id"], ["-e", "A=1", busybox]):
-        assert f"for an image say `skopeo copy {busybox} oci:LAYOUT:TAG`" in host.fails(*argv)
-    assert "there is no bundle busybox; for an image say oci:LAYOUT:TAG," in host.fails("busybox")
+        assert f"for an image run `skopeo copy {busybox} oci:LAYOUT:TAG`" in host.fails(*argv)
+    assert "there is no bundle busybox; for an image use oci:LAYOUT:TAG," in host.fails("busybox")
     done = host.shimctl("images", "prepare", busybox)
     assert (done.returncode, done.stdout) == (125, "")
-    assert f"is no image; say `skopeo copy {busybox} oci:LAYOUT:TAG`, then" in done.stderr
+    assert f"is not an image; run `skopeo copy {busybox} oci:LAYOUT:TAG`, then use" in done.stderr
 
 
 def test_images_are_listed_prepared_and_removed_by_digest_or_name(

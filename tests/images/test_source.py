@@ -129,19 +129,19 @@ def test_a_layer_of_another_length_is_found(layout: Layout) -> None:
 
 def test_a_layout_without_a_config_is_no_image(layout: Layout) -> None:
     reference = layout.tag("a", layout.manifest(None, []))
-    with pytest.raises(InvalidError, match=r"is no image manifest: it has no config"):
+    with pytest.raises(InvalidError, match=r"is not an image manifest: it has no config"):
         described(reference)
     empty = layout.blob(b"{}", "application/vnd.oci.empty.v1+json")
     reference = layout.tag("a", layout.manifest(empty, []))
     with pytest.raises(
-        InvalidError, match=r"is no image: its config is application/vnd\.oci\.empty"
+        InvalidError, match=r"is not an image: its config is application/vnd\.oci\.empty"
     ):
         described(reference)
 
 
 def test_a_digest_is_no_path_out_of_the_layout(layout: Layout) -> None:
     reference = layout.tag("a", {"digest": "sha256:../../../etc/passwd", "size": 1})
-    with pytest.raises(InvalidError, match=r"has 'sha256:.*passwd' for a digest"):
+    with pytest.raises(InvalidError, match=r"has the invalid digest 'sha256:.*passwd'"):
         described(reference)
 
 
@@ -149,7 +149,7 @@ def test_an_index_of_itself_comes_to_an_end(layout: Layout) -> None:
     entry = layout.image(one_layer())
     for _ in range(10):
         entry = layout.index(**{HOST.architecture: entry})
-    with pytest.raises(InvalidError, match=r"is no image manifest"):
+    with pytest.raises(InvalidError, match=r"is not an image manifest"):
         described(layout.tag("a", entry))
 
 
