@@ -1,4 +1,4 @@
-"""Drive any containerd shim v2 from Python: find it, launch it, talk to it.
+"""Find, launch and call any containerd shim v2 from Python.
 
     import shimctl, trio
 
@@ -13,13 +13,14 @@
 
     trio.run(main)
 
-These names are for trio; :mod:`shimctl.aio` and :mod:`shimctl.blocking` have the same
-ones, and the same values, for asyncio and for plain threads.  ``docs/embedding.md``
-shows a manager's life on each.  There is no state but in what you hold.
+These names are for trio.  :mod:`shimctl.aio` and :mod:`shimctl.blocking` have the same
+names and values for asyncio and for plain threads.  ``docs/embedding.md`` shows a
+manager on each of the three.  The library keeps no global state: all state is in the
+objects that the caller holds.
 
-Times are seconds, sizes are bytes, dates are UTC.  Failures
-are the exceptions of :mod:`shim.errors`, re-exported here: each has the status
-a shim would send for it.  The names below are the whole public interface.
+Times are seconds, sizes are bytes, dates are UTC.  Failures raise the exceptions of
+:mod:`shim.errors`, re-exported here.  Each exception has the gRPC status that a shim
+sends for it.  The names below are the whole public interface.
 
 Source: containerd's Task API (api/runtime/task) and its runtime v2 README.
 """
@@ -95,8 +96,8 @@ __all__ = [
     "serve_events",
 ]
 
-# Where each name lives.  Nothing is imported before it is used: ``shimctl
-# --help`` must not pay for trio and protobuf.
+# The module that defines each name.  It is imported at the first use of the name, so
+# ``shimctl --help`` does not load trio and protobuf.
 _HOMES = {
     "shim.api.mount_pb2": ("Mount",),
     "shim.linux.removal": ("remove_tree",),

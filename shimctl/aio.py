@@ -9,10 +9,10 @@
 
     asyncio.run(main())
 
-:class:`~shimctl.client.Shim` and :class:`~shimctl.client.Task` are the very same
-classes; every method is a coroutine, and cancelling one gives up the call.  Any
-number of tasks may use one connection.  Only :func:`serve_events` has another
-shape, ``async with``: asyncio has no ``nursery.start``.  trio is not loaded.
+:class:`~shimctl.client.Shim` and :class:`~shimctl.client.Task` are the same classes as
+on trio.  Every method is a coroutine; cancelling it ends the call.  Any number of tasks
+may use one connection.  Only :func:`serve_events` differs: it is an ``async with``
+block, because asyncio has no ``nursery.start``.  trio is not imported.
 
 Source: as in :mod:`shimctl.client`, :mod:`shimctl.launching` and :mod:`shimctl.discover`.
 """
@@ -167,8 +167,8 @@ async def serve_events(
 ) -> AsyncIterator[None]:
     """Listen on ``path`` and call ``handler`` with each event, for the block.
 
-    It listens when the block begins.  Everything else is as :func:`shimctl.serve_events`
-    says; the end of the block cancels a handler that still runs.
+    It listens when the block begins.  The end of the block cancels a handler that still
+    runs.  Everything else is as in :func:`shimctl.serve_events`.
     """
     with listening(path) as listener:
         async with ttrpc.open_server(listener, handlers_for(handler)):
@@ -176,7 +176,7 @@ async def serve_events(
 
 
 class _Asyncio:
-    """How to wait; see :mod:`shimctl.face`."""
+    """The face for asyncio; see :mod:`shimctl.face`."""
 
     connect = staticmethod(connect)
 
@@ -201,7 +201,7 @@ class _Asyncio:
 
         task = asyncio.create_task(bounded())
         while not task.done():
-            # Who cancels us once more gets what they want, when this is over.
+            # A cancellation here takes effect when the work has ended.
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(task)
         task.result()

@@ -5,12 +5,13 @@
     with blocking.connect("unix:///run/containerd/s/...") as shim:
         print(shim.task("redis").wait().exit_status)
 
-Every method blocks its thread, and no other: threads share one connection, and a
-``wait`` in one holds up no ``kill`` in another.  Bound a call with ``timeout``.
-:meth:`Shim.close`, from whatever thread, ends every call with UnavailableError.
+Every method blocks its own thread only.  Threads may share one connection: a ``wait``
+in one thread does not delay a ``kill`` in another.  ``timeout``, in seconds, limits a
+call.  :meth:`Shim.close`, called from any thread, ends every call on the connection
+with UnavailableError.
 
-What the methods do and raise is said where they are implemented, in
-:mod:`shimctl.client`; neither trio nor asyncio is loaded.
+:mod:`shimctl.client` implements the methods; its docstrings list their exceptions.
+Neither trio nor asyncio is imported.
 
 Source: as in :mod:`shimctl.client`, :mod:`shimctl.launching` and :mod:`shimctl.discover`.
 """
@@ -98,7 +99,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # What these are made of takes longer to load than a short-lived tool may last.
+    # Imported at the first use: their modules load too slowly for a short-lived tool.
     if name not in ("Event", "Found", "Health", "Launched"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import shimctl
@@ -126,20 +127,20 @@ class Shim:
 
     @property
     def address(self) -> str:
-        """Where the shim listens."""
+        """The address that the shim listens on."""
         return self._shim.address
 
     @property
     def api_version(self) -> int:
-        """The version of the Task API that was agreed on, 0 before the first call."""
+        """The version of the Task API that the shim accepts, 0 before the first call."""
         return self._shim.api_version
 
     def task(self, task_id: str, exec_id: str = "") -> Task:
-        """Return the init of container ``task_id``, or one of its execs."""
+        """Return the init process of container ``task_id``, or its exec ``exec_id``."""
         return Task(self, self._shim.task(task_id, exec_id))
 
     def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
-        """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
+        """Return the shim's pid and version, and the pid of ``task_id`` if the shim has it."""
         return run(self._shim.connect(task_id, timeout=timeout))
 
     def create(
@@ -167,7 +168,7 @@ class Shim:
         )
 
     def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
-        """Ask the shim to exit; with containers left it stays, and that is no error."""
+        """Ask the shim to exit.  A shim that still has containers stays; this is no error."""
         run(self._shim.shutdown(now=now, timeout=timeout))
 
 
@@ -200,24 +201,24 @@ class Task:
         stdio: Stdio | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> Task:
-        """Add a process, described by the ``process`` object of an OCI config; start it next."""
+        """Add an exec to the container and return it; :meth:`start` then runs it."""
         added = run(self._task.exec(exec_id, process, stdio=stdio, timeout=timeout))
         return Task(self.shim, added)
 
     def state(self, *, timeout: float = CALL_TIMEOUT) -> TaskState:
-        """Ask for the process's state."""
+        """Return the process's state."""
         return run(self._task.state(timeout=timeout))
 
     def kill(self, signal: int, *, everyone: bool = False, timeout: float = CALL_TIMEOUT) -> None:
-        """Send a signal to the process, or to ``everyone`` in the container."""
+        """Send a signal to the process, or with ``everyone`` to all processes of the container."""
         run(self._task.kill(signal, everyone=everyone, timeout=timeout))
 
     def wait(self, *, timeout: float | None = None) -> Exited:
-        """Wait for the end of the process, for ever unless ``timeout`` says otherwise."""
+        """Wait until the process exits; without a ``timeout`` the wait has no limit."""
         return run(self._task.wait(timeout=timeout))
 
     def delete(self, *, timeout: float = CALL_TIMEOUT) -> Exited:
-        """Delete the ended process: the shim forgets it, a container's resources are freed."""
+        """Delete the exited process; of an init process, also free the container's resources."""
         return run(self._task.delete(timeout=timeout))
 
     def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
@@ -225,7 +226,7 @@ class Task:
         return run(self._task.pids(timeout=timeout))
 
     def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
-        """Measure what the container uses."""
+        """Return the container's resource usage."""
         return run(self._task.stats(timeout=timeout))
 
     def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
@@ -263,11 +264,11 @@ class Task:
         run(self._task.update(resources, annotations=annotations, timeout=timeout))
 
     def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Tell the process's terminal its size, in characters."""
+        """Set the size of the process's terminal, in characters."""
         run(self._task.resize(width, height, timeout=timeout))
 
     def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Let the process see the end of its input, once every writer has closed it."""
+        """Close the shim's end of stdin; the process reads EOF after every writer closed too."""
         run(self._task.close_io(timeout=timeout))
 
 
@@ -351,10 +352,10 @@ def list_shims(
 def serve_events(path: str | Path, handler: Callable[[Event], object]) -> Iterator[None]:
     """Listen on ``path`` and call ``handler`` with each event, in a thread, for the block.
 
-    It listens when the block begins, and calls the handler with one event at a time,
-    of whatever shim.  Everything else is as :func:`shimctl.serve_events` says, but
-    that a handler cannot be cancelled: one that takes longer than 10 s is called
-    again with the same event.
+    It listens when the block begins.  It calls the handler with one event at a time, of
+    all shims together.  A handler cannot be cancelled: if it takes longer than 10 s, it is
+    called again with the same event.  Everything else is as in
+    :func:`shimctl.serve_events`.
 
     :raises TimedOutError: a handler still runs 10 s after the end of the block.
     """
@@ -369,7 +370,7 @@ def serve_events(path: str | Path, handler: Callable[[Event], object]) -> Iterat
 
 
 class _Threads:
-    """How to wait; see :mod:`shimctl.face`."""
+    """The face for plain threads; see :mod:`shimctl.face`."""
 
     @asynccontextmanager
     async def connect(
@@ -386,7 +387,7 @@ class _Threads:
         return bool(poll.poll(seconds * 1000))
 
     async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
-        # Nothing cancels a thread; whoever gives a bound to each step gives one to all.
+        # Nothing cancels a thread, and each step of ``work`` has its own time limit.
         await work()
 
     async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
@@ -400,5 +401,5 @@ async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
     await work()
 
 
-_AT_ONCE = 32  # shims asked beside each other
+_AT_ONCE = 32  # the most shims that are probed at once
 _FACE = _Threads()

@@ -1,17 +1,20 @@
-"""A shim and its tasks, as objects: the Task API of any shim v2.
+"""A shim and its tasks as objects: a client of the Task API of any shim v2.
 
-Every method is one call on one connection, and many may run at once.  The
-shim is asked in version 3 first; one that only knows version 2 says so with
-UNIMPLEMENTED, and from then on is asked in version 2: the messages are the same.
+Every method makes one call.  Many calls may run at once on one connection.  The
+first call uses Task v3.  If the shim answers it with UNIMPLEMENTED, that call and
+all later ones use Task v2.  The messages of both versions are the same.
 
-Failures are :mod:`shim.errors`: the one whose status the shim answered with,
-UnavailableError when the connection is refused or lost, TimedOutError when no
-answer came in time, InvalidError for what does not fit into a request.  Who answers
-something that is no ttrpc is a plain ShimError.
+Failures raise the exceptions of :mod:`shim.errors`:
 
-The classes wait for nothing but their channel, and so belong to no framework:
+- the exception for the status that the shim returned;
+- UnavailableError if the connection is refused or lost;
+- TimedOutError if no answer arrives in time;
+- InvalidError if a value does not fit into the request;
+- ShimError if the peer's answer is not ttrpc.
+
+The classes await only their channel, so they work on every framework.
 :func:`connect` makes them on trio, :mod:`shimctl.aio` on asyncio, and
-:mod:`shimctl.blocking` drives them without either.  None is imported here.
+:mod:`shimctl.blocking` runs them in plain threads.  This module imports no framework.
 
 Source: containerd api/runtime/task/v3/shim.proto; the runc options and JSON
 payloads are those of containerd's api/types/runc/options and pkg/oci.
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
     from shim.api.mount_pb2 import Mount
 
 CONNECT_TIMEOUT = 5  # s
-CALL_TIMEOUT = 30  # s; a call that runs the runtime may need a few
+CALL_TIMEOUT = 30  # s; a call that runs a runtime command may take several seconds
 _V2, _V3 = "containerd.task.v2.Task", "containerd.task.v3.Task"
 _NAMESPACE = "containerd-namespace-ttrpc"
 
@@ -87,18 +90,20 @@ async def connect(
 ) -> AsyncIterator[Shim]:
     """Connect to the shim at ``address`` for the length of the block.
 
-    ``address`` is what the shim's ``start`` printed: ``unix://`` and a path, or the
-    name of an abstract socket; a path alone will do.  ``namespace`` goes along with
-    every call; a shim without it uses the one it was started with.
+    ``address`` is the address that the shim's ``start`` printed: ``unix://`` and the path
+    of a socket or the name of an abstract socket.  A plain path is accepted too.
+    ``namespace`` is sent with every call; if it is empty, the shim uses the namespace it
+    was started with.
 
-    The connection is closed at the end of the block, and with it every call on it
-    ends; the shim and its containers go on.
+    The end of the block closes the connection and ends every call on it.  The shim and
+    its containers keep running.
 
-    :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: somebody does, but accepts no one in ``timeout`` seconds.
-    :raises InvalidError: this can be no address, or neither root nor our own user serves it.
+    :raises UnavailableError: no process listens on the address.
+    :raises TimedOutError: the server does not accept within ``timeout`` seconds.
+    :raises InvalidError: the address is malformed, or the server runs neither as root nor
+        as our own user.
     """
-    from shim.ttrpc.client import open_channel  # trio, which the other faces do without
+    from shim.ttrpc.client import open_channel  # needs trio, which the other faces do not
 
     with reaching(address) as whole:
         stream = await sockets.connect(whole, timeout)
@@ -113,9 +118,9 @@ async def connect(
 
 @contextmanager
 def reaching(address: str) -> Iterator[str]:
-    """Give the whole of ``address``, to connect to in the block; what fails is typed.
+    """Yield ``address`` with its ``unix://``; convert an OSError of the block.
 
-    :raises UnavailableError: the block cannot connect.
+    :raises UnavailableError: the block raised OSError, because it could not connect.
     """
     whole = f"unix://{address}" if address.startswith("/") else address
     try:
@@ -125,29 +130,30 @@ def reaching(address: str) -> Iterator[str]:
 
 
 class Shim:
-    """One shim daemon, which may hold several tasks.  Made by ``connect``."""
+    """One shim daemon, which may have several tasks.  Made by ``connect``."""
 
     def __init__(self, channel: Channel, address: str, namespace: str) -> None:
         self.address = address
         self._metadata = {_NAMESPACE: namespace} if namespace else None
         self._v3 = TaskStub(channel)
         self._v2 = _alias(self._v3, channel)
-        self._versions = [3, 2]  # to be tried, in this order
+        self._versions = [3, 2]  # the versions to try, in this order
 
     @property
     def api_version(self) -> int:
-        """The version of the Task API that was agreed on, 0 before the first call."""
+        """The version of the Task API that the shim accepts, 0 before the first call."""
         return self._versions[0] if len(self._versions) == 1 else 0
 
     def task(self, task_id: str, exec_id: str = "") -> Task:
-        """Return the init of container ``task_id``, or one of its execs.
+        """Return the init process of container ``task_id``, or its exec ``exec_id``.
 
-        This asks the shim nothing; whether there is such a process, the first call tells.
+        This makes no call.  If the shim has no such process, the first call on the
+        returned object raises NotFoundError.
         """
         return Task(self, task_id, exec_id)
 
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
-        """Ask who answers, and the pid of ``task_id`` if the shim knows it."""
+        """Return the shim's pid and version, and the pid of ``task_id`` if the shim has it."""
         reply = await self.call("Connect", made(api.ConnectRequest, id=task_id), timeout)
         return Connected(reply.shim_pid, reply.task_pid, reply.version)
 
@@ -164,13 +170,13 @@ class Shim:
     ) -> int:
         """Create container ``task_id`` from the OCI ``bundle``; return the pid of its init.
 
-        ``rootfs`` is mounted on ``bundle/rootfs`` first.  The container does not
-        run before :meth:`Task.start`.  With ``checkpoint``, a directory that
-        :meth:`Task.checkpoint` has filled, it then goes on where it was.
-        ``options`` are the runtime's; see :func:`shimctl.runc_options`.
+        The shim first mounts ``rootfs`` on ``bundle/rootfs``.  The container does not run
+        before :meth:`Task.start`.  ``checkpoint`` is a directory that
+        :meth:`Task.checkpoint` wrote; the start then restores the container from it.
+        ``options`` are those of the runtime; see :func:`shimctl.runc_options`.
 
-        :raises ExistsError: the id is taken.
-        :raises ShimError: the runtime refused; the message is its own.
+        :raises ExistsError: a container with this id exists.
+        :raises ShimError: the runtime failed; the message is the runtime's.
         """
         stdio = stdio or Stdio()
         request = made(
@@ -189,21 +195,24 @@ class Shim:
         return int(reply.pid)
 
     async def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
-        """Ask the shim to exit; with containers left it stays, and that is no error."""
+        """Ask the shim to exit.  A shim that still has containers stays; this is no error."""
         try:
             await self.call("Shutdown", made(api.ShutdownRequest, now=now), timeout)
         except UnavailableError:
-            return  # it was gone before it could answer
+            return  # the shim exited before it answered
 
     async def call(self, method: str, request: Any, timeout: float | None) -> Any:
-        """Make one call of the Task API by name; ``timeout=None`` waits for ever."""
+        """Make one call of the Task API by its name.
+
+        ``timeout`` is in seconds; None waits without a limit.
+        """
         try:
             return await self._call(method, request, timeout)
         except GRPCError as exc:
             error = _ERRORS.get(exc.status, ShimError)
             raise error(exc.message or f"{method}: {exc.status.name}") from None
         except ConnectionLostError:
-            raise UnavailableError(f"the shim went away during {method}") from None
+            raise UnavailableError(f"{method} failed: the shim closed the connection") from None
 
     async def _call(self, method: str, request: Any, timeout: float | None) -> Any:
         for version in list(self._versions):
@@ -216,7 +225,7 @@ class Shim:
             except GRPCError as exc:
                 if exc.status is RpcStatus.UNIMPLEMENTED and not last:
                     continue
-                # A deadline is ours as well: it says nothing about who is there.
+                # Our own deadline has this status too; it shows nothing about the shim.
                 if exc.status not in (RpcStatus.UNIMPLEMENTED, RpcStatus.DEADLINE_EXCEEDED):
                     self._versions = [version]
                 raise
@@ -227,7 +236,7 @@ class Shim:
 
 
 class Task:
-    """One process of a container: its init, or with ``exec_id`` one exec'ed into it."""
+    """One process of a container: its init process, or the exec ``exec_id``."""
 
     def __init__(self, shim: Shim, task_id: str, exec_id: str = "") -> None:
         self.shim = shim
@@ -237,7 +246,8 @@ class Task:
     async def start(self, *, timeout: float = CALL_TIMEOUT) -> int:
         """Start the process; return its pid.
 
-        :raises WrongStateError: it has been started already.  Some shims say only ShimError.
+        :raises WrongStateError: the process was started before.  Some shims' status maps to
+            ShimError.
         """
         request = made(api.StartRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Start", request, timeout)
@@ -251,9 +261,11 @@ class Task:
         stdio: Stdio | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> Task:
-        """Add a process, described by the ``process`` object of an OCI config; start it next.
+        """Add an exec to the container and return it; :meth:`start` then runs it.
 
-        :raises ExistsError: the container has such an ``exec_id`` already.
+        ``process`` is the ``process`` object of an OCI config.
+
+        :raises ExistsError: the container has an exec with this ``exec_id``.
         """
         stdio = stdio or Stdio()
         request = made(
@@ -270,9 +282,9 @@ class Task:
         return Task(self.shim, self.id, exec_id)
 
     async def state(self, *, timeout: float = CALL_TIMEOUT) -> TaskState:
-        """Ask for the process's state.
+        """Return the process's state.
 
-        :raises NotFoundError: the shim knows no such container or exec.
+        :raises NotFoundError: the shim has no such container or exec.
         """
         request = made(api.StateRequest, id=self.id, exec_id=self.exec_id)
         return state_of(await self.shim.call("State", request, timeout))
@@ -280,9 +292,9 @@ class Task:
     async def kill(
         self, signal: int, *, everyone: bool = False, timeout: float = CALL_TIMEOUT
     ) -> None:
-        """Send a signal to the process, or to ``everyone`` in the container.
+        """Send a signal to the process, or with ``everyone`` to all processes of the container.
 
-        :raises NotFoundError: the process has ended.
+        :raises NotFoundError: the process has exited.
         """
         request = made(
             api.KillRequest, id=self.id, exec_id=self.exec_id, signal=signal, all=everyone
@@ -290,20 +302,22 @@ class Task:
         await self.shim.call("Kill", request, timeout)
 
     async def wait(self, *, timeout: float | None = None) -> Exited:
-        """Wait for the end of the process, for ever unless ``timeout`` says otherwise.
+        """Wait until the process exits; return its exit status.
 
-        One that has ended already is answered at once, until it is deleted.
+        Without a ``timeout`` the wait has no limit.  If the process has exited and is not
+        deleted, this returns at once.
 
-        :raises TimedOutError: it still runs after ``timeout`` seconds.
+        :raises TimedOutError: the process still runs after ``timeout`` seconds.
         """
         request = made(api.WaitRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Wait", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at))
 
     async def delete(self, *, timeout: float = CALL_TIMEOUT) -> Exited:
-        """Delete the ended process: the shim forgets it, a container's resources are freed.
+        """Delete the exited process; of an init process, also free the container's resources.
 
-        :raises WrongStateError: it still runs.  Some shims say only ShimError.
+        :raises WrongStateError: the process still runs.  Some shims' status maps to
+            ShimError.
         """
         request = made(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Delete", request, timeout)
@@ -315,9 +329,9 @@ class Task:
         return pids_of(reply.processes)
 
     async def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
-        """Measure what the container uses.
+        """Return the container's resource usage.
 
-        :raises UnsupportedError: this runtime has no metrics, or strange ones.
+        :raises UnsupportedError: the runtime has no metrics, or metrics of an unknown type.
         """
         reply = await self.shim.call("Stats", made(api.StatsRequest, id=self.id), timeout)
         return stats_of(reply.stats)
@@ -341,10 +355,11 @@ class Task:
     ) -> None:
         """Write the container's memory and state into the directory ``path``, with criu.
 
-        It goes on running, unless ``stop``.  criu's logs go to ``work_path``.
-        ``options``, the runtime's own message, replaces both.
+        The container keeps running, unless ``stop``.  criu writes its logs to ``work_path``.
+        ``options``, the runtime's own message, replaces ``stop`` and ``work_path``.
 
-        :raises UnsupportedError: this host has no criu.  Some shims say only ShimError.
+        :raises UnsupportedError: the host has no criu.  Some shims' status maps to
+            ShimError.
         """
         request = made(
             api.CheckpointTaskRequest,
@@ -361,7 +376,10 @@ class Task:
         annotations: Mapping[str, str] | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
-        """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
+        """Change the container's resource limits.
+
+        ``resources`` is the ``linux.resources`` object of an OCI config.
+        """
         request = made(
             api.UpdateTaskRequest,
             id=self.id,
@@ -371,20 +389,20 @@ class Task:
         await self.shim.call("Update", request, timeout)
 
     async def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Tell the process's terminal its size, in characters."""
+        """Set the size of the process's terminal, in characters."""
         request = made(
             api.ResizePtyRequest, id=self.id, exec_id=self.exec_id, width=width, height=height
         )
         await self.shim.call("ResizePty", request, timeout)
 
     async def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Let the process see the end of its input, once every writer has closed it."""
+        """Close the shim's end of stdin; the process reads EOF after every writer closed too."""
         request = made(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
         await self.shim.call("CloseIO", request, timeout)
 
 
 def _alias(stub: TaskStub, channel: Channel) -> TaskStub:
-    """Return ``stub`` under the other version's name."""
+    """Return a copy of ``stub`` whose methods call Task v2."""
     other = TaskStub(channel)
     for name, method in vars(stub).items():
         route = method.name.replace(_V3, _V2)

@@ -1,7 +1,7 @@
-"""Which containers this host has, by their directories alone, as quick as a look at a disk.
+"""List the containers of this host from their directories, without asking a shim.
 
-Only the standard library is imported here: a shell that completes an id waits
-for us.  Whose shim lives is found out by :mod:`shimctl.discover`, with time.
+Only the standard library is imported here, because a shell waits for this list when it
+completes an id.  :mod:`shimctl.discover` finds out which shims are alive, but takes longer.
 
 Source: containerd core/runtime/v2/bundle.go; CRI-O's storage.
 """
@@ -22,23 +22,23 @@ CRIO = "/run/containers/storage/overlay-containers"  # /<id>/userdata/address
 
 
 def state_directory() -> Path:
-    """Return where our own containers live: SHIMCTL_STATE, or /run/trio-shim."""
+    """Return the directory of shimctl's own containers: SHIMCTL_STATE, or /run/trio-shim."""
     return Path(os.environ.get("SHIMCTL_STATE") or OURS)
 
 
 def events_socket() -> Path:
-    """Return where the shims that we launch send their events."""
+    """Return the socket that shims launched by shimctl send their events to."""
     return state_directory() / "events.sock"
 
 
 def roots(states: Sequence[str | Path] = ()) -> list[str]:
-    """Return the state directories of containerd to look in; CONTAINERD_STATE adds one."""
+    """Return the state directories of containerd to search; CONTAINERD_STATE adds one."""
     extra = os.environ.get("CONTAINERD_STATE")
     return list(dict.fromkeys(map(str, (*STATES, *states, *([extra] if extra else [])))))
 
 
 def containers(states: Sequence[str | Path] = ()) -> Iterator[tuple[str, str]]:
-    """Give the namespace and id of every container that has a directory."""
+    """Yield the namespace and id of every container that has a directory."""
     for path in listed(state_directory(), "*/*/config.json"):
         yield path.parent.parent.name, path.parent.name
     for root in roots(states):
@@ -49,8 +49,8 @@ def containers(states: Sequence[str | Path] = ()) -> Iterator[tuple[str, str]]:
 
 
 def listed(root: Path, pattern: str) -> list[Path]:
-    """Return what matches below ``root``, sorted; nothing where we may not look."""
+    """Return the matches of ``pattern`` below ``root``, sorted; none if it cannot be read."""
     try:
         return sorted(root.glob(pattern))
     except OSError:
-        return []  # not ours to read, or gone since
+        return []  # no permission, or removed meanwhile

@@ -1,11 +1,11 @@
-"""Find the shims on this host, whoever wrote them and whoever started them.
+"""Find every shim v2 on this host, of any implementation and any manager.
 
-Three places tell of a shim: a bundle directory with an ``address`` or
-``bootstrap.json`` file (containerd's, Docker's, CRI-O's, our own), a socket in
-containerd's socket directory, and a process whose arguments are those of a
-shim.  Every socket found is asked who it is, many at once and each within
-``PROBE`` seconds.  A dead shim, a silent one, and a socket that belongs to
-something else are findings like any other, not errors.
+A shim is found by one of three: a bundle directory with an ``address`` or
+``bootstrap.json`` file (of containerd, Docker, CRI-O or shimctl), a socket in
+containerd's socket directory, or a process with a shim's arguments.  Every socket is
+probed with Connect and State, many at once, each for ``PROBE`` seconds at most.  A dead
+shim, a shim that does not answer, and a socket of another program are results too, not
+errors.
 
 Source: containerd core/runtime/v2 (bundle.go, shim.go) and pkg/shim/util_unix.go
 for the files, the arguments and the name of the socket.
@@ -43,28 +43,27 @@ if TYPE_CHECKING:
     from shimctl.face import Face
     from shimctl.values import Exited
 
-PROBE = 2  # s for one socket: connect, Connect, State
+PROBE = 2  # s to probe one socket: connect, Connect, State
 SOCKETS = sockets.SOCKET_DIR
 
 
 class Health(StrEnum):
-    """What came of asking a socket."""
+    """The result of probing a socket."""
 
     UP = "up"
-    DEAD = "dead"  # nobody listens
-    SILENT = "silent"  # somebody listens, and does not answer
-    FOREIGN = "not a shim"  # somebody answers something else
+    DEAD = "dead"  # no process listens
+    SILENT = "silent"  # a process listens and does not answer
+    FOREIGN = "not a shim"  # a process answers with another protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """One container and its shim, as found on this host.
 
-    Empty strings, and 0 for pids, stand for what nobody could tell: a shim
-    known only by its socket has no ``bundle``, a dead one no pids.  ``status``
-    is the container's, UNKNOWN unless ``health`` is UP.  ``managed`` is true
-    for the containers of ``shimctl run``.  ``exited`` is how the container ended,
-    where its shim is gone and has left a record of it in the bundle.
+    An unknown text is empty, an unknown pid is 0: a shim found only by its socket has
+    no ``bundle``, a dead shim has no pids.  ``status`` is the container's; it is UNKNOWN
+    unless ``health`` is UP.  ``managed`` is true for the containers of ``shimctl run``.
+    ``exited`` is the exit record in the bundle, if the shim is dead and wrote one.
     """
 
     namespace: str
@@ -83,14 +82,15 @@ class Found:
 async def list_shims(
     *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS, face: Face = TRIO
 ) -> list[Found]:
-    """Find every shim and ask each for its state; sorted by namespace and id.
+    """Find every shim and probe it; the list is sorted by namespace and id.
 
     ``states`` are further state directories of containerd (its ``state`` option,
     default /run/containerd); CONTAINERD_STATE, if set, is always one of them.
-    ``socket_dir`` replaces containerd's socket directory.  ``face`` is how to wait.
+    ``socket_dir`` replaces containerd's socket directory.  ``face`` waits on the
+    caller's framework.
 
-    Nothing is an error: what does not answer like a shim within 2 s is found with
-    the ``health`` and ``detail`` that say so.
+    A socket that does not answer like a shim within 2 s raises no error: its ``health``
+    and ``detail`` describe the result.
     """
     processes = _shim_processes()
     candidates = _in_directories(states)
@@ -114,8 +114,8 @@ async def find_shim(
 ) -> Found:
     """Find the one container that :func:`choose` picks.
 
-    A full id that a directory tells of is found without asking any shim, so that
-    a stuck one costs nothing; its ``health`` is then not known, and says DEAD.
+    If ``prefix`` is the full id of a container with a directory, no shim is probed, so a
+    hung shim causes no delay.  The ``health`` is then unknown; it has the value DEAD.
     """
     exact = [found for found in _in_directories(states) if found.id == prefix]
     return choose(exact or await list_shims(states=states), prefix, namespace)
@@ -137,11 +137,11 @@ def choose(shims: Iterable[Found], prefix: str, namespace: str = "") -> Found:
         raise NotFoundError(f"no container {prefix!r}{where}; see `shimctl ps`")
     if len(matches) > 1:
         names = ", ".join(f"{found.namespace}/{found.id}" for found in matches)
-        raise InvalidError(f"{prefix!r} may be any of {names}; use a longer id or -n NAMESPACE")
+        raise InvalidError(f"{prefix!r} matches {names}; use a longer id or -n NAMESPACE")
     return matches[0]
 
 
-# Where to look
+# Directories and sockets
 
 
 def _in_directories(states: Sequence[str | Path]) -> list[Found]:
@@ -159,7 +159,7 @@ def _ours() -> Iterator[Found]:
 def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
     for root in known.roots(states):
         for bundle in known.listed(Path(root), f"{known.BUNDLES}/*/*"):
-            # A bundle with neither is a container being born.
+            # A bundle with neither belongs to a container that is being created.
             address = read_address(bundle)
             if address or read_exit(bundle):
                 yield Found(bundle.parent.name, bundle.name, address, str(bundle))
@@ -175,15 +175,15 @@ def _sockets(directory: Path) -> Iterator[Path]:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 yield path
         except OSError:
-            continue  # gone since
+            continue  # removed meanwhile
 
 
-# Who it is
+# Processes
 
 
 @dataclass(frozen=True, slots=True)
 class _Arguments:
-    """What a shim was started with.  ``socket`` is the name this gave its socket."""
+    """A shim's arguments.  ``socket`` is the socket's name that they result in."""
 
     pid: int
     namespace: str
@@ -202,7 +202,7 @@ def _shim_processes() -> list[_Arguments]:
     for process in psutil.process_iter(["cmdline"]):
         argv = process.info["cmdline"] or []
         flags = _flags(argv)
-        # Not the commands a manager runs, which name the same container and end by themselves.
+        # The start and delete commands of a manager have the same flags, but are no daemons.
         if "id" in flags and "namespace" in flags and argv[-1] not in ("start", "delete"):
             where = sockets.socket_address(
                 flags.get("address", ""), flags["namespace"], flags["id"]
@@ -224,7 +224,7 @@ def _flags(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _identify(found: Found, processes: Iterable[_Arguments]) -> Found:
-    """Fill in whose shim this is, from the process that answered or named the socket."""
+    """Fill in namespace, id and pid from the process that answered or has this socket."""
     name = _path_of(found.address).rpartition("/")[2]
     for process in processes:
         if process.pid == found.shim_pid or process.socket == name:
@@ -237,7 +237,7 @@ def _path_of(address: str) -> str:
 
 
 async def _probe(found: Found, processes: Sequence[_Arguments], face: Face) -> Found:
-    """Ask one socket who it is and how its container does."""
+    """Probe one socket: is it a shim, and in which state is its container?"""
     if found.bundle:
         found = replace(found, exited=read_exit(found.bundle))
     if not found.address:
@@ -264,7 +264,7 @@ async def _ask(
     try:
         who = await shim.connect(found.id, timeout=deadline - time.monotonic())
     except NotFoundError:
-        pass  # not every shim answers for ids it does not know; but it did answer
+        pass  # some shims refuse an unknown id; such a shim is up, too
     else:
         found = replace(found, shim_pid=who.shim_pid)
     found = replace(found, health=Health.UP)

@@ -1,4 +1,4 @@
-"""The end: a container is deleted, its shim leaves, and what neither could do is done.
+"""Delete a container, shut down its shim, and remove what both left on the host.
 
 Source: containerd core/runtime/v2 (shim.go, delete) for the order.
 """
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from shimctl.remains import Traces
     from shimctl.values import Exited
 
-_ANSWER = 5  # s for a shim that has nothing to do for it
-_SHUTDOWN = 3  # s, as containerd allows
+_ANSWER = 5  # s for the shim to answer Connect
+_SHUTDOWN = 3  # s for the shim to exit; containerd's limit
 _KILLED = 10  # s between SIGKILL and the exit
-_GONE = 2  # s for processes, mounts and groups to go
-_LOOK = 0.05  # s between two looks at them
+_GONE = 2  # s for processes, mounts and cgroups to disappear
+_LOOK = 0.05  # s between two checks for them
 
 
 async def dispose(
@@ -42,23 +42,24 @@ async def dispose(
     alone: bool = True,
     face: Face = TRIO,
 ) -> Exited | None:
-    """End the container in ``bundle`` whatever its state, and its shim; say how it ended.
+    """End the container in ``bundle`` and its shim in any state; return the exit status.
 
-    A container that runs is killed.  The shim is asked to leave, and killed if it
-    has not within 3 s, or says nothing for 5 s; ``alone`` False is for one that has
-    other containers.  If it is gone or was killed, its ``delete`` ends and removes what
-    it left.  The bundle stays.  May be repeated, whatever an earlier one that was cut
-    short had done.
+    A running container is killed.  The shim gets a Shutdown call.  It is killed if it
+    does not exit within 3 s of that, or does not answer for 5 s.  ``alone`` is False for
+    a shim that has other containers; that shim is not killed.  If the shim is dead or was
+    killed, its ``delete`` command kills and removes what it left.  The bundle stays.
+    The caller may repeat this after an interrupted attempt.
 
-    The bundle must have the container's name where Go's shim is to clean up: its
-    ``delete`` looks for that beside the directory it is run in.
+    If the stock shim's ``delete`` has to clean up, the bundle's directory must have the
+    container's id as its name: that ``delete`` looks for the bundle by that name, beside
+    its working directory.
 
-    ``address`` is the shim's, by default as :func:`launch` noted it in the bundle.
-    Returns None if nobody was left who knew how the container ended.  Each step has
-    a bound, and all of them take two minutes at the very most.
+    ``address`` is the shim's; the default is the address that :func:`launch` wrote to the
+    bundle.  Returns None if the exit status is unknown.  Each step has a time limit; all
+    together take two minutes at most.
 
-    :raises RemainsError: processes, mounts or control groups of the container are
-        left; its attributes hold them.
+    :raises RemainsError: processes, mounts or cgroups of the container remain; the
+        attributes of the error list them.
     """
     bundle = Path(bundle)
     address = address or read_address(bundle)
@@ -74,12 +75,12 @@ async def dispose(
 
 
 async def end_known(task: Task, bundle: Path, pid: int, *, force: bool) -> Exited | None:
-    """Delete a container that another manager has, and look for what is left of it.
+    """Delete a container that another manager started; check that nothing of it remains.
 
-    ``pid`` is its init's; with ``force`` it is killed first if need be.
+    ``pid`` is that of its init process.  With ``force`` a running container is killed.
 
-    :raises RemainsError: it could not be deleted, and something of it is left.
-    :raises ShimError: it could not be deleted, as the shim says it.
+    :raises RemainsError: processes, mounts or cgroups of the container remain.
+    :raises ShimError: the shim could not delete the container; the message is the shim's.
     """
     traces = traces_of(bundle, task.id, pid)
     try:
@@ -105,12 +106,12 @@ async def _end(
     alone: bool,
     face: Face,
 ) -> tuple[Exited | None, bool]:
-    """Do what :func:`dispose` does; say whether the shim did all of it."""
+    """End the container and the shim; also return whether the shim itself did all of it."""
     exited, left = None, False
     if address:
         with suppress(ShimError, OSError):
             async with face.connect(address, namespace=namespace) as shim:
-                # Who says nothing to this need not be asked what takes longer.
+                # Probe with a cheap call before the calls that may take 30 s.
                 await shim.connect(timeout=_ANSWER)
                 exited = await end(shim.task(container))
                 left = await _shut_down(shim, insist=alone, face=face)
@@ -125,16 +126,16 @@ async def _end(
             )
             exited = exited or last
     if alone and socket_path(address):
-        with suppress(ShimError, OSError, ValueError):  # it may be no address
-            if not can_connect(address):  # of a shim that was killed
+        with suppress(ShimError, OSError, ValueError):  # the address may be malformed
+            if not can_connect(address):  # a killed shim leaves its socket
                 Path(socket_path(address)).unlink(missing_ok=True)
     return exited, deleted
 
 
 async def _check(traces: Traces, *, mounts: bool, face: Face) -> None:
-    """Look for what is left until nothing is, for ``_GONE`` seconds.
+    """Wait up to ``_GONE`` seconds until nothing of the container remains.
 
-    :raises RemainsError: something is.
+    :raises RemainsError: something remains.
     """
     deadline = time.monotonic() + _GONE
     never = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -153,11 +154,13 @@ async def _check(traces: Traces, *, mounts: bool, face: Face) -> None:
 
 
 async def end(task: Task) -> Exited | None:
-    """Delete the process, after killing it if need be; None if it is not there.
+    """Delete the process and return its exit status; kill the process first if it runs.
 
-    :raises UnavailableError: the shim is not there.
-    :raises TimedOutError: it does not answer.
-    :raises ShimError: it cannot be deleted though it was killed, as the shim says it.
+    Returns None if the shim has no such process.
+
+    :raises UnavailableError: the connection to the shim is lost.
+    :raises TimedOutError: the shim does not answer.
+    :raises ShimError: the shim cannot delete the killed process; the message is the shim's.
     """
     try:
         return await task.delete()
@@ -166,7 +169,7 @@ async def end(task: Task) -> Exited | None:
     except (UnavailableError, TimedOutError):
         raise
     except ShimError:
-        pass  # it runs, or half of it was never made
+        pass  # the process runs, or its create failed half-way
     with suppress(ShimError):
         await task.kill(signal.SIGKILL, everyone=not task.exec_id)
         await task.wait(timeout=_KILLED)
@@ -177,7 +180,7 @@ async def end(task: Task) -> Exited | None:
 
 
 async def _shut_down(shim: Shim, *, insist: bool, face: Face) -> bool:
-    """Ask the shim to exit, and with ``insist`` see to it; say whether it did by itself."""
+    """Call Shutdown; return whether the shim exited.  ``insist`` kills it if it does not."""
     fd = os.pidfd_open((await shim.connect(timeout=_SHUTDOWN)).shim_pid)
     try:
         await shim.shutdown(timeout=_SHUTDOWN)
@@ -192,13 +195,13 @@ async def _shut_down(shim: Shim, *, insist: bool, face: Face) -> bool:
 
 
 async def _kill(address: str, face: Face) -> None:
-    """End the shim that listens on ``address`` and says nothing, if there is one."""
-    from shimctl.discover import shim_at  # for once; it looks at every process
+    """Kill the shim that listens on ``address`` without answering, if there is one."""
+    from shimctl.discover import shim_at  # late: rarely needed, and it loads psutil
 
     if pid := shim_at(address):
         fd = os.pidfd_open(pid)
         try:
-            if shim_at(address) == pid:  # and so it is what we hold
+            if shim_at(address) == pid:  # so the pidfd is that of the shim
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
                 await face.readable(fd, _KILLED)
         finally:

@@ -1,16 +1,16 @@
-"""The receiving end of task events, for shims that no containerd listens to.
+"""Receive task events from shims that shimctl or the library launched.
 
-A shim sends its events to the socket it was launched with, one at a time and in
-order, and keeps each until it is acknowledged, however long that takes.  It is
-acknowledged when the handler has returned.  A handler that raises, or takes longer
-than the 10 s that a shim waits, has not acknowledged it: the shim sends it again.
+A trio shim sends its events to the socket it was launched with, one at a time and in
+order.  It keeps each event until the event is acknowledged.  The return of the handler
+acknowledges the event.  If the handler raises, or takes longer than the 10 s that the
+shim waits, the event is not acknowledged and the shim sends it again.
 
-So an event may come twice, when a handler did its work and could not say so: its
-time was up, its process was killed, the connection broke.  Both are the same, down
-to the time, and compare equal.  Nothing else than that one comes in between from
-the same shim, and an event that was acknowledged never comes again.
+So a handler may receive an event twice, if the first acknowledgement did not reach the
+shim: the handler took too long, its process was killed, or the connection broke.  Both
+copies are equal, including the time.  The same shim sends no other event in between,
+and never repeats an acknowledged event.
 
-A shim that containerd launched sends to containerd; see ``ctr events`` for those.
+A shim that containerd launched sends its events to containerd; see ``ctr events``.
 
 Source: containerd api/services/ttrpc/events/v1 and api/events/task.proto.
 """
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from shim.api.envelope_pb2 import Envelope
     from shim.api.forward_pb2 import ForwardRequest
 
-DRAIN = 10  # s for a handler that is still running when we leave, in a thread
-_LONGEST = 107  # bytes of a path that a socket can have
+DRAIN = 10  # s to wait at the end for a handler that still runs in a thread
+_LONGEST = 107  # the most bytes of a unix socket's path
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class Event:
     Their values are those of protobuf's JSON: numbers up to 32 bits are ints, larger
     ones strings, and a time is a string too, ``2023-11-14T22:13:20.5Z``.
 
-    ``fields`` is empty for a type we do not know, or cannot read.  ``at`` is None only
-    if the shim sent no time.
+    ``fields`` is empty if the type is unknown or the message cannot be decoded.  ``at`` is
+    None only if the shim sent no time.
     """
 
     at: datetime | None
@@ -77,16 +77,17 @@ async def serve_events(
 ) -> None:
     """Listen on ``path`` and call ``handler`` with each event, until cancelled.
 
-    ``await nursery.start(serve_events, path, handler)`` returns once it listens.
-    Events of one shim come one by one, those of several shims beside each other.
-    What the handler raises is logged by ``logging``, as "shimctl", and the event comes
-    again.  Cancelling cancels the handler too, and what it was at is not acknowledged.
+    ``await nursery.start(serve_events, path, handler)`` returns when it listens.
+    The handler receives the events of one shim one at a time, those of several shims
+    concurrently.  An exception of the handler is logged with ``logging``, as "shimctl",
+    and the shim sends the event again.  Cancelling also cancels the handler; its event
+    is then not acknowledged.
 
-    A dead process's socket is replaced; ours is removed on the way out.  Only our
-    own user may connect, and a peer that talks nonsense harms no other.
+    This replaces the socket of a dead process, and removes its own socket at the end.
+    Only our own user may connect.  A malformed request affects only its own connection.
 
-    :raises ExistsError: somebody already listens there.
-    :raises InvalidError: the path is too long, another file than a socket, or below one.
+    :raises ExistsError: another process listens on ``path``.
+    :raises InvalidError: the path is too long, exists and is no socket, or lies below a file.
     """
     import trio
 
@@ -103,11 +104,11 @@ async def serve_events(
 def listening(path: str | Path) -> Iterator[socket.socket]:
     """Bind a socket that only our user may use; remove it after the block.
 
-    :raises ExistsError: somebody already listens there.
-    :raises InvalidError: the path is too long, another file than a socket, or below one.
+    :raises ExistsError: another process listens on ``path``.
+    :raises InvalidError: the path is too long, exists and is no socket, or lies below a file.
     :raises UnavailableError: the directory cannot be written to.
     """
-    whole = os.path.abspath(path)  # noqa: PTH100 - pathlib does not take out the dots
+    whole = os.path.abspath(path)  # noqa: PTH100 - pathlib does not remove dots
     if (length := len(os.fsencode(whole))) > _LONGEST:
         raise InvalidError(f"{whole} has {length} bytes; a socket's path has at most {_LONGEST}")
     try:
@@ -119,14 +120,14 @@ def listening(path: str | Path) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            # Somebody may have taken ours away and put theirs in its place.
+            # Another process may have removed our socket and bound its own.
             with suppress(FileNotFoundError):
                 if os.path.samestat(ours, os.lstat(whole)):
                     Path(whole).unlink()
 
 
 def handlers_for(handler: Callable[[Event], Awaitable[object]]) -> dict[str, Handler]:
-    """Return the methods of the Events service that hands its events to ``handler``."""
+    """Return the methods of an Events service that calls ``handler`` with each event."""
     return handlers_of(_Events(handler))
 
 
@@ -140,16 +141,16 @@ class _Events(EventsBase):
         try:
             await self._handler(event)
         except Exception as exc:
-            import logging  # takes longer to load than most handlers run
+            import logging  # late: only a failure needs it
 
             logging.getLogger("shimctl").exception("event %s: the handler failed", event.topic)
-            # Whatever it is: some statuses would tell the shim to forget the event.
+            # Always UNAVAILABLE: with some statuses the shim would discard the event.
             raise GRPCError(Status.UNAVAILABLE, f"the handler failed: {exc}") from exc
         return Empty()
 
 
 def event_of(envelope: Envelope) -> Event:
-    """Decode an envelope; what is inside may be of a type we do not know."""
+    """Decode an envelope; an event of an unknown type gets no fields."""
     name = type_name(envelope.event)
     return Event(
         at=time_of(envelope.timestamp),
@@ -171,5 +172,5 @@ def _fields(name: str, value: bytes) -> dict[str, Any]:
             preserving_proto_field_name=True,
             always_print_fields_with_no_presence=True,
         )
-    except (DecodeError, SerializeToJsonError):  # of a time that is none, say
+    except (DecodeError, SerializeToJsonError):  # for example of an invalid time
         return {}

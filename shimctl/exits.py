@@ -1,4 +1,4 @@
-"""What is to be read in a bundle: where its shim listens, and how its processes ended."""
+"""Read the shim's address and the exit records in a bundle."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shim import records
 from shimctl.values import Exited
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_LONGEST = 65536  # bytes of a file with an address
+_LONGEST = 65536  # the most bytes that are read of a file with an address
 
 
 def read_address(bundle: str | Path) -> str:
-    """Return where the shim of ``bundle`` listens, as its manager or it wrote it down.
+    """Return the address of the shim of ``bundle``, from ``bootstrap.json`` or ``address``.
 
-    Empty if there is nothing to be read.  Whether somebody listens there is another
-    question.
+    The manager or the shim wrote these files.  Returns an empty string if neither can be
+    read.  This does not check whether a shim listens on the address.
     """
     try:
         with open(Path(bundle, "bootstrap.json"), "rb") as file:
@@ -32,17 +32,17 @@ def read_address(bundle: str | Path) -> str:
 
 
 def read_exit(bundle: str | Path, exec_id: str = "") -> Exited | None:
-    """Return how the init of the container in ``bundle``, or an exec of it, ended.
+    """Return the exit record of the init process in ``bundle``, or of its exec ``exec_id``.
 
-    None if there is no record: it still runs, never ran, or its shim keeps none, as
-    other shims do.  A record is there before anybody is told of the exit; that of
-    an exec goes when the exec is deleted.  ``reason`` says so where the
-    status is not known.
+    Returns None if there is no record: the process still runs, never ran, or its shim
+    writes no records, as shims other than the trio shim do.  A record is written before
+    the exit is published.  The record of an exec is removed when the exec is deleted.
+    If the exit status is unknown, ``reason`` gives the cause.
     """
     record = records.read_exit(str(bundle), exec_id)
     if record is None:
         return None
-    # To the microsecond, as a shim's answer is read; a float would round.
+    # Microseconds, as in a shim's reply; a float would round them.
     at = _EPOCH + timedelta(microseconds=record.exited_at // 1000)
     known = at if record.exited_at > 0 else None
     return Exited(record.exit_status, known, record.pid, record.reason)

@@ -1,7 +1,7 @@
-"""What differs between trio, asyncio and threads, for the code that is the same on all.
+"""The interface that lets one implementation run on trio, on asyncio and in threads.
 
-Launching and finding shims take the same steps everywhere; a face is how to wait
-in between.
+Launching and finding shims take the same steps on all three.  A face implements the
+waiting between the steps.
 
 Source: none.
 """
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from shimctl.client import Shim
 
-# Each takes a file descriptor, and a process may have no more than 1024 of those: a
-# shim that could not be asked for want of one would look dead.
+# The most shims that are probed at once.  Each probe uses a file descriptor, and a process
+# often may have 1024 at most.  A probe that gets none would report a live shim as dead.
 AT_ONCE = 128
 
 
 class Face(Protocol):
-    """How to wait; see :class:`Trio`."""
+    """Connecting and waiting on one framework; :class:`Trio` describes the methods."""
 
     def connect(
         self, address: str, *, namespace: str = "", timeout: float = client.CONNECT_TIMEOUT
@@ -38,12 +38,12 @@ class Face(Protocol):
 
 
 class Trio:
-    """Waiting on trio, which is loaded at the first wait."""
+    """The face for trio, which is imported at the first wait."""
 
     connect = staticmethod(client.connect)
 
     async def readable(self, fd: int, seconds: float) -> bool:
-        """Wait until ``fd`` is readable, at most so long; say whether it is."""
+        """Wait up to ``seconds`` until ``fd`` is readable; return whether it is."""
         import trio
 
         with trio.move_on_after(seconds):
@@ -52,14 +52,14 @@ class Trio:
         return False
 
     async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
-        """Do ``work`` even where we are cancelled already, but not for longer than this."""
+        """Run ``work`` for up to ``seconds``, even if the caller is cancelled."""
         import trio
 
         with trio.move_on_after(seconds, shield=True):
             await work()
 
     async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
-        """Do ``works`` beside each other, ``AT_ONCE`` of them; return when the last is done."""
+        """Run ``works`` concurrently, ``AT_ONCE`` at most; return when all are done."""
         import trio
 
         limiter = trio.CapacityLimiter(AT_ONCE)

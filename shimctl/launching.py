@@ -1,11 +1,11 @@
-"""Start a shim the way containerd does, and clean up after it the same way.
+"""Run a shim's ``start`` and ``delete`` commands as containerd does.
 
-The executable is run twice in a container's life: with ``start`` it leaves a
-daemon behind and prints its address, with ``delete`` it removes what the daemon
-could not.  In between the daemon is reached through :mod:`shimctl.client`.
+``start`` leaves a daemon behind and prints its address.  ``delete`` removes the
+resources that a dead daemon left.  Between the two, :mod:`shimctl.client` calls the
+daemon.
 
-Who gives up waiting for a ``start`` leaves no shim behind: one that has come to
-be is asked to leave again, which takes ``WITHDRAW`` seconds at most.
+A caller that cancels a ``start`` leaves no shim behind: a daemon that was started gets
+a Shutdown call.
 
 Source: containerd core/runtime/v2/binary.go and shim.go (parseStartResponse),
 pkg/shim/util.go for the name of the executable.
@@ -43,14 +43,14 @@ if TYPE_CHECKING:
 DEFAULT_RUNTIME = names.RUNTIME
 START_TIMEOUT = 30  # s
 DELETE_TIMEOUT = 5  # s, as containerd's io.containerd.timeout.shim.cleanup
-WITHDRAW = 5  # s for a start that nobody waits for any more, and for its shim to leave
-_NEWEST = 3  # the Task API version that we know
-_LOG_LIMIT = 64 * 1024  # bytes of a shim's log that are kept
+WITHDRAW = 5  # s for a cancelled start to end, and again for its shim to answer Shutdown
+_NEWEST = 3  # the newest version of the Task API that the client supports
+_LOG_LIMIT = 64 * 1024  # the most bytes of a shim's log that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A running shim.  ``shim_pid`` is 0 if the shim did not tell."""
+    """A running shim.  ``shim_pid`` is 0 if the shim did not return its pid."""
 
     address: str
     version: int
@@ -67,31 +67,31 @@ async def launch(
     events: str | Path | None = None,
     face: Face = TRIO,
 ) -> Launched:
-    """Start a shim for ``container`` in ``bundle``; return once it answers.
+    """Start a shim for ``container`` in ``bundle``; return when it answers.
 
-    ``bundle`` is a directory with a config.json, in which the shim leaves files
-    of its own; nothing is created in the runtime yet.  Where the shim listens is
-    noted there too, in ``bootstrap.json`` as by containerd, for :func:`read_address`.
-    ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket
-    the shim sends events to, by default the one ``shimctl events`` listens on;
-    empty for none.  ``face`` is how to wait.
+    ``bundle`` is a directory with a config.json.  The shim writes its own files into it.
+    The runtime creates no container yet.  Like containerd, this writes the shim's
+    address to ``bootstrap.json`` in the bundle, for :func:`read_address`.
 
-    Cancelling this ends the shim again, if it has come to be; one of a pod that has
-    containers already stays.  A ``start`` that does not end within 5 s then is
-    killed.  What it may have left by then is a shim without a container: ours
-    leaves by itself after half a minute.
+    ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket that
+    the shim sends its events to; the default is the socket of ``shimctl events``, and
+    an empty string sends none.  ``face`` waits on the caller's framework.
+
+    Cancelling this shuts down the shim that was started; a pod's shim that already has
+    containers stays.  A cancelled ``start`` is killed if it does not end within 5 s.
+    A shim without a container may then remain; the trio shim exits by itself 30 s later.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
     :raises InvalidError: ``runtime`` is neither a path nor a runtime's name, or an
-        argument holds a NUL byte.
-    :raises UnsupportedError: the shim wants a protocol, or a version of it, we do not have.
-    :raises TimedOutError: it did not start within 30 s.
-    :raises ShimError: the shim failed to start, and the message is its own; or it
-        cannot be run, or nothing be written in the bundle.
+        argument contains a NUL byte.
+    :raises UnsupportedError: the shim uses another protocol than ttrpc, or a newer Task API.
+    :raises TimedOutError: ``start`` did not end within 30 s.
+    :raises ShimError: ``start`` failed and the message is the shim's; or the shim cannot
+        be run; or a file in the bundle cannot be written.
     """
     for text in map(str, (bundle, container, namespace, runtime, events)):
         if "\0" in text:
-            raise InvalidError(f"{text!r} holds a NUL byte, which no name has")
+            raise InvalidError(f"{text!r} contains a NUL byte; remove it")
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
         raise NotFoundError(f"there is no bundle {bundle}")
@@ -104,14 +104,14 @@ async def launch(
         try:
             if not await face.readable(command.pidfd, START_TIMEOUT):
                 command.kill()
-                raise TimedOutError(f"{binary} start did not end within {START_TIMEOUT} s")  # noqa: TRY301 - what it left is withdrawn
+                raise TimedOutError(f"{binary} start did not end within {START_TIMEOUT} s")  # noqa: TRY301 - the except clause withdraws it
             done = command.finish()
             if done.returncode:
-                said = _last_line(done.stderr) or _last_line(done.stdout) or log.last_line()
-                raise ShimError(f"{binary} start failed ({done.returncode}): {said}")  # noqa: TRY301 - the same
+                line = _last_line(done.stderr) or _last_line(done.stdout) or log.last_line()
+                raise ShimError(f"{binary} start failed ({done.returncode}): {line}")  # noqa: TRY301 - the same
             address, version = parse_answer(done.stdout)
-            # A shim opens its log before it serves.  Leaving earlier could leave
-            # it without a reader, and some shims wait for one for ever.
+            # A shim opens its log before it serves.  The log stays open here until the
+            # shim answers: some shims block without a reader of the log.
             try:
                 async with face.connect(address, namespace=namespace) as shim:
                     pid = (await shim.connect(container)).shim_pid
@@ -119,33 +119,33 @@ async def launch(
                 pid = 0
             except ShimError as exc:
                 raise type(exc)(f"{exc}; the shim's log ends: {log.last_line()}") from None
-            _note(Path(bundle), address, version)
+            _write_address(Path(bundle), address, version)
         except BaseException:
             await face.insist(partial(_withdraw, command, namespace, face), 2 * WITHDRAW)
             raise
     return Launched(address, version, pid)
 
 
-def _note(bundle: Path, address: str, version: int) -> None:
-    """Write down in the bundle where its shim listens, as containerd does."""
+def _write_address(bundle: Path, address: str, version: int) -> None:
+    """Write the shim's address to the bundle's bootstrap.json, as containerd does."""
     path, new = bundle / "bootstrap.json", bundle / ".bootstrap.json.new"
     try:
         found = {"version": version, "address": address, "protocol": "ttrpc"}
-        write_file(new, json.dumps(found), 0o644)  # the mode that containerd gives it
+        write_file(new, json.dumps(found), 0o644)  # the mode that containerd uses
         new.replace(path)
     except OSError as exc:
         raise ShimError(f"cannot write {path}: {exc.strerror}") from None
 
 
 async def _withdraw(command: _Command, namespace: str, face: Face) -> None:
-    """Undo a start that nobody waits for any more, as far as it has come."""
+    """Undo a ``start`` that failed or was cancelled: end the command, shut down its shim."""
     if not await face.readable(command.pidfd, WITHDRAW):
         command.kill()
     done = command.finish()
     with suppress(ShimError):
         address, _ = parse_answer(done.stdout)
         async with face.connect(address, namespace=namespace, timeout=WITHDRAW / 2) as shim:
-            await shim.shutdown(timeout=WITHDRAW / 2)  # one with containers stays
+            await shim.shutdown(timeout=WITHDRAW / 2)  # a shim that has containers stays
 
 
 async def run_delete(
@@ -156,12 +156,11 @@ async def run_delete(
     runtime: str = DEFAULT_RUNTIME,
     face: Face = TRIO,
 ) -> Exited | None:
-    """Run the shim's ``delete`` command, as containerd does once the daemon is gone.
+    """Run the shim's ``delete`` command, as containerd does after the daemon has exited.
 
-    It ends what the daemon left running, and removes what it left mounted.  Returns
-    how the container ended, as far as that is known (128 + SIGKILL where it is not),
-    or None if the command failed or did not end within 5 s: it is a last resort,
-    and usually finds nothing left to do.
+    ``delete`` kills the processes and removes the mounts that the daemon left; usually
+    there are none.  Returns the container's exit status, 128 + SIGKILL if it is unknown.
+    Returns None if the command failed or did not end within 5 s.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
     :raises InvalidError: ``runtime`` is neither a path nor a runtime's name.
@@ -183,10 +182,10 @@ async def run_delete(
 
 
 class _Command:
-    """A run of the shim's executable; ``pidfd`` is readable once it has ended.
+    """A running command of the shim; ``pidfd`` becomes readable when it has exited.
 
-    What it prints goes to memory, not through pipes: nobody has to read along, and
-    a daemon that keeps its stdout open keeps nobody waiting.
+    Its output goes to memfds, not to pipes.  So the output needs no reader, and a daemon
+    that keeps the command's stdout open does not delay the caller.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], pidfd: int, out: int, err: int) -> None:
@@ -195,13 +194,13 @@ class _Command:
         self.pidfd = pidfd
 
     def finish(self) -> subprocess.CompletedProcess[bytes]:
-        """Return what came of it, once it has ended."""
+        """Wait until the command has exited; return its exit status and output."""
         code = self._process.wait()
-        said = (os.pread(fd, _LOG_LIMIT, 0) for fd in (self._out, self._err))
-        return subprocess.CompletedProcess(self._process.args, code, *said)
+        output = (os.pread(fd, _LOG_LIMIT, 0) for fd in (self._out, self._err))
+        return subprocess.CompletedProcess(self._process.args, code, *output)
 
     def kill(self) -> None:
-        """End it, and what it runs; the daemon has a session of its own."""
+        """Kill the command's process group; the daemon has its own session."""
         _end(self._process)
 
 
@@ -216,9 +215,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _open_command(
     argv: Sequence[str], bundle: str | Path, environment: dict[str, str]
 ) -> Iterator[_Command]:
-    """Run ``argv`` in ``bundle``; what still runs at the end of the block is killed.
+    """Run ``argv`` in ``bundle``; kill it if it still runs at the end of the block.
 
-    :raises ShimError: it cannot be run.
+    :raises ShimError: the command cannot be run.
     """
     with ExitStack() as stack:
         try:
@@ -233,26 +232,27 @@ def _open_command(
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                process_group=0,  # a Ctrl-C for us is not for the shim
+                process_group=0,  # a Ctrl-C on our terminal must not signal the shim
             )
             stack.callback(_end, process)
             pidfd = os.pidfd_open(process.pid)
         except OSError as exc:
             raise ShimError(f"cannot run {argv[0]}: {exc.strerror}") from None
-        except ValueError as exc:  # of a name that no argument can have
+        except ValueError as exc:  # an argument contains a NUL byte
             raise InvalidError(f"cannot run {argv[0]}: {exc}") from None
         stack.callback(os.close, pidfd)
         yield _Command(process, pidfd, out, err)
 
 
 def find_runtime(runtime: str) -> str:
-    """Return the executable of ``runtime``: a path as it is, a name by containerd's rule.
+    """Return the path of the executable of ``runtime``, which is a path or a name.
 
-    ``io.containerd.NAME.VERSION`` is ``containerd-shim-NAME-VERSION``, on PATH or
-    beside the running Python.
+    By containerd's rule the executable of ``io.containerd.NAME.VERSION`` is
+    ``containerd-shim-NAME-VERSION``.  It is searched on PATH, then in the directory of
+    the running Python.
 
-    :raises NotFoundError: there is none.
-    :raises InvalidError: it is neither a path nor such a name.
+    :raises NotFoundError: there is no such executable.
+    :raises InvalidError: ``runtime`` is neither a path nor such a name.
     """
     if "/" in runtime:
         if not os.access(runtime, os.X_OK) or Path(runtime).is_dir():
@@ -261,7 +261,9 @@ def find_runtime(runtime: str) -> str:
     name, _, version = runtime.rpartition(".")
     name = name.rpartition(".")[2]
     if not name or not version:
-        raise InvalidError(f"{runtime!r} is no runtime; say io.containerd.runc.v2, or give a path")
+        raise InvalidError(
+            f"{runtime!r} is not a runtime; use a name such as io.containerd.runc.v2, or a path"
+        )
     binary = f"containerd-shim-{name}-{version}"
     found = shutil.which(binary)
     found = found or shutil.which(binary, path=str(Path(sys.executable).parent))
@@ -271,25 +273,29 @@ def find_runtime(runtime: str) -> str:
 
 
 def parse_answer(answer: bytes) -> tuple[str, int]:
-    """Read what ``start`` printed, in any of its three forms: address and version.
+    """Return the address and the Task API version in the output of ``start``.
 
-    :raises ShimError: it is none of them.
-    :raises UnsupportedError: the shim wants another protocol or a newer version.
+    The output is an address, JSON or a BootstrapResult message.
+
+    :raises ShimError: the output is none of these.
+    :raises UnsupportedError: the shim uses another protocol than ttrpc, or a newer version.
     """
     address, version, protocol = _fields_of(answer)
     if not address:
         raise ShimError("the shim's start printed no address; see its log in the bundle")
     if protocol not in ("", "ttrpc"):
-        raise UnsupportedError(f"the shim speaks {protocol}; only ttrpc is supported")
+        raise UnsupportedError(f"the shim uses {protocol}; only ttrpc is supported")
     if version > _NEWEST:
-        raise UnsupportedError(f"the shim wants Task API {version}; {_NEWEST} is the newest known")
+        raise UnsupportedError(
+            f"the shim uses Task API {version}; {_NEWEST} is the newest supported"
+        )
     return address, version
 
 
 def _fields_of(answer: bytes) -> tuple[str, int, str]:
     text = answer.strip()
     if text.startswith(b"{"):
-        # Infinity is a number to json, and no depth is too deep to be printed.
+        # json reads Infinity as a number, and deep nesting raises RecursionError.
         with suppress(ValueError, TypeError, KeyError, OverflowError, RecursionError):
             fields = json.loads(text)
             return str(fields["address"]), int(fields["version"]), str(fields.get("protocol", ""))
@@ -306,7 +312,7 @@ def _fields_of(answer: bytes) -> tuple[str, int, str]:
 def _command(binary: str, container: str, namespace: str) -> list[str]:
     return [
         *(binary, "-namespace", namespace, "-id", container),
-        # Nobody listens here: it makes the name of the socket ours.
+        # No process listens on this address.  The shim derives its socket's name from it.
         *("-address", str(known.state_directory() / "shimctl.sock")),
         *("-publish-binary", "/bin/true"),
     ]
@@ -327,13 +333,13 @@ def _environment(namespace: str, events: str | Path | None) -> dict[str, str]:
 
 @dataclass(slots=True)
 class Log:
-    """The reading end of a shim's log, and the last of what came out of it."""
+    """The read end of a shim's log, and the last ``_LOG_LIMIT`` characters of the log."""
 
     fd: int
     tail: str = ""
 
     def read(self) -> str:
-        """Return what has come since the last time, without waiting."""
+        """Return the text written since the last call; this does not wait."""
         text = b""
         with suppress(BlockingIOError):
             while data := os.read(self.fd, _LOG_LIMIT):
@@ -343,25 +349,25 @@ class Log:
         return new
 
     def last_line(self) -> str:
-        """Return the latest line; where there was none, say so."""
+        """Return the last line, or "nothing" if the log is empty."""
         self.read()
         return _last_line(self.tail) or "nothing"
 
 
 @contextmanager
 def open_log(bundle: Path) -> Iterator[Log]:
-    """Make the ``log`` fifo of ``bundle`` if it has none, and be its reader in the block.
+    """Open the ``log`` fifo of ``bundle`` for the block; create it if it does not exist.
 
-    :raises ShimError: there can be none.
+    :raises ShimError: the fifo cannot be created or opened.
     """
     path = bundle / "log"
     try:
         with suppress(FileExistsError):
             make_fifo(path, 0o700)
-        # Reading and writing, so that it opens without a writer and never ends.
+        # O_RDWR opens without a writer and never reads EOF.
         fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
-        raise ShimError(f"cannot use {path}: {exc.strerror}") from None
+        raise ShimError(f"cannot open {path}: {exc.strerror}") from None
     try:
         yield Log(fd)
     finally:

@@ -1,4 +1,4 @@
-"""What the Task API carries without looking at it: OCI objects, and options of the runtime.
+"""Make the Any messages in requests: OCI objects and the runtime's options.
 
 Source: containerd api/types/runc/options, and pkg/oci for the names of JSON values.
 """
@@ -35,12 +35,12 @@ def runc_options(
     io_uid: int = 0,
     io_gid: int = 0,
 ) -> AnyMessage:
-    """Return the options of ``create`` for runc and what is called like it.
+    """Return the options of ``create`` for runc and runtimes with runc's command line.
 
-    ``binary`` is the runtime's executable (runc), ``root`` where it keeps its state
-    (/run/containerd/runc); below that comes a directory for the namespace.
-    ``systemd_cgroup`` lets systemd make the cgroup.  ``io_uid`` and ``io_gid`` own
-    the pipes of the process.  Empty is the shim's own choice.
+    ``binary`` is the runtime's executable (default runc).  ``root`` is the runtime's state
+    directory (default /run/containerd/runc); the shim appends the namespace to it.
+    With ``systemd_cgroup`` systemd makes the cgroup.  ``io_uid`` and ``io_gid`` own the
+    pipes of the process.  For an empty value the shim uses its own default.
     """
     return _wrapped(
         made(
@@ -66,7 +66,7 @@ def checkpoint_options(
 
 
 def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
-    """Return an object of an OCI config; ``kind`` is its name in the specification."""
+    """Wrap an object of an OCI config; ``kind`` is its type's name in the specification."""
     return AnyMessage(type_url=names.SPEC + kind, value=jsontext.dumps(dict(value)))
 
 
@@ -75,12 +75,12 @@ def made(
 ) -> _Message:
     """Return a message of ``kind`` with ``fields``.
 
-    :raises InvalidError: a number is out of the range of its field, or a text is no UTF-8.
+    :raises InvalidError: a number is out of its field's range, or a text is not UTF-8.
     """
     try:
         return kind(*args, **fields)
     except ValueError as exc:
-        raise InvalidError(f"no {kind.__name__} can say that: {exc}") from None
+        raise InvalidError(f"cannot make a {kind.__name__}: {exc}") from None
 
 
 def _wrapped(message: Message) -> AnyMessage:

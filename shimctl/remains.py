@@ -1,11 +1,12 @@
-"""What is left of a container after its end: processes, mounts and control groups.
+"""Find the processes, mounts and cgroups that remain of a container after its deletion.
 
-A shim's ``delete`` may fail, or the runtime hang.  What is looked for is noted before
-the end, while the init process can be told from others: its pidfd, and the groups on
-its way that have the container's name.  A pid in a file may be another process's by
-now, and is believed only if that process is in such a group.
+Some remain if a shim's ``delete`` fails or the runtime hangs.  :func:`traces_of` collects
+where to look before the deletion, while the init process can still be identified: its
+pidfd, and the cgroups on its path that have the container's name.  The kernel may have
+reused a pid that was read from a file.  So that pid counts only if its process is in
+such a cgroup.
 
-Source: runc libcontainer/specconv and cgroups/systemd for the names of groups.
+Source: runc libcontainer/specconv and cgroups/systemd for the names of cgroups.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
     from shim.linux.mountinfo import MountPoint
 
-_CONFIG = 64 << 20  # bytes of config.json that are read
-_SHOWN = 8  # names of a kind in a message
+_CONFIG = 64 << 20  # the most bytes of config.json that are read
+_SHOWN = 8  # the most pids, mounts or cgroups in a message
 
 
 class RemainsError(WrongStateError):
-    """A container could not be removed; what is left of it is in the attributes.
+    """A container could not be removed; the attributes list what remains.
 
     ``processes`` are pids, ``mounts`` and ``cgroups`` are paths.
     """
@@ -54,7 +55,7 @@ class RemainsError(WrongStateError):
             if values
         ]
         super().__init__(
-            f"{container} could not be deleted; these remain: {'; '.join(parts)}. "
+            f"cannot delete {container}; these remain: {'; '.join(parts)}. "
             "End the processes and delete it again"
         )
 
@@ -66,7 +67,7 @@ def _listed(values: tuple[object, ...]) -> str:
 
 @dataclass(slots=True)
 class Traces:
-    """Where to look for what is left of one container.  :meth:`close` lets go of it."""
+    """Where to look for remains of one container.  :meth:`close` closes the pidfd."""
 
     container: str
     bundle: Path
@@ -80,7 +81,7 @@ class Traces:
             self.pidfd = -1
 
     def processes(self) -> tuple[int, ...]:
-        """Return the pids of what still runs."""
+        """Return the pids of the container's processes that still run."""
         found = set()
         for group in self.cgroups:
             for folder, _, names in os.walk(group):
@@ -93,9 +94,9 @@ class Traces:
         return tuple(sorted(found - {0}))
 
     def check(self, *, mounts: bool) -> None:
-        """Look once; ``mounts`` also at what is mounted on the rootfs.
+        """Check once; with ``mounts`` also for mounts on and below the rootfs.
 
-        :raises RemainsError: something is left.
+        :raises RemainsError: something remains.
         """
         left = (
             self.processes(),
@@ -113,9 +114,10 @@ def _has_ended(pidfd: int) -> bool:
 
 
 def traces_of(bundle: Path, container: str, pid: int = 0) -> Traces:
-    """Note where the container of ``bundle`` is, as far as that can be told.
+    """Collect where to look for remains of the container in ``bundle``.
 
-    ``pid`` is its init's, as the shim has it; by default what the bundle says.
+    ``pid`` is that of its init process, from the shim; the default is the pid in the
+    bundle's ``init.pid``.
     """
     names = _names(bundle, container)
     trusted = pid > 0
@@ -127,7 +129,7 @@ def traces_of(bundle: Path, container: str, pid: int = 0) -> Traces:
         mounts = [one for one in mountinfo.read() if one.fstype in ("cgroup", "cgroup2")]
     except OSError:
         return traces
-    # A group that is named in full is looked for without its init, too.
+    # A cgroup whose whole path is known needs no init process to be found.
     found = [f"/{name.strip('/')}" for name in names if "/" in name]
     with suppress(OSError, OverflowError, ValueError):
         pidfd = os.pidfd_open(pid) if pid > 0 else -1
@@ -142,7 +144,7 @@ def traces_of(bundle: Path, container: str, pid: int = 0) -> Traces:
 
 
 def _names(bundle: Path, container: str) -> list[str]:
-    """Return what the container's group may be called; one with a slash is a whole path."""
+    """Return the possible names of the container's cgroup; a name with a slash is a path."""
     path = ""
     with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         config = json.loads(read_whole(str(bundle / "config.json"), _CONFIG))
@@ -158,7 +160,7 @@ def _names(bundle: Path, container: str) -> list[str]:
 
 
 def _own(path: str, names: list[str]) -> Iterator[str]:
-    """Give the part of ``path`` up to the end of one of ``names``."""
+    """Yield the part of ``path`` that ends with one of ``names``."""
     for name in names:
         before, found, _ = f"{path}/".partition(f"/{name.strip('/')}/")
         if found:

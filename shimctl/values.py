@@ -1,7 +1,7 @@
-"""What a shim says about its tasks, as frozen values instead of messages.
+"""The contents of a shim's replies as frozen dataclasses.
 
-Units: seconds and bytes, times are UTC.  Absence is None, never a magic number:
-the sentinels of the kernel and of Go stop here.
+Units: seconds and bytes; times are UTC.  An absent value is None: this module converts
+the special numbers of the kernel and of Go.
 
 Source: containerd api/types/task and the cgroups Metrics messages.
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from shim.api import task_pb2
 
-# cgroup v1 says "no limit" with the largest page-aligned number, v2 with the
-# largest number; anything near either is none.
+# cgroup v1 reports "no limit" as the largest page-aligned number, v2 as the largest
+# number.  A limit of at least this many bytes counts as no limit.
 _NO_LIMIT = 1 << 62
 
 
 class Status(StrEnum):
-    """Where a process is in its life."""
+    """The status of a process, as ``State`` reports it."""
 
     UNKNOWN = "unknown"
     CREATED = "created"
@@ -45,7 +45,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stdio:
-    """Where a process reads and writes: fifos, files, URIs, or empty for /dev/null."""
+    """The stdio paths of a process: fifos, files or URIs; empty is /dev/null."""
 
     stdin: str = ""
     stdout: str = ""
@@ -57,8 +57,8 @@ class Stdio:
 class TaskState:
     """One process, as ``State`` reports it.
 
-    ``exit_status`` is None until the process has ended, then the shell's
-    number: the exit code, or 128 + signal.
+    ``exit_status`` is None until the process exits.  Then it is the exit code, or
+    128 + signal as in a shell.
     """
 
     id: str
@@ -73,10 +73,10 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """How and when a process ended.  ``pid`` is 0 where the reply has none.
+    """A process's exit status and time.  ``pid`` is 0 if the reply has none.
 
-    ``reason`` says why the status is not known; it is 255 then.  Shims do not tell,
-    their exit records do.
+    If the exit status is unknown, ``exit_status`` is 255 and ``reason`` gives the cause.
+    Only exit records contain a reason; replies of a shim do not.
     """
 
     exit_status: int
@@ -87,7 +87,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Who answers.  ``task_pid`` is 0 when the shim does not know the task."""
+    """The shim that answered.  ``task_pid`` is 0 if the shim does not have the task."""
 
     shim_pid: int
     task_pid: int
@@ -96,7 +96,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Pid:
-    """One process of a container; ``exec_id`` is empty unless it was exec'ed."""
+    """One process of a container; ``exec_id`` is empty unless the process is an exec."""
 
     pid: int
     exec_id: str = ""
@@ -104,9 +104,10 @@ class Pid:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """What a container uses.  CPU times in seconds, memory in bytes, None for no limit.
+    """A container's resource usage.
 
-    ``io_read`` and ``io_written`` are bytes of block devices, None where nobody counts them.
+    CPU times are seconds, memory is bytes; a limit of None is no limit.  ``io_read`` and
+    ``io_written`` are bytes of block devices, None if the kernel does not count them.
     """
 
     cgroup: int
@@ -122,13 +123,13 @@ class Stats:
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
-    """Convert a time; None for the zeros of protobuf and Go, and for what is no time."""
+    """Convert a time; return None for an invalid time and the zero times of protobuf and Go."""
     if stamp.seconds <= 0:
         return None
     try:
         return stamp.ToDatetime(tzinfo=UTC)
     except ValueError:
-        return None  # beyond the year 9999, or a second with more than its nanoseconds
+        return None  # after the year 9999, or 10^9 nanoseconds or more
 
 
 def state_of(reply: task_pb2.StateResponse) -> TaskState:
@@ -136,7 +137,7 @@ def state_of(reply: task_pb2.StateResponse) -> TaskState:
     try:
         status = Status(process_pb2.Status.Name(reply.status).lower())
     except ValueError:
-        status = Status.UNKNOWN  # a newer shim may know more of them
+        status = Status.UNKNOWN  # a newer shim may have more statuses
     ended = status is Status.STOPPED
     return TaskState(
         id=reply.id,
@@ -151,7 +152,7 @@ def state_of(reply: task_pb2.StateResponse) -> TaskState:
 
 
 def pids_of(processes: Iterable[process_pb2.ProcessInfo]) -> tuple[Pid, ...]:
-    """Convert the reply of ``Pids``; details we cannot read are left out."""
+    """Convert the reply of ``Pids``; ignore details of an unknown type."""
     return tuple(Pid(process.pid, _exec_id(process.info)) for process in processes)
 
 
@@ -172,8 +173,8 @@ def type_name(message: AnyMessage) -> str:
 def stats_of(metrics: AnyMessage) -> Stats:
     """Decode the metrics of either cgroup version.
 
-    :raises UnsupportedError: they are of another type, as on another platform.
-    :raises ShimError: they are not what they say.
+    :raises UnsupportedError: the metrics are of another type, as on another platform.
+    :raises ShimError: the metrics cannot be decoded as their type.
     """
     name = type_name(metrics)
     try:
@@ -183,10 +184,10 @@ def stats_of(metrics: AnyMessage) -> Stats:
             case "io.containerd.cgroups.v2.Metrics":
                 return _from_v2(cgroups_v2_pb2.Metrics.FromString(metrics.value))
     except DecodeError:
-        raise ShimError(f"the shim's metrics are no {name}") from None
+        raise ShimError(f"cannot decode the shim's metrics as {name}") from None
     if not name:
-        raise UnsupportedError("the shim gave no metrics; its runtime may not have any")
-    raise UnsupportedError(f"metrics of type {name} cannot be shown")
+        raise UnsupportedError("the shim returned no metrics; its runtime may have none")
+    raise UnsupportedError(f"cannot decode metrics of the unknown type {name}")
 
 
 def _from_v1(metrics: cgroups_v1_pb2.Metrics) -> Stats:

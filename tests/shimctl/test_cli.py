@@ -221,7 +221,7 @@ def test_a_short_name_that_may_be_several_is_refused_with_a_list(
         make_directory(state, "ns", name)
     done = called(*["twin-sti" if word == "ID" else word for word in command])
     assert (done.returncode, done.stdout) == (125, "")
-    assert "'twin-sti' may be any of ns/twin-stick, ns/twin-still; use a longer id" in done.stderr
+    assert "'twin-sti' matches ns/twin-stick, ns/twin-still; use a longer id" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -115,7 +115,7 @@ def test_what_remains_is_named_where_the_shims_delete_fails(
     bundle, launched, pid = begin(place)
     os.kill(launched.shim_pid, signal.SIGKILL)
     eventually(lambda: not alive(launched.shim_pid))
-    with pytest.raises(RemainsError, match=f"c could not be deleted.* processes {pid}") as caught:
+    with pytest.raises(RemainsError, match=f"cannot delete c;.* processes {pid}") as caught:
         FACES[face](bundle, "c", namespace=place.namespace, runtime="/bin/false")
     assert caught.value.processes == (pid,)
     assert caught.value.cgroups

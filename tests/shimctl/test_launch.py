@@ -134,7 +134,7 @@ async def test_a_process_out_of_files_is_an_error_and_leaves_nothing(
 async def test_a_bundle_that_cannot_be_used_is_an_error_of_ours(tmp_path: Path) -> None:
     shim = _executable(tmp_path / "shim", "#!/bin/sh\nexit 1\n")
     (tmp_path / "log").mkdir()
-    with pytest.raises(ShimError, match=f"cannot use {tmp_path}/log: Is a directory"):
+    with pytest.raises(ShimError, match=f"cannot open {tmp_path}/log: Is a directory"):
         await launch(tmp_path, "c", runtime=str(shim))
 
 

@@ -54,15 +54,18 @@ FACES = {"trio": on_trio, "asyncio": on_asyncio, "threads": in_threads}
 
 # The error of each, and what it says.
 ERRORS: dict[str, tuple[type[ShimError], str]] = {
-    "closes at once": (UnavailableError, "went away during State"),
-    "closes after the request": (UnavailableError, "went away during State"),
+    "closes at once": (UnavailableError, "State failed: the shim closed the connection"),
+    "closes after the request": (
+        UnavailableError,
+        "State failed: the shim closed the connection",
+    ),
     "never answers": (TimedOutError, "no reply within"),
     "an HTTP server": (ShimError, "belongs to something else"),
     "an HTTP server that closes": (ShimError, "belongs to something else"),
     "an SSH server": (ShimError, "belongs to something else"),
     "garbage": (ShimError, "belongs to something else"),
     "half a header": (TimedOutError, "no reply within"),
-    "a frame cut short": (UnavailableError, "went away during State"),
+    "a frame cut short": (UnavailableError, "State failed: the shim closed the connection"),
     "an oversize frame": (ShimError, "over the limit"),
     "no Response": (ShimError, "not a ttrpc Response"),
     "no StateResponse": (ShimError, r"not a containerd\.task\.v3\.StateResponse"),
