@@ -37,11 +37,11 @@ from shim.errors import (
 from shim.linux.removal import remove_tree
 from shim.ttrpc import aio as ttrpc
 from shimctl import client, discover, ending, launching
+from shimctl.backend import AT_ONCE
 from shimctl.client import CONNECT_TIMEOUT, Shim, Task
 from shimctl.discover import Found, Health
 from shimctl.events import Event, handlers_for, listening
 from shimctl.exits import read_address, read_exit
-from shimctl.face import AT_ONCE
 from shimctl.launching import DEFAULT_RUNTIME, Launched
 from shimctl.options import runc_options
 from shimctl.remains import RemainsError
@@ -93,7 +93,7 @@ async def connect(
     address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
 ) -> AsyncIterator[Shim]:
     """Connect to the shim at ``address`` for the block; see :func:`shimctl.connect`."""
-    with client.reaching(address) as whole:
+    with client.connecting_to(address) as whole:
         sock = await ttrpc.connect(whole, timeout)
     async with ttrpc.open_channel(sock) as channel:
         yield Shim(channel, whole, namespace)
@@ -116,7 +116,7 @@ async def launch(
         runtime=runtime,
         debug=debug,
         events=events,
-        face=_FACE,
+        backend=_BACKEND,
     )
 
 
@@ -129,7 +129,7 @@ async def run_delete(
 ) -> Exited | None:
     """Run the shim's ``delete`` command; see :func:`shimctl.run_delete`."""
     return await launching.run_delete(
-        bundle, container, namespace=namespace, runtime=runtime, face=_FACE
+        bundle, container, namespace=namespace, runtime=runtime, backend=_BACKEND
     )
 
 
@@ -150,7 +150,7 @@ async def dispose(
         namespace=namespace,
         runtime=runtime,
         alone=alone,
-        face=_FACE,
+        backend=_BACKEND,
     )
 
 
@@ -158,7 +158,7 @@ async def list_shims(
     *, states: Sequence[str | Path] = (), socket_dir: str | Path = discover.SOCKETS
 ) -> list[Found]:
     """Find every shim; see :func:`shimctl.list_shims`."""
-    return await discover.list_shims(states=states, socket_dir=socket_dir, face=_FACE)
+    return await discover.list_shims(states=states, socket_dir=socket_dir, backend=_BACKEND)
 
 
 @asynccontextmanager
@@ -176,11 +176,11 @@ async def serve_events(
 
 
 class _Asyncio:
-    """The face for asyncio; see :mod:`shimctl.face`."""
+    """The backend for asyncio; see :mod:`shimctl.backend`."""
 
     connect = staticmethod(connect)
 
-    async def readable(self, fd: int, seconds: float) -> bool:
+    async def wait_readable(self, fd: int, seconds: float) -> bool:
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         loop.add_reader(fd, ready.set)
@@ -193,7 +193,7 @@ class _Asyncio:
             loop.remove_reader(fd)
         return True
 
-    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         async def bounded() -> None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -206,7 +206,7 @@ class _Asyncio:
                 await asyncio.shield(task)
         task.result()
 
-    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
         limiter = asyncio.Semaphore(AT_ONCE)
 
         async def one(work: Callable[[], Awaitable[None]]) -> None:
@@ -218,4 +218,4 @@ class _Asyncio:
                 group.create_task(one(work))
 
 
-_FACE = _Asyncio()
+_BACKEND = _Asyncio()

@@ -112,7 +112,7 @@ def connect(
     address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
 ) -> Iterator[Shim]:
     """Connect to the shim at ``address`` for the block; see :func:`shimctl.connect`."""
-    with client.reaching(address) as whole:
+    with client.connecting_to(address) as whole:
         sock = ttrpc.connect(whole, timeout)
     with ttrpc.open_channel(sock) as channel:
         yield Shim(client.Shim(channel, whole, namespace), channel.close)
@@ -292,7 +292,7 @@ def launch(
             runtime=runtime or launching.DEFAULT_RUNTIME,
             debug=debug,
             events=events,
-            face=_FACE,
+            backend=_BACKEND,
         )
     )
 
@@ -309,7 +309,9 @@ def run_delete(
 
     runtime = runtime or launching.DEFAULT_RUNTIME
     return run(
-        launching.run_delete(bundle, container, namespace=namespace, runtime=runtime, face=_FACE)
+        launching.run_delete(
+            bundle, container, namespace=namespace, runtime=runtime, backend=_BACKEND
+        )
     )
 
 
@@ -333,7 +335,7 @@ def dispose(
             namespace=namespace,
             runtime=runtime or launching.DEFAULT_RUNTIME,
             alone=alone,
-            face=_FACE,
+            backend=_BACKEND,
         )
     )
 
@@ -345,7 +347,7 @@ def list_shims(
     from shimctl import discover
 
     socket_dir = socket_dir or discover.SOCKETS
-    return run(discover.list_shims(states=states, socket_dir=socket_dir, face=_FACE))
+    return run(discover.list_shims(states=states, socket_dir=socket_dir, backend=_BACKEND))
 
 
 @contextmanager
@@ -370,27 +372,27 @@ def serve_events(path: str | Path, handler: Callable[[Event], object]) -> Iterat
 
 
 class _Threads:
-    """The face for plain threads; see :mod:`shimctl.face`."""
+    """The backend for plain threads; see :mod:`shimctl.backend`."""
 
     @asynccontextmanager
     async def connect(
         self, address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
     ) -> AsyncIterator[client.Shim]:
-        with client.reaching(address) as whole:
+        with client.connecting_to(address) as whole:
             sock = ttrpc.connect(whole, timeout)
         with ttrpc.open_channel(sock) as channel:
             yield client.Shim(channel, whole, namespace)
 
-    async def readable(self, fd: int, seconds: float) -> bool:
+    async def wait_readable(self, fd: int, seconds: float) -> bool:
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         # Nothing cancels a thread, and each step of ``work`` has its own time limit.
         await work()
 
-    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -402,4 +404,4 @@ async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
 
 
 _AT_ONCE = 32  # the most shims that are probed at once
-_FACE = _Threads()
+_BACKEND = _Threads()

@@ -42,7 +42,7 @@ from shim.errors import (
 )
 from shim.linux import sockets
 from shim.ttrpc.calls import Channel, ConnectionLostError, UnaryUnaryMethod
-from shimctl.options import checkpoint_options, json_value, made
+from shimctl.options import checkpoint_options, json_value, make_message
 from shimctl.values import (
     Connected,
     Exited,
@@ -103,9 +103,9 @@ async def connect(
     :raises InvalidError: the address is malformed, or the server runs neither as root nor
         as our own user.
     """
-    from shim.ttrpc.client import open_channel  # needs trio, which the other faces do not
+    from shim.ttrpc.client import open_channel  # needs trio, which the other backends do not
 
-    with reaching(address) as whole:
+    with connecting_to(address) as whole:
         stream = await sockets.connect(whole, timeout)
         try:
             sockets.check_server(stream.socket, whole)
@@ -117,7 +117,7 @@ async def connect(
 
 
 @contextmanager
-def reaching(address: str) -> Iterator[str]:
+def connecting_to(address: str) -> Iterator[str]:
     """Yield ``address`` with its ``unix://``; convert an OSError of the block.
 
     :raises UnavailableError: the block raised OSError, because it could not connect.
@@ -154,7 +154,7 @@ class Shim:
 
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
         """Return the shim's pid and version, and the pid of ``task_id`` if the shim has it."""
-        reply = await self.call("Connect", made(api.ConnectRequest, id=task_id), timeout)
+        reply = await self.call("Connect", make_message(api.ConnectRequest, id=task_id), timeout)
         return Connected(reply.shim_pid, reply.task_pid, reply.version)
 
     async def create(
@@ -179,7 +179,7 @@ class Shim:
         :raises ShimError: the runtime failed; the message is the runtime's.
         """
         stdio = stdio or Stdio()
-        request = made(
+        request = make_message(
             api.CreateTaskRequest,
             id=task_id,
             bundle=str(bundle),
@@ -197,7 +197,7 @@ class Shim:
     async def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
         """Ask the shim to exit.  A shim that still has containers stays; this is no error."""
         try:
-            await self.call("Shutdown", made(api.ShutdownRequest, now=now), timeout)
+            await self.call("Shutdown", make_message(api.ShutdownRequest, now=now), timeout)
         except UnavailableError:
             return  # the shim exited before it answered
 
@@ -249,7 +249,7 @@ class Task:
         :raises WrongStateError: the process was started before.  Some shims' status maps to
             ShimError.
         """
-        request = made(api.StartRequest, id=self.id, exec_id=self.exec_id)
+        request = make_message(api.StartRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Start", request, timeout)
         return int(reply.pid)
 
@@ -268,7 +268,7 @@ class Task:
         :raises ExistsError: the container has an exec with this ``exec_id``.
         """
         stdio = stdio or Stdio()
-        request = made(
+        request = make_message(
             api.ExecProcessRequest,
             id=self.id,
             exec_id=exec_id,
@@ -286,7 +286,7 @@ class Task:
 
         :raises NotFoundError: the shim has no such container or exec.
         """
-        request = made(api.StateRequest, id=self.id, exec_id=self.exec_id)
+        request = make_message(api.StateRequest, id=self.id, exec_id=self.exec_id)
         return state_of(await self.shim.call("State", request, timeout))
 
     async def kill(
@@ -296,20 +296,19 @@ class Task:
 
         :raises NotFoundError: the process has exited.
         """
-        request = made(
+        request = make_message(
             api.KillRequest, id=self.id, exec_id=self.exec_id, signal=signal, all=everyone
         )
         await self.shim.call("Kill", request, timeout)
 
     async def wait(self, *, timeout: float | None = None) -> Exited:
-        """Wait until the process exits; return its exit status.
+        """Wait until the process exits; without a ``timeout`` the wait has no limit.
 
-        Without a ``timeout`` the wait has no limit.  If the process has exited and is not
-        deleted, this returns at once.
+        If the process has exited and is not deleted, this returns at once.
 
         :raises TimedOutError: the process still runs after ``timeout`` seconds.
         """
-        request = made(api.WaitRequest, id=self.id, exec_id=self.exec_id)
+        request = make_message(api.WaitRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Wait", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at))
 
@@ -319,13 +318,13 @@ class Task:
         :raises WrongStateError: the process still runs.  Some shims' status maps to
             ShimError.
         """
-        request = made(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
+        request = make_message(api.DeleteRequest, id=self.id, exec_id=self.exec_id)
         reply = await self.shim.call("Delete", request, timeout)
         return Exited(reply.exit_status, time_of(reply.exited_at), reply.pid)
 
     async def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
         """List the processes of the container."""
-        reply = await self.shim.call("Pids", made(api.PidsRequest, id=self.id), timeout)
+        reply = await self.shim.call("Pids", make_message(api.PidsRequest, id=self.id), timeout)
         return pids_of(reply.processes)
 
     async def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
@@ -333,16 +332,16 @@ class Task:
 
         :raises UnsupportedError: the runtime has no metrics, or metrics of an unknown type.
         """
-        reply = await self.shim.call("Stats", made(api.StatsRequest, id=self.id), timeout)
+        reply = await self.shim.call("Stats", make_message(api.StatsRequest, id=self.id), timeout)
         return stats_of(reply.stats)
 
     async def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Freeze every process of the container."""
-        await self.shim.call("Pause", made(api.PauseRequest, id=self.id), timeout)
+        await self.shim.call("Pause", make_message(api.PauseRequest, id=self.id), timeout)
 
     async def resume(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Undo :meth:`pause`."""
-        await self.shim.call("Resume", made(api.ResumeRequest, id=self.id), timeout)
+        await self.shim.call("Resume", make_message(api.ResumeRequest, id=self.id), timeout)
 
     async def checkpoint(
         self,
@@ -361,7 +360,7 @@ class Task:
         :raises UnsupportedError: the host has no criu.  Some shims' status maps to
             ShimError.
         """
-        request = made(
+        request = make_message(
             api.CheckpointTaskRequest,
             id=self.id,
             path=str(path),
@@ -376,11 +375,8 @@ class Task:
         annotations: Mapping[str, str] | None = None,
         timeout: float = CALL_TIMEOUT,
     ) -> None:
-        """Change the container's resource limits.
-
-        ``resources`` is the ``linux.resources`` object of an OCI config.
-        """
-        request = made(
+        """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
+        request = make_message(
             api.UpdateTaskRequest,
             id=self.id,
             resources=json_value("LinuxResources", resources),
@@ -390,14 +386,14 @@ class Task:
 
     async def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
         """Set the size of the process's terminal, in characters."""
-        request = made(
+        request = make_message(
             api.ResizePtyRequest, id=self.id, exec_id=self.exec_id, width=width, height=height
         )
         await self.shim.call("ResizePty", request, timeout)
 
     async def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
         """Close the shim's end of stdin; the process reads EOF after every writer closed too."""
-        request = made(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
+        request = make_message(api.CloseIORequest, id=self.id, exec_id=self.exec_id, stdin=True)
         await self.shim.call("CloseIO", request, timeout)
 
 

@@ -31,16 +31,16 @@ from shim.errors import (
     UnavailableError,
 )
 from shim.linux import sockets
-from shimctl import directories as known
+from shimctl import directories
+from shimctl.backend import TRIO
 from shimctl.exits import read_address, read_exit
-from shimctl.face import TRIO
 from shimctl.values import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from shimctl.backend import Backend
     from shimctl.client import Shim
-    from shimctl.face import Face
     from shimctl.values import Exited
 
 PROBE = 2  # s to probe one socket: connect, Connect, State
@@ -80,13 +80,13 @@ class Found:
 
 
 async def list_shims(
-    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS, face: Face = TRIO
+    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS, backend: Backend = TRIO
 ) -> list[Found]:
     """Find every shim and probe it; the list is sorted by namespace and id.
 
     ``states`` are further state directories of containerd (its ``state`` option,
     default /run/containerd); CONTAINERD_STATE, if set, is always one of them.
-    ``socket_dir`` replaces containerd's socket directory.  ``face`` waits on the
+    ``socket_dir`` replaces containerd's socket directory.  ``backend`` waits on the
     caller's framework.
 
     A socket that does not answer like a shim within 2 s raises no error: its ``health``
@@ -103,9 +103,9 @@ async def list_shims(
     results: list[Found] = []
 
     async def ask(found: Found) -> None:
-        results.append(await _probe(found, processes, face))
+        results.append(await _probe(found, processes, backend))
 
-    await face.together([partial(ask, found) for found in candidates])
+    await backend.run_all([partial(ask, found) for found in candidates])
     return sorted(results, key=lambda found: (found.namespace, found.id, found.address))
 
 
@@ -149,7 +149,7 @@ def _in_directories(states: Sequence[str | Path]) -> list[Found]:
 
 
 def _ours() -> Iterator[Found]:
-    for path in known.listed(known.state_directory(), "*/*/config.json"):
+    for path in directories.listed(directories.state_directory(), "*/*/config.json"):
         bundle = path.parent
         yield Found(
             bundle.parent.name, bundle.name, read_address(bundle), str(bundle), managed=True
@@ -157,20 +157,20 @@ def _ours() -> Iterator[Found]:
 
 
 def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
-    for root in known.roots(states):
-        for bundle in known.listed(Path(root), f"{known.BUNDLES}/*/*"):
+    for root in directories.roots(states):
+        for bundle in directories.listed(Path(root), f"{directories.BUNDLES}/*/*"):
             # A bundle with neither belongs to a container that is being created.
             address = read_address(bundle)
             if address or read_exit(bundle):
                 yield Found(bundle.parent.name, bundle.name, address, str(bundle))
-    for path in known.listed(Path(known.CRIO), "*/userdata/address"):
+    for path in directories.listed(Path(directories.CRIO), "*/userdata/address"):
         bundle = path.parent
         if address := read_address(bundle):
             yield Found("default", bundle.parent.name, address, str(bundle))
 
 
 def _sockets(directory: Path) -> Iterator[Path]:
-    for path in known.listed(directory, "*"):
+    for path in directories.listed(directory, "*"):
         try:
             if stat.S_ISSOCK(path.lstat().st_mode):
                 yield path
@@ -236,7 +236,7 @@ def _path_of(address: str) -> str:
     return address.removeprefix("unix://")
 
 
-async def _probe(found: Found, processes: Sequence[_Arguments], face: Face) -> Found:
+async def _probe(found: Found, processes: Sequence[_Arguments], backend: Backend) -> Found:
     """Probe one socket: is it a shim, and in which state is its container?"""
     if found.bundle:
         found = replace(found, exited=read_exit(found.bundle))
@@ -246,7 +246,9 @@ async def _probe(found: Found, processes: Sequence[_Arguments], face: Face) -> F
     connected = False
     deadline = time.monotonic() + PROBE
     try:
-        async with face.connect(found.address, namespace=found.namespace, timeout=PROBE) as shim:
+        async with backend.connect(
+            found.address, namespace=found.namespace, timeout=PROBE
+        ) as shim:
             connected = True
             return await _ask(shim, replace(found, exited=None), processes, deadline)
     except TimedOutError:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from shim.errors import NotFoundError, ShimError, TimedOutError, UnavailableError
 from shim.linux.sockets import can_connect, socket_path
+from shimctl.backend import TRIO
 from shimctl.exits import read_address
-from shimctl.face import TRIO
 from shimctl.launching import DEFAULT_RUNTIME, run_delete
 from shimctl.remains import RemainsError, traces_of
 
 if TYPE_CHECKING:
+    from shimctl.backend import Backend
     from shimctl.client import Shim, Task
-    from shimctl.face import Face
     from shimctl.remains import Traces
     from shimctl.values import Exited
 
@@ -40,7 +40,7 @@ async def dispose(
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
     alone: bool = True,
-    face: Face = TRIO,
+    backend: Backend = TRIO,
 ) -> Exited | None:
     """End the container in ``bundle`` and its shim in any state; return the exit status.
 
@@ -66,15 +66,15 @@ async def dispose(
     traces = traces_of(bundle, container)
     try:
         exited, deleted = await _end(
-            bundle, container, address, namespace, runtime, alone=alone, face=face
+            bundle, container, address, namespace, runtime, alone=alone, backend=backend
         )
-        await _check(traces, mounts=not deleted, face=face)
+        await _check(traces, mounts=not deleted, backend=backend)
     finally:
         traces.close()
     return exited
 
 
-async def end_known(task: Task, bundle: Path, pid: int, *, force: bool) -> Exited | None:
+async def delete_and_check(task: Task, bundle: Path, pid: int, *, force: bool) -> Exited | None:
     """Delete a container that another manager started; check that nothing of it remains.
 
     ``pid`` is that of its init process.  With ``force`` a running container is killed.
@@ -90,7 +90,7 @@ async def end_known(task: Task, bundle: Path, pid: int, *, force: bool) -> Exite
             if force:
                 traces.check(mounts=True)
             raise
-        await _check(traces, mounts=False, face=TRIO)
+        await _check(traces, mounts=False, backend=TRIO)
     finally:
         traces.close()
     return exited
@@ -104,25 +104,25 @@ async def _end(
     runtime: str,
     *,
     alone: bool,
-    face: Face,
+    backend: Backend,
 ) -> tuple[Exited | None, bool]:
     """End the container and the shim; also return whether the shim itself did all of it."""
     exited, left = None, False
     if address:
         with suppress(ShimError, OSError):
-            async with face.connect(address, namespace=namespace) as shim:
+            async with backend.connect(address, namespace=namespace) as shim:
                 # Probe with a cheap call before the calls that may take 30 s.
                 await shim.connect(timeout=_ANSWER)
                 exited = await end(shim.task(container))
-                left = await _shut_down(shim, insist=alone, face=face)
+                left = await _shut_down(shim, insist=alone, backend=backend)
     deleted = exited is not None and left
     if not left:
         if alone and address:
             with suppress(OSError):
-                await _kill(address, face)
+                await _kill(address, backend)
         with suppress(ShimError, OSError):
             last = await run_delete(
-                bundle, container, namespace=namespace, runtime=runtime, face=face
+                bundle, container, namespace=namespace, runtime=runtime, backend=backend
             )
             exited = exited or last
     if alone and socket_path(address):
@@ -132,7 +132,7 @@ async def _end(
     return exited, deleted
 
 
-async def _check(traces: Traces, *, mounts: bool, face: Face) -> None:
+async def _check(traces: Traces, *, mounts: bool, backend: Backend) -> None:
     """Wait up to ``_GONE`` seconds until nothing of the container remains.
 
     :raises RemainsError: something remains.
@@ -148,7 +148,7 @@ async def _check(traces: Traces, *, mounts: bool, face: Face) -> None:
                     raise
             else:
                 return
-            await face.readable(never, _LOOK)
+            await backend.wait_readable(never, _LOOK)
     finally:
         os.close(never)
 
@@ -179,22 +179,22 @@ async def end(task: Task) -> Exited | None:
         return None
 
 
-async def _shut_down(shim: Shim, *, insist: bool, face: Face) -> bool:
+async def _shut_down(shim: Shim, *, insist: bool, backend: Backend) -> bool:
     """Call Shutdown; return whether the shim exited.  ``insist`` kills it if it does not."""
     fd = os.pidfd_open((await shim.connect(timeout=_SHUTDOWN)).shim_pid)
     try:
         await shim.shutdown(timeout=_SHUTDOWN)
-        if await face.readable(fd, _SHUTDOWN):
+        if await backend.wait_readable(fd, _SHUTDOWN):
             return True
         if insist:
             signal.pidfd_send_signal(fd, signal.SIGKILL)
-            await face.readable(fd, _KILLED)
+            await backend.wait_readable(fd, _KILLED)
     finally:
         os.close(fd)
     return False
 
 
-async def _kill(address: str, face: Face) -> None:
+async def _kill(address: str, backend: Backend) -> None:
     """Kill the shim that listens on ``address`` without answering, if there is one."""
     from shimctl.discover import shim_at  # late: rarely needed, and it loads psutil
 
@@ -203,6 +203,6 @@ async def _kill(address: str, face: Face) -> None:
         try:
             if shim_at(address) == pid:  # so the pidfd is that of the shim
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-                await face.readable(fd, _KILLED)
+                await backend.wait_readable(fd, _KILLED)
         finally:
             os.close(fd)

@@ -31,14 +31,14 @@ from shim import names
 from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
 from shim.linux.modes import make_fifo, write_file
-from shimctl import directories as known
-from shimctl.face import TRIO
+from shimctl import directories
+from shimctl.backend import TRIO
 from shimctl.values import Exited, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from shimctl.face import Face
+    from shimctl.backend import Backend
 
 DEFAULT_RUNTIME = names.RUNTIME
 START_TIMEOUT = 30  # s
@@ -65,7 +65,7 @@ async def launch(
     runtime: str = DEFAULT_RUNTIME,
     debug: bool = False,
     events: str | Path | None = None,
-    face: Face = TRIO,
+    backend: Backend = TRIO,
 ) -> Launched:
     """Start a shim for ``container`` in ``bundle``; return when it answers.
 
@@ -75,7 +75,7 @@ async def launch(
 
     ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket that
     the shim sends its events to; the default is the socket of ``shimctl events``, and
-    an empty string sends none.  ``face`` waits on the caller's framework.
+    an empty string sends none.  ``backend`` waits on the caller's framework.
 
     Cancelling this shuts down the shim that was started; a pod's shim that already has
     containers stays.  A cancelled ``start`` is killed if it does not end within 5 s.
@@ -102,7 +102,7 @@ async def launch(
         _open_command(argv, bundle, environment) as command,
     ):
         try:
-            if not await face.readable(command.pidfd, START_TIMEOUT):
+            if not await backend.wait_readable(command.pidfd, START_TIMEOUT):
                 command.kill()
                 raise TimedOutError(f"{binary} start did not end within {START_TIMEOUT} s")  # noqa: TRY301 - the except clause withdraws it
             done = command.finish()
@@ -113,7 +113,7 @@ async def launch(
             # A shim opens its log before it serves.  The log stays open here until the
             # shim answers: some shims block without a reader of the log.
             try:
-                async with face.connect(address, namespace=namespace) as shim:
+                async with backend.connect(address, namespace=namespace) as shim:
                     pid = (await shim.connect(container)).shim_pid
             except NotFoundError:
                 pid = 0
@@ -121,7 +121,9 @@ async def launch(
                 raise type(exc)(f"{exc}; the shim's log ends: {log.last_line()}") from None
             _write_address(Path(bundle), address, version)
         except BaseException:
-            await face.insist(partial(_withdraw, command, namespace, face), 2 * WITHDRAW)
+            await backend.run_shielded(
+                partial(_withdraw, command, namespace, backend), 2 * WITHDRAW
+            )
             raise
     return Launched(address, version, pid)
 
@@ -137,14 +139,14 @@ def _write_address(bundle: Path, address: str, version: int) -> None:
         raise ShimError(f"cannot write {path}: {exc.strerror}") from None
 
 
-async def _withdraw(command: _Command, namespace: str, face: Face) -> None:
+async def _withdraw(command: _Command, namespace: str, backend: Backend) -> None:
     """Undo a ``start`` that failed or was cancelled: end the command, shut down its shim."""
-    if not await face.readable(command.pidfd, WITHDRAW):
+    if not await backend.wait_readable(command.pidfd, WITHDRAW):
         command.kill()
     done = command.finish()
     with suppress(ShimError):
         address, _ = parse_answer(done.stdout)
-        async with face.connect(address, namespace=namespace, timeout=WITHDRAW / 2) as shim:
+        async with backend.connect(address, namespace=namespace, timeout=WITHDRAW / 2) as shim:
             await shim.shutdown(timeout=WITHDRAW / 2)  # a shim that has containers stays
 
 
@@ -154,7 +156,7 @@ async def run_delete(
     *,
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
-    face: Face = TRIO,
+    backend: Backend = TRIO,
 ) -> Exited | None:
     """Run the shim's ``delete`` command, as containerd does after the daemon has exited.
 
@@ -171,7 +173,7 @@ async def run_delete(
         raise NotFoundError(f"there is no bundle {bundle}")
     argv = [*_command(binary, container, namespace), "-bundle", str(bundle), "delete"]
     with _open_command(argv, bundle, _environment(namespace, "")) as command:
-        if not await face.readable(command.pidfd, DELETE_TIMEOUT):
+        if not await backend.wait_readable(command.pidfd, DELETE_TIMEOUT):
             return None
         done = command.finish()
     with suppress(DecodeError):
@@ -313,14 +315,14 @@ def _command(binary: str, container: str, namespace: str) -> list[str]:
     return [
         *(binary, "-namespace", namespace, "-id", container),
         # No process listens on this address.  The shim derives its socket's name from it.
-        *("-address", str(known.state_directory() / "shimctl.sock")),
+        *("-address", str(directories.state_directory() / "shimctl.sock")),
         *("-publish-binary", "/bin/true"),
     ]
 
 
 def _environment(namespace: str, events: str | Path | None) -> dict[str, str]:
     return os.environ | {
-        "TTRPC_ADDRESS": str(known.events_socket() if events is None else events),
+        "TTRPC_ADDRESS": str(directories.events_socket() if events is None else events),
         "GRPC_ADDRESS": "",
         "NAMESPACE": namespace,
         "MAX_SHIM_VERSION": "2",

@@ -43,7 +43,7 @@ def runc_options(
     pipes of the process.  For an empty value the shim uses its own default.
     """
     return _wrapped(
-        made(
+        make_message(
             Options,
             binary_name=binary,
             root=str(root),
@@ -61,7 +61,9 @@ def checkpoint_options(
     image: str | Path, *, stop: bool = False, work_path: str | Path = ""
 ) -> AnyMessage:
     """Return the options of a checkpoint into the directory ``image``."""
-    options = made(CheckpointOptions, exit=stop, image_path=str(image), work_path=str(work_path))
+    options = make_message(
+        CheckpointOptions, exit=stop, image_path=str(image), work_path=str(work_path)
+    )
     return _wrapped(options)
 
 
@@ -70,7 +72,7 @@ def json_value(kind: str, value: Mapping[str, object]) -> AnyMessage:
     return AnyMessage(type_url=names.SPEC + kind, value=jsontext.dumps(dict(value)))
 
 
-def made(
+def make_message(
     kind: Callable[_Fields, _Message], *args: _Fields.args, **fields: _Fields.kwargs
 ) -> _Message:
     """Return a message of ``kind`` with ``fields``.

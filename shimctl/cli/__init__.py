@@ -67,10 +67,10 @@ def _lookup(kind: str, given: dict[str, list[str]]) -> Iterator[tuple[str, str]]
 
         yield from ((number.name.removeprefix("SIG"), "") for number in Signals)
         return
-    from shimctl import directories as known
+    from shimctl import directories
 
     wanted = given.get("namespace", [""])[-1]
-    found = sorted(set(known.containers(given.get("state", ()))))
+    found = sorted(set(directories.containers(given.get("state", ()))))
     if kind == "namespace":
         yield from ((namespace, "") for namespace in dict.fromkeys(n for n, _ in found))
         return

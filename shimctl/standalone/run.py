@@ -37,7 +37,7 @@ from shimctl.client import connect
 from shimctl.ending import end
 from shimctl.exits import read_address
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
-from shimctl.options import made
+from shimctl.options import make_message
 from shimctl.standalone import detached, logger, workdir
 from shimctl.standalone.detached import Detached, open_detached
 
@@ -193,7 +193,7 @@ async def run_detached(wanted: Run, *, start: bool = True) -> int:
 def _options(wanted: Run) -> AnyMessage | None:
     if not wanted.binary and not wanted.work_path:
         return None
-    options = made(
+    options = make_message(
         Options,
         binary_name=wanted.binary,
         criu_work_path=str(wanted.work_path.absolute()) if wanted.work_path else "",

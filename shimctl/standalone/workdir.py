@@ -20,7 +20,7 @@ from shim.errors import ExistsError, InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
 from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import remove_tree
-from shimctl import directories as known
+from shimctl import directories
 from shimctl.images.store import release
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 def state_directory() -> Path:
     """Return the directory of our containers: SHIMCTL_STATE, or /run/trio-shim."""
-    return known.state_directory()
+    return directories.state_directory()
 
 
 def events_socket() -> Path:
     """Return the socket to which the shims that we launch send their events."""
-    return known.events_socket()
+    return directories.events_socket()
 
 
 def check_id(text: str, what: str = "id") -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.arguments import parser
-from shimctl.cli.commands.from_image import stop_signal, volume_of, wishes_of
-from shimctl.cli.commands.running import wanted_of
+from shimctl.cli.commands.from_image import overrides_of, stop_signal, volume_of
+from shimctl.cli.commands.running import run_of
 from shimctl.images import Overrides, Volume
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def overrides(*argv: str) -> Overrides:
     args = parser().parse_args(["run", "--id", "c", *argv])
-    return wishes_of(args, wanted_of(args))
+    return overrides_of(args, run_of(args))
 
 
 @pytest.mark.parametrize("between", [[], ["--"]])

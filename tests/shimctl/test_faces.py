@@ -43,7 +43,7 @@ def test_what_no_face_has_is_an_attribute_error() -> None:
 def arguments(function: Any) -> list[tuple[str, object]]:
     """Return the names and kinds of what a function takes, but for how it waits."""
     found = inspect.signature(function).parameters.values()
-    return [(p.name, p.kind) for p in found if p.name not in ("face", "task_status")]
+    return [(p.name, p.kind) for p in found if p.name not in ("backend", "task_status")]
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -42,12 +42,12 @@ async def _attach(args: Namespace) -> int:
             task, stdio, place, stdin=not args.no_stdin, keys=keys, shim_pid=who.shim_pid
         )
     if exited is None:
-        say_left(found.id)
+        print_detached(found.id)
         return 0
     return exited.exit_status
 
 
-def say_left(container: str) -> None:
+def print_detached(container: str) -> None:
     """Say what to do next to somebody who has just let go of a container."""
     name = printable(container)
     print(

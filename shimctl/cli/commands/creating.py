@@ -17,8 +17,8 @@ from shim.errors import NotFoundError
 from shimctl.cli.commands.connected import open_task
 from shimctl.cli.commands.from_image import with_image
 from shimctl.cli.commands.output import show
-from shimctl.cli.commands.running import wanted_of
-from shimctl.options import made
+from shimctl.cli.commands.running import run_of
+from shimctl.options import make_message
 from shimctl.standalone.run import run_detached
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _TIMEOUT = 600  # s; the memory of a large container goes to disk
 
 
 async def _create(args: Namespace) -> int:
-    wanted = await with_image(args, wanted_of(args))
+    wanted = await with_image(args, run_of(args))
     pid = await run_detached(wanted, start=False)
     _show_made(args, wanted, pid)
     return 0
@@ -47,7 +47,7 @@ async def _checkpoint(args: Namespace) -> int:
 
 def options_of(args: Namespace) -> AnyMessage:
     """Return what the options of ``checkpoint`` say, in the words of the runtime."""
-    options = made(
+    options = make_message(
         CheckpointOptions,
         exit=not args.leave_running,
         open_tcp=args.tcp_established,
@@ -68,7 +68,7 @@ async def _restore(args: Namespace) -> int:
     if not (image / "inventory.img").is_file():  # criu writes one into each
         raise NotFoundError(f"there is no checkpoint in {image}; `shimctl checkpoint` writes one")
     work_path = Path(args.work_path) if args.work_path else None
-    wanted = replace(wanted_of(args), checkpoint=image, work_path=work_path)
+    wanted = replace(run_of(args), checkpoint=image, work_path=work_path)
     pid = await run_detached(wanted)
     _show_made(args, wanted, pid)
     return 0

@@ -41,7 +41,7 @@ async def with_image(args: Namespace, wanted: Run) -> Run:
             what = f"--{said[0].replace('_', '-')}" if said else "a command, or --network,"
             raise InvalidError(f"{what} is for an image; a bundle has it in its config.json")
         return wanted
-    overrides = wishes_of(args, wanted)
+    overrides = overrides_of(args, wanted)
     with open_progress() as progress:
         image = await prepare(args.bundle, platform=args.platform, progress=progress)
     return replace(
@@ -51,7 +51,7 @@ async def with_image(args: Namespace, wanted: Run) -> Run:
     )
 
 
-def wishes_of(args: Namespace, wanted: Run) -> Overrides:
+def overrides_of(args: Namespace, wanted: Run) -> Overrides:
     """Return what :func:`add_image_options` was told."""
     entrypoint = args.entrypoint
     return Overrides(

@@ -11,7 +11,7 @@ from shimctl.cli.commands.connected import open_found, open_task, wait_for
 from shimctl.cli.commands.from_image import stop_signal
 from shimctl.cli.commands.output import show
 from shimctl.discover import find_shim
-from shimctl.ending import end_known
+from shimctl.ending import delete_and_check
 from shimctl.standalone.run import dispose
 from shimctl.values import Status
 
@@ -77,7 +77,7 @@ async def _delete(args: Namespace) -> int:
         exited = await dispose(Path(found.bundle), found.id, found.namespace, found.address)
     else:
         async with open_found(found) as task:
-            exited = await end_known(task, Path(found.bundle), found.pid, force=args.force)
+            exited = await delete_and_check(task, Path(found.bundle), found.pid, force=args.force)
             await task.shim.shutdown()
     show(args, exited)
     return 0

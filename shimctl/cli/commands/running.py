@@ -13,7 +13,7 @@ import trio
 
 from shim.errors import InvalidError
 from shimctl.attach.keys import parse_keys
-from shimctl.cli.commands.attaching import say_left
+from shimctl.cli.commands.attaching import print_detached
 from shimctl.cli.commands.connected import open_task
 from shimctl.cli.commands.events import json_line
 from shimctl.cli.commands.from_image import with_image
@@ -38,7 +38,7 @@ async def _run(args: Namespace) -> int:
     keys = parse_keys(args.detach_keys)
     if args.events and args.detach:
         raise InvalidError("--events ends with us; with --detach use `shimctl events`")
-    wanted = await with_image(args, wanted_of(args))
+    wanted = await with_image(args, run_of(args))
     if args.detach:
         pid = await run_detached(wanted)
         shown = {"namespace": wanted.namespace, "id": wanted.container, "pid": pid}
@@ -47,12 +47,12 @@ async def _run(args: Namespace) -> int:
     wanted = replace(wanted, detach_keys=keys if os.isatty(0) else b"")
     exited = await (_run_with_events(wanted) if args.events else run_attached(wanted))
     if exited is None:
-        say_left(wanted.container)
+        print_detached(wanted.container)
         return 0
     return exited.exit_status
 
 
-def wanted_of(args: Namespace) -> Run:
+def run_of(args: Namespace) -> Run:
     """Return what the options that :func:`add_bundle` declares ask for."""
     bundle = Path(args.bundle)
     return Run(

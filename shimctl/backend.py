@@ -1,6 +1,6 @@
 """The interface that lets one implementation run on trio, on asyncio and in threads.
 
-Launching and finding shims take the same steps on all three.  A face implements the
+Launching and finding shims take the same steps on all three.  A backend implements the
 waiting between the steps.
 
 Source: none.
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 AT_ONCE = 128
 
 
-class Face(Protocol):
+class Backend(Protocol):
     """Connecting and waiting on one framework; :class:`Trio` describes the methods."""
 
     def connect(
         self, address: str, *, namespace: str = "", timeout: float = client.CONNECT_TIMEOUT
     ) -> AbstractAsyncContextManager[Shim]: ...
 
-    async def readable(self, fd: int, seconds: float) -> bool: ...
+    async def wait_readable(self, fd: int, seconds: float) -> bool: ...
 
-    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None: ...
+    async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None: ...
 
-    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None: ...
+    async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None: ...
 
 
 class Trio:
-    """The face for trio, which is imported at the first wait."""
+    """The backend for trio, which is imported at the first wait."""
 
     connect = staticmethod(client.connect)
 
-    async def readable(self, fd: int, seconds: float) -> bool:
+    async def wait_readable(self, fd: int, seconds: float) -> bool:
         """Wait up to ``seconds`` until ``fd`` is readable; return whether it is."""
         import trio
 
@@ -51,14 +51,14 @@ class Trio:
             return True
         return False
 
-    async def insist(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
+    async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         """Run ``work`` for up to ``seconds``, even if the caller is cancelled."""
         import trio
 
         with trio.move_on_after(seconds, shield=True):
             await work()
 
-    async def together(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
         """Run ``works`` concurrently, ``AT_ONCE`` at most; return when all are done."""
         import trio
 

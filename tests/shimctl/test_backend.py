@@ -12,7 +12,7 @@ import trio
 import trio.lowlevel
 
 from shim.ttrpc.blocking import run
-from shimctl import aio, blocking, face
+from shimctl import aio, backend, blocking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +24,9 @@ async def _nothing() -> None:
 
 # How each runs what belongs to it, and what stands for a moment there.
 FACES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[], Any]]] = {
-    "trio": (face.TRIO, trio.run, trio.lowlevel.checkpoint),
-    "asyncio": (aio._FACE, lambda main: asyncio.run(main()), lambda: asyncio.sleep(0)),
-    "threads": (blocking._FACE, lambda main: run(main()), _nothing),
+    "trio": (backend.TRIO, trio.run, trio.lowlevel.checkpoint),
+    "asyncio": (aio._BACKEND, lambda main: asyncio.run(main()), lambda: asyncio.sleep(0)),
+    "threads": (blocking._BACKEND, lambda main: run(main()), _nothing),
 }
 
 
@@ -48,11 +48,11 @@ def test_no_more_is_done_at_once_than_a_process_may_have_files(name: str) -> Non
             done += 1
 
     async def main() -> None:
-        await waiting.together([work] * 2000)
+        await waiting.run_all([work] * 2000)
 
     start(main)
     assert done == 2000
-    assert most <= face.AT_ONCE
+    assert most <= backend.AT_ONCE
 
 
 @pytest.mark.parametrize("name", FACES)
@@ -62,9 +62,9 @@ def test_what_is_readable_is_said_and_what_is_not_has_a_bound(name: str) -> None
     seen: list[bool] = []
 
     async def main() -> None:
-        seen.append(await waiting.readable(fd, 0.01))
+        seen.append(await waiting.wait_readable(fd, 0.01))
         os.eventfd_write(fd, 1)
-        seen.append(await waiting.readable(fd, 10))
+        seen.append(await waiting.wait_readable(fd, 10))
 
     try:
         start(main)
