@@ -1,4 +1,4 @@
-"""What belongs to the host: installed executables, the fork server, cgroups and processes.
+"""Installs the executables; inspects and controls fork servers, cgroups and processes.
 
-Nothing here speaks the Task API.
+No module here uses the Task API.
 """

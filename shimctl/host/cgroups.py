@@ -1,4 +1,4 @@
-"""Being where another process is: its cgroups, in every hierarchy that is mounted.
+"""Moves this process into the cgroups of another process, in every mounted hierarchy.
 
 Source: cgroups(7).
 """
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
     from shim.linux.mountinfo import MountPoint
 
-# Those a fork server shares with its callers; its cgroup it can still change.
+# A fork server serves only callers in its own namespaces.  join changes only the cgroup.
 _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 
 
 def join(pid: int) -> None:
-    """Enter the cgroups of ``pid``, wherever ours are others.
+    """Move this process into the cgroups of process ``pid``, in every hierarchy.
 
     :raises NotFoundError: there is no such process, or a hierarchy is not mounted.
-    :raises InvalidError: it is in other namespaces than we.
+    :raises InvalidError: the process is in another namespace than this one.
+    :raises OSError: the kernel refuses the move.
     """
     process = Path(f"/proc/{pid}")
     try:
@@ -33,8 +34,9 @@ def join(pid: int) -> None:
         for name in _NAMESPACES:
             if (process / "ns" / name).readlink() != Path("/proc/self/ns", name).readlink():
                 raise InvalidError(
-                    f"process {pid} is in another {name} namespace; "
-                    f"enter it with nsenter --target {pid} and try again"
+                    f"cannot join the cgroups of process {pid}: "
+                    f"it is in another {name} namespace; "
+                    f"enter that with nsenter --target {pid} and try again"
                 )
     except (FileNotFoundError, ProcessLookupError):
         raise NotFoundError(f"there is no process {pid}") from None
@@ -44,12 +46,15 @@ def join(pid: int) -> None:
         if ours.get(names) == path:
             continue
         if names not in roots:
-            raise NotFoundError(f"the cgroups of {names or 'version 2'} are not mounted")
+            hierarchy = names or "version 2"
+            raise NotFoundError(
+                f"cannot join the cgroups of process {pid}: those of {hierarchy} are not mounted"
+            )
         Path(f"{roots[names]}{path}", "cgroup.procs").write_text(str(os.getpid()))
 
 
 def roots_of(hierarchies: Iterable[str], mounts: Iterable[MountPoint]) -> dict[str, str]:
-    """Return where each hierarchy is mounted, by its name in /proc/pid/cgroup."""
+    """Return the mount point of each hierarchy, by its name in /proc/pid/cgroup."""
     found: dict[str, str] = {}
     for mount in mounts:
         if mount.fstype == "cgroup2":

@@ -1,6 +1,7 @@
-"""The executable a shim was started from, and what it says of itself.
+"""The executable that a shim was started from, and its version.
 
-A manager writes its path into the bundle; where it did not, the process tells.
+A manager writes the path of the executable into the bundle.  If it did not, the path
+is that of the shim's process.
 
 Source: containerd core/runtime/v2/manager.go for the file; pkg/shim/shim.go for
 ``-v``.
@@ -17,11 +18,11 @@ import psutil
 import trio
 
 _TIMEOUT = 5.0  # s
-_MAX_VERSION = 4096  # characters of what it says
+_MAX_VERSION = 4096  # characters of the version
 
 
 def executable_of(bundle: str, pid: int) -> str:
-    """Return the path of the shim's executable, empty where nothing tells."""
+    """Return the path of the shim's executable, empty if it is unknown."""
     if bundle:
         with suppress(OSError, ValueError):
             data = (Path(bundle) / "shim-binary-path").read_bytes()
@@ -29,14 +30,14 @@ def executable_of(bundle: str, pid: int) -> str:
                 return path
     with suppress(psutil.Error, OSError):
         path = psutil.Process(pid).exe() if pid else ""
-        # An interpreter says nothing of what it runs.
+        # If the process is an interpreter, its path is not that of the executable.
         if not Path(path).name.startswith("python"):
             return path
     return ""
 
 
 async def version_of(executable: str) -> str:
-    """Return what ``executable -v`` prints, empty if it cannot or will not say."""
+    """Return the output of ``executable -v``, empty if that fails or takes more than 5 s."""
     output = b""
     with suppress(OSError), trio.move_on_after(_TIMEOUT):
         done = await trio.run_process(

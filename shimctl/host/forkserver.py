@@ -1,8 +1,9 @@
-"""Fork servers, seen from outside: which there are, how to end one, how to have one early.
+"""Lists, stops and starts fork servers.
 
-A fork server is the warm parent of trio shims, an optimisation that comes and
-goes by itself; see :mod:`shim.launcher`, which has the rule for whom to trust.
-A conversation is two packets: a word, and one JSON object.
+A fork server is a process that forks the daemons of trio shims, so that they start
+faster.  The first shim starts one, and it exits when it has been idle for long
+enough.  :mod:`shim.launcher` has the rule for which servers are trusted.  A client
+sends one packet, a word, and receives one packet, a JSON object.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from shim.version import VERSION
 from shimctl.host.cgroups import join
 from shimctl.host.interpreter import Interpreter, search_path
 
-# Seconds for an answer, for a server's end, and for its beginning.
+# Seconds for an answer, for the exit of a server, and for its start.
 _ANSWER_TIMEOUT = 5.0
 _STOP_TIMEOUT = 5.0
 _START_TIMEOUT = 10.0
@@ -41,7 +42,7 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class Health(Enum):
-    """Whether a fork server can be used."""
+    """The health of a fork server."""
 
     UP = "up"
     STALE = "stale"
@@ -51,10 +52,11 @@ class Health(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One socket of a fork server, and who answers there.
+    """One socket of a fork server, and the server that answers on it.
 
-    ``pid`` is 0 if nobody does; ``idle`` is in seconds without a shim, 0 for no
-    limit.  ``ours`` says that shims started from here, as we are, would use it.
+    ``pid`` is 0 if no server answers.  ``idle`` is the time without a shim, in seconds,
+    after which the server exits; 0 is no limit.  ``ours`` is true for the server that
+    shims started by this process would use.
     """
 
     socket: str
@@ -68,7 +70,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """A fork server that answers; ``started`` is false if it did before."""
+    """A fork server that answers; ``started`` is false if it was running before."""
 
     socket: str
     pid: int
@@ -76,11 +78,11 @@ class Warmed:
 
 
 async def list_servers() -> list[Server]:
-    """Look at every fork server's socket.
+    """Return the servers of all sockets in the fork servers' directory.
 
-    Those that others could have put there are reported, and not talked to.
+    A socket that another user could have made is listed, but not connected to.
 
-    :raises InvalidError: TRIO_SHIM_FORKSERVER_DIR can be no directory of sockets.
+    :raises InvalidError: TRIO_SHIM_FORKSERVER_DIR cannot be the directory of sockets.
     """
     _check_environment()
     directory, own = identity.directory(), identity.socket_path()
@@ -88,17 +90,17 @@ async def list_servers() -> list[Server]:
         names = sorted(os.listdir(directory))  # noqa: PTH208 - names make a launcher's paths
     except (FileNotFoundError, NotADirectoryError):
         names = []
-    # What begins with a dot is a server that is about to be one.
+    # The socket of a server that is starting has a name that begins with a dot.
     paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
     found = [await _inspect(path, own) for path in paths]
-    # A directory that is not to be trusted never has a socket of ours.
+    # An untrusted directory never has the socket that this process would use.
     if not any(server.ours for server in found) and (reason := _reason_for_no_server(own)):
         found.append(Server(own, Health.UNTRUSTED, ours=True, problem=reason))
     return found
 
 
 def _reason_for_no_server(own: str) -> str:
-    """Say why shims started from here leave no fork server behind; empty if they do."""
+    """Return why shims of this process start no fork server; empty if they start one."""
     if not own:
         return "this process has a system call filter, so its shims use no fork server"
     try:
@@ -122,17 +124,17 @@ async def _inspect(path: str, own: str) -> Server:
             Health.UP, pid=pid, daemons=int(answer["daemons"]), idle=float(answer["idle"])
         )
     except (FileNotFoundError, UnavailableError):
-        return found(Health.STALE, problem="nobody listens there any more")
+        return found(Health.STALE, problem="no server listens on this socket any more")
     except (ShimError, OSError, KeyError, TypeError, ValueError) as exc:
         return found(Health.SILENT, problem=explain(exc))
 
 
 async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
-    """Say one word to a fork server; return its pid and what it answers.
+    """Send ``command`` to a fork server; return its pid and its answer.
 
-    :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: it does not answer.
-    :raises InvalidError: it is another user's, or answers no JSON object.
+    :raises UnavailableError: no server listens on the socket.
+    :raises TimedOutError: the server does not answer within 5 s.
+    :raises InvalidError: the server is another user's, or its answer is not a JSON object.
     """
     with trio.move_on_after(_ANSWER_TIMEOUT):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -144,22 +146,22 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
             pid, uid, _ = _PEERCRED.unpack(raw)
             if uid != os.geteuid():
-                raise InvalidError(f"{path} is served by user {uid}")
+                raise InvalidError(f"cannot use {path}: its server runs as user {uid}")
             await connection.send(command)
             data = await connection.recv(_MAX_ANSWER)
         answer = json.loads(data)
         if not isinstance(answer, dict):
-            raise InvalidError(f"{path} answered {data[:40]!r}")
+            raise InvalidError(f"cannot use {path}: its server answered {data[:40]!r}")
         return pid, answer
     raise TimedOutError(f"{path} did not answer in {_ANSWER_TIMEOUT:g} s")
 
 
 async def stop_servers() -> list[Server]:
-    """End every fork server that can be trusted; return them once they are gone.
+    """Stop every trusted fork server; return the servers after they have exited.
 
-    Their shims live on, under init.
+    Their shims keep running; process 1 becomes their parent.
 
-    :raises ShimError: one of them is still there; the others are gone.
+    :raises ShimError: a server could not be stopped; the others have exited.
     """
     stopped, problems = [], []
     for server in await list_servers():
@@ -174,19 +176,19 @@ async def stop_servers() -> list[Server]:
         else:
             stopped.append(server)
     if problems:
-        raise ShimError(f"a fork server could not be stopped: {'; '.join(problems)}")
+        raise ShimError(f"cannot stop a fork server: {'; '.join(problems)}")
     return stopped
 
 
 async def _stop(server: Server) -> None:
     if not server.pid:
-        raise UnavailableError("it is in another pid namespace; stop it from there")
+        raise UnavailableError("it is in another pid namespace; run this command there")
     try:
         process = os.pidfd_open(server.pid)
     except ProcessLookupError:
         return
     try:
-        with suppress(UnavailableError):  # it has gone by itself meanwhile
+        with suppress(UnavailableError):  # it has exited in the meantime
             await _request(server.socket, b"stop")
         with trio.move_on_after(_STOP_TIMEOUT):
             await trio.lowlevel.wait_readable(process)
@@ -194,27 +196,28 @@ async def _stop(server: Server) -> None:
     finally:
         os.close(process)
     raise TimedOutError(
-        f"process {server.pid} did not end in {_STOP_TIMEOUT:g} s; kill {server.pid}"
+        f"process {server.pid} did not exit within {_STOP_TIMEOUT:g} s; run `kill {server.pid}`"
     )
 
 
 async def warm(*, like: int = 0) -> Warmed:
-    """Leave a fork server behind for shims that are started as we are; wait until it answers.
+    """Start the fork server that shims of this process will use; wait until it answers.
 
-    ``like`` is a process whose cgroup we join first, since a fork server is
-    only used from its own.
+    A fork server only serves callers in its own cgroup.  If ``like`` is the pid of
+    a process, this process first moves into the cgroup of that process.
 
-    :raises NotFoundError: there is no such process.
-    :raises InvalidError: it is in other namespaces than we, or what is in the
-        server's place is not to be trusted.
-    :raises ShimError: it failed.
+    :raises NotFoundError: there is no process ``like``.
+    :raises InvalidError: process ``like`` is in another namespace than this one, or the
+        server's socket or directory is not trusted.
+    :raises TimedOutError: the server does not answer within 10 s; it was killed.
+    :raises ShimError: the server exited.
     """
     _check_environment()
     if like:
         join(like)
     path = identity.socket_path()
     if not path:
-        raise InvalidError("no fork server: this process has a system call filter")
+        raise InvalidError("cannot start a fork server: this process has a system call filter")
     if pid := await _pid_at(path):
         return Warmed(path, pid, started=False)
     child, errors = _spawn()
@@ -225,29 +228,35 @@ async def warm(*, like: int = 0) -> Warmed:
                 if pid := await _pid_at(path):
                     return Warmed(path, pid, started=pid == child)
                 if ended:
-                    error = _last_error_line(errors) or "it left without a word"
-                    raise ShimError(f"the fork server did not start: {error}")
+                    error = _last_error_line(errors) or "it exited without an error message"
+                    raise ShimError(f"cannot start the fork server: {error}")
                 await trio.sleep(_POLL_INTERVAL)
         _kill(child)
     finally:
         os.close(errors)
-    raise TimedOutError(f"the fork server did not answer in {_START_TIMEOUT:g} s, and was ended")
+    raise TimedOutError(
+        f"the fork server did not answer within {_START_TIMEOUT:g} s and was killed"
+    )
 
 
 async def _pid_at(path: str) -> int:
-    """Return who serves ``path``; 0 if nobody does."""
+    """Return the pid of the server that listens on ``path``, 0 if there is none.
+
+    :raises InvalidError: the socket or its directory is not trusted.
+    """
     try:
         if reason := launcher.distrust(path):
-            raise InvalidError(f"no fork server: {reason}")
+            raise InvalidError(f"cannot start a fork server: {reason}")
         return (await _request(path, b"status"))[0]
     except (FileNotFoundError, UnavailableError):
         return 0
 
 
 def _spawn() -> tuple[int, int]:
-    """Start a fork server in a session of its own; return its pid, and where it complains.
+    """Start a fork server in a new session; return its pid and the read end of its stderr.
 
-    In this interpreter and from this package, so that it is the one for our like.
+    The interpreter and the package are those of this process, since they are a part
+    of the name of the server's socket.
     """
     package = str(Path(launcher.__file__).absolute().parent)
     here = Interpreter(sys.executable, tuple(search_path()), package, VERSION)
@@ -278,12 +287,12 @@ def _has_ended(child: int) -> bool:
 
 
 def _kill(child: int) -> None:
-    os.kill(child, signal.SIGKILL)  # its pid is its own until we have waited for it
+    os.kill(child, signal.SIGKILL)  # the pid cannot be reused before waitpid
     os.waitpid(child, 0)
 
 
 def _last_error_line(errors: int) -> str:
-    """Return the last line of what was written; empty for nothing."""
+    """Return the last line that the server wrote to its stderr, empty if there is none."""
     text = b""
     while select.select([errors], [], [], 0)[0] and (chunk := os.read(errors, _MAX_ANSWER)):
         text += chunk

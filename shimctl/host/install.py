@@ -1,8 +1,9 @@
-"""Put the shim's executable, and shimctl beside it, where containerd's PATH finds them.
+"""Installs the shim's executable and shimctl in a directory of containerd's PATH.
 
-Each is one file that works under any name, copied or linked.  Where there is a C
-compiler the shim's is a small native program that talks to a warm fork server
-and runs the Python one, which it carries, in every other case.
+Each is one file that works under any name, as a copy or a link.  If there is a C
+compiler, the shim's executable is a small native program.  It sends the call to a
+running fork server.  In every other case it runs the Python code that is compiled
+into it.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 PREFIX = "/usr/local"
 SOURCE = Path(__file__).with_name("native") / "launcher.c"
 
-# In every file that we write, and in none that pip does: what may be removed.
+# In every file that this module writes, and in none that pip writes.  uninstall removes
+# only a file with this mark.
 _INSTALL_MARK = "installed by shimctl install"
-# In every executable of this project, whoever wrote it: what may be replaced.
+# In every executable of this project, whether pip or this module wrote it.  install
+# replaces only a file with one of these marks.
 _PROJECT_MARKS = (b"shim.launcher", b"shimctl.cli")
 _COMPILER_TIMEOUT = 60.0  # s for the compiler
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
@@ -42,7 +45,7 @@ _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The files that are there now, or were removed.  ``remark`` is what was not done, and why."""
+    """The files that were installed or removed.  ``remark`` names a step that failed, and why."""
 
     files: tuple[str, ...]
     native: bool = False
@@ -52,19 +55,23 @@ class Installed:
 async def install(
     prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE, native: bool | None = None
 ) -> Installed:
-    """Write ``name`` and shimctl below ``prefix``; replace what an earlier call wrote.
+    """Write ``name`` and shimctl into ``prefix``/bin; replace the files of an earlier call.
 
-    ``native`` says whether to build the native launcher; None is: if that works.
+    ``native`` is true to build the native launcher, false not to, and None to build it
+    if possible.
 
     :raises ExistsError: another program has that name.
-    :raises NotFoundError: ``native`` is wanted and there is no C compiler.
+    :raises InvalidError: ``name`` cannot be the name of a shim.
+    :raises NotFoundError: ``native`` is true and there is no C compiler.
     :raises ShimError: the interpreter or the compiler failed.
     """
     directory = _directory(prefix, name)
     targets = (directory / name, directory / "shimctl")
     for target in targets:
         if _content(target) and not _is_of(target, _PROJECT_MARKS):
-            raise ExistsError(f"{target} is another program; remove it, or give another --name")
+            raise ExistsError(
+                f"cannot replace {target}: it is another program; remove it, or use another --name"
+            )
     interpreter = await find_interpreter()
     program = interpreter.script("shim.launcher", _INSTALL_MARK).encode(errors="surrogateescape")
     remark = ""
@@ -74,7 +81,7 @@ async def install(
         except ShimError as exc:
             if native:
                 raise
-            remark = f"no native launcher: {exc}"
+            remark = f"cannot build the native launcher: {exc}"
     make_directories(directory, 0o755, parents=0o755)
     _replace(targets[0], program)
     script = interpreter.script("shimctl.cli", _INSTALL_MARK)
@@ -84,7 +91,9 @@ async def install(
 
 
 def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> Installed:
-    """Remove what :func:`install` wrote, shimctl with the last shim; nothing there is fine.
+    """Remove the file that :func:`install` wrote, and shimctl after the last shim.
+
+    Missing files are no error.
 
     :raises ExistsError: another program has that name, or pip wrote it.
     """
@@ -93,7 +102,10 @@ def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> I
     removed = []
     if _content(target):
         if not _is_of(target, [_INSTALL_MARK.encode()]):
-            raise ExistsError(f"{target} was not {_INSTALL_MARK}; remove it as it came")
+            raise ExistsError(
+                f"cannot remove {target}: it was not {_INSTALL_MARK}; "
+                "use the tool that installed it"
+            )
         target.unlink()
         removed.append(str(target))
     others = any(
@@ -108,12 +120,15 @@ def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> I
 async def build(interpreter: Interpreter, *extra: str) -> bytes:
     """Compile the native launcher of ``interpreter``; return the program.
 
+    ``extra`` are further arguments for the compiler.
+
     :raises NotFoundError: there is no C compiler.
-    :raises ShimError: it failed.
+    :raises TimedOutError: the compiler took more than 60 s.
+    :raises ShimError: the compiler failed.
     """
     compiler = find_compiler()
     if compiler is None:
-        raise NotFoundError("there is no C compiler; install gcc, or use --no-native")
+        raise NotFoundError("there is no C compiler; install gcc or use --no-native")
     constants = {
         "VERSION": interpreter.version,
         "PACKAGE": interpreter.package,
@@ -126,14 +141,13 @@ async def build(interpreter: Interpreter, *extra: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="shimctl-") as scratch:
         output = Path(scratch) / "launcher"
         command = [compiler, *_FLAGS, *defines, *extra, "-o", str(output), str(SOURCE)]
-        # Without a dynamic linker to start it takes a third less; not everywhere there is
-        # a libc to link in.
+        # A static program starts in a third less time.  Some machines have no static libc.
         done = await _compile([*command, "-static"])
         if done.returncode:
             done = await _compile(command)
         if done.returncode:
             message = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-            raise ShimError(f"{compiler} failed: {message}")
+            raise ShimError(f"cannot compile {SOURCE.name} with {compiler}: {message}")
         return output.read_bytes()
 
 
@@ -146,17 +160,19 @@ async def _compile(command: list[str]) -> subprocess.CompletedProcess[bytes]:
             capture_stderr=True,
             check=False,
         )
-    raise TimedOutError(f"{command[0]} did not end within {_COMPILER_TIMEOUT:g} s")
+    raise TimedOutError(
+        f"cannot compile {SOURCE.name}: {command[0]} took more than {_COMPILER_TIMEOUT:g} s"
+    )
 
 
 def find_compiler() -> str | None:
-    """Return a C compiler: $CC, or the first there is."""
+    """Return the path of $CC, cc, gcc or clang, the first that is installed, or None."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
 def _literal(text: str) -> str:
-    """Quote for C: octal escapes of three digits swallow nothing that follows them."""
+    """Return a C string literal.  An octal escape has three digits at most, unlike a hex one."""
     plain = (string.ascii_letters + string.digits + " ./_-").encode()
     quoted = (chr(b) if b in plain else f"\\{b:03o}" for b in os.fsencode(text))
     return f'"{"".join(quoted)}"'
@@ -164,12 +180,12 @@ def _literal(text: str) -> str:
 
 def _directory(prefix: str | Path, name: str) -> Path:
     if "/" in name or name in ("", ".", "..", "shimctl"):
-        raise InvalidError(f"{name!r} is no name for a shim; say containerd-shim-NAME-vN")
+        raise InvalidError(f"{name!r} cannot be the name of a shim; use containerd-shim-NAME-vN")
     return Path(prefix).absolute() / "bin"
 
 
 def _content(path: Path) -> bytes:
-    """Return what is in a file; nothing if it is not there or leads nowhere."""
+    """Return the content of a file, empty if it does not exist or is a broken link."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -182,7 +198,7 @@ def _is_of(path: Path, marks: Iterable[bytes]) -> bool:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    """Write an executable in one step: who runs it gets the old or the new, whole."""
+    """Replace an executable in one step: a program that runs it gets the old or the new file."""
     fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -1,9 +1,9 @@
-"""Programs that run one exact interpreter, with exactly the modules they need and no site.
+"""Makes programs that run this interpreter with -I -S and a fixed module path.
 
-``-I -S`` leaves out the environment, the working directory, the user's packages
-and every .pth file: nobody can slip a module in, and none of it costs a start.
-What these flags take away, the list of directories, is found once, by the
-installation, and written into the program.
+With ``-I -S`` Python ignores its environment variables, the working directory, the
+user's packages and every .pth file.  So no other module can be imported by mistake
+or by an attack, and the start takes less time.  The installation finds the
+directories that the modules need, and writes them into the program.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import trio
 from shim import launcher
 from shim.errors import ShimError, TimedOutError
 
-# Bytes of a first line that every kernel reads.  Source: execve(2).
+# Bytes of a #! line that every kernel reads.  Source: execve(2).
 _FIRST_LINE = 127
-_TIMEOUT = 60.0  # s for an interpreter that may have no bytecode yet
+_TIMEOUT = 60.0  # s; the first start may have to compile all modules
 
-# Run by the interpreter itself: which of the given directories its modules come from.
+# The interpreter runs this program.  It prints the given directories that it imported
+# modules from.
 _PROBE = """
 import json, os, sys
 given = [entry for entry in sys.argv[1:] if entry not in sys.path]
@@ -42,9 +43,11 @@ print(json.dumps({
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """An interpreter that finds ``shim`` in ``package`` with ``path`` added to its own.
+    """A Python interpreter, and the directories to add to its ``sys.path``.
 
-    ``executable`` is what it says it is itself: it is part of a fork server's name.
+    ``package`` is the directory of the package ``shim`` and ``version`` its version.
+    ``executable`` is the interpreter's ``sys.executable``, which is a part of the name
+    of a fork server's socket.
     """
 
     executable: str
@@ -55,18 +58,19 @@ class Interpreter:
     def code(self, module: str, *, named: bool, function: str = "main") -> str:
         """Return the Python that calls ``function`` of ``module``.
 
-        ``named`` says that the first argument is the name to go by, as ``-c`` has none.
+        If ``named`` is true, the first argument becomes ``sys.argv[0]``, since ``-c``
+        has no program name.
         """
         lines = [
             *("import sys", *(["del sys.argv[0]"] if named else [])),
-            # ASCII, whatever the directories are called.
+            # The code is ASCII for all names of directories.
             f"sys.path += [{', '.join(map(ascii, self.path))}]",
             *(f"from {module} import {function}", f"sys.exit({function}())"),
         ]
         return "\n".join(lines) + "\n"
 
     def script(self, module: str, comment: str) -> str:
-        """Return an executable text that does the same; ``comment`` is its second line."""
+        """Return a script that calls ``main`` of ``module``; ``comment`` is its second line."""
         first = f"#!{self.executable} -IS\n"
         if len(first.encode(errors="surrogateescape")) <= _FIRST_LINE and not any(
             character.isspace() for character in self.executable
@@ -77,17 +81,17 @@ class Interpreter:
 
 
 def search_path() -> list[str]:
-    """Return where this process finds modules, our own package's directory first."""
+    """Return the directories of this process's ``sys.path``, this project's first."""
     own = str(Path(launcher.__file__).absolute().parents[1])
     entries = [str(Path(entry).absolute()) for entry in sys.path]
     return [own, *(entry for entry in entries if entry != own and Path(entry).is_dir())]
 
 
 async def find_interpreter() -> Interpreter:
-    """Examine the interpreter that runs us.
+    """Return this process's interpreter, after it has imported the shim with -I -S.
 
-    :raises ShimError: without site it does not find what it needs.
-    :raises TimedOutError: it does not come to an end.
+    :raises ShimError: the interpreter cannot import a module.
+    :raises TimedOutError: the imports take more than 60 s.
     """
     command = [sys.executable, "-IS", "-c", _PROBE, *search_path()]
     with trio.move_on_after(_TIMEOUT) as scope:
@@ -100,12 +104,12 @@ async def find_interpreter() -> Interpreter:
             cwd="/",
         )
     if scope.cancelled_caught:
-        raise TimedOutError(f"{sys.executable} did not import the shim in {_TIMEOUT:g} s")
+        raise TimedOutError(f"{sys.executable} -IS did not import the shim within {_TIMEOUT:g} s")
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise ShimError(
             f"{sys.executable} -IS cannot import the shim: {message}; "
-            "install it and what it needs as plain packages of this interpreter"
+            "install it and its requirements as plain packages of this interpreter"
         )
     answer = json.loads(done.stdout)
     path = tuple(answer["path"])

@@ -1,8 +1,8 @@
-"""The processes of a container, as the host's own /proc shows them.
+"""The resource usage of a container's processes, from the host's /proc.
 
-A shim may tell pids that are not the host's: those of a sandbox with a kernel
-of its own.  A process counts only if it is in the container's cgroups, or
-below its init.
+A shim may report pids that are not the host's: a sandbox with its own kernel has its
+own pids.  So a process of the host is used only if it is in the container's cgroups
+or is a descendant of its init process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 
 def cgroups_of(pid: int) -> dict[str, str]:
-    """Return the cgroup of a process in each hierarchy; that of version 2 is ``unified``."""
+    """Return the cgroup of a process in each hierarchy, version 2 as ``unified``.
+
+    Return an empty dict if the process does not exist.
+    """
     try:
         paths = membership.read(pid)
     except OSError:
@@ -32,7 +35,7 @@ def cgroups_of(pid: int) -> dict[str, str]:
 
 
 def belongs(pid: int, init: int) -> bool:
-    """Tell whether ``pid`` is a process of the container whose first one is ``init``."""
+    """Return whether process ``pid`` belongs to the container with the init process ``init``."""
     theirs = cgroups_of(pid)
     for names, path in cgroups_of(init).items():
         if path != "/" and f"{theirs.get(names, '')}/".startswith(f"{path}/"):
@@ -43,13 +46,13 @@ def belongs(pid: int, init: int) -> bool:
 
 
 class ProcessSampler:
-    """Looks at processes again and again, and remembers what they had used before."""
+    """Samples processes repeatedly; keeps the previous sample to compute the use of cpu."""
 
     def __init__(self) -> None:
         self._previous: dict[tuple[int, float], tuple[float, float]] = {}
 
     def sample(self, pids: Iterable[Pid], init: int) -> list[ProcessUsage]:
-        """Return what each of ``pids`` uses; those that are gone are left out."""
+        """Return the usage of each of ``pids`` that exists and belongs to the container."""
         current: dict[tuple[int, float], tuple[float, float]] = {}
         usages = []
         for one in pids:
@@ -86,7 +89,7 @@ class ProcessSampler:
 
 
 def memory_of(pid: int) -> int | None:
-    """Return the resident memory of a process, None if it is gone."""
+    """Return the resident memory of a process in bytes, None if it does not exist."""
     with suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss) if pid else None
     return None

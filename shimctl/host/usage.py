@@ -1,8 +1,8 @@
-"""How much of the machine containers use: rates out of two looks at their counters.
+"""Computes the resource usage of containers from two samples of their counters.
 
 Values in, values out; nothing here reads a clock, a file or a socket.  Rates
-are per second, cpu is in percent of one cpu, sizes are bytes.  What cannot be
-told, as after the first look, is None.
+are per second, cpu is in percent of one cpu, sizes are bytes.  An unknown value is
+None, for example a rate after the first sample.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The counters of one container, at ``time`` seconds of some clock."""
+    """The counters of one container at ``time``, in seconds of a monotonic clock."""
 
     time: float
     stats: Stats
@@ -27,7 +27,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a container uses now.  ``problem`` says why there are no figures."""
+    """The usage of one container.  ``problem`` is the reason if there are no figures."""
 
     namespace: str
     id: str
@@ -49,7 +49,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """What one process of a container uses now; ``state`` is psutil's word for it."""
+    """The usage of one process of a container; ``state`` is psutil's name of its state."""
 
     pid: int
     exec_id: str
@@ -71,7 +71,11 @@ def usage_of(
     memory_total: int | None = None,
     shim_memory: int | None = None,
 ) -> Usage:
-    """Compare two looks.  Without a limit, memory is in percent of ``memory_total``."""
+    """Return the usage between two samples.
+
+    ``memory_percent`` is of the container's limit, or of ``memory_total`` if there is no
+    limit or a larger one.
+    """
     stats = now.stats
     most = stats.memory_limit or memory_total
     if stats.memory_limit and memory_total:
@@ -96,7 +100,7 @@ def usage_of(
 
 
 def without_figures(found: Found, problem: str) -> Usage:
-    """Say why there is nothing to be shown of ``found``."""
+    """Return a usage without figures for ``found``, with the reason."""
     return Usage(
         found.namespace, found.id, found.status, found.pid, found.shim_pid, problem=problem
     )
@@ -108,7 +112,7 @@ def _rate(
     if before is None or now.time <= before.time:
         return None
     new, old = counter(now.stats), counter(before.stats)
-    # Smaller than before: it is another container of the same name.
+    # A smaller value belongs to a new container of the same name.
     if new is None or new < (old or 0):
         return None
     return (new - (old or 0)) / (now.time - before.time)
@@ -133,13 +137,19 @@ _PROCESS_KEYS: dict[str, Callable[[ProcessUsage], float]] = {
 
 
 def ordered(usages: Iterable[Usage], key: str) -> list[Usage]:
-    """Sort the largest first by ``cpu``, ``memory``, ``pids`` or ``io``; by name else."""
+    """Return the usages sorted by ``key``: cpu, memory, pids or io, the largest first.
+
+    With any other key they are sorted by namespace and id.
+    """
     named = sorted(usages, key=lambda usage: (usage.namespace, usage.id))
     return sorted(named, key=_KEYS[key], reverse=True) if key in _KEYS else named
 
 
 def ordered_processes(usages: Iterable[ProcessUsage], key: str) -> list[ProcessUsage]:
-    """Sort processes likewise; ``pids`` is by threads, and what they lack by pid."""
+    """Return the processes sorted by ``key``; ``pids`` sorts by the number of threads.
+
+    With any other key they are sorted by pid.
+    """
     by_pid = sorted(usages, key=lambda usage: usage.pid)
     found = _PROCESS_KEYS.get(key)
     return sorted(by_pid, key=found, reverse=True) if found else by_pid

@@ -1,15 +1,15 @@
-/* The executable's fast path without an interpreter: what shim/launcher.py does.
+/* The native launcher: does in C, without an interpreter, the work of shim/launcher.py.
  *
- * Hands start, delete and -info to a warm fork server, prints what it answers and
- * leaves with its status; shim/launcher.py has the conversation.  Whatever else is
- * asked, and whatever goes wrong, is for Python.  It looks for a server again,
- * and logs why it uses none, unless this program has begun a conversation: then
- * it does the work itself.
+ * It sends start, delete and -info to a running fork server, prints the answer and
+ * exits with its status; shim/launcher.py describes the protocol.  For every other
+ * command line, and after every failure, it executes Python.  If this program has not
+ * connected to a server, it runs CODE, which looks for a server again and logs why it
+ * uses none.  If it has, it runs ALONE, which does the work without a server.
  *
- * Baked in by `shimctl install`: VERSION, PACKAGE and PYTHON as the interpreter
- * that runs CODE or ALONE has them, and DIRECTORY, all as in shim/identity.py.
- * With PRINT_PATH the program prints where it would look, and with PRINT_IDENTITY
- * why, for the test of that.
+ * `shimctl install` defines VERSION, PACKAGE and PYTHON, with the values of the
+ * interpreter that runs CODE or ALONE, and DIRECTORY, all as in shim/identity.py.
+ * For a test, PRINT_PATH makes the program print the path of the server's socket, and
+ * PRINT_IDENTITY the text that is hashed into that path.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -37,16 +37,16 @@
 #define STDIN_TIMEOUT 10000
 #define STDIN_LIMIT (10 << 20)
 
-/* More words than this, and more bytes of them, do not come from a manager; a
- * socket's buffer takes this much at once. */
+/* The most arguments, and the most bytes of a request, that are sent to a server.  A
+ * manager sends fewer, and a socket's buffer accepts this many at once. */
 #define MAX_WORDS 64
 #define MAX_REQUEST 32768
-/* Bytes of the directory, as in shim/identity.py. */
+/* The longest path of the sockets' directory, as in shim/identity.py. */
 #define DIRECTORY_MAX 90
 #define MAX_ANSWER 65536
 
-/* What a child may be asked for: milliseconds until the server has heard, until a child
- * takes the call, and until it answers. */
+/* The commands that a server runs, each with its time limits in milliseconds: until the
+ * server acknowledges the request, until a child accepts it, and until the answer. */
 static const struct action {
     const char *name;
     int heard, taken, answer;
@@ -54,8 +54,8 @@ static const struct action {
                {"-info", 900, 5000, 10000},
                {"delete", 400, 900, 4000}};
 
-/* Text files of /proc, and answers; longer files would have a hash that Python
- * disagrees with. */
+/* The text of a file of /proc, or an answer.  A longer file would be cut here but not in
+ * Python, and the two hashes would differ. */
 static char text[MAX_ANSWER];
 
 static uint64_t hash = 0xCBF29CE484222325; /* FNV-1a, 64 bits */
@@ -76,7 +76,7 @@ static void add(const char *data, size_t size)
     mix(data, size);
 }
 
-/* Read a whole file into text; what cannot be read is empty. */
+/* Read a whole file into text; make text empty if the file cannot be read. */
 static size_t read_text(const char *path)
 {
     size_t size = 0;
@@ -123,7 +123,7 @@ static void mix_hex(const unsigned char *data, size_t size)
     }
 }
 
-/* What the kernel tells in no file: identity._attributes. */
+/* Add the attributes that are in no file of /proc: identity._attributes. */
 static void add_attributes(void)
 {
     static const int names[] = {PR_GET_SECUREBITS, PR_GET_TIMERSLACK, PR_MCE_KILL_GET,
@@ -148,7 +148,7 @@ static void add_attributes(void)
     mix(" ", 1);
     mix_number(syscall(SYS_sched_getattr, 0, schedule, sizeof schedule, 0));
     mix(" ", 1);
-    memset(schedule + 16, 0, 4); /* sched_nice, which a child takes over */
+    memset(schedule + 16, 0, 4); /* sched_nice, which a child sets to the caller's */
     mix_hex(schedule, sizeof schedule);
     mix(" ", 1);
     mix_number(syscall(SYS_get_mempolicy, mode, nodes, sizeof nodes * 8, 0, 0));
@@ -160,7 +160,7 @@ static void add_attributes(void)
     mix_hex(nodes, used);
 }
 
-/* Say whether there may be a server: identity.socket_path. */
+/* Compute the hash; return whether a server can be used: identity.socket_path. */
 static int identify(void)
 {
     static const char *const namespaces[] = {"cgroup", "ipc", "mnt", "net", "pid",
@@ -202,7 +202,7 @@ static int identify(void)
     return !filtered;
 }
 
-/* Nobody else could have put it there: what launcher.distrust looks at. */
+/* Return whether path is ours and no other user may write to it: launcher.distrust. */
 static int trusted(const char *path, mode_t kind)
 {
     struct stat info;
@@ -211,7 +211,7 @@ static int trusted(const char *path, mode_t kind)
            !(info.st_mode & 077);
 }
 
-/* Return the path where a server listens that can be trusted, or NULL. */
+/* Return the path of a trusted server's socket, or NULL. */
 static const char *find_server(void)
 {
     static char path[sizeof ((struct sockaddr_un *)0)->sun_path];
@@ -220,7 +220,7 @@ static const char *find_server(void)
     int written;
 
     if (!directory || *directory != '/' || strlen(directory) > DIRECTORY_MAX)
-        directory = DIRECTORY; /* the shim logs what is wrong with it */
+        directory = DIRECTORY; /* the shim logs why the value is not used */
     written = snprintf(path, sizeof path, "%s/%016llx", directory, (unsigned long long)hash);
 #ifdef PRINT_IDENTITY
     exit(0);
@@ -242,8 +242,8 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
-/* launcher.hold_input: stdin becomes a file in memory, unless it is a device.  What is
- * wrong with it is said here, since Python would find less of it. */
+/* launcher.hold_input: copy stdin into a file in memory, unless it is a device.  Errors
+ * are printed here, since Python could not read again the bytes that were read here. */
 static void hold_input(const char *name)
 {
     int64_t deadline = now() + STDIN_TIMEOUT;
@@ -282,7 +282,7 @@ static void hold_input(const char *name)
     exit(1);
 }
 
-/* Send "run" and the words, each but the last ended by NUL, our stdin and a pidfd of us. */
+/* Send "run" and the arguments, separated by NUL, with stdin and a pidfd of this process. */
 static int send_request(int sock, int argc, char **argv)
 {
     int fds[] = {STDIN_FILENO, (int)syscall(SYS_pidfd_open, getpid(), 0)};
@@ -311,7 +311,7 @@ static int send_request(int sock, int argc, char **argv)
     return sent == total ? 0 : -1;
 }
 
-/* launcher.is_stuck: the process is stopped, or has ended. */
+/* launcher.is_stuck: return whether the process is stopped or has ended. */
 static int is_stuck(pid_t pid)
 {
     char path[32], stat[512];
@@ -330,8 +330,9 @@ static int is_stuck(pid_t pid)
     return !end || !end[1] || strchr("TtZX", end[2]);
 }
 
-/* Receive the next packet into text, and the fd that comes with it, or -1.  Return its
- * size: 0 for the end, -1 if there is none until the deadline or peer is stuck. */
+/* Receive the next packet into text.  Set passed to the fd that came with it, or to -1.
+ * Return its size: 0 if the connection is closed, -1 if no packet comes until the
+ * deadline or the peer is stuck. */
 static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
 {
     union {
@@ -388,7 +389,8 @@ static int write_out(int fd, const char *data, size_t size)
     return 0;
 }
 
-/* Print the answer in text and say so; return the exit status, or -1: launcher.give. */
+/* Print the answer in text and acknowledge it; return the exit status, or -1 on failure:
+ * launcher.give. */
 static int give(int sock, size_t size)
 {
     const unsigned char *head = (const unsigned char *)text;
@@ -407,7 +409,7 @@ static int give(int sock, size_t size)
     return status;
 }
 
-/* Let a server do it; return the exit status, or -1 if Python must. */
+/* Have a server run the command; return the exit status, or -1 if Python has to run it. */
 static int run_on_server(const char *path, const struct action *action, int argc, char **argv)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -420,7 +422,7 @@ static int run_on_server(const char *path, const struct action *action, int argc
     int status = -1, child, none;
     int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-    /* Lower, it would be taken for one of the manager's own fds. */
+    /* fds 0 to 2 are the manager's.  One of them is closed if the socket gets its number. */
     if (sock <= STDERR_FILENO)
         return -1;
     if (strcmp(action->name, "delete"))
@@ -458,7 +460,7 @@ static int run_on_server(const char *path, const struct action *action, int argc
             status = give(sock, (size_t)got);
     }
     if (status < 0)
-        end_child(child); /* it must not go on beside Python */
+        end_child(child); /* Python runs the command again, and two must not run at once */
     close(sock);
     return status;
 }
@@ -489,7 +491,7 @@ int main(int argc, char **argv)
         code = ALONE;
         lseek(STDIN_FILENO, 0, SEEK_SET); /* a child may have read it */
     }
-    /* The program takes argv[0] for its own name. */
+    /* CODE removes the first argument, argv[0], and uses it as the program's name. */
     char *python[argc + 5];
     python[0] = PYTHON;
     python[1] = "-IS";
@@ -497,6 +499,7 @@ int main(int argc, char **argv)
     python[3] = (char *)code;
     memcpy(python + 4, argv, ((size_t)argc + 1) * sizeof *argv);
     execv(PYTHON, python);
-    fprintf(stderr, "%s: %s: %s: run `shimctl install` again\n", argv[0], PYTHON, strerror(errno));
+    fprintf(stderr, "%s: cannot run %s: %s; run `shimctl install` again\n", argv[0], PYTHON,
+            strerror(errno));
     return 127;
 }
