@@ -41,6 +41,11 @@ ID_MAX = 76
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 
+def type_name(type_url: str) -> str:
+    """Return the full name of the type in an Any: the text after the last slash."""
+    return type_url.rpartition("/")[2]
+
+
 def is_id(text: str) -> bool:
     """Tell whether ``text`` can name a container, an exec or a namespace, and so a file."""
     return len(text) <= ID_MAX and _ID.fullmatch(text) is not None

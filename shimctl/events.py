@@ -30,12 +30,13 @@ from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from shim import names
 from shim.api import events_pb2
 from shim.api.forward_grpc import EventsBase
 from shim.errors import InvalidError, UnavailableError
 from shim.linux import sockets
 from shim.ttrpc.services import handlers_of, unary
-from shimctl.values import time_of, type_name
+from shimctl.values import time_of
 
 if TYPE_CHECKING:
     import socket
@@ -151,7 +152,7 @@ class _Events(EventsBase):
 
 def event_of(envelope: Envelope) -> Event:
     """Decode an envelope; an event of an unknown type gets no fields."""
-    name = type_name(envelope.event)
+    name = names.type_name(envelope.event.type_url)
     return Event(
         at=time_of(envelope.timestamp),
         namespace=envelope.namespace,

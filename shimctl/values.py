@@ -157,17 +157,12 @@ def pids_of(processes: Iterable[process_pb2.ProcessInfo]) -> tuple[Pid, ...]:
 
 
 def _exec_id(info: AnyMessage) -> str:
-    if type_name(info) != names.PROCESS_DETAILS:
+    if names.type_name(info.type_url) != names.PROCESS_DETAILS:
         return ""
     try:
         return options_pb2.ProcessDetails.FromString(info.value).exec_id
     except DecodeError:
         return ""
-
-
-def type_name(message: AnyMessage) -> str:
-    """Return the full name in ``type_url``, with or without a prefix before the ``/``."""
-    return message.type_url.rpartition("/")[2]
 
 
 def stats_of(metrics: AnyMessage) -> Stats:
@@ -176,7 +171,7 @@ def stats_of(metrics: AnyMessage) -> Stats:
     :raises UnsupportedError: the metrics are of another type, as on another platform.
     :raises ShimError: the metrics cannot be decoded as their type.
     """
-    name = type_name(metrics)
+    name = names.type_name(metrics.type_url)
     try:
         match name:
             case "io.containerd.cgroups.v1.Metrics":

@@ -17,8 +17,8 @@ from shim.api.bootstrap_pb2 import (
     BootstrapParams,
     Extension,
 )
-from shim.config import SOCKET_DIR, Flags, Invocation, invocation_of, parse_flags
 from shim.errors import InvalidError
+from shim.start.flags import SOCKET_DIR, Flags, Invocation, invocation_of, parse_flags
 
 OPTIONS = AnyMessage(type_url="containerd.runc.v1.Options", value=b"\x50\x01")
 

@@ -14,18 +14,15 @@ ROOT = Path(__file__).parents[1]
 # From the top down.  A module may import from its own layer and from below it.
 LAYERS = [
     {"shim.__main__"},
-    {"shim.forkserver", "shim.forked"},
-    {"shim.bootstrap", "shim.cleanup", "shim.info", "shim.rehearsal"},
+    {"shim.start", "shim.delete", "shim.info"},
     {"shim.daemon"},
     {"shim.service"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
-    {"shim.api", "shim.reaper", "shim.config", "shim.hostfile", "shim.heap"},
+    {"shim.api", "shim.reaper", "shim.hostfile"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
     | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
     {"shim.names"},
-    {"shim.launcher"},
-    {"shim.identity"},
     {"shim.version"},
 ]
 
@@ -47,9 +44,9 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 # What the command line and the library may take from the daemon's package.
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
-    *("shim.names", "shim.identity"),
+    *("shim.names", "shim.start.identity"),
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
-    "shim.launcher",  # where fork servers listen, and which of them is to be trusted
+    "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted
 )
 
 
@@ -97,7 +94,7 @@ def test_imports_point_down(path: Path) -> None:
     assert level is not None, f"{own} has no layer"
     for name in imports_of(path):
         assert not name.startswith("shimctl"), f"{own} imports {name}"
-        if (own, name) == ("shim.launcher", "shim.__main__.main"):
+        if (own, name) == ("shim.start.launcher", "shim.__main__.main"):
             continue  # both ends of the executable: the fast path falls through to the slow one
         below = layer_of(name)
         assert below is None or below >= level, f"{own} imports {name}, which is above it"
@@ -151,7 +148,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         if call in path.read_text()
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
-    parents = {"shim/bootstrap.py", "shim/cleanup.py", "shim/forkserver.py"}
+    parents = {"shim/start/bootstrap.py", "shim/delete.py", "shim/start/forkserver.py"}
     assert culprits == {"shim/reaper.py", "shim/api/generate.py"} | parents
 
 
@@ -179,7 +176,7 @@ def test_only_libc_uses_ctypes() -> None:
 
 def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
     script = (
-        "import sys, shim.bootstrap, shim.daemon;"
+        "import sys, shim.start.bootstrap, shim.daemon;"
         "print([m for m in ('asyncio', 'h2', 'tomllib', 'yaml', 'psutil') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -190,7 +187,7 @@ def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
 
 _CREATES = {"mkdir", "makedirs", "mkfifo", "mknod", "touch", "write_text", "write_bytes"}
 # They write to files of the kernel, or generate code.
-_CREATES_NOTHING = {"shim/bootstrap.py", "shim/api/generate.py", "shimctl/host/cgroups.py"}
+_CREATES_NOTHING = {"shim/start/bootstrap.py", "shim/api/generate.py", "shimctl/host/cgroups.py"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 _REHEARSE = """
 import os, sys
 from google.protobuf.empty_pb2 import Empty
-from shim import rehearsal
+from shim.start import rehearsal
 from shim.linux import libc
 from shim.ttrpc.server import unary
 
@@ -42,7 +42,7 @@ except ChildProcessError:
 """
 _SETTLE = """
 import json, os, re, sys
-from shim import heap
+from shim.start import heap
 from shim.linux import libc
 
 def count():
@@ -62,7 +62,7 @@ print("well")
 
 _GROWTH = """
 import resource, trio, google.protobuf
-from shim import heap
+from shim.start import heap
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -111,7 +111,7 @@ def test_without_its_tools_a_rehearsal_is_cut_short_and_nothing_fails(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     done = run(
-        "import sys; from shim.rehearsal import rehearse; rehearse(sys.argv[1])", "/proc/1/x"
+        "import sys; from shim.start.rehearsal import rehearse; rehearse(sys.argv[1])", "/proc/1/x"
     )
     assert (done.returncode, done.stderr) == (0, "")
 

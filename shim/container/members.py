@@ -6,7 +6,7 @@ other.  So for each other one a file ``members/ID`` lies in the bundle of that
 first container, from before it is made until it is deleted, with what ends it:
 its own bundle may be gone by then.
 
-Not here: the ending, which is ``shim.container.abandoned`` and ``shim.cleanup``.
+Not here: the ending, which is ``shim.container.abandoned`` and ``shim.delete``.
 
 Source: containerd core/runtime/v2/shim_manager.go, Start and cleanupShim.
 """

@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError, Message
 
 from shim import log, names
 from shim.api import options_pb2, runtimeoptions_pb2
-from shim.config import name_of
 from shim.errors import InvalidError
 from shim.linux.files import read_whole
 from shim.linux.modes import write_file
@@ -56,7 +55,7 @@ class Options:
         """:raises InvalidError: the bytes, the TOML or a value in it is not well formed."""
         if message is None or not message.type_url:
             return cls()
-        match name_of(message):
+        match names.type_name(message.type_url):
             case names.RUNC_OPTIONS:
                 options = options_pb2.Options()
                 _parse(options, message.value)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 
-from shim import jsontext
+from shim import jsontext, names
 from shim.api import options_pb2
-from shim.config import name_of
 from shim.errors import InvalidError
 from shim.linux.mounts import Mount
 from shim.runc.command import Checkpoint
@@ -68,7 +67,7 @@ def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:
     :raises InvalidError: the options are not well formed, or there is no path.
     """
     options = options_pb2.CheckpointOptions()
-    if name_of(request.options) == options.DESCRIPTOR.full_name:
+    if names.type_name(request.options.type_url) == options.DESCRIPTOR.full_name:
         try:
             options.ParseFromString(request.options.value)
         except DecodeError:

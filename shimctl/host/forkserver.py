@@ -2,7 +2,7 @@
 
 A fork server is a process that forks the daemons of trio shims, so that they start
 faster.  The first shim starts one, and it exits when it has been idle for long
-enough.  :mod:`shim.launcher` has the rule for which servers are trusted.  A client
+enough.  :mod:`shim.start.launcher` has the rule for which servers are trusted.  A client
 sends one packet, a word, and receives one packet, a JSON object.
 """
 
@@ -24,9 +24,10 @@ from typing import Any
 
 import trio
 
-from shim import identity, launcher, names
+from shim import names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
+from shim.start import identity, launcher
 from shim.text import explain
 from shim.version import VERSION
 from shimctl.host.cgroups import join
@@ -260,7 +261,7 @@ def _spawn() -> tuple[int, int]:
     """
     package = str(Path(launcher.__file__).absolute().parent)
     here = Interpreter(sys.executable, tuple(search_path()), package, VERSION)
-    code = here.code("shim.launcher", named=True)
+    code = here.code("shim.start.launcher", named=True)
     errors, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         child = os.posix_spawn(

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import identity, names
+from shim import names
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, TimedOutError
 from shim.linux.modes import make_directories
+from shim.start import identity
 from shimctl.host.interpreter import find_interpreter
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ SOURCE = Path(__file__).with_name("native") / "launcher.c"
 # only a file with this mark.
 _INSTALL_MARK = "installed by shimctl install"
 # In every executable of this project, whether pip or this module wrote it.  install
-# replaces only a file with one of these marks.
-_PROJECT_MARKS = (b"shim.launcher", b"shimctl.cli")
+# replaces only a file with one of these marks; earlier versions wrote the first.
+_PROJECT_MARKS = (b"shim.launcher", b"shim.start.launcher", b"shimctl.cli")
 _COMPILER_TIMEOUT = 60.0  # s for the compiler
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
@@ -73,7 +74,9 @@ async def install(
                 f"cannot replace {target}: it is another program; remove it, or use another --name"
             )
     interpreter = await find_interpreter()
-    program = interpreter.script("shim.launcher", _INSTALL_MARK).encode(errors="surrogateescape")
+    program = interpreter.script("shim.start.launcher", _INSTALL_MARK).encode(
+        errors="surrogateescape"
+    )
     remark = ""
     if native is not False:
         try:
@@ -134,8 +137,8 @@ async def build(interpreter: Interpreter, *extra: str) -> bytes:
         "PACKAGE": interpreter.package,
         "PYTHON": interpreter.executable,
         "DIRECTORY": identity.DIRECTORY,
-        "CODE": f"# {_INSTALL_MARK}\n" + interpreter.code("shim.launcher", named=True),
-        "ALONE": interpreter.code("shim.launcher", function="main_alone", named=True),
+        "CODE": f"# {_INSTALL_MARK}\n" + interpreter.code("shim.start.launcher", named=True),
+        "ALONE": interpreter.code("shim.start.launcher", function="main_alone", named=True),
     }
     defines = [f"-D{name}={_literal(value)}" for name, value in constants.items()]
     with tempfile.TemporaryDirectory(prefix="shimctl-") as scratch:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import trio
 
-from shim import launcher
 from shim.errors import ShimError, TimedOutError
+from shim.start import launcher
 
 # Bytes of a #! line that every kernel reads.  Source: execve(2).
 _FIRST_LINE = 127
@@ -30,11 +30,11 @@ _PROBE = """
 import json, os, sys
 given = [entry for entry in sys.argv[1:] if entry not in sys.path]
 sys.path += given
-import shim.forkserver, shim.launcher, shim.version, shimctl.client, psutil, yaml
+import shim.start.forkserver, shim.start.launcher, shim.version, shimctl.client, psutil, yaml
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 print(json.dumps({
     "path": [e for e in given if any(file.startswith(e + os.sep) for file in files)],
-    "package": os.path.dirname(os.path.abspath(shim.launcher.__file__)),
+    "package": os.path.dirname(os.path.abspath(shim.start.launcher.__file__)),
     "version": shim.version.VERSION,
     "executable": sys.executable,
 }))
@@ -82,7 +82,7 @@ class Interpreter:
 
 def search_path() -> list[str]:
     """Return the directories of this process's ``sys.path``, this project's first."""
-    own = str(Path(launcher.__file__).absolute().parents[1])
+    own = str(Path(launcher.__file__).absolute().parents[2])
     entries = [str(Path(entry).absolute()) for entry in sys.path]
     return [own, *(entry for entry in entries if entry != own and Path(entry).is_dir())]
 

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 # As an entry point calls it; -m would put the working directory first.
-LAUNCH = [sys.executable, "-c", "import sys; from shim.launcher import main; sys.exit(main())"]
+LAUNCH = [
+    sys.executable,
+    "-c",
+    "import sys; from shim.start.launcher import main; sys.exit(main())",
+]
 
 
 class Server:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from shim import launcher
 from shim.api.task_pb2 import ShutdownRequest
 from shim.errors import UnavailableError
+from shim.start import launcher
 from shim.ttrpc.client import ConnectionLostError
 from tests.process.rig import NAMESPACE, wait_gone
 from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
@@ -158,7 +158,7 @@ async def test_a_server_that_never_answers_is_given_up(
     """A listener that accepts nobody holds a start for a second at the most, not for ever."""
     server.directory.mkdir(mode=0o700)
     path = server.rig.root / "probe"
-    script = f"from shim.identity import *; open({str(path)!r}, 'w').write(socket_path())"
+    script = f"from shim.start.identity import *; open({str(path)!r}, 'w').write(socket_path())"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
     name = path.read_text()
     kind = socket.SOCK_SEQPACKET

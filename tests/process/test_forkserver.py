@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import identity
 from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
+from shim.start import identity
 from tests.process.rig import alive, wait_gone
 from tests.process.servers import ROOT, Server, parent_of
 
@@ -159,7 +159,7 @@ async def test_another_build_gets_another_server(
 
 
 async def test_another_cgroup_or_namespace_gets_another_server(server: Server) -> None:
-    script = "from shim.identity import socket_path; print(socket_path())"
+    script = "from shim.start.identity import socket_path; print(socket_path())"
     command = [sys.executable, "-c", script]
 
     def path(*prefix: str) -> str:
@@ -172,7 +172,7 @@ async def test_another_cgroup_or_namespace_gets_another_server(server: Server) -
 
 
 def test_another_root_directory_gets_another_server(tmp_path: Path) -> None:
-    script = "from shim.identity import socket_path; print(socket_path())"
+    script = "from shim.start.identity import socket_path; print(socket_path())"
     directories = [str(tmp_path / name) for name in ("upper", "work", "root")]
     for directory in directories:
         Path(directory).mkdir()

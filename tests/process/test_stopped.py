@@ -34,7 +34,12 @@ GIVEN_UP = 5.0
 STOPPING = """
 import os, signal, sys
 control, server, count = CONTROL, 0, -1
-files = ("shim/forked.py", "shim/bootstrap.py", "shim/launcher.py", "shim/cleanup.py")
+files = (
+    "shim/start/children.py",
+    "shim/start/bootstrap.py",
+    "shim/start/launcher.py",
+    "shim/delete.py",
+)
 
 def trace(frame, event, _):
     global count

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from shim import identity
+from shim.start import identity
 from tests.process.rig import alive, wait_gone
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
 

@@ -244,7 +244,7 @@ async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_pa
     native = tmp_path / "native"
     native.write_bytes(await installing.build(interpreter, "-DPRINT_IDENTITY"))
     native.chmod(0o755)
-    text = interpreter.code("shim.identity", function="identity", named=True)
+    text = interpreter.code("shim.start.identity", function="identity", named=True)
     script = text.replace("sys.exit(identity())", "sys.stdout.write(identity())")
     seen = set()
     for name, attribute in {"none": "", **IDENTITY}.items():
@@ -292,7 +292,7 @@ async def test_both_launchers_look_in_the_same_place(
     native = tmp_path / "native"
     native.write_bytes(await installing.build(interpreter, "-DPRINT_PATH"))
     script = tmp_path / "script"
-    text = interpreter.script("shim.launcher", "prints the path")
+    text = interpreter.script("shim.start.launcher", "prints the path")
     text = text.replace(
         "import main\nsys.exit(main())", "import socket_path\nprint(socket_path())"
     )
@@ -432,7 +432,7 @@ async def test_another_program_is_neither_replaced_nor_removed(tmp_path: Path) -
 
 async def test_a_link_to_pips_script_is_replaced_and_the_script_is_not(tmp_path: Path) -> None:
     pips = tmp_path / "pips"
-    pips.write_text("from shim.launcher import main\n")
+    pips.write_text("from shim.start.launcher import main\n")
     (tmp_path / "bin").mkdir()
     link = tmp_path / "bin" / NAME
     link.symlink_to(pips)
@@ -440,7 +440,7 @@ async def test_a_link_to_pips_script_is_replaced_and_the_script_is_not(tmp_path:
         uninstall(tmp_path)
     await install(tmp_path, native=False)
     assert not link.is_symlink()
-    assert pips.read_text() == "from shim.launcher import main\n"
+    assert pips.read_text() == "from shim.start.launcher import main\n"
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "shimctl"])
@@ -486,7 +486,7 @@ async def test_an_interpreter_no_first_line_can_name_runs_behind_a_shell(
     deep.parent.mkdir()
     deep.symlink_to(found.executable)
     program = tmp_path / "odd name"
-    program.write_text(replace(found, executable=str(deep)).script("shim.launcher", "x"))
+    program.write_text(replace(found, executable=str(deep)).script("shim.start.launcher", "x"))
     program.chmod(0o755)
     assert program.read_text().startswith("#!/bin/sh\n") == (
         len(directory) > 9 or " " in directory

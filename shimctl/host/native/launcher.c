@@ -1,13 +1,13 @@
-/* The native launcher: does in C, without an interpreter, the work of shim/launcher.py.
+/* The native launcher: does in C, without an interpreter, the work of shim/start/launcher.py.
  *
  * It sends start, delete and -info to a running fork server, prints the answer and
- * exits with its status; shim/launcher.py describes the protocol.  For every other
+ * exits with its status; shim/start/launcher.py describes the protocol.  For every other
  * command line, and after every failure, it executes Python.  If this program has not
  * connected to a server, it runs CODE, which looks for a server again and logs why it
  * uses none.  If it has, it runs ALONE, which does the work without a server.
  *
  * `shimctl install` defines VERSION, PACKAGE and PYTHON, with the values of the
- * interpreter that runs CODE or ALONE, and DIRECTORY, all as in shim/identity.py.
+ * interpreter that runs CODE or ALONE, and DIRECTORY, all as in shim/start/identity.py.
  * For a test, PRINT_PATH makes the program print the path of the server's socket, and
  * PRINT_IDENTITY the text that is hashed into that path.
  */
@@ -31,7 +31,7 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Milliseconds, as in shim/launcher.py. */
+/* Milliseconds, as in shim/start/launcher.py. */
 #define TICK 100
 #define KILL_TIMEOUT 1000
 #define STDIN_TIMEOUT 10000
@@ -41,7 +41,7 @@
  * manager sends fewer, and a socket's buffer accepts this many at once. */
 #define MAX_WORDS 64
 #define MAX_REQUEST 32768
-/* The longest path of the sockets' directory, as in shim/identity.py. */
+/* The longest path of the sockets' directory, as in shim/start/identity.py. */
 #define DIRECTORY_MAX 90
 #define MAX_ANSWER 65536
 

@@ -10,7 +10,7 @@ While there is none, as when many come at once, each gets a child of its own.
 
 Single-threaded and without an event loop of its own, since it forks: a poll of
 the socket, of the signals and of the callers that have not said yet what they
-want.  It waits for none of them; see :mod:`shim.launcher` for the conversation.
+want.  It waits for none of them; see :mod:`shim.start.launcher` for the conversation.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import cleanup, heap, identity, launcher, log  # noqa: F401 - held for children
-from shim.config import idle_time
+from shim import log
 from shim.errors import ExistsError, InvalidError, ShimError
-from shim.forked import Call, Spare, become, has_hung_up, stand_by
 from shim.linux import libc, sockets
-from shim.rehearsal import rehearse
+from shim.start import (
+    heap,
+    identity,
+    launcher,
+)
+from shim.start.children import Call, Spare, become, has_hung_up, stand_by
+from shim.start.flags import idle_time
+from shim.start.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +55,7 @@ _MESSAGE = 1 << 16  # bytes of a request
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
-def leave_behind(name: str, run: Callable[[str, list[str]], int]) -> None:
+def leave_behind(name: str) -> None:
     """Fork a server, unless there is one or none is wanted; return at once.
 
     What fails is not reported here: a manager reads what ``start`` writes, and
@@ -67,11 +72,11 @@ def leave_behind(name: str, run: Callable[[str, list[str]], int]) -> None:
     status = 1
     with suppress(BaseException):
         _detach(name)
-        status = _serve(path, name, run)
+        status = _serve(path, name)
     os._exit(status)
 
 
-def serve_here(name: str, run: Callable[[str, list[str]], int]) -> int:
+def serve_here(name: str) -> int:
     """Be the server, in the foreground as a service manager wants it.
 
     :raises ExistsError: there is one already.
@@ -84,7 +89,7 @@ def serve_here(name: str, run: Callable[[str, list[str]], int]) -> int:
     if reason := _distrust(path):
         raise InvalidError(f"no fork server: {reason}")
     _detach(name)
-    return _serve(path, name, run)
+    return _serve(path, name)
 
 
 def _distrust(path: str) -> str:
@@ -94,8 +99,8 @@ def _distrust(path: str) -> str:
         return ""
 
 
-def _serve(path: str, name: str, run: Callable[[str, list[str]], int]) -> int:
-    server = _Server(path, name, run)
+def _serve(path: str, name: str) -> int:
+    server = _Server(path, name)
     try:
         return server.serve()
     finally:
@@ -119,10 +124,9 @@ def _detach(name: str) -> None:
 
 
 class _Server:
-    def __init__(self, path: str, name: str, run: Callable[[str, list[str]], int]) -> None:
+    def __init__(self, path: str, name: str) -> None:
         self._path = path
         self._name = name
-        self._run = run
         self._daemons: set[int] = set()
         self._stamp = _stamp()
         self._idle, _ = idle_time(os.environ)
@@ -284,9 +288,7 @@ class _Server:
             self._stopped = True
             return
         try:
-            child = self._hand_over(call) or self._fork(
-                partial(become, call, self._run), caller=call.status
-            )
+            child = self._hand_over(call) or self._fork(partial(become, call), caller=call.status)
         except OSError as exc:
             connection.send(
                 f"the fork server is not used: it cannot fork: {exc.strerror}".encode()
@@ -311,7 +313,7 @@ class _Server:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
                 unless_forked.enter_context(ours)
-                pid = self._fork(partial(stand_by, theirs, self._run), ours)
+                pid = self._fork(partial(stand_by, theirs), ours)
                 unless_forked.pop_all()
                 self._spare = Spare(pid, ours)
             self._rehearse()

@@ -5,7 +5,7 @@ Imports next to nothing: each module of the standard library costs a manager's
 the same work is done in this process, which takes longer and is as good.
 
 A fork server serves those that would hand the same on to a child
-(:mod:`shim.identity`).  What differs from call to call (arguments, environment,
+(:mod:`shim.start.identity`).  What differs from call to call (arguments, environment,
 working directory, standard input, umask, nice, affinity, limits) its child
 takes from the caller.
 
@@ -34,7 +34,7 @@ import os
 import sys
 import time
 
-from shim.identity import socket_path
+from shim.start.identity import socket_path
 
 # Seconds until a server that says nothing is given up, and one that has heard and has
 # many callers: a manager gives ``delete`` five seconds in all.  A server or a child
@@ -273,14 +273,14 @@ def main() -> int:
         status, warning = ask(sys.argv)
         if status is not None:
             os._exit(status)  # all is written, and the interpreter's own end takes 1 ms
-    from shim.__main__ import main as run_here
+    from shim.start.actions import main as run_here
 
     return run_here(warning)
 
 
 def main_alone() -> int:
     """Run the executable after the native launcher has given up the fork server."""
-    from shim.__main__ import main as run_here
+    from shim.start.actions import main as run_here
 
     return run_here(f"the fork server is not used: {socket_path()} did not take the call in time")
 

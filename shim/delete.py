@@ -23,7 +23,6 @@ import trio
 
 from shim import log
 from shim.api.task_pb2 import DeleteResponse
-from shim.config import Flags
 from shim.container.abandoned import kill_abandoned, member_of
 from shim.container.bundle import Bundle, checked_id
 from shim.container.members import Members
@@ -39,6 +38,7 @@ from shim.reaper import open_reaper
 from shim.records import read_exit
 from shim.runc.driver import ForeignContainerError, Runc
 from shim.runc.state import has_state
+from shim.start.flags import Flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from shim import identity, launcher, log, names
+from shim import log, names
 from shim.api.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
 from shim.errors import InvalidError, TimedOutError
+from shim.start import identity, launcher
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
@@ -241,9 +242,4 @@ def _runc_options(params: BootstrapParams) -> AnyMessage | None:
 
 def is_options(message: AnyMessage) -> bool:
     """Say whether ``message`` is of a type of runtime options that we know."""
-    return name_of(message) in (names.RUNC_OPTIONS, names.GENERIC_OPTIONS)
-
-
-def name_of(message: AnyMessage) -> str:
-    """Return the full name of the type in ``message``, whatever stands before the last slash."""
-    return message.type_url.rpartition("/")[2]
+    return names.type_name(message.type_url) in (names.RUNC_OPTIONS, names.GENERIC_OPTIONS)

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import bootstrap, cleanup, daemon, launcher
-from shim.config import invocation_of, parse_flags, read_stdin
+from shim import daemon, delete
 from shim.errors import ShimError
+from shim.start import actions, bootstrap, launcher
+from shim.start.flags import invocation_of, parse_flags, read_stdin
 from shim.text import explain, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 
 # Seconds for a caller that was told that its call is taken to say go.
@@ -71,7 +72,7 @@ class Spare:
         return True
 
 
-def stand_by(sock: socket.socket, run: Callable[[str, list[str]], int]) -> NoReturn:
+def stand_by(sock: socket.socket) -> NoReturn:
     """In a spare child: wait for a call and do it, or leave with the server."""
     _rehearse()
     words, fds, _, _ = socket.recv_fds(sock, _PACKET, 3)
@@ -80,7 +81,7 @@ def stand_by(sock: socket.socket, run: Callable[[str, list[str]], int]) -> NoRet
         os._exit(0)  # the server is gone; or the call is not whole, and its caller will know
     pid, *argv = words.split(b"\0")
     status, *rest = fds
-    become(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), run)
+    become(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest))
 
 
 def _rehearse() -> None:
@@ -91,10 +92,10 @@ def _rehearse() -> None:
     )
     bootstrap.rehearse(invocation_of(flags, {}, b""))
     daemon.rehearse_birth()
-    cleanup.rehearse()
+    delete.rehearse()
 
 
-def become(call: Call, run: Callable[[str, list[str]], int]) -> NoReturn:
+def become(call: Call) -> NoReturn:
     """In the child: be what the caller would have become, and do what it asked for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     connection = socket.socket(fileno=call.status)
@@ -113,7 +114,7 @@ def become(call: Call, run: Callable[[str, list[str]], int]) -> NoReturn:
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
             bootstrap.become_daemon(invocation, name, bootstrap.Caller(connection, manager))
         with _collected() as collected:
-            code = run(name, call.argv[1:])
+            code = actions.run(name, call.argv[1:])
         output, errors = collected
     except (ShimError, OSError) as exc:
         errors = f"{name}: {printable(explain(exc))}\n".encode()

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim import cleanup
+from shim import delete as command
 from shim.api.task_pb2 import DeleteResponse
-from shim.config import Flags
 from shim.linux.libc import mount
 from shim.linux.mounts import unmount_all
+from shim.start.flags import Flags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,20 +49,20 @@ def bundle(root: Path) -> Path:
 
 def delete(bundle: Path) -> DeleteResponse:
     flags = Flags(namespace="ns", id="c1", bundle=str(bundle), action="delete")
-    return DeleteResponse.FromString(cleanup.delete(flags))
+    return DeleteResponse.FromString(command.delete(flags))
 
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each process that the clean-up was left to."""
     seen: list[int] = []
-    in_time = cleanup._in_time
+    in_time = command._in_time
 
     def counted(*args: object) -> None:
         seen.append(1)
         in_time(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cleanup, "_in_time", counted)
+    monkeypatch.setattr(command, "_in_time", counted)
     return seen
 
 

@@ -3,7 +3,7 @@
 It binds the socket, forks the daemon and answers once that serves.  The manager
 reads stdout and stderr as one and waits for every holder of that pipe, so
 nothing else may be written and the daemon must inherit none of it: it hands its
-answer to the process that the manager runs (:mod:`shim.launcher`).
+answer to the process that the manager runs (:mod:`shim.start.launcher`).
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 from grpclib.const import Status
 
-from shim import daemon, launcher, log
+from shim import daemon, log
 from shim.api.bootstrap_pb2 import BootstrapResult
 from shim.api.task_pb2 import ConnectRequest
 from shim.cgroup.find import cgroup_at
@@ -41,11 +41,12 @@ from shim.errors import (
 from shim.linux import libc, sockets
 from shim.linux.modes import write_file
 from shim.runc.driver import LIMIT
+from shim.start import launcher
 from shim.text import explain, printable
 from shim.ttrpc.protocol import ClientProtocol
 
 if TYPE_CHECKING:
-    from shim.config import Invocation
+    from shim.start.flags import Invocation
 
 # Seconds for a new daemon to serve, and for a running one, which may be about to,
 # to say what it speaks.
