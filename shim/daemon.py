@@ -26,7 +26,7 @@ from shim.events.publisher import open_publisher
 from shim.linux import sockets
 from shim.reaper import open_reaper
 from shim.runc.driver import LIMIT
-from shim.service import ABANDONED, ALIASES, CALLED_OFF, IMMEDIATE, TaskService
+from shim.service import ALIASES, CANCELLABLE, IMMEDIATE, UNDOABLE, TaskService
 from shim.ttrpc.server import handlers_of, serve
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
 # Seconds without a container after which nobody is coming any more.
-DESERTED = 30.0
+UNUSED_LIMIT = 30.0
 # Seconds for the calls and the events under way when the daemon ends.
 DRAIN = 3.0
 FAREWELL = 1.0
@@ -100,18 +100,18 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
-        nursery.start_soon(_shutdown_when_deserted, service, shutdown)
+        nursery.start_soon(_shutdown_when_unused, service, shutdown)
         serving = partial(
             serve,
             shutdown=shutdown,
             drain=DRAIN,
-            abandon=ABANDONED,
-            revoke=CALLED_OFF,
+            cancellable=CANCELLABLE,
+            undoable=UNDOABLE,
             immediate=IMMEDIATE,
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            await nursery.start(_shutdown_unless_told, ready, shutdown)
+            await nursery.start(_shutdown_unless_reported, ready, shutdown)
             log.debug("serving", id=settings.id, pid=os.getpid())
         with trio.move_on_after(FAREWELL) as scope:
             await publisher.flush()
@@ -130,7 +130,7 @@ async def _shutdown_on_signal(
             shutdown.set()
 
 
-async def _shutdown_unless_told(
+async def _shutdown_unless_reported(
     ready: Ready, shutdown: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
     if not await ready(task_status):
@@ -138,9 +138,9 @@ async def _shutdown_unless_told(
         shutdown.set()
 
 
-async def _shutdown_when_deserted(service: TaskService, shutdown: trio.Event) -> None:
-    await service.wait_deserted(DESERTED)
-    log.warning("nobody has a container here: leaving", seconds=DESERTED)
+async def _shutdown_when_unused(service: TaskService, shutdown: trio.Event) -> None:
+    await service.wait_unused(UNUSED_LIMIT)
+    log.warning("nobody has a container here: leaving", seconds=UNUSED_LIMIT)
     shutdown.set()
 
 
@@ -168,7 +168,7 @@ async def _rehearse_birth() -> None:
         host = Host("rehearsal", reaper, publisher, nursery, LIMIT)
         handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
         await nursery.start(_shutdown_on_signal, shutdown)
-        serving = partial(serve, shutdown=shutdown, drain=0, abandon=ABANDONED)
+        serving = partial(serve, shutdown=shutdown, drain=0, cancellable=CANCELLABLE)
         await nursery.start(serving, sock, handlers)
         shutdown.set()
         nursery.cancel_scope.cancel()

@@ -3,7 +3,7 @@
 Identity is a pidfd: every process we know is watched through its own, so no
 exit can be credited to a process that got a recycled pid.  A process we do not
 know yet keeps its pid as long as it is an unreaped zombie.  So while a
-:meth:`Reaper.birth` is open, that is while a runtime brings a container's
+:meth:`Reaper.runtime_running` is open, that is while a runtime brings a container's
 process into the world, unknown zombies are left alone, and the pid the runtime
 reports still names the process it meant.
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 # Seconds between two looks at a process that has ended but is not ours to
 # wait for yet, and how long to look: its parent is a runtime about to exit.
 _ORPHAN_PAUSE = 0.01
-_ORPHAN_PATIENCE = 10
+_ORPHAN_LIMIT = 10
 
 # Seconds for a process that a runtime reported to become our child.
-_ADOPTION = 1.0
+_ADOPT_LIMIT = 1.0
 
 # Where stat's fields are, counted after the name; include/linux/sched.h.
 _PARENT = 1
@@ -109,7 +109,7 @@ class Child:
         """
         return self.exit is not None or _is_exiting(self.pid)
 
-    def _settle(self, exit_: Exit) -> None:
+    def _set_exit(self, exit_: Exit) -> None:
         self.exit = exit_
         os.close(self._pidfd)
         self._done.set()
@@ -121,7 +121,7 @@ class Reaper:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._children: dict[int, Child] = {}
-        self._births = 0
+        self._runtimes = 0
 
     def spawn(
         self,
@@ -193,29 +193,29 @@ class Reaper:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             raise
         if pid == 0:
-            _work_alone(title, work, keep)
+            _work_in_child(title, work, keep)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return self._watch(pid)
 
     @contextmanager
-    def birth(self) -> Iterator[None]:
+    def runtime_running(self) -> Iterator[None]:
         """Let a runtime start a process inside this block, and :meth:`adopt` it.
 
         For the length of the block no unknown zombie is reaped: the process can
         die before the runtime has even told us its pid, and still be found.
         """
-        self._births += 1
+        self._runtimes += 1
         try:
             yield
         finally:
-            self._births -= 1
-            if not self._births:
-                self._sweep()
+            self._runtimes -= 1
+            if not self._runtimes:
+                self._reap_orphans()
 
     async def adopt(self, pid: int) -> Child:
         """Watch a process that a runtime started and left to us, dead or alive.
 
-        Call it inside the :meth:`birth` in which the runtime ran.  The process
+        Call it inside the :meth:`runtime_running` in which the runtime ran.  The process
         must be a child of ours that is not watched yet: its signals would reach
         another container, or a process of the host.
 
@@ -226,7 +226,7 @@ class Reaper:
             raise NotFoundError("the runtime reported success, but no pid")
         # A wrapper may end before the runtime does that it ran: the process is
         # our child only then.
-        deadline = trio.current_time() + _ADOPTION
+        deadline = trio.current_time() + _ADOPT_LIMIT
         while (known := pid in self._children) or not _is_child(pid):
             if known or trio.current_time() >= deadline or not _is_descendant(pid):
                 raise NotFoundError(
@@ -236,7 +236,7 @@ class Reaper:
             await trio.sleep(_ORPHAN_PAUSE)
         return self._watch(pid)
 
-    def kill_stray(self, pid: int) -> None:
+    def kill_orphan(self, pid: int) -> None:
         """Kill what a failed runtime left behind, if ``pid`` is that: an unknown child of ours.
 
         A runtime that cleaned up after itself has freed the pid, which may be
@@ -278,27 +278,27 @@ class Reaper:
         except ProcessLookupError:
             raise NotFoundError(f"there is no process {pid}") from None
         child = self._children[pid] = Child(pid, pidfd)
-        self._nursery.start_soon(self._follow, child, pidfd)
+        self._nursery.start_soon(self._wait_for, child, pidfd)
         return child
 
-    async def _follow(self, child: Child, pidfd: int) -> None:
+    async def _wait_for(self, child: Child, pidfd: int) -> None:
         deadline = 0.0
         while child.exit is None:
             try:
                 await trio.lowlevel.wait_readable(pidfd)
             except trio.ClosedResourceError:
                 return
-            if self._collect(child, pidfd):
+            if self._reap(child, pidfd):
                 return
             # It ended, but its parent is still there and could wait for it.
             now = trio.current_time()
-            deadline = deadline or now + _ORPHAN_PATIENCE
+            deadline = deadline or now + _ORPHAN_LIMIT
             if now >= deadline:
-                self._lose(child, "its parent kept it")
+                self._set_unknown(child, "its parent kept it")
                 return
             await trio.sleep(_ORPHAN_PAUSE)
 
-    def _collect(self, child: Child, pidfd: int) -> bool:
+    def _reap(self, child: Child, pidfd: int) -> bool:
         """Reap ``child`` if it is a zombie of ours; say whether its fate is settled."""
         if child.exit is not None:
             return True
@@ -306,28 +306,28 @@ class Reaper:
             info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             if _is_gone(pidfd):
-                self._lose(child, "another process waited for it")
+                self._set_unknown(child, "another process waited for it")
                 return True
             return False
         if info is None:
             return False
         exited = info.si_code == os.CLD_EXITED
         status = info.si_status if exited else 128 + info.si_status
-        self._settle(child, Exit(status, time.time_ns()))
+        self._set_exit(child, Exit(status, time.time_ns()))
         return True
 
-    def _lose(self, child: Child, reason: str) -> None:
+    def _set_unknown(self, child: Child, reason: str) -> None:
         log.warning("exit status lost", pid=child.pid, reason=reason)
-        self._settle(child, Exit(UNKNOWN_STATUS, time.time_ns(), reason))
+        self._set_exit(child, Exit(UNKNOWN_STATUS, time.time_ns(), reason))
 
-    def _settle(self, child: Child, exit_: Exit) -> None:
+    def _set_exit(self, child: Child, exit_: Exit) -> None:
         del self._children[child.pid]
         trio.lowlevel.notify_closing(child._pidfd)
-        child._settle(exit_)
+        child._set_exit(exit_)
 
-    def _sweep(self) -> None:
+    def _reap_orphans(self) -> None:
         """Reap the zombies nobody asked about, unless one may yet be claimed."""
-        while not self._births:
+        while not self._runtimes:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -337,7 +337,7 @@ class Reaper:
             child = self._children.get(info.si_pid)
             if child is None:
                 os.waitid(os.P_PID, info.si_pid, os.WEXITED | os.WNOHANG)
-            elif not self._collect(child, child._pidfd):
+            elif not self._reap(child, child._pidfd):
                 return
 
     def _forget(self) -> None:
@@ -345,11 +345,11 @@ class Reaper:
             os.close(child._pidfd)
         self._children.clear()
 
-    async def _sweep_on_sigchld(self) -> None:
+    async def _reap_on_sigchld(self) -> None:
         with trio.open_signal_receiver(signal.SIGCHLD) as signals:
-            self._sweep()
+            self._reap_orphans()
             async for _ in signals:
-                self._sweep()
+                self._reap_orphans()
 
 
 @asynccontextmanager
@@ -363,7 +363,7 @@ async def open_reaper() -> AsyncIterator[Reaper]:
             reaper = Reaper(nursery)
             # Not before nobody watches them any more.
             last.callback(reaper._forget)
-            nursery.start_soon(reaper._sweep_on_sigchld)
+            nursery.start_soon(reaper._reap_on_sigchld)
             yield reaper
 
 
@@ -383,7 +383,9 @@ def _spawn(
             return libc.spawn(argv, env, dups, "/")
 
 
-def _work_alone(title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> NoReturn:
+def _work_in_child(
+    title: Sequence[str], work: Callable[[], object], keep: Sequence[int]
+) -> NoReturn:
     """In the child of :meth:`Reaper.fork`: do ``work`` and end."""
     status = 1
     try:

@@ -59,14 +59,14 @@ if TYPE_CHECKING:
 # The names one service is registered under, besides its own.
 ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 # Seconds a Shutdown waits for a creation it has called off: containerd gives it three.
-_CALLED_OFF = 2.5
+_UNDO_LIMIT = 2.5
 # Methods nobody needs once their caller is gone.
-ABANDONED = ("Wait",)
+CANCELLABLE = ("Wait",)
 # Methods that are called off, and undone, when their caller's connection ends.  A manager
 # that restarts takes a container that it was never told of for a leak: containerd
 # deletes it, and with it the fifos that its next attempt needs.  What is not here or
 # above goes on, and is reported as what came of it: half a Start cannot be undone.
-CALLED_OFF = ("Create",)
+UNDOABLE = ("Create",)
 # Methods that wait for nothing at all.
 IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty")
 
@@ -88,7 +88,7 @@ class _Creation:
         self._stream = stream
 
     @property
-    def is_called_off(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether its caller is gone, or a Shutdown ends it."""
         return self._stream.lost or self.scope.cancel_called
 
@@ -105,9 +105,9 @@ class TaskService(TaskBase):
         self._vacant = trio.Event()
         self._creating: dict[str, _Creation] = {}
         self._waiting = 0  # creations that wait for another's end
-        self._unmade: set[str] = set()  # ids whose last creation was called off
+        self._cancelled: set[str] = set()  # ids whose last creation was called off
 
-    async def wait_deserted(self, seconds: float) -> None:
+    async def wait_unused(self, seconds: float) -> None:
         """Return when there has been no container for ``seconds``.
 
         No manager leaves a shim empty for long but one that died between two
@@ -172,7 +172,7 @@ class TaskService(TaskBase):
         if self._shutdown.is_set():
             raise UnavailableError("this shim is ending; start another")
         self._reserve(request.id)
-        self._unmade.discard(request.id)
+        self._cancelled.discard(request.id)
         creation = _Creation(stream)
         self._creating[request.id] = creation
         with creation.scope:
@@ -180,15 +180,15 @@ class TaskService(TaskBase):
                 container = await Container.create(request, self._host)
             except BaseException:
                 self._release(request.id)
-                if creation.is_called_off:
-                    self._unmade.add(request.id)
+                if creation.is_cancelled:
+                    self._cancelled.add(request.id)
                 raise
             finally:
                 del self._creating[request.id]
                 creation.over.set()
                 # However it failed: the manager that is gone does not ask for the end
                 # of the shim, and the one that asked for it does not ask again.
-                if creation.is_called_off and not self._containers and not self._waiting:
+                if creation.is_cancelled and not self._containers and not self._waiting:
                     self._shutdown.set()
             self._containers[request.id] = container
             await stream.send_message(CreateTaskResponse(pid=container.init.pid))
@@ -198,7 +198,7 @@ class TaskService(TaskBase):
     async def _wait_undone(self, id_: str) -> None:
         """Wait for the end of a creation of ``id_`` that was called off."""
         creation = self._creating.get(id_)
-        if creation is None or not creation.is_called_off:
+        if creation is None or not creation.is_cancelled:
             return
         self._waiting += 1
         try:
@@ -289,7 +289,7 @@ class TaskService(TaskBase):
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
         creation = self._creating.get(request.id)
-        if request.id in self._unmade or (creation is not None and creation.is_called_off):
+        if request.id in self._cancelled or (creation is not None and creation.is_cancelled):
             # containerd 1.6 takes any other answer for that of a container it still has.
             raise NotFoundError(f"the creation of {request.id} was called off: not found")
         container = self._containers.get(request.id)
@@ -304,7 +304,7 @@ class TaskService(TaskBase):
             creation.scope.cancel()
             # It cleans up once it has our answer, and what the runtime still
             # makes then would stay.
-            with trio.move_on_after(_CALLED_OFF):
+            with trio.move_on_after(_UNDO_LIMIT):
                 await creation.over.wait()
         elif self._containers:
             log.debug("not shutting down: containers are left", count=len(self._containers))

@@ -272,7 +272,7 @@ open(F, ">$file"); print F $pid; close(F);
 async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
-        with reaper.birth():
+        with reaper.runtime_running():
             await reaper.spawn(["perl", "-e", DETACH, "3", str(file)]).wait()
             child = await reaper.adopt(int(file.read_text()))
         assert (await child.wait()).status == 3
@@ -284,7 +284,7 @@ async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Pat
     async with open_reaper() as reaper:
         for number in range(200):
             file = tmp_path / f"pid{number}"
-            with reaper.birth():
+            with reaper.runtime_running():
                 await reaper.spawn(["perl", "-e", STILLBORN, str(number), str(file)]).wait()
                 child = await reaper.adopt(int(file.read_text()))
             exit_ = await child.wait()
@@ -299,7 +299,7 @@ async def test_unknown_zombies_keep_their_pids_during_a_birth_and_go_after(
 ) -> None:
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
-        with reaper.birth():
+        with reaper.runtime_running():
             await reaper.spawn(["perl", "-e", STILLBORN, "3", str(file)]).wait()
             pid = int(file.read_text())
             assert _state(pid) == "Z"
@@ -324,7 +324,7 @@ async def test_a_process_whose_parent_is_about_to_end_is_waited_for(tmp_path: Pa
     file = tmp_path / "pid"
     script = f"(sleep 60 & echo $! > {file}; sleep 0.3) & until [ -s {file} ]; do :; done"
     async with open_reaper() as reaper:
-        with reaper.birth():
+        with reaper.runtime_running():
             await reaper.spawn(["sh", "-c", script]).wait()
             child = await reaper.adopt(int(file.read_text()))
         child.signal(signal.SIGKILL)
@@ -343,7 +343,7 @@ async def test_a_process_that_is_not_ours_is_not_adopted(tmp_path: Path) -> None
             while not (file.exists() and file.read_text()):
                 await trio.sleep(0.01)
         kept = int(file.read_text())
-        with reaper.birth():
+        with reaper.runtime_running():
             for pid in (1, os.getpid(), known.pid, kept, 0, 1 << 22):
                 with pytest.raises(NotFoundError, match="pid"), trio.fail_after(5):
                     await reaper.adopt(pid)
@@ -358,12 +358,12 @@ async def test_a_process_that_is_not_ours_is_not_adopted(tmp_path: Path) -> None
 async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
     file = tmp_path / "pid"
     async with open_reaper() as reaper:
-        with reaper.birth():
+        with reaper.runtime_running():
             await reaper.spawn(["perl", "-e", DETACH, "never", str(file)]).wait()
             pid = int(file.read_text())
-            reaper.kill_stray(pid)
-            reaper.kill_stray(os.getppid())
-            reaper.kill_stray(0)
+            reaper.kill_orphan(pid)
+            reaper.kill_orphan(os.getppid())
+            reaper.kill_orphan(0)
             with trio.fail_after(10):
                 while _state(pid) not in ("Z", ""):
                     await trio.lowlevel.checkpoint()

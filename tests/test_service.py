@@ -27,7 +27,7 @@ async def watched(seconds: float) -> AsyncIterator[tuple[TaskService, trio.Event
         service = TaskService(host, trio.Event())
 
         async def watch() -> None:
-            await service.wait_deserted(seconds)
+            await service.wait_unused(seconds)
             deserted.set()
 
         nursery.start_soon(watch)

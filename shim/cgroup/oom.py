@@ -48,7 +48,7 @@ class OomWatch:
 
     ``read`` returns counters by name; ``hint`` waits until looking at them may
     be worth it, which then takes up to the sum of ``lag`` seconds to show.
-    ``told`` is the count at which :meth:`wait_kill` last returned, and ``obituary``
+    ``reported`` is the count at which :meth:`wait_kill` last returned, and ``logged_kills``
     counts the kills when there is no counter any more.
     """
 
@@ -61,16 +61,16 @@ class OomWatch:
         self._read = read
         self._hint = hint
         self._lag = lag
-        self.obituary: Callable[[], int] = int
+        self.logged_kills: Callable[[], int] = int
         self._last = read()
         self._count = 0
-        self.told = 0
+        self.reported = 0
 
     def count(self) -> int:
         """Return the number of kills so far; once the group is gone, as far as known."""
         counters = self._read()
         if not counters:
-            self._count = max(self._count, self.obituary())
+            self._count = max(self._count, self.logged_kills())
         # A group below may be removed and made again: its counter starts anew.
         for name, value in counters.items():
             last = self._last.get(name, 0)
@@ -85,13 +85,13 @@ class OomWatch:
         or has no memory controller: cancel it when the container ends.
         """
         await trio.lowlevel.checkpoint()
-        while self.count() <= self.told:
+        while self.count() <= self.reported:
             await self._hint()
             for pause in self._lag:
-                if self.count() > self.told:
+                if self.count() > self.reported:
                     break
                 await trio.sleep(pause)
-        self.told = self._count
+        self.reported = self._count
 
 
 @asynccontextmanager
@@ -112,7 +112,7 @@ async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
             yield watch
             return
         with closing(KernelLog()) as kernel:
-            watch.obituary = partial(kernel.kills, path, cgroup.pids())
+            watch.logged_kills = partial(kernel.kills, path, cgroup.pids())
             yield watch
 
 

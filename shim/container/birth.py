@@ -50,15 +50,20 @@ async def bear(
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
     bundle.forget_end(process.id)
-    with runc.reaper.birth():
+    with runc.reaper.runtime_running():
         try:
-            await runc.give_birth(
-                verb, *args, log=log, fds=process.fds, begun=begun or prepare_move, doomed=doomed
+            await runc.create_process(
+                verb,
+                *args,
+                log=log,
+                fds=process.fds,
+                started=begun or prepare_move,
+                before_kill=doomed,
             )
             await process.connect_stdio()
             child = await runc.reaper.adopt(bundle.read_pid(process.id))
         except BaseException:
-            runc.reaper.kill_stray(bundle.read_pid(process.id))
+            runc.reaper.kill_orphan(bundle.read_pid(process.id))
             raise
     process.born(child)
     return child

@@ -170,7 +170,7 @@ async def _end(child: Child, reaper: Reaper) -> None:
             child.signal(9)
         await child.wait()
         for pid in family:
-            reaper.kill_stray(pid)
+            reaper.kill_orphan(pid)
 
 
 def _descendants(pid: int) -> list[int]:

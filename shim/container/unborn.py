@@ -76,7 +76,7 @@ class Unborn:
                     continue  # the shim's own, whose name contains the container's
                 while not _removed(directory):
                     for pid in subtree_pids(directory):
-                        reaper.kill_stray(pid)
+                        reaper.kill_orphan(pid)
                     await trio.sleep(_PAUSE)
             return
         log.warning("a cgroup of a failed creation is left", id=self._id)

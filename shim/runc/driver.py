@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 # Seconds a runtime command may take whatever its caller says.
 LIMIT = 120.0
 # Seconds between SIGKILL and giving a command up for lost.
-_KILLED = 5.0
+_KILL_LIMIT = 5.0
 # Seconds an ``exec`` may go on after its caller gave up: its process, which the
 # command's death would end, may run already.
-_EXEC = 5.0
+_EXEC_GRACE = 5.0
 # Seconds a command's output may wait to be read.  Few run longer, and few of
 # those say more than a pipe holds.
-_UNREAD = 0.05
+_READ_AFTER = 0.05
 # Bytes read of a command's log: its last lines hold the error.
-_TAIL = 1 << 20
+_LOG_TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
 _MESSAGE = 4096
 
@@ -140,19 +140,19 @@ class Runc:
             out.close()
             err.close()
 
-    async def give_birth(
+    async def create_process(
         self,
         verb: str,
         *args: str,
         log: str,
         fds: Mapping[int, int] | None,
-        begun: Callable[[], None] = lambda: None,
-        doomed: Callable[[Sequence[int]], None] = lambda pids: None,
+        started: Callable[[], None] = lambda: None,
+        before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> None:
         """Run a command that leaves a process behind, whose stdio is ``fds``.
 
-        The errors are in ``log``, which is written anew.  ``begun`` is called as soon
-        as the command runs, and ``doomed`` with the pids of the command and of its
+        The errors are in ``log``, which is written anew.  ``started`` is called as soon
+        as the command runs, and ``before_kill`` with the pids of the command and of its
         descendants before they are killed.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
@@ -161,13 +161,13 @@ class Runc:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(log)  # noqa: PTH108 - a plain string all along
         child = self._spawn(verb, self.runtime.argv(verb, *args, log=log), fds)
-        begun()
-        patience = _EXEC if verb == "exec" else 0
-        exit_ = await self._finish(verb, child, patience=patience, doomed=doomed)
+        started()
+        grace = _EXEC_GRACE if verb == "exec" else 0
+        exit_ = await self._finish(verb, child, grace=grace, before_kill=before_kill)
         if exit_:
             text = ""
             with contextlib.suppress(OSError):
-                text = read_tail(log, _TAIL).decode(errors="replace")
+                text = read_tail(log, _LOG_TAIL).decode(errors="replace")
             raise _failure(verb, exit_, reason_of(text))
 
     def _check_bundle(self, id_: str, bundle: str) -> None:
@@ -187,12 +187,12 @@ class Runc:
         verb: str,
         child: Child,
         *outputs: Output,
-        patience: float = 0,
-        doomed: Callable[[Sequence[int]], None] = lambda pids: None,
+        grace: float = 0,
+        before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> int:
         try:
             with trio.fail_after(self.limit):
-                with trio.move_on_after(_UNREAD if outputs else math.inf):
+                with trio.move_on_after(_READ_AFTER if outputs else math.inf):
                     return (await child.wait()).status
                 async with background(*(output.follow for output in outputs)):
                     return (await child.wait()).status
@@ -202,14 +202,14 @@ class Runc:
                 "and was killed"
             ) from None
         finally:
-            if child.exit is None and patience:
-                with trio.move_on_after(patience, shield=True):
+            if child.exit is None and grace:
+                with trio.move_on_after(grace, shield=True):
                     await child.wait()
             if child.exit is None:
-                with trio.move_on_after(_KILLED, shield=True):
+                with trio.move_on_after(_KILL_LIMIT, shield=True):
                     # With it the hook it waits for, and the process it was making.
                     with stopped_tree(child.pid) as tree:
-                        doomed(tree.pids)
+                        before_kill(tree.pids)
                         tree.kill()
                     await child.wait()
 

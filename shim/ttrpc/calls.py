@@ -98,7 +98,7 @@ class Call(Generic[Request, Reply]):
             text = f"the reply to {self.name} is not a {self._reply_type.DESCRIPTOR.full_name}"
             raise GRPCError(Status.INTERNAL, text) from exc
 
-    def settle(self, answer: ResponseReceived | None) -> None:
+    def finish(self, answer: ResponseReceived | None) -> None:
         """Wake the caller with ``answer``, or with None for a lost connection."""
         self._answer = answer
         self.answered.set()
@@ -163,10 +163,10 @@ class Channel(ABC):
         for response in self._protocol.receive_data(data):
             call = self._calls.pop(response.stream_id, None)
             if call is not None:
-                call.settle(response)
+                call.finish(response)
         if self._protocol.foreign:
             for stream_id, call in self._calls.items():
-                call.settle(ResponseReceived(stream_id, Status.INTERNAL, _FOREIGN))
+                call.finish(ResponseReceived(stream_id, Status.INTERNAL, _FOREIGN))
             self._calls.clear()
         return not self._protocol.foreign
 
@@ -176,7 +176,7 @@ class Channel(ABC):
 
     def _lose_calls(self) -> None:
         for call in self._calls.values():
-            call.settle(None)
+            call.finish(None)
         self._calls.clear()
 
 

@@ -4,8 +4,8 @@ What a frame means is :mod:`shim.ttrpc.protocol`'s business; what a method does
 is the service's.  Here is who runs when, and who stops when:
 
 - A call ends with its own deadline, or with the server.  The methods named in
-  ``abandon`` (those that only wait) are cancelled when the caller's connection
-  ends, and at shutdown.  Those named in ``revoke`` are cancelled when the
+  ``cancellable`` (those that only wait) are cancelled when the caller's connection
+  ends, and at shutdown.  Those named in ``undoable`` are cancelled when the
   connection ends, and finish at shutdown: the service undoes what they did.  The
   others run to their end, so that a manager which dies in the middle of a Start
   leaves nothing half done.
@@ -84,22 +84,22 @@ async def serve_connection(
     stream: trio.SocketStream,
     *,
     handlers: Mapping[str, Handler],
-    abandon: Container[str] = (),
-    revoke: Container[str] = (),
+    cancellable: Container[str] = (),
+    undoable: Container[str] = (),
     immediate: Container[str] = (),
     shutdown: trio.Event | None = None,
 ) -> None:
     """Own ``stream``, and answer the requests on it until the peer goes.
 
-    ``abandon``, ``revoke`` and ``immediate`` are short names of methods, the last
+    ``cancellable``, ``undoable`` and ``immediate`` are short names of methods, the last
     made by :func:`unary`.  One that is called immediate and waits after all is an
     error to its caller.
 
     Returns when every call has ended.  After ``shutdown`` no new request is
-    taken, the methods in ``abandon`` end at once, and the rest still get their
+    taken, the methods in ``cancellable`` end at once, and the rest still get their
     replies sent.
     """
-    methods = _Methods(handlers, abandon, revoke, plain_methods(handlers, immediate))
+    methods = _Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
     async with open_readiness() as readiness:
         await _Connection(stream, methods, readiness).run(shutdown)
 
@@ -110,8 +110,8 @@ async def serve(
     *,
     shutdown: trio.Event,
     drain: float,
-    abandon: Container[str] = (),
-    revoke: Container[str] = (),
+    cancellable: Container[str] = (),
+    undoable: Container[str] = (),
     immediate: Container[str] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -119,7 +119,7 @@ async def serve(
 
     What is running then has ``drain`` seconds to end, and is cancelled after.
     """
-    methods = _Methods(handlers, abandon, revoke, plain_methods(handlers, immediate))
+    methods = _Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
 
     async def converse(stream: trio.SocketStream) -> None:
         try:
@@ -144,11 +144,11 @@ async def serve(
 
 
 class _Methods(NamedTuple):
-    """What is served: by full names, but for ``abandon`` and ``revoke``."""
+    """What is served: by full names, but for ``cancellable`` and ``undoable``."""
 
     handlers: Mapping[str, Handler]
-    abandon: Container[str]
-    revoke: Container[str]
+    cancellable: Container[str]
+    undoable: Container[str]
     immediate: Mapping[str, PlainMethod]
 
 
@@ -278,11 +278,11 @@ class _Connection:
         self._calls += 1
         scope = trio.CancelScope(deadline=stream.deadline)
         call = _Call(event.stream_id, name, handler, stream, scope)
-        if event.method in self._methods.abandon:
+        if event.method in self._methods.cancellable:
             listening.start_soon(self._call, call)
             return
         self._running += 1
-        if event.method in self._methods.revoke:
+        if event.method in self._methods.undoable:
             self._revocable[call.stream_id] = call
         lasting.start_soon(self._lasting_call, call)
 

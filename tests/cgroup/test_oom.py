@@ -47,10 +47,10 @@ async def test_each_kill_is_told_and_counted_once(group: CgroupV1, start: Start)
         assert watch.count() == 0
         say_go(child)
         await _next_kill(watch)
-        assert (watch.count(), watch.told) == (1, 1)
+        assert (watch.count(), watch.reported) == (1, 1)
         say_go(child)
         await _next_kill(watch)
-        assert (watch.count(), watch.told) == (2, 2)
+        assert (watch.count(), watch.reported) == (2, 2)
 
 
 async def test_kills_before_the_watch_do_not_count(group: CgroupV1, start: Start) -> None:
@@ -198,7 +198,7 @@ async def test_a_host_without_inotify_left_is_looked_at_now_and_then(
             await trio.testing.wait_all_tasks_blocked()
             events.write_text("oom_kill 1\n")
             before = trio.current_time()
-        assert watch.told == 1
+        assert watch.reported == 1
         assert trio.current_time() > before
 
 

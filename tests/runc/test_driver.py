@@ -120,9 +120,9 @@ async def test_a_birth_that_fails_is_explained_by_its_log(
     log.write_text('{"level":"error","msg":"of an earlier attempt"}\n')
     runc = fake("""echo '{"level":"error","msg":"no such file"}' >> "$4"; exit 1""")
     with pytest.raises(RuntimeFailedError, match="OCI runtime create failed: no such file"):
-        await runc.give_birth("create", "c1", log=str(log), fds=None)
+        await runc.create_process("create", "c1", log=str(log), fds=None)
     with pytest.raises(RuntimeFailedError, match="exit status 1"):
-        await fake("exit 1").give_birth("create", "c1", log=str(log), fds=None)
+        await fake("exit 1").create_process("create", "c1", log=str(log), fds=None)
 
 
 async def test_a_birth_gone_wrong_is_never_not_found(
@@ -133,7 +133,7 @@ async def test_a_birth_gone_wrong_is_never_not_found(
         """echo '{"level":"error","msg":"/x: executable file not found"}' >> "$4"; exit 1"""
     )
     with pytest.raises(RuntimeFailedError):
-        await runc.give_birth("exec", "c1", log=str(tmp_path / "log"), fds=None)
+        await runc.create_process("exec", "c1", log=str(tmp_path / "log"), fds=None)
 
 
 async def test_no_fd_stays_behind(fake: Callable[..., Runc]) -> None:
@@ -152,6 +152,6 @@ async def test_the_real_runc_speaks_as_the_fakes_do(tmp_path: Path, reaper: Reap
     with pytest.raises(NotFoundError, match="does not exist"):
         await runc.run("kill", "nobody", "9")
     with pytest.raises(RuntimeFailedError, match=r"config\.json"):
-        await runc.give_birth(
+        await runc.create_process(
             "create", "--bundle", str(tmp_path), "c1", log=str(tmp_path / "log"), fds=None
         )

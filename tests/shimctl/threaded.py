@@ -54,7 +54,7 @@ class Service:
         )
         self.token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            start = partial(serve, shutdown=self.end, drain=0.1, abandon={"Wait"})
+            start = partial(serve, shutdown=self.end, drain=0.1, cancellable={"Wait"})
             await nursery.start(start, listener, handlers_of(self.task, aliases=V3_AS_V2))
             self.began.set()
 

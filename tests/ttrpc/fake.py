@@ -171,6 +171,8 @@ async def connected(service: FakeTask) -> AsyncIterator[Channel]:
     theirs, ours = sockets_pair()
     handlers = handlers_of(service, aliases=V3_AS_V2)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers, abandon={"Wait"}))
+        nursery.start_soon(
+            partial(serve_connection, theirs, handlers=handlers, cancellable={"Wait"})
+        )
         async with open_channel(ours) as channel:
             yield channel

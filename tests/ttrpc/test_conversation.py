@@ -99,7 +99,9 @@ async def open_peer(service: FakeTask, *, v3: bool = True) -> AsyncIterator[Peer
     if not v3:
         handlers = {name: h for name, h in handlers.items() if ".v3." not in name}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(serve_connection, theirs, handlers=handlers, abandon={"Wait"}))
+        nursery.start_soon(
+            partial(serve_connection, theirs, handlers=handlers, cancellable={"Wait"})
+        )
         async with ours:
             yield Peer(ours)
 

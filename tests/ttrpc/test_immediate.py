@@ -44,7 +44,7 @@ async def served(service: FakeTask, *immediate: str) -> AsyncIterator[trio.Socke
         serve_connection,
         trio.SocketStream(theirs),
         handlers=handlers_of(service),
-        abandon=("Wait",),
+        cancellable=("Wait",),
         immediate=immediate,
     )
     async with trio.open_nursery() as nursery:

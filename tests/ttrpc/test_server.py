@@ -228,7 +228,7 @@ async def test_a_method_sees_metadata_and_the_request_once() -> None:
 
 @asynccontextmanager
 async def three_calls_under_way(
-    service: FakeTask, *, revoke: Container[str], shutdown: trio.Event | None = None
+    service: FakeTask, *, undoable: Container[str], shutdown: trio.Event | None = None
 ) -> AsyncIterator[tuple[trio.SocketStream, trio.Event]]:
     """Serve a Wait, a Create and a Start that last; give the peer's end, and what is set after."""
     theirs, ours = sockets_pair()
@@ -238,8 +238,8 @@ async def three_calls_under_way(
         await serve_connection(
             theirs,
             handlers=handlers_of(service),
-            abandon={"Wait"},
-            revoke=revoke,
+            cancellable={"Wait"},
+            undoable=undoable,
             shutdown=shutdown,
         )
         ended.set()
@@ -259,7 +259,7 @@ async def three_calls_under_way(
 @pytest.mark.parametrize("way", ["closed", "half closed", "reset"])
 async def test_a_lost_manager_calls_off_its_create_and_not_its_start(way: str) -> None:
     service = FakeTask()
-    async with three_calls_under_way(service, revoke={"Create"}) as (ours, ended):
+    async with three_calls_under_way(service, undoable={"Create"}) as (ours, ended):
         if way == "half closed":
             await ours.send_eof()
         if way == "reset":  # the peer of a socket that is closed with something to read
@@ -281,7 +281,7 @@ async def test_a_lost_manager_calls_off_its_create_and_not_its_start(way: str) -
 
 async def test_a_lost_manager_calls_off_nothing_that_is_not_named() -> None:
     service = FakeTask()
-    async with three_calls_under_way(service, revoke=()) as (ours, ended):
+    async with three_calls_under_way(service, undoable=()) as (ours, ended):
         await ours.aclose()
         await service.wait_abandoned.wait()
         await trio.testing.wait_all_tasks_blocked()
@@ -295,7 +295,7 @@ async def test_a_lost_manager_calls_off_nothing_that_is_not_named() -> None:
 
 async def test_a_shutdown_lets_a_create_finish_and_sends_its_answer() -> None:
     service, shutdown = FakeTask(), trio.Event()
-    async with three_calls_under_way(service, revoke={"Create"}, shutdown=shutdown) as (ours, _):
+    async with three_calls_under_way(service, undoable={"Create"}, shutdown=shutdown) as (ours, _):
         shutdown.set()
         await service.wait_abandoned.wait()
         await trio.testing.wait_all_tasks_blocked()
@@ -311,7 +311,7 @@ async def test_a_peer_that_cannot_be_written_to_any_more_calls_off_its_create() 
     """The reader is held at the limit of unread replies: only the writer sees the end."""
     service = FakeTask()
     service.reply_size = 2 << 20
-    async with three_calls_under_way(service, revoke={"Create"}) as (ours, ended):
+    async with three_calls_under_way(service, undoable={"Create"}) as (ours, ended):
         await ours.send_all(raw_call(7, "State"))
         await trio.testing.wait_all_tasks_blocked()
         await ours.aclose()
@@ -327,7 +327,7 @@ async def test_a_connection_has_so_many_calls_at_once_and_another_is_refused() -
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             serving = partial(serve_connection, theirs, handlers=handlers_of(service))
-            nursery.start_soon(partial(serving, abandon={"Wait"}))
+            nursery.start_soon(partial(serving, cancellable={"Wait"}))
             for number in range(MAX_CALLS):
                 await ours.send_all(raw_call(2 * number + 1, "Wait"))
             last = 2 * MAX_CALLS + 1
@@ -449,7 +449,7 @@ class Listening:
             self.handlers,
             shutdown=self.service.shutdown,
             drain=drain,
-            abandon={"Wait"},
+            cancellable={"Wait"},
             task_status=task_status,
         )
         self.stopped.set()
