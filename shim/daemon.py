@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 UNUSED_LIMIT = 30.0
 # Seconds for the calls and the events under way when the daemon ends.
 DRAIN = 3.0
-FAREWELL = 1.0
+FLUSH = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             await conversations.start(serving, sock, handlers)
             await nursery.start(_shutdown_unless_reported, ready, shutdown)
             log.debug("serving", id=settings.id, pid=os.getpid())
-        with trio.move_on_after(FAREWELL) as scope:
+        with trio.move_on_after(FLUSH) as scope:
             await publisher.flush()
         if scope.cancelled_caught:
             log.warning("shut down with events the manager did not take: they stay in the journal")
@@ -144,16 +144,16 @@ async def _shutdown_when_unused(service: TaskService, shutdown: trio.Event) -> N
     shutdown.set()
 
 
-def rehearse_birth() -> None:
+def warm_up() -> None:
     """Do what :func:`run` does until it is ready, and end, leaving no trace.
 
     For a child that is to be a daemon: it writes to the pages that a daemon
     writes to at once, and no others, which would be its own for nothing.
     """
-    trio.run(_rehearse_birth, strict_exception_groups=True)
+    trio.run(_warm_up, strict_exception_groups=True)
 
 
-async def _rehearse_birth() -> None:
+async def _warm_up() -> None:
     shutdown = trio.Event()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind("")  # some name that is free, and no file

@@ -28,7 +28,7 @@ from shim.container.bundle import Bundle, checked_id
 from shim.container.members import Members
 from shim.container.options import Options
 from shim.errors import ShimError
-from shim.events.rest import tell_rest
+from shim.events.undelivered import deliver_undelivered
 from shim.linux import libc, sockets
 from shim.linux.files import read_whole
 from shim.linux.libc import is_in_memory
@@ -72,9 +72,11 @@ def delete(flags: Flags) -> bytes:
 
     def tell() -> None:
         if is_in_memory(str(bundle.path)):
-            _tell_rest(flags, bundle)
+            _deliver_undelivered(flags, bundle)
         else:  # the journal may be on a disk that hangs
-            _in_time(lambda: _tell_rest(flags, bundle), flags.id, lambda: None, seconds=TELL)
+            _in_time(
+                lambda: _deliver_undelivered(flags, bundle), flags.id, lambda: None, seconds=TELL
+            )
 
     if _is_clean(flags, bundle, pid):
         tell()
@@ -109,12 +111,12 @@ def _bundle_of(flags: Flags) -> Path:
     return sibling if sibling.is_dir() else here
 
 
-def _tell_rest(flags: Flags, bundle: Bundle) -> None:
+def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
     @cache
     def members() -> dict[str, str]:
         return {member.id: member.bundle for member in Members(str(bundle.path)).read()}
 
-    def tells_itself(id_: str) -> bool:
+    def publishes_exit(id_: str) -> bool:
         # A container that was added without a ``start`` has no ``delete`` either:
         # containerd leaves the id of its sandbox in the bundle then.
         here = members().get(id_, str(bundle.path.parent / id_))
@@ -124,7 +126,9 @@ def _tell_rest(flags: Flags, bundle: Bundle) -> None:
 
     try:
         address = os.environ.get("TTRPC_ADDRESS", "")
-        tell_rest(bundle.journal, address, tells_itself=tells_itself, later=_leave_behind)
+        deliver_undelivered(
+            bundle.journal, address, publishes_exit=publishes_exit, fork=_leave_behind
+        )
     except Exception as exc:
         log.crash("events are left", exc, id=flags.id)
 

@@ -84,7 +84,7 @@ class _Creation:
 
     def __init__(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
         self.scope = trio.CancelScope()
-        self.over = trio.Event()
+        self.ended = trio.Event()
         self._stream = stream
 
     @property
@@ -101,8 +101,8 @@ class TaskService(TaskBase):
         self._shutdown = shutdown
         # None while the container is being created: the id is taken already.
         self._containers: dict[str, Container | None] = {}
-        self._occupied = trio.Event()
-        self._vacant = trio.Event()
+        self._in_use = trio.Event()
+        self._unused = trio.Event()
         self._creating: dict[str, _Creation] = {}
         self._waiting = 0  # creations that wait for another's end
         self._cancelled: set[str] = set()  # ids whose last creation was called off
@@ -116,24 +116,24 @@ class TaskService(TaskBase):
         """
         while True:
             with trio.move_on_after(seconds) as scope:
-                await self._occupied.wait()
+                await self._in_use.wait()
             if scope.cancelled_caught:
                 return
-            await self._vacant.wait()
+            await self._unused.wait()
 
     def _reserve(self, id_: str) -> None:
         if id_ in self._containers:
             raise ExistsError(f"container {id_} already exists in this shim")
         if not self._containers:  # who waits, waits for the end of this occupation
-            self._vacant = trio.Event()
+            self._unused = trio.Event()
         self._containers[id_] = None
-        self._occupied.set()
+        self._in_use.set()
 
     def _release(self, id_: str) -> None:
         del self._containers[id_]
         if not self._containers:
-            self._vacant.set()
-            self._occupied = trio.Event()
+            self._unused.set()
+            self._in_use = trio.Event()
 
     def _container(self, id_: str) -> Container:
         container = self._containers.get(id_)
@@ -185,7 +185,7 @@ class TaskService(TaskBase):
                 raise
             finally:
                 del self._creating[request.id]
-                creation.over.set()
+                creation.ended.set()
                 # However it failed: the manager that is gone does not ask for the end
                 # of the shim, and the one that asked for it does not ask again.
                 if creation.is_cancelled and not self._containers and not self._waiting:
@@ -202,7 +202,7 @@ class TaskService(TaskBase):
             return
         self._waiting += 1
         try:
-            await creation.over.wait()
+            await creation.ended.wait()
         finally:
             self._waiting -= 1
 
@@ -305,7 +305,7 @@ class TaskService(TaskBase):
             # It cleans up once it has our answer, and what the runtime still
             # makes then would stay.
             with trio.move_on_after(_UNDO_LIMIT):
-                await creation.over.wait()
+                await creation.ended.wait()
         elif self._containers:
             log.debug("not shutting down: containers are left", count=len(self._containers))
         else:

@@ -37,8 +37,8 @@ from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
 from shim.runc.driver import ForeignContainerError, Runc
-from shim.stdio.spool import Room
-from shim.stdio.stdio import open_stdio
+from shim.stdio.opening import open_stdio
+from shim.stdio.spool import Overflow
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -86,7 +86,7 @@ class Container:
         )
         self._mounted = bool(request.rootfs)
         output = read_output(os.environ).annotated(config.annotations)
-        self._room = Room.of(output, str(bundle.path))
+        self._overflow = Overflow.of(output, str(bundle.path))
         self._image = Checkpoint(
             image_path=request.checkpoint,
             work_path=options.criu_work_path or str(bundle.work),
@@ -142,7 +142,7 @@ class Container:
                 namespace=self._host.namespace,
                 uid=self._options.io_uid,
                 gid=self._options.io_gid,
-                room=self._room,
+                overflow=self._overflow,
                 directory=str(self.bundle.path),
             )
         )

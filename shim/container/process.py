@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from shim.container.bundle import Bundle
     from shim.reaper import Child
-    from shim.stdio.stdio import Stdio, StdioSpec
+    from shim.stdio.streams import Stdio, StdioSpec
 
 # Seconds for the exit record to be on a disk, before the exit is told without.
 RECORD = 5.0
@@ -150,12 +150,12 @@ class Process:
     def look_for_readers(self) -> None:
         """Look now for readers of what is left: a manager that asks may have opened its ends."""
         if self._stdio is not None:
-            self._stdio.look()
+            self._stdio.check_readers()
 
     async def hand_over(self) -> None:
         """Let whoever is reading have what the process wrote; some seconds at most."""
         if self._stdio is not None:
-            await self._stdio.hand_over()
+            await self._stdio.wait_read()
 
     async def drain(self) -> None:
         """Wait until what the process wrote has left the shim, for ``DRAIN`` at most."""

@@ -11,7 +11,7 @@ from shim.api import options_pb2
 from shim.errors import InvalidError
 from shim.linux.mounts import Mount
 from shim.runc.command import Checkpoint
-from shim.stdio.stdio import StdioSpec
+from shim.stdio.streams import StdioSpec
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:

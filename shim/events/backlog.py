@@ -20,7 +20,7 @@ from shim.events.journal import Entry, Journal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shim.events.aside import JournalAside
+    from shim.events.threadedjournal import ThreadedJournal
 
 # Events kept while nobody takes them: some 5 MiB.
 LIMIT = 20_000
@@ -30,10 +30,10 @@ _PART = 16
 _EXIT = TaskExit.DESCRIPTOR.full_name
 
 
-def _open_aside(path: str) -> JournalAside:
-    from shim.events.aside import JournalAside  # not for a bundle in memory
+def _open_threaded(path: str) -> ThreadedJournal:
+    from shim.events.threadedjournal import ThreadedJournal  # not for a bundle in memory
 
-    return JournalAside(path)
+    return ThreadedJournal(path)
 
 
 class Backlog:
@@ -44,11 +44,11 @@ class Backlog:
     Call :meth:`load` before the first event.
     """
 
-    def __init__(self, path: str = "", *, aside: bool = False) -> None:
+    def __init__(self, path: str = "", *, threaded: bool = False) -> None:
         self._path = path
         self._entries: deque[Entry] = deque()
         self._bytes = 0
-        self._journal = _open_aside(path) if aside else Journal(path)
+        self._journal = _open_threaded(path) if threaded else Journal(path)
         self._busy = False  # somebody else has the journal, and what is in it
 
     def __len__(self) -> int:
@@ -80,12 +80,12 @@ class Backlog:
 
     def append(self, envelope: Envelope) -> None:
         """Add an event behind all others."""
-        self._take_over()
+        self._reload()
         entry = Entry(envelope.SerializeToString(), envelope.event.type_url == _EXIT)
         self._add(entry)
         is_full = len(self._entries) > LIMIT or self._bytes > journal.SIZE
         if is_full:
-            self._make_room()
+            self._drop_oldest()
         if self._busy:
             return
         if is_full:
@@ -93,7 +93,7 @@ class Backlog:
         else:
             self._journal.write(self._entries, entry)
 
-    def _take_over(self) -> None:
+    def _reload(self) -> None:
         """Have the journal, and what is left in it, if whoever had it has gone."""
         if not self._busy:
             return
@@ -124,7 +124,7 @@ class Backlog:
         self._bytes -= entry.size
         self._journal.mark(entry, last=not self._entries)
 
-    def keep(self, wanted: Callable[[Envelope], bool]) -> None:
+    def retain(self, wanted: Callable[[Envelope], bool]) -> None:
         """Let go of every event but those ``wanted``, before any is delivered."""
         for _ in range(len(self._entries)):
             entry = self._entries[0]
@@ -137,10 +137,10 @@ class Backlog:
         """Return all of them, the oldest first."""
         return [Envelope.FromString(entry.payload) for entry in self._entries]
 
-    def mend(self) -> None:
+    def retry(self) -> None:
         """Bring the journal up to date, where a failure kept it from that."""
-        self._take_over()
-        self._journal.mend(self._entries)
+        self._reload()
+        self._journal.retry(self._entries)
 
     def fileno(self) -> int:
         """Return the fd of the journal, which :meth:`load` found."""
@@ -150,21 +150,21 @@ class Backlog:
         """Let go of the journal, which stays only if events do."""
         self._journal.close(remove=not self._entries)
 
-    def _make_room(self) -> None:
+    def _drop_oldest(self) -> None:
         entries = list(self._entries)
         count, size = len(entries), self._bytes
         most = LIMIT - LIMIT // _PART if count > LIMIT else LIMIT
         biggest = journal.SIZE - journal.SIZE // _PART if size > journal.SIZE else journal.SIZE
-        doomed: set[int] = set()
+        dropped: set[int] = set()
         for exits in (False, True):
             # Not the first one, which may be on its way at this moment.
             for index in range(1, len(entries)):
                 if count <= most and size <= biggest:
                     break
                 if entries[index].is_exit is exits:
-                    doomed.add(index)
+                    dropped.add(index)
                     count -= 1
                     size -= entries[index].size
-        self._entries = deque(one for i, one in enumerate(entries) if i not in doomed)
+        self._entries = deque(one for i, one in enumerate(entries) if i not in dropped)
         self._bytes = size
-        log.warning("events dropped: the queue is full", dropped=len(doomed))
+        log.warning("events dropped: the queue is full", dropped=len(dropped))

@@ -67,7 +67,7 @@ class Journal:
         # and is not over, and until when the file is left alone.
         self._stale = False
         self._failing = False
-        self._again = 0.0
+        self._retry_at = 0.0
 
     def load(self) -> list[tuple[int, bytes]]:
         """Own the file; return the offset and the payload of each event that waits in it.
@@ -135,7 +135,7 @@ class Journal:
 
     def rewrite(self, waiting: Iterable[Entry]) -> None:
         """Replace the file by one with ``waiting`` alone; not while it is left alone."""
-        if not self._path or time.monotonic() < self._again:
+        if not self._path or time.monotonic() < self._retry_at:
             return
         draft = f"{os.path.dirname(self._path)}/.{os.path.basename(self._path)}"  # noqa: PTH119, PTH120 - plain strings all along
         fd = -1
@@ -163,7 +163,7 @@ class Journal:
             log.info("the journal can be written again", path=self._path)
         self._stale = self._failing = False
 
-    def mend(self, waiting: Iterable[Entry]) -> None:
+    def retry(self, waiting: Iterable[Entry]) -> None:
         """Write what a failure kept out of the file, if it is time to try."""
         if self._stale:
             self.rewrite(waiting)
@@ -176,7 +176,7 @@ class Journal:
                 error=exc,
             )
         self._stale = self._failing = True
-        self._again = time.monotonic() + RETRY
+        self._retry_at = time.monotonic() + RETRY
 
     def fileno(self) -> int:
         return self._fd

@@ -44,7 +44,7 @@ ACKNOWLEDGE = 10.0
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 2.0
 # Seconds an idle connection is kept: the next event of a busy container
 # finds it open, and an idle shim holds none.
-_LINGER = 5.0
+_IDLE_CONNECTION = 5.0
 # The manager understood, and will never accept this event.
 _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
 
@@ -114,20 +114,20 @@ class EventPublisher:
                     open_channel(stream) as channel,
                 ):
                     stub = EventsStub(channel)
-                    while await self._wait_more(_LINGER):
+                    while await self._wait_more(_IDLE_CONNECTION):
                         await self._deliver_first(stub)
                         pause = _FIRST_PAUSE
             except (OSError, ShimError, GRPCError, ExceptionGroup) as exc:
                 log.debug("the manager takes no events", error=exc, waiting=self.waiting)
-                self._backlog.mend()
+                self._backlog.retry()
                 await trio.sleep(pause)
                 pause = min(2 * pause, self._last_pause)
 
-    async def _wait_more(self, patience: float = float("inf")) -> bool:
+    async def _wait_more(self, timeout: float = float("inf")) -> bool:
         """Wait until there is something to send; say whether there is."""
         if not self._backlog:
             self._more = trio.Event()
-            with trio.move_on_after(patience):
+            with trio.move_on_after(timeout):
                 await self._more.wait()
         return bool(self._backlog)
 
@@ -166,7 +166,7 @@ async def open_publisher(
     if not address:
         yield NullPublisher()
         return
-    backlog = Backlog(journal, aside=is_on_disk(journal))
+    backlog = Backlog(journal, threaded=is_on_disk(journal))
     try:
         if not backlog.load():
             log.warning("another process has the journal", path=journal)

@@ -91,7 +91,7 @@ def _rehearse() -> None:
         ["-namespace", "rehearsal", "-id", "nobody", "-bundle", "/nowhere", "start"]
     )
     bootstrap.rehearse(invocation_of(flags, {}, b""))
-    daemon.rehearse_birth()
+    daemon.warm_up()
     delete.rehearse()
 
 

@@ -28,7 +28,7 @@ _TERMINAL = 1 << 16  # from a terminal, before they are passed on
 class CopyRelay(Relay):
     """From a pipe or fifo to anything.
 
-    With ``insist`` a failing sink is tried again for ever; without it, what
+    With ``retry_hang_up`` a failing sink is tried again for ever; without it, what
     does not fit is dropped, so that no container blocks on a full disk.
     """
 
@@ -40,10 +40,10 @@ class CopyRelay(Relay):
         *,
         closes: Sequence[Fd] = (),
         linger: bool = False,
-        insist: bool = False,
+        retry_hang_up: bool = False,
     ) -> None:
         super().__init__(name, source, sink, closes=closes, linger=linger)
-        self._insist = insist
+        self._retry_hang_up = retry_hang_up
         self._failed = False
 
     async def _pump(self) -> None:
@@ -72,14 +72,14 @@ class CopyRelay(Relay):
                 waited = True
                 continue
             except OSError as exc:
-                if self._insist and exc.errno == errno.EIO:
+                if self._retry_hang_up and exc.errno == errno.EIO:
                     await trio.sleep(SHORT_PAUSE)
                     continue
                 self._drop(exc)
                 break
             rest = rest[count:]
             waited = False
-            # At once: wait_taken sees by this that a slow reader takes something.
+            # At once: wait_read sees by this that a slow reader takes something.
             self._pending = len(rest)
             self._advance(count)
         self._pending = 0

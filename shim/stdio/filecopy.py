@@ -38,7 +38,7 @@ _READ = 1 << 17
 # Bytes of an error's text.
 _LONGEST = 4000
 
-_KNOWN: dict[str, type[ShimError]] = {cls.__name__: cls for cls in (InvalidError, NotFoundError)}
+_ERRORS: dict[str, type[ShimError]] = {cls.__name__: cls for cls in (InvalidError, NotFoundError)}
 
 
 def open_log_file(path: str) -> Fd:
@@ -77,8 +77,8 @@ def encode_error(exc: Exception) -> bytes:
 def decode_error(message: bytes, path: str) -> Exception:
     """Return the error that :func:`encode_error` was given.  ``path`` is the file's."""
     name, number, text = message.decode(errors="replace").split("\n", 2)
-    if name in _KNOWN:
-        return _KNOWN[name](text)
+    if name in _ERRORS:
+        return _ERRORS[name](text)
     return OSError(int(number), text, path)
 
 

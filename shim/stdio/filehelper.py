@@ -29,7 +29,7 @@ OPEN = 10.0
 # Seconds for a process that writes to end when it is asked to, and for any when it is killed.
 _STOP, _KILL = 1.0, 0.5
 # Seconds before a process that was killed is replaced.
-_AGAIN = 1.0
+_RESTART_PAUSE = 1.0
 
 _SIGKILL = 9
 
@@ -136,7 +136,7 @@ class FileHelper:
 
     async def _replace(self) -> bool:
         log.error("the process that copies to a file was killed: starting another", path=self.path)
-        await trio.sleep(_AGAIN)
+        await trio.sleep(_RESTART_PAUSE)
         if self._closing:
             return False
         trio.lowlevel.notify_closing(self._control)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from shim.linux.fifos import Fd
 
 # Seconds between two looks at what a reader has left.
-_GLANCE = 0.002
+_READ_INTERVAL = 0.002
 # Seconds between two looks for whoever reads; the first of them, each further one doubles.
-_FIRST_LOOK = 0.001
+_FIRST_INTERVAL = 0.001
 # Seconds between two tries at a terminal that was hung up.
 SHORT_PAUSE = 0.05
 LONG_PAUSE = 0.5
@@ -63,7 +63,7 @@ class Relay:
         self._scope = trio.CancelScope()
         self._running = False
         self._ended = trio.Event()
-        self._looks = trio.lowlevel.ParkingLot()
+        self._checks = trio.lowlevel.ParkingLot()
 
     def start(self, nursery: trio.Nursery) -> None:
         """Begin, as a task of ``nursery``."""
@@ -76,7 +76,7 @@ class Relay:
                 await self._pump()
                 self._end_source()
                 if self._linger:
-                    await self._wait_read()
+                    await self._keep_until_read()
         except OSError as exc:
             log.warning("stdio ended early", stream=self.name, error=exc)
         except Exception as exc:  # the nursery is the daemon's, and other containers' too
@@ -93,9 +93,9 @@ class Relay:
         if self._running:
             await self._ended.wait()
 
-    def look(self) -> None:
+    def check_reader(self) -> None:
         """Look for a reader now, and again soon: one may have come."""
-        self._looks.unpark_all()
+        self._checks.unpark_all()
 
     async def wait_drained(self) -> None:
         """Wait until what is in the source now has reached the sink.
@@ -107,7 +107,7 @@ class Relay:
         while self.moved < limit and not self._is_drained():
             await self._progress.park()
 
-    async def wait_taken(self, patience: float) -> None:
+    async def wait_read(self, idle: float) -> None:
         """Wait until what is in the source now has been read from the sink.
 
         Not for a reader that takes nothing for ``patience`` seconds, or when
@@ -123,9 +123,9 @@ class Relay:
                 return
             if taken != before:
                 before, since = taken, trio.current_time()
-            elif trio.current_time() >= since + patience:
+            elif trio.current_time() >= since + idle:
                 return
-            await trio.sleep(_GLANCE)
+            await trio.sleep(_READ_INTERVAL)
 
     @property
     def backlog(self) -> int:
@@ -149,7 +149,7 @@ class Relay:
             self.source.close()
         self._progress.unpark_all()
 
-    async def _wait_read(self) -> None:
+    async def _keep_until_read(self) -> None:
         """Keep the fifo's write end until a reader has taken everything.
 
         A reader can die with bytes unread, and its successor's open(2) waits
@@ -162,13 +162,13 @@ class Relay:
         and so does a reader that takes something.
         """
         fifos.close_reader(self.sink)
-        left, pause = 0, _FIRST_LOOK
+        left, pause = 0, _FIRST_INTERVAL
         while (now := fifos.unread(self.sink)) or not fifos.has_reader(self.sink):
             if now != left:
-                left, pause = now, _FIRST_LOOK
+                left, pause = now, _FIRST_INTERVAL
             with trio.move_on_after(pause) as waiting:
-                await self._looks.park()
-            pause = 2 * pause if waiting.cancelled_caught else _FIRST_LOOK
+                await self._checks.park()
+            pause = 2 * pause if waiting.cancelled_caught else _FIRST_INTERVAL
 
 
 class SpliceRelay(Relay):

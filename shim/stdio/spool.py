@@ -72,7 +72,7 @@ class Store(Protocol):
         :raises OSError: nothing of it can be kept.
         """
 
-    def give(self, sink: Fd) -> int:
+    def write_to(self, sink: Fd) -> int:
         """Write the oldest bytes; return how many.
 
         :raises BlockingIOError: there is no room for any.
@@ -136,7 +136,7 @@ class Ring:
         self.used += count
         return count
 
-    def give(self, sink: Fd) -> int:
+    def write_to(self, sink: Fd) -> int:
         # Not much more than there is room for; a fifo of small pieces has less.
         room = max(SMALL, fifos.PIPE_SIZE - fifos.unread(sink))
         count = min(room, self.used, self._limit - self._start, len(self._buffer))
@@ -164,7 +164,7 @@ class Ring:
         return os.pread(self._file.number, 1, offset)
 
 
-class RingAside(Ring):
+class ThreadedRing(Ring):
     """A ring on a disk: ``worker`` waits for the disk, and the daemon for ``WAIT`` at most."""
 
     def __init__(self, file: Fd, limit: int, worker: Worker) -> None:
@@ -198,11 +198,11 @@ class RingAside(Ring):
                 log.warning("output cannot be spooled", error=exc)
                 return 0
 
-        def settle(count: int) -> None:
+        def count_written(count: int) -> None:
             self.used += count
             self.lost += len(data) - count
 
-        settle(self._worker.do(write, WAIT, settle))
+        count_written(self._worker.do(write, WAIT, count_written))
         return len(data)
 
     def _pwrite(self, data: bytes | memoryview, offset: int) -> int:
@@ -220,7 +220,7 @@ def _ignore(result: object) -> None:
     """Do nothing with a result that nobody needs any more."""
 
 
-class Little:
+class FirstBytes:
     """The first bytes there was no room for, and no more.
 
     It is what a marker follows that says how many were dropped: so it is known
@@ -251,7 +251,7 @@ class Little:
         self._sealed = True
         return len(self._data)
 
-    def give(self, sink: Fd) -> int:
+    def write_to(self, sink: Fd) -> int:
         count = os.write(sink.number, self._data)
         self._data = self._data[count:]
         return count
@@ -264,7 +264,7 @@ class Little:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Overflow:
     """What there is for the output of a process when nobody reads.
 
     ``limit`` is in bytes, for one stream.  The first of ``directories`` that
@@ -276,7 +276,7 @@ class Room:
     directories: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, output: Output, bundle: str) -> Room | None:
+    def of(cls, output: Output, bundle: str) -> Overflow | None:
         """Return what ``output`` asks for; None is to wait for a reader."""
         if output.policy == BLOCK:
             return None
@@ -290,7 +290,7 @@ class Room:
         :raises OSError: there is none on disk.
         """
         if not self.directories:
-            return Little()
+            return FirstBytes()
         worker = Worker()
         try:
             file, in_memory = worker.do(self._open_file, WAIT, lambda found: found[0].close())
@@ -298,7 +298,7 @@ class Room:
             worker.close()
             raise
         if not in_memory:
-            return RingAside(file, self.limit, worker)
+            return ThreadedRing(file, self.limit, worker)
         worker.close()
         return Ring(file, self.limit)
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from shim.stdio.filehelper import FileHelper
     from shim.stdio.relay import Relay
     from shim.stdio.sinks import Logger, Spawner
-    from shim.stdio.spool import Room
+    from shim.stdio.spool import Overflow
 
 # Seconds for readers to take what there is before they hear of the exit; the
 # same while they catch up on what was kept for them; and after which one that
 # takes nothing is not waited for.
-_HAND_OVER = 2.0
-_CATCH_UP = 10.0
-_PATIENCE = 0.2
+_READ_WAIT = 2.0
+_STORED_READ_WAIT = 10.0
+_IDLE_READER = 0.2
 # Seconds for relays to notice that they are stopped.
 _STOP = 5.0
 
@@ -52,7 +52,7 @@ class Stdio:
         nursery: trio.Nursery,
         spawner: Spawner,
         logger: Logger | None,
-        room: Room | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
         self.spec = spec
         # What the runtime gets as 0, 1 and 2; valid until started() or aclose().
@@ -70,7 +70,7 @@ class Stdio:
         self._files: dict[str, list[Fd]] = {}
         self._helpers: list[FileHelper] = []
         self._logger = logger
-        self._room = room  # for output nobody reads; without, its writer waits
+        self._overflow = overflow  # for output nobody reads; without, its writer waits
         self._closing = False
         self._closed = trio.Event()
 
@@ -85,10 +85,10 @@ class Stdio:
         """
         self._close_child_ends()
 
-    def look(self) -> None:
+    def check_readers(self) -> None:
         """Look now for readers that have come since the process ended."""
         for relay in self._outputs:
-            relay.look()
+            relay.check_reader()
 
     def exited(self) -> None:
         """Let readers of a terminal see its end: no process will open it again."""
@@ -104,7 +104,7 @@ class Stdio:
         if self._stdin_keeper is not None:
             self._stdin_keeper.close()
 
-    async def hand_over(self) -> None:
+    async def wait_read(self) -> None:
         """Let whoever is reading have what the process wrote, before the exit is told.
 
         Clients stop reading when they hear of it (containerd 2's close their end
@@ -115,10 +115,10 @@ class Stdio:
         Source: containerd pkg/cio/io_unix.go, the ``cancel`` of copyIO.
         """
         self.exited()
-        kept = self._room is not None and any(relay.backlog for relay in self._outputs)
-        with trio.move_on_after(_CATCH_UP if kept else _HAND_OVER):
+        kept = self._overflow is not None and any(relay.backlog for relay in self._outputs)
+        with trio.move_on_after(_STORED_READ_WAIT if kept else _READ_WAIT):
             for relay in self._outputs:
-                await relay.wait_taken(_PATIENCE)
+                await relay.wait_read(_IDLE_READER)
 
     async def drain(self, timeout: float = 10) -> None:
         """Wait until what the process wrote has left the shim, at most ``timeout`` seconds."""
@@ -126,7 +126,7 @@ class Stdio:
         with trio.move_on_after(timeout) as scope:
             for relay in self._outputs:
                 await relay.wait_drained()
-                await relay.wait_taken(_PATIENCE)
+                await relay.wait_read(_IDLE_READER)
             for helper in self._helpers:
                 await helper.wait_drained()
         if scope.cancelled_caught:

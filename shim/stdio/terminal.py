@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from shim.outputaddress import Address
     from shim.stdio.relay import Relay
     from shim.stdio.sinks import Logger, Spawner
-    from shim.stdio.spool import Room
+    from shim.stdio.spool import Overflow
 
 # Seconds for a runtime that has returned to have sent the terminal.
 _CONSOLE = 10.0
@@ -35,9 +35,9 @@ class TerminalStdio(Stdio):
         nursery: trio.Nursery,
         spawner: Spawner,
         logger: Logger | None,
-        room: Room | None = None,
+        overflow: Overflow | None = None,
     ) -> None:
-        super().__init__(spec, nursery, spawner, logger, room)
+        super().__init__(spec, nursery, spawner, logger, overflow)
         self._socket: ConsoleSocket | None = None
         self._master: Fd | None = None
         self._output: TerminalRelay | None = None
@@ -86,17 +86,21 @@ class TerminalStdio(Stdio):
         self._output.start(self._nursery)
         self._start_helpers()
         if self._input is not None:
-            relay = CopyRelay("stdin", self._input, master, closes=(self._input,), insist=True)
+            relay = CopyRelay(
+                "stdin", self._input, master, closes=(self._input,), retry_hang_up=True
+            )
             self._inputs.append(relay)
             relay.start(self._nursery)
             self._nursery.start_soon(self._hang_up_after, relay, self._output)
 
     def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
-        if self._room is None or not (self._is_fifo or self._files):
+        if self._overflow is None or not (self._is_fifo or self._files):
             return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
-        from shim.stdio.patient import PatientTerminalRelay  # not for who does not ask for it
+        from shim.stdio.overflow import OverflowTerminalRelay  # not for who does not ask for it
 
-        return PatientTerminalRelay("terminal", master, sink, closes=(sink,), room=self._room)
+        return OverflowTerminalRelay(
+            "terminal", master, sink, closes=(sink,), overflow=self._overflow
+        )
 
     def exited(self) -> None:
         if self._output is not None:

@@ -13,7 +13,8 @@ from shim.container.process import Process
 from shim.reaper import open_reaper
 from shim.runc.command import Runtime
 from shim.runc.driver import Runc
-from shim.stdio.stdio import StdioSpec, open_stdio
+from shim.stdio.opening import open_stdio
+from shim.stdio.streams import StdioSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

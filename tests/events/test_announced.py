@@ -25,7 +25,7 @@ from shim.container.announce import Announcer
 from shim.container.process import NEVER_RAN, Process
 from shim.events.publisher import open_publisher
 from shim.reaper import Exit
-from shim.stdio.stdio import StdioSpec
+from shim.stdio.streams import StdioSpec
 from shim.ttrpc.server import handlers_of, unary
 from tests.events.test_publisher import Manager, serving
 

@@ -15,7 +15,8 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.reaper import Reaper, open_reaper
-from shim.stdio.stdio import Stdio, StdioSpec, open_stdio
+from shim.stdio.opening import open_stdio
+from shim.stdio.streams import Stdio, StdioSpec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator

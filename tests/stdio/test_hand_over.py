@@ -44,7 +44,7 @@ async def test_a_client_that_leaves_at_the_exit_has_everything(rig: Rig, ending:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.read)
             assert (await wait()).status == 0
-            await stdio.hand_over()
+            await stdio.wait_read()
             nursery.cancel_scope.cancel()
     client._fd.close()
     assert len(client.received) == HALF_A_FIFO
@@ -60,7 +60,7 @@ async def test_a_client_of_a_terminal_has_everything_too(rig: Rig) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.read)
             await child.wait()
-            await stdio.hand_over()
+            await stdio.wait_read()
             nursery.cancel_scope.cancel()
     client._fd.close()
     assert client.received == b"".join(b"%d\n" % n for n in range(1, 40001))
@@ -86,7 +86,7 @@ async def test_a_silent_process_is_told_of_at_once(rig: Rig) -> None:
         wait = await rig.run(stdio, "true")
         await wait()
         began = trio.current_time()
-        await stdio.hand_over()
+        await stdio.wait_read()
         assert trio.current_time() - began < 0.1
     out.close()
 
@@ -97,7 +97,7 @@ async def test_nobody_who_stopped_reading_delays_the_exit_for_long(rig: Rig) -> 
         wait = await rig.run(stdio, f"head -c {HALF_A_FIFO} /dev/zero")
         await wait()
         with trio.fail_after(1.5):
-            await stdio.hand_over()
+            await stdio.wait_read()
         assert fifos.unread(out) == HALF_A_FIFO
     out.close()
 
@@ -113,7 +113,7 @@ async def test_a_child_that_goes_on_writing_delays_the_exit_for_seconds_at_most(
             writer(rig.path("in")).close()
             await wait()
             with trio.fail_after(5):
-                await stdio.hand_over()
+                await stdio.wait_read()
             nursery.cancel_scope.cancel()
         client._fd.close()
 
@@ -124,7 +124,7 @@ async def test_what_nobody_read_is_there_for_who_comes_later(rig: Rig) -> None:
     async with rig.open(stdout=rig.path("out")) as stdio:
         wait = await rig.run(stdio, "echo left behind")
         await wait()
-        await stdio.hand_over()
+        await stdio.wait_read()
         first.close()
         os.set_blocking((later := reader(rig.path("out"))).number, False)
         assert os.read(later.number, 100) == b"left behind\n"

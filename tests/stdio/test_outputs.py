@@ -15,7 +15,7 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.linux.mounts import Mount, mount_all, unmount_all
 from shim.outputaddress import Address, parse_address
-from shim.stdio.spool import Room
+from shim.stdio.spool import Overflow
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ async def test_waiting_for_a_reader_costs_no_cpu_time(rig: Rig) -> None:
         assert (await wait()).status == 128 + 13
 
 
-@pytest.mark.parametrize("room", [None, Room()], ids=["block", "drop"])
+@pytest.mark.parametrize("overflow", [None, Overflow()], ids=["block", "drop"])
 async def test_an_end_that_comes_when_the_fifo_is_just_full_costs_no_cpu_time(
-    rig: Rig, room: Room | None
+    rig: Rig, overflow: Overflow | None
 ) -> None:
     """splice says of a full sink that it is full, even at the end of the source."""
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         sink = stdio._outputs[0].sink
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -20,9 +20,10 @@ import trio.testing
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio import streams
+from shim.stdio.opening import open_stdio
 from shim.stdio.relay import SpliceRelay
-from shim.stdio.spool import Room
-from shim.stdio.stdio import StdioSpec, open_stdio
+from shim.stdio.spool import Overflow
+from shim.stdio.streams import StdioSpec
 from tests.stdio.conftest import open_fds, read_all, read_some, reader
 from tests.stdio.test_terminal import send_terminal
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from shim.stdio.stdio import Stdio
+    from shim.stdio.streams import Stdio
     from tests.stdio.conftest import Rig
 
 LINES = b"".join(b"line %03d\n" % number for number in range(400))
@@ -88,7 +89,7 @@ async def open_waiting(path: str) -> Fd:
 
 @asynccontextmanager
 async def open_process(
-    rig: Rig, stream: str = "stdout", room: Room | None = None
+    rig: Rig, stream: str = "stdout", overflow: Overflow | None = None
 ) -> AsyncIterator[tuple[Stdio, Fd]]:
     """Open the stdio of a process, and its end of the one stream that it has."""
     paths = {"stderr" if stream == "stderr" else "stdout": rig.path("out")}
@@ -96,7 +97,7 @@ async def open_process(
     host: Any = {"reaper": rig.reaper, "container_id": "redis", "namespace": "test"}
     async with (
         trio.open_nursery() as nursery,
-        aclosing(await open_stdio(spec, nursery=nursery, room=room, **host)) as stdio,
+        aclosing(await open_stdio(spec, nursery=nursery, overflow=overflow, **host)) as stdio,
     ):
         if stream == "terminal":
             process = send_terminal(stdio)
@@ -120,7 +121,7 @@ async def follow(order: Order, stdio: Stdio, path: str, process: Fd) -> None:
     out: Fd | None = None
 
     async def exit_() -> None:
-        await stdio.hand_over()
+        await stdio.wait_read()
         told.set()
 
     async with trio.open_nursery() as nursery:
@@ -156,21 +157,25 @@ async def follow(order: Order, stdio: Stdio, path: str, process: Fd) -> None:
 
 
 @pytest.fixture
-def room(request: pytest.FixtureRequest, tmp_path: Path) -> Room | None:
-    rooms = {"block": None, "drop": Room(), "spool": Room(1 << 20, (f"{tmp_path}/spool",))}
-    return rooms[request.param]
+def overflow(request: pytest.FixtureRequest, tmp_path: Path) -> Overflow | None:
+    choices = {
+        "block": None,
+        "drop": Overflow(),
+        "spool": Overflow(1 << 20, (f"{tmp_path}/spool",)),
+    }
+    return choices[request.param]
 
 
-@pytest.mark.parametrize("room", ["block", "drop", "spool"], indirect=True)
+@pytest.mark.parametrize("overflow", ["block", "drop", "spool"], indirect=True)
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "terminal"])
 async def test_no_order_of_readers_loses_or_doubles_a_byte(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, room: Room | None, stream: str
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, overflow: Overflow | None, stream: str
 ) -> None:
-    monkeypatch.setattr(streams, "_PATIENCE", 0.02)  # which only makes it quicker
+    monkeypatch.setattr(streams, "_IDLE_READER", 0.02)  # which only makes it quicker
     before, tried = open_fds(), 0
     for order in orders():
         try:
-            async with open_process(rig, stream, room) as (stdio, process):
+            async with open_process(rig, stream, overflow) as (stdio, process):
                 with trio.fail_after(10):
                     await follow(order, stdio, rig.path("out"), process)
         except BaseException as exc:
@@ -181,14 +186,14 @@ async def test_no_order_of_readers_loses_or_doubles_a_byte(
     assert open_fds().items() <= before.items()
 
 
-@pytest.mark.parametrize("room", ["block", "drop", "spool"], indirect=True)
+@pytest.mark.parametrize("overflow", ["block", "drop", "spool"], indirect=True)
 async def test_of_many_readers_that_die_each_goes_on_where_the_last_one_stopped(
-    rig: Rig, room: Room | None
+    rig: Rig, overflow: Overflow | None
 ) -> None:
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, "seq 100000")
         await wait()
-        await stdio.hand_over()
+        await stdio.wait_read()
         received = bytearray()
         for _ in range(20):
             out = await open_waiting(rig.path("out"))
@@ -199,13 +204,13 @@ async def test_of_many_readers_that_die_each_goes_on_where_the_last_one_stopped(
     assert received == b"".join(b"%d\n" % number for number in range(1, 100_001))
 
 
-@pytest.mark.parametrize("room", ["block", "spool"], indirect=True)
+@pytest.mark.parametrize("overflow", ["block", "spool"], indirect=True)
 async def test_three_hundred_readers_that_die_at_the_exit_leave_every_line(
-    rig: Rig, room: Room | None
+    rig: Rig, overflow: Overflow | None
 ) -> None:
     """At any moment: from before the process writes until some time after its end."""
     for turn in range(300):
-        async with open_process(rig, room=room) as (_stdio, process):
+        async with open_process(rig, overflow=overflow) as (_stdio, process):
             out = reader(rig.path("out"))
             moment = turn % 30
             for step in range(20):
@@ -276,7 +281,7 @@ async def test_after_a_day_a_look_brings_the_end_at_once(
     async with trio.open_nursery() as nursery:
         lone = await Lone.of(tmp_path, nursery)
         await trio.sleep(24 * 60 * 60)
-        lone.relay.look()  # the manager asks before it reads
+        lone.relay.check_reader()  # the manager asks before it reads
         await trio.sleep(0.3)
         out = reader(lone.path)
         began = trio.current_time()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from shim.hostfile import Output
 from shim.linux import fifos
-from shim.stdio.patient import marker
-from shim.stdio.spool import SMALL, Little, Ring, Room
+from shim.stdio.overflow import marker
+from shim.stdio.spool import SMALL, FirstBytes, Overflow, Ring
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,7 @@ def test_a_ring_gives_what_it_took_in_order_and_never_grows(steps: list[tuple[st
                     os.read(source_r.number, 1 << 16)
             elif kind == "give" and ring.used:
                 with suppress(BlockingIOError):
-                    count = ring.give(sink_w)
+                    count = ring.write_to(sink_w)
                     assert count
                     written, waiting = written + waiting[:count], waiting[count:]
             elif kind == "read" and written:
@@ -80,7 +80,7 @@ def test_pages_a_reader_still_holds_do_not_change_when_the_ring_comes_round() ->
     with tempfile.TemporaryFile() as file:
         ring = Ring(fifos.Fd(os.dup(file.fileno())), SMALL)
         ring.put(b"a" * SMALL)
-        ring.give(sink_w)
+        ring.write_to(sink_w)
         os.splice(sink_r.number, held_w.number, SMALL)  # as io.Copy in a Go program does
         ring.put(b"b" * SMALL)
         assert os.read(held_r.number, SMALL) == b"a" * SMALL
@@ -96,7 +96,7 @@ def test_a_sealed_ring_takes_nothing_and_gives_what_it_has() -> None:
         ring.put(b"kept")
         ring.seal()
         assert ring.free == 0
-        assert (ring.give(sink_w), ring.used) == (4, 0)
+        assert (ring.write_to(sink_w), ring.used) == (4, 0)
         ring.close()
     sink_r.close()
     sink_w.close()
@@ -106,10 +106,10 @@ def test_the_few_bytes_in_memory_are_taken_once() -> None:
     source_r, source_w = pipe()
     sink_r, sink_w = pipe()
     os.write(source_w.number, b"x" * SMALL + b"y")
-    little = Little()
+    little = FirstBytes()
     assert little.fill(source_r) == SMALL
     assert (little.used, little.free, little.last) == (SMALL, 0, b"x")
-    assert little.give(sink_w) == SMALL
+    assert little.write_to(sink_w) == SMALL
     assert (little.used, little.free, little.last) == (0, 0, b"x")
     for fd in (source_r, source_w, sink_r, sink_w):
         fd.close()
@@ -123,19 +123,19 @@ def test_a_marker_is_a_line_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "room"),
-    [("block", None), ("drop", Room()), ("spool", Room(1 << 20, ("/srv", "/run/bundle")))],
+    ("policy", "overflow"),
+    [("block", None), ("drop", Overflow()), ("spool", Overflow(1 << 20, ("/srv", "/run/bundle")))],
 )
-def test_the_room_is_what_was_chosen(policy: str, room: Room | None) -> None:
-    assert Room.of(Output(policy, 1 << 20, directory="/srv"), "/run/bundle") == room
+def test_the_overflow_is_what_was_chosen(policy: str, overflow: Overflow | None) -> None:
+    assert Overflow.of(Output(policy, 1 << 20, directory="/srv"), "/run/bundle") == overflow
 
 
 def test_only_the_first_directory_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
-        Room(LIMIT, (f"{tmp_path}/file/a", f"{tmp_path}/bundle")).open()
+        Overflow(LIMIT, (f"{tmp_path}/file/a", f"{tmp_path}/bundle")).open()
     assert not (tmp_path / "bundle").exists()
-    store = Room(LIMIT, (f"{tmp_path}/a/b", f"{tmp_path}/bundle")).open()
+    store = Overflow(LIMIT, (f"{tmp_path}/a/b", f"{tmp_path}/bundle")).open()
     assert isinstance(store, Ring)
     store.close()
     assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700

@@ -25,7 +25,7 @@ from tests.stdio.conftest import read_all, read_some, read_until, reader, write_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shim.stdio.stdio import Stdio
+    from shim.stdio.streams import Stdio
     from tests.stdio.conftest import Rig
 
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from shim.linux import fifos
 from shim.linux.fifos import Fd
-from shim.stdio.patient import PATIENCE, PatientRelay
-from shim.stdio.spool import Ring, Room
+from shim.stdio.overflow import AWAY_AFTER, OverflowPipeRelay
+from shim.stdio.spool import Overflow, Ring
 
 if TYPE_CHECKING:
     from shim.stdio.spool import Store
@@ -45,7 +45,7 @@ async def settle() -> None:
         await trio.lowlevel.checkpoint()
 
 
-async def written_and_read(steps: list[tuple[str, int]], room: Room) -> tuple[int, bytes]:
+async def written_and_read(steps: list[tuple[str, int]], overflow: Overflow) -> tuple[int, bytes]:
     """Do the steps, with a fifo of one page; return how much was written and all that came."""
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, trio.testing.MockClock)
@@ -58,7 +58,7 @@ async def written_and_read(steps: list[tuple[str, int]], room: Room) -> tuple[in
         source, process = fifos.open_pipe()
         for end in (source, process):
             os.set_blocking(end.number, False)
-        relay = PatientRelay("stdout", source, sink, closes=(source, sink), room=room)
+        relay = OverflowPipeRelay("stdout", source, sink, closes=(source, sink), overflow=overflow)
         written, received = 0, b""
         async with trio.open_nursery() as nursery:
             relay.start(nursery)
@@ -70,7 +70,7 @@ async def written_and_read(steps: list[tuple[str, int]], room: Room) -> tuple[in
                     with suppress(BlockingIOError):
                         received += os.read(out.number, size)
                 else:
-                    clock.jump(PATIENCE + 0.1)
+                    clock.jump(AWAY_AFTER + 0.1)
             process.close()
             for _ in range(1000):
                 await settle()
@@ -101,9 +101,13 @@ def check(written: int, received: bytes) -> None:
 def test_nothing_is_lost_doubled_or_moved_but_what_a_marker_tells(
     limit: int, steps: list[tuple[str, int]]
 ) -> None:
-    room = Room(limit, (tempfile.gettempdir(),)) if limit else Room()
+    overflow = Overflow(limit, (tempfile.gettempdir(),)) if limit else Overflow()
     written, received = trio.run(
-        written_and_read, steps, room, clock=trio.testing.MockClock(), strict_exception_groups=True
+        written_and_read,
+        steps,
+        overflow,
+        clock=trio.testing.MockClock(),
+        strict_exception_groups=True,
     )
     check(written, received)
 
@@ -113,7 +117,7 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
     """It takes something just as it is given up: nothing is stored yet, and nothing dropped."""
 
     @dataclass(frozen=True, slots=True)
-    class Watched(Room):
+    class Watched(Overflow):
         came: ClassVar[list[bytes]] = []
 
         def open(self) -> Store:
@@ -123,7 +127,7 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
                 out.close()
             if place == "full disk":
                 return Ring(Fd(os.open("/dev/full", os.O_RDWR | os.O_CLOEXEC)), self.limit)
-            return Room(self.limit, self.directories[:-1]).open()
+            return Overflow(self.limit, self.directories[:-1]).open()
 
     async def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
@@ -135,16 +139,18 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
             source, process = fifos.open_pipe()
             os.set_blocking(source.number, False)
             directories = () if place == "drop" else (directory,)
-            room = Watched(100_000, (*directories, path))
-            relay = PatientRelay("stdout", source, sink, closes=(source, sink), room=room)
+            overflow = Watched(100_000, (*directories, path))
+            relay = OverflowPipeRelay(
+                "stdout", source, sink, closes=(source, sink), overflow=overflow
+            )
             async with trio.open_nursery() as nursery:
                 relay.start(nursery)
                 os.write(process.number, DATA[: 3 * PAGE])
                 process.close()
                 received = b""
-                with trio.fail_after(10 * PATIENCE):
+                with trio.fail_after(10 * AWAY_AFTER):
                     while not Watched.came:
-                        await trio.sleep(PATIENCE)
+                        await trio.sleep(AWAY_AFTER)
                     while relay.sink.number >= 0 or fifos.unread(out):
                         await settle()
                         with suppress(BlockingIOError):

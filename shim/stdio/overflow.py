@@ -23,15 +23,15 @@ from shim.linux.fifos import Fd
 from shim.scope import background
 from shim.stdio.copying import TerminalRelay
 from shim.stdio.relay import LONG_PAUSE, Relay, splice
-from shim.stdio.spool import SMALL, Little
+from shim.stdio.spool import SMALL, FirstBytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shim.stdio.spool import Room, Store
+    from shim.stdio.spool import Overflow, Store
 
 # Seconds after which a reader that takes nothing is away.
-PATIENCE = 1.0
+AWAY_AFTER = 1.0
 # Room for a marker, in bytes.
 _MARKER = 128
 
@@ -42,7 +42,7 @@ def marker(dropped: int, last: bytes) -> bytes:
     return begin + b"[trio-shim: %d bytes of output dropped]\n" % dropped
 
 
-class _Patient(Relay):
+class _OverflowRelay(Relay):
     """What both have in common.  The sink is a fifo open at both ends.
 
     One task takes from the source; while there is a store a second one gives
@@ -50,10 +50,10 @@ class _Patient(Relay):
     """
 
     def __init__(
-        self, name: str, source: Fd, sink: Fd, *, closes: Sequence[Fd] = (), room: Room
+        self, name: str, source: Fd, sink: Fd, *, closes: Sequence[Fd] = (), overflow: Overflow
     ) -> None:
         super().__init__(name, source, sink, closes=closes, linger=True)
-        self._room = room
+        self._overflow = overflow
         self._store: Store | None = None
         self._dropped = 0  # bytes the next marker is to tell of
         self._away = False  # who reads has taken nothing for a while
@@ -69,14 +69,14 @@ class _Patient(Relay):
     async def _pump(self) -> None:
         try:
             async with background(self._deliver):
-                await self._take_all()
+                await self._read_all()
                 self._end_source()
                 while self._store is not None:
                     await self._progress.park()
         finally:
             self._close_store()
 
-    async def _take_all(self) -> None:
+    async def _read_all(self) -> None:
         raise NotImplementedError
 
     async def _write(self, data: bytes | memoryview) -> None:
@@ -85,29 +85,31 @@ class _Patient(Relay):
         while rest:
             self._pending = len(rest)
             if self._store is not None:
-                count = await self._keep(lambda store: store.put(rest), lambda: len(rest))  # noqa: B023 - called at once
+                count = await self._store_or_drop(lambda store: store.put(rest), lambda: len(rest))  # noqa: B023 - called at once
                 rest = rest[count or 0 :]
                 continue
             try:
                 count = os.write(self.sink.number, rest)
             except BlockingIOError:
-                await self._wait_reader_takes()
+                await self._wait_sink_writable()
                 continue
             rest = rest[count:]
             self._pending = len(rest)
             self._advance(count)
         self._pending = 0
 
-    async def _wait_reader_takes(self) -> None:
+    async def _wait_sink_writable(self) -> None:
         """Wait for room in the sink, and no longer than a reader may take for it."""
-        with trio.move_on_after(PATIENCE) as waiting:
+        with trio.move_on_after(AWAY_AFTER) as waiting:
             await wait_writable(self.sink.number)
         if waiting.cancelled_caught:
             self._away = True
             self._store = self._open_store()
             self._opened.unpark_all()
 
-    async def _keep(self, take: Callable[[Store], int], drop: Callable[[], int]) -> int | None:
+    async def _store_or_drop(
+        self, take: Callable[[Store], int], drop: Callable[[], int]
+    ) -> int | None:
         """Put something into the store, or drop it; None if it has to be tried again.
 
         ``take`` and ``drop`` say how many bytes it was, which is 0 at the end.
@@ -122,7 +124,7 @@ class _Patient(Relay):
                 return None
             except OSError as exc:
                 self._warn(exc)
-                self._do_without(store)
+                self._stop_storing(store)
                 return None
         if not self._away:
             await self._wait_progress()
@@ -134,7 +136,7 @@ class _Patient(Relay):
         return count
 
     async def _wait_progress(self) -> None:
-        with trio.move_on_after(PATIENCE) as waiting:
+        with trio.move_on_after(AWAY_AFTER) as waiting:
             await self._progress.park()
         self._away = waiting.cancelled_caught
 
@@ -148,15 +150,15 @@ class _Patient(Relay):
                 await trio.sleep(LONG_PAUSE)  # no event tells that a disk responds again
                 continue
             with suppress(BlockingIOError):
-                self._give(self._store)
+                self._write_oldest(self._store)
 
-    def _give(self, store: Store) -> None:
+    def _write_oldest(self, store: Store) -> None:
         """Write what is oldest.  There is a reader: it took something."""
         self._count_lost(store)
         count = 0
         try:
             if store.used:
-                count = store.give(self.sink)
+                count = store.write_to(self.sink)
             elif self._dropped:
                 count = self._write_marker(store)
         except BlockingIOError:
@@ -167,7 +169,7 @@ class _Patient(Relay):
             log.error("spooled output is lost", stream=self.name, error=exc)
             self._dropped += store.used
             self._close_store()
-            self._store = Little()
+            self._store = FirstBytes()
             self._store.seal()
             return
         self._away = False
@@ -196,18 +198,18 @@ class _Patient(Relay):
 
     def _open_store(self) -> Store:
         try:
-            return self._room.open()
+            return self._overflow.open()
         except OSError as exc:
             self._warn(exc)
-            return Little()
+            return FirstBytes()
 
-    def _do_without(self, store: Store) -> None:
+    def _stop_storing(self, store: Store) -> None:
         """The disk takes no more: give what there is, drop what comes."""
         if store.used or store.stuck:
             store.seal()
             return
         self._close_store()
-        self._store = Little()
+        self._store = FirstBytes()
 
     def _close_store(self) -> None:
         store, self._store = self._store, None
@@ -224,14 +226,14 @@ class _Patient(Relay):
         self._warned = True
 
 
-class PatientRelay(_Patient):
+class OverflowPipeRelay(_OverflowRelay):
     """From a pipe to a fifo.
 
     What is small is copied, so that a fifo nobody reads holds as many lines as
     it has bytes: spliced, each would take a whole page of it.
     """
 
-    async def _take_all(self) -> None:
+    async def _read_all(self) -> None:
         source = self.source.number
         null = Fd(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
         try:
@@ -249,21 +251,21 @@ class PatientRelay(_Patient):
         source = self.source
         try:
             if self._store is not None:
-                count = await self._keep(
+                count = await self._store_or_drop(
                     lambda store: store.fill(source), lambda: splice(source.number, null.number)
                 )
                 return count != 0
             count = splice(source.number, self.sink.number)
         except BlockingIOError:
             if self._store is None and fifos.unread(source):
-                await self._wait_reader_takes()
+                await self._wait_sink_writable()
             return not fifos.at_end(source)  # which a full sink hides
         self._advance(count)
         return count != 0
 
 
-class PatientTerminalRelay(_Patient, TerminalRelay):
+class OverflowTerminalRelay(_OverflowRelay, TerminalRelay):
     """From the master of a terminal to a fifo."""
 
-    async def _take_all(self) -> None:
+    async def _read_all(self) -> None:
         await TerminalRelay._pump(self)

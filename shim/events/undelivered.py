@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from shim.api.envelope_pb2 import Envelope
 
 # Seconds for a manager that listens, of the time that it gives ``delete``.
-AT_ONCE = 1.0
+DELIVERY = 1.0
 # Seconds for one that is starting, and may have many more shims to look for.
-LATER = 60.0
+BACKGROUND_DELIVERY = 60.0
 # Seconds between two looks at whether the daemon, which was asked to end, has ended,
 # and at most between two at whether the manager listens.
-_LOOK = 0.01
-_PAUSE = 0.1
+_LOCK_INTERVAL = 0.01
+_CONNECT_PAUSE = 0.1
 _EXIT, _DELETE = TaskExit.DESCRIPTOR.full_name, TaskDelete.DESCRIPTOR.full_name
 
 
-def tell_rest(
+def deliver_undelivered(
     journal: str,
     address: str,
     *,
-    tells_itself: Callable[[str], bool],
-    later: Callable[[Callable[[], object], int], None],
+    publishes_exit: Callable[[str], bool],
+    fork: Callable[[Callable[[], object], int], None],
 ) -> None:
     """Deliver what waits in ``journal`` to the manager at ``address``, in a second or two.
 
-    ``tells_itself`` says of a container id whether the manager calls ``delete``
+    ``publishes_exit`` says of a container id whether the manager calls ``delete``
     for it, and so tells its end.  ``later`` is given what takes longer, to do it
     in another process, which needs one fd of ours.
     """
@@ -62,7 +62,7 @@ def tell_rest(
     is_there = can_connect(address_of(address))
     try:
         # The process that tells later would lack a thread; it may wait for a disk itself.
-        backlog = _take(journal, aside=is_there and is_on_disk(journal))
+        backlog = _load(journal, threaded=is_there and is_on_disk(journal))
     except FileNotFoundError:
         return
     except OSError as exc:
@@ -72,28 +72,28 @@ def tell_rest(
         return
     try:
         if is_there:
-            _forget_told(backlog, tells_itself)
-            _deliver(backlog, address, AT_ONCE)
+            _drop_manager_exits(backlog, publishes_exit)
+            _deliver(backlog, address, DELIVERY)
             if backlog:
                 log.warning("the manager does not take its events", left=len(backlog))
         else:
-            later(partial(_deliver, backlog, address, LATER), backlog.fileno())
+            fork(partial(_deliver, backlog, address, BACKGROUND_DELIVERY), backlog.fileno())
     finally:
         backlog.close()
 
 
-def _take(journal: str, *, aside: bool) -> Backlog | None:
+def _load(journal: str, *, threaded: bool) -> Backlog | None:
     """Return what waits, or None if nothing does or the daemon is there to tell it."""
-    deadline = time.monotonic() + AT_ONCE
-    backlog = Backlog(journal, aside=aside)
+    deadline = time.monotonic() + DELIVERY
+    backlog = Backlog(journal, threaded=threaded)
     while is_waiting(journal) and time.monotonic() < deadline:
         if backlog.load():
             return backlog
-        time.sleep(_LOOK)
+        time.sleep(_LOCK_INTERVAL)
     return None
 
 
-def _forget_told(backlog: Backlog, tells_itself: Callable[[str], bool]) -> None:
+def _drop_manager_exits(backlog: Backlog, publishes_exit: Callable[[str], bool]) -> None:
     """Let go of the ends that the manager tells.  Whose Delete was answered, it has forgotten."""
     deleted = {
         TaskDelete.FromString(envelope.event.value).container_id
@@ -106,16 +106,18 @@ def _forget_told(backlog: Backlog, tells_itself: Callable[[str], bool]) -> None:
             return True
         event = TaskExit.FromString(envelope.event.value)
         is_init = event.id == event.container_id
-        return not is_init or event.container_id in deleted or not tells_itself(event.container_id)
+        return (
+            not is_init or event.container_id in deleted or not publishes_exit(event.container_id)
+        )
 
-    backlog.keep(wanted)
+    backlog.retain(wanted)
 
 
 def _deliver(backlog: Backlog, address: str, seconds: float) -> None:
     """Deliver for some seconds, and let go of the backlog."""
 
     async def deliver() -> None:
-        publisher = EventPublisher(address, "", backlog, last_pause=_PAUSE)
+        publisher = EventPublisher(address, "", backlog, last_pause=_CONNECT_PAUSE)
         with trio.move_on_after(seconds):
             async with background(publisher.run):
                 await publisher.flush()

@@ -10,10 +10,10 @@ import trio
 import trio.testing
 
 from shim.linux import fifos
-from shim.stdio import patient
-from shim.stdio.spool import Room
+from shim.stdio import overflow
+from shim.stdio.spool import Overflow
 from tests.stdio.conftest import read_all, read_some, read_until, reader
-from tests.stdio.test_patient import MIB, kept_of, put, spool_in
+from tests.stdio.test_overflow import MIB, kept_of, put, spool_in
 from tests.stdio.test_terminal import send_terminal
 from tests.stdio.whole.client import wait_until
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patient, "PATIENCE", 0.1)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overflow, "AWAY_AFTER", 0.1)
 
 
 async def run_to_end(rig: Rig, terminal: fifos.Fd, script: str) -> None:
@@ -35,8 +35,8 @@ async def run_to_end(rig: Rig, terminal: fifos.Fd, script: str) -> None:
 @pytest.mark.parametrize("come", ["before the exit", "after the exit"])
 async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come: str) -> None:
     data = put(rig, "data", 8 * MIB)
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), terminal=True, room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), terminal=True, overflow=overflow) as stdio:
         process = send_terminal(stdio)
         await stdio.started()
         await run_to_end(rig, process, f"cat {rig.directory}/data")
@@ -49,7 +49,7 @@ async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come
                 received += await read_all(out)
         else:
             with trio.fail_after(2):
-                await stdio.hand_over()
+                await stdio.wait_read()
             with trio.fail_after(10):
                 received = await read_all(reader(rig.path("out")))
     assert received == data
@@ -57,7 +57,7 @@ async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come
 
 async def test_under_drop_the_first_is_kept_and_the_gap_is_marked(rig: Rig) -> None:
     data = put(rig, "data", 8 * MIB, width=10)
-    async with rig.open(stdout=rig.path("out"), terminal=True, room=Room()) as stdio:
+    async with rig.open(stdout=rig.path("out"), terminal=True, overflow=Overflow()) as stdio:
         process = send_terminal(stdio)
         await stdio.started()
         await run_to_end(rig, process, f"cat {rig.directory}/data")
@@ -80,9 +80,9 @@ async def test_under_drop_the_first_is_kept_and_the_gap_is_marked(rig: Rig) -> N
 
 
 async def test_what_comes_while_the_spool_is_read_stays_behind_it(rig: Rig) -> None:
-    room = spool_in(rig.directory / "spool")
+    overflow = spool_in(rig.directory / "spool")
     numbers = [b"%07d\n" % i for i in range(1 << 19)]
-    async with rig.open(stdout=rig.path("out"), terminal=True, room=room) as stdio:
+    async with rig.open(stdout=rig.path("out"), terminal=True, overflow=overflow) as stdio:
         process = send_terminal(stdio)
         await stdio.started()
         (rig.directory / "first").write_bytes(b"".join(numbers[: 1 << 18]))

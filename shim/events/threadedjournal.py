@@ -1,7 +1,7 @@
 """A journal on a disk: a thread of its own waits for the disk, the daemon only for a moment.
 
 An operation is done when its method returns, as with a journal in memory.  Once one
-takes longer than ``PATIENCE``, the daemon no longer waits: the operations queue up, past
+takes longer than ``WAIT``, the daemon no longer waits: the operations queue up, past
 a limit the journal is left alone, and when the disk responds it is written anew.
 A journal in memory, as below ``/run``, is written by the daemon itself, without a thread.
 """
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from shim.events.journal import Entry
 
 # Seconds the daemon waits for one operation, until the disk has responded again.
-PATIENCE = 0.25
+WAIT = 0.25
 # Operations that may wait for the disk.
-MOST = 256
+QUEUE_LIMIT = 256
 # Seconds for the journal to be read when the daemon starts.
 LOAD = 2.0
 # Seconds the journal has to be closed when the daemon ends.
 CLOSE = 1.0
 
 
-class JournalAside:
+class ThreadedJournal:
     """As :class:`Journal`, with a bound on each method."""
 
     def __init__(self, path: str) -> None:
@@ -42,9 +42,9 @@ class JournalAside:
         self._journal = Journal(path)
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
-        self._open = 0  # operations that are not done yet
+        self._pending = 0  # operations that are not done yet
         self._late = False  # the disk did not respond in time, and has not since
-        self._behind = False  # operations were left out
+        self._skipped = False  # operations were left out
         self._running = False
 
     def load(self) -> list[tuple[int, bytes]]:
@@ -61,7 +61,7 @@ class JournalAside:
             except OSError as exc:
                 errors.append(exc)
 
-        self._do(load, wait=LOAD)
+        self._run_in_thread(load, wait=LOAD)
         if errors:
             raise errors[0]
         if not found:
@@ -72,21 +72,21 @@ class JournalAside:
         """Append ``new``, the last of ``waiting``."""
         kept = list(waiting)
         if not self._catch_up(kept):
-            self._do(partial(self._journal.write, kept, new))
+            self._run_in_thread(partial(self._journal.write, kept, new))
 
     def mark(self, entry: Entry, *, last: bool) -> None:
         """Record that ``entry`` is acknowledged; after the ``last`` one nothing waits."""
-        self._do(partial(self._journal.mark, entry, last=last))
+        self._run_in_thread(partial(self._journal.mark, entry, last=last))
 
     def rewrite(self, waiting: Iterable[Entry]) -> None:
         """Replace the file by one with ``waiting`` alone."""
-        self._do(partial(self._journal.rewrite, list(waiting)))
+        self._run_in_thread(partial(self._journal.rewrite, list(waiting)))
 
-    def mend(self, waiting: Iterable[Entry]) -> None:
+    def retry(self, waiting: Iterable[Entry]) -> None:
         """Write what a failure, or a disk that hung, kept out of the file."""
         kept = list(waiting)
         if not self._catch_up(kept):
-            self._do(partial(self._journal.mend, kept))
+            self._run_in_thread(partial(self._journal.retry, kept))
 
     def fileno(self) -> int:
         """Return -1: the file is another thread's."""
@@ -97,43 +97,43 @@ class JournalAside:
         if not self._running:
             self._journal.close(remove=remove)
             return
-        self._behind = False
-        self._do(partial(self._journal.close, remove=remove), wait=CLOSE)
+        self._skipped = False
+        self._run_in_thread(partial(self._journal.close, remove=remove), wait=CLOSE)
         self._work.put(None)
         self._running = False
 
     def _catch_up(self, waiting: list[Entry]) -> bool:
         """Write the journal anew if operations were left out and the disk responds again."""
-        self._look()
-        if not self._behind or self._open:
+        self._count_done()
+        if not self._skipped or self._pending:
             return False
         log.info("the journal's disk responds again", path=self._path)
-        self._behind = False
-        self._do(partial(self._journal.rewrite, waiting))
+        self._skipped = False
+        self._run_in_thread(partial(self._journal.rewrite, waiting))
         return True
 
-    def _look(self) -> None:
+    def _count_done(self) -> None:
         """Count the operations that were done in the meantime."""
-        while self._open:
+        while self._pending:
             try:
                 self._done.get_nowait()
             except Empty:
                 return
-            self._open -= 1
+            self._pending -= 1
         self._late = False
 
-    def _do(self, operation: Callable[[], object], *, wait: float = PATIENCE) -> None:
-        self._look()
-        if self._behind:
+    def _run_in_thread(self, operation: Callable[[], object], *, wait: float = WAIT) -> None:
+        self._count_done()
+        if self._skipped:
             return
-        if self._open >= MOST:
-            self._behind = True
+        if self._pending >= QUEUE_LIMIT:
+            self._skipped = True
             return
         if not self._running:
             _thread.start_new_thread(self._run, ())
             self._running = True
         self._work.put(operation)
-        self._open += 1
+        self._pending += 1
         if self._late:
             return
         try:
@@ -145,7 +145,7 @@ class JournalAside:
                 path=self._path,
             )
         else:
-            self._open -= 1
+            self._pending -= 1
 
     def _run(self) -> None:
         # The file, and the lock on it, is this thread's alone.

@@ -15,8 +15,8 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.linux.mounts import Mount, mount_all, unmount_all
-from shim.stdio import patient
-from shim.stdio.spool import Room
+from shim.stdio import overflow
+from shim.stdio.spool import Overflow
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 from tests.stdio.whole.client import wait_until
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shim.linux.fifos import Fd
-    from shim.stdio.stdio import Stdio
+    from shim.stdio.streams import Stdio
     from tests.stdio.conftest import Rig
 
 MIB = 1 << 20
@@ -34,10 +34,10 @@ MARKER = re.compile(rb"\[trio-shim: (\d+) bytes of output dropped\]\n")
 
 
 @pytest.fixture(autouse=True)
-def short_patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def short_wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a reader count as away sooner, where there is none anyway."""
     if "slow" not in request.node.name:
-        monkeypatch.setattr(patient, "PATIENCE", 0.1)
+        monkeypatch.setattr(overflow, "AWAY_AFTER", 0.1)
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ class capfd_lines:  # noqa: N801 - reads as a function
         return [line for line in self._capfd.readouterr().err.splitlines() if words in line]
 
 
-def spool_in(directory: Path, limit: int = 64 * MIB) -> Room:
-    return Room(limit, (str(directory),))
+def spool_in(directory: Path, limit: int = 64 * MIB) -> Overflow:
+    return Overflow(limit, (str(directory),))
 
 
 def put(rig: Rig, name: str, size: int, *, width: int = 7) -> bytes:
@@ -92,12 +92,14 @@ def kept_of(received: bytes, data: bytes) -> tuple[bytes, bytes]:
 
 async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(rig: Rig) -> None:
     data = put(rig, "data", 50 * MIB)
-    async with rig.open(stdout=rig.path("out"), room=spool_in(rig.directory / "spool")) as stdio:
+    async with rig.open(
+        stdout=rig.path("out"), overflow=spool_in(rig.directory / "spool")
+    ) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         with trio.fail_after(20):
             assert (await wait()).status == 0
         with trio.fail_after(2):
-            await stdio.hand_over()  # nobody reads: nobody is waited for
+            await stdio.wait_read()  # nobody reads: nobody is waited for
         received = await read_all(reader(rig.path("out")))
         assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
         with trio.fail_after(2):
@@ -110,7 +112,7 @@ async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missin
     rig: Rig, width: int
 ) -> None:
     data = put(rig, "data", 50 * MIB, width=width)
-    async with rig.open(rig.path("in"), rig.path("out"), room=Room()) as stdio:
+    async with rig.open(rig.path("in"), rig.path("out"), overflow=Overflow()) as stdio:
         script = f"cat {rig.directory}/data; touch {rig.directory}/written; cat"
         process = fifos.Fd(os.dup(stdio.child_fds[1]))
         await rig.run(stdio, script)
@@ -133,7 +135,7 @@ async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missin
 
 async def test_lines_written_one_by_one_fill_a_fifo_to_its_last_byte(rig: Rig) -> None:
     """Each in a page of its own, 256 of them would be all that is kept."""
-    async with rig.open(stdout=rig.path("out"), room=Room()) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=Overflow()) as stdio:
         process = fifos.Fd(os.dup(stdio.child_fds[1]))
         await stdio.started()
         for number in range(5000):
@@ -147,16 +149,16 @@ async def test_lines_written_one_by_one_fill_a_fifo_to_its_last_byte(rig: Rig) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", ["spool", "drop"])
+@pytest.mark.parametrize("overflow", ["spool", "drop"])
 async def test_a_slow_reader_sets_the_pace_and_misses_nothing(
-    rig: Rig, room: str, said: capfd_lines
+    rig: Rig, overflow: str, said: capfd_lines
 ) -> None:
     data = put(rig, "data", 20 * MIB)
     # A directory that is none: whoever wanted to use it would say so.
     nowhere = rig.directory / "data"
-    chosen = Room() if room == "drop" else spool_in(nowhere)
+    chosen = Overflow() if overflow == "drop" else spool_in(nowhere)
     out = reader(rig.path("out"))
-    async with rig.open(stdout=rig.path("out"), room=chosen) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=chosen) as stdio:
         await rig.run(stdio, f"cat {rig.directory}/data")
         received = bytearray()
         while chunk := await read_some(out, 40_000):
@@ -175,8 +177,8 @@ async def test_a_reader_that_comes_and_goes_loses_and_doubles_nothing(rig: Rig) 
         digest.update(block)
     got = hashlib.sha256()
     script = f"for n in $(seq 100); do cat {rig.directory}/data; done"
-    room = spool_in(rig.directory / "spool", 128 * MIB)
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool", 128 * MIB)
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, script)
         left = size
         for part in (1, 70_001, 3 * MIB, 4095, 20 * MIB + 17, MIB, 5):
@@ -199,8 +201,8 @@ async def test_a_reader_that_comes_and_goes_loses_and_doubles_nothing(rig: Rig) 
 
 async def test_past_the_limit_the_newest_is_dropped_and_the_place_is_marked(rig: Rig) -> None:
     data = put(rig, "data", 10 * MIB)
-    room = spool_in(rig.directory / "spool", MIB)
-    async with rig.open(rig.path("in"), rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool", MIB)
+    async with rig.open(rig.path("in"), rig.path("out"), overflow=overflow) as stdio:
         script = f"cat {rig.directory}/data; touch {rig.directory}/written; cat"
         process = fifos.Fd(os.dup(stdio.child_fds[1]))
         await rig.run(stdio, script)
@@ -237,8 +239,8 @@ def spool_sizes(rig: Rig) -> list[int]:
 
 async def test_a_spool_has_no_name_and_is_given_back_when_it_is_empty(rig: Rig) -> None:
     put(rig, "data", MUCH)
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(rig.path("in"), rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(rig.path("in"), rig.path("out"), overflow=overflow) as stdio:
         await rig.run(stdio, f"cat {rig.directory}/data; touch {rig.directory}/written; cat")
         await wait_until((rig.directory / "written").exists)
         await wait_until(lambda: spool_sizes(rig))
@@ -252,9 +254,9 @@ async def test_a_spool_has_no_name_and_is_given_back_when_it_is_empty(rig: Rig) 
 
 async def test_a_ring_that_comes_round_keeps_its_limit_and_every_byte(rig: Rig) -> None:
     """What is in the fifo is not what the file holds by now."""
-    room = spool_in(rig.directory / "spool", 2 * MIB + 4321)
+    overflow = spool_in(rig.directory / "spool", 2 * MIB + 4321)
     data = put(rig, "data", 20 * MIB)
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         process = os.dup(stdio.child_fds[1])
         await stdio.started()
         os.set_blocking(process, False)
@@ -285,7 +287,7 @@ async def test_on_a_full_disk_what_fits_is_kept_and_the_rest_is_dropped(
     small.mkdir()
     mount_all([Mount("tmpfs", "tmpfs", "", ["size=300k"])], str(small))
     try:
-        async with rig.open(stdout=rig.path("out"), room=spool_in(small)) as stdio:
+        async with rig.open(stdout=rig.path("out"), overflow=spool_in(small)) as stdio:
             await run_dry(rig, stdio, f"cat {rig.directory}/data")
             received = await read_all(reader(rig.path("out")))
             assert len(said("cannot be spooled")) == 1
@@ -306,7 +308,7 @@ async def test_a_disk_that_is_full_from_the_start_makes_it_drop_and_is_tried_aga
     mount_all([Mount("tmpfs", "tmpfs", "", ["size=64k"])], str(small))
     (small / "ballast").write_bytes(bytes(65536))
     try:
-        async with rig.open(rig.path("in"), rig.path("out"), room=spool_in(small)) as stdio:
+        async with rig.open(rig.path("in"), rig.path("out"), overflow=spool_in(small)) as stdio:
             script = f"cat {rig.directory}/data; touch {rig.directory}/written; "
             script += f"read x; cat {rig.directory}/data"
             process = fifos.Fd(os.dup(stdio.child_fds[1]))
@@ -336,8 +338,8 @@ async def test_without_its_directory_a_spool_is_in_the_bundle(rig: Rig, said: ca
     no_directory = str(rig.directory / "data" / "spool")
     bundle = rig.directory / "bundle"
     bundle.mkdir()
-    room = Room(64 * MIB, (no_directory, str(bundle)))
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    overflow = Overflow(64 * MIB, (no_directory, str(bundle)))
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         await wait()
         assert await read_all(reader(rig.path("out"))) == data
@@ -347,9 +349,9 @@ async def test_without_its_directory_a_spool_is_in_the_bundle(rig: Rig, said: ca
 async def test_without_any_directory_the_rest_is_dropped(rig: Rig, said: capfd_lines) -> None:
     data = put(rig, "data", MUCH)
     nowhere = str(rig.directory / "data" / "spool")
-    room = Room(64 * MIB, (nowhere, nowhere))
+    overflow = Overflow(64 * MIB, (nowhere, nowhere))
     script = f"cat {rig.directory}/data; touch {rig.directory}/written; read x; "
-    async with rig.open(rig.path("in"), rig.path("out"), room=room) as stdio:
+    async with rig.open(rig.path("in"), rig.path("out"), overflow=overflow) as stdio:
         process = fifos.Fd(os.dup(stdio.child_fds[1]))
         wait = await rig.run(stdio, script * 2)
         client = fifos.open_writer(rig.path("in"))
@@ -375,8 +377,10 @@ async def test_without_any_directory_the_rest_is_dropped(rig: Rig, said: capfd_l
 async def test_stderr_flows_while_stdout_is_spooled(rig: Rig) -> None:
     data = put(rig, "data", MUCH)
     err = reader(rig.path("err"))
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), stderr=rig.path("err"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(
+        stdout=rig.path("out"), stderr=rig.path("err"), overflow=overflow
+    ) as stdio:
         script = f"cat {rig.directory}/data; echo done >&2; exec 2>&-; read x < {rig.path('in')}"
         await rig.run(stdio, script)
         with trio.fail_after(10):
@@ -385,11 +389,11 @@ async def test_stderr_flows_while_stdout_is_spooled(rig: Rig) -> None:
         assert await read_all(reader(rig.path("out"))) == data
 
 
-@pytest.mark.parametrize("room", ["spool", "drop"])
-async def test_with_nobody_reading_or_writing_nothing_is_done(rig: Rig, room: str) -> None:
+@pytest.mark.parametrize("overflow", ["spool", "drop"])
+async def test_with_nobody_reading_or_writing_nothing_is_done(rig: Rig, overflow: str) -> None:
     put(rig, "data", MUCH)
-    chosen = Room() if room == "drop" else spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), stderr=rig.path("err"), room=chosen) as stdio:
+    chosen = Overflow() if overflow == "drop" else spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), stderr=rig.path("err"), overflow=chosen) as stdio:
         script = f"cat {rig.directory}/data; touch {rig.directory}/written; exec sleep 1000"
         others = children()  # daemons that other tests share
         wait = await rig.run(stdio, script)
@@ -412,8 +416,8 @@ def children() -> set[int]:
 @pytest.mark.slow
 async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig: Rig) -> None:
     data = put(rig, "data", 32 * MIB)
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data; sleep 0.3")
         received = bytearray()
         out = reader(rig.path("out"))
@@ -429,7 +433,7 @@ async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig:
             await wait()
             await trio.sleep(0.01)
             with trio.fail_after(12):
-                await stdio.hand_over()
+                await stdio.wait_read()
             nursery.cancel_scope.cancel()
         out.close()
     assert bytes(received) == data
@@ -437,8 +441,8 @@ async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig:
 
 async def test_the_drain_of_a_spool_nobody_reads_takes_its_time_and_no_more(rig: Rig) -> None:
     put(rig, "data", MUCH)
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         await wait()
         began = trio.current_time()
@@ -449,8 +453,8 @@ async def test_the_drain_of_a_spool_nobody_reads_takes_its_time_and_no_more(rig:
 async def test_a_reader_that_comes_during_the_drain_has_it_all(rig: Rig) -> None:
     data = put(rig, "data", MUCH)
     received = []
-    room = spool_in(rig.directory / "spool")
-    async with rig.open(stdout=rig.path("out"), room=room) as stdio:
+    overflow = spool_in(rig.directory / "spool")
+    async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         await wait()
 
@@ -471,7 +475,7 @@ async def test_a_background_child_that_writes_on_does_not_delay_the_drain(rig: R
             pass
 
     out = reader(rig.path("out"))
-    async with rig.open(stdout=rig.path("out"), room=Room()) as stdio:
+    async with rig.open(stdout=rig.path("out"), overflow=Overflow()) as stdio:
         wait = await rig.run(stdio, "yes & echo done")
         await wait()
         async with trio.open_nursery() as nursery:

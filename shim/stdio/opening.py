@@ -1,0 +1,73 @@
+"""A process's stdin, stdout and stderr: one object owns all of their fds.
+
+Open it before the runtime runs, give :attr:`Stdio.child_fds` and
+:attr:`Stdio.console_socket` to the runtime, then call :meth:`Stdio.started`,
+:meth:`Stdio.exited` when the process has ended, :meth:`Stdio.drain` before it
+is deleted, and :meth:`Stdio.aclose` whatever happened.
+
+Source: containerd-shim-runc-v2 process/io.go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shim.outputaddress import parse_address
+from shim.stdio.pipes import PipeStdio
+from shim.stdio.sinks import LOGGER_READY, open_logger
+from shim.stdio.terminal import TerminalStdio
+
+if TYPE_CHECKING:
+    import trio
+
+    from shim.stdio.sinks import Spawner
+    from shim.stdio.spool import Overflow
+    from shim.stdio.streams import Stdio, StdioSpec
+
+
+async def open_stdio(
+    spec: StdioSpec,
+    *,
+    nursery: trio.Nursery,
+    reaper: Spawner,
+    container_id: str,
+    namespace: str,
+    uid: int = 0,
+    gid: int = 0,
+    logger_timeout: float = LOGGER_READY,
+    overflow: Overflow | None = None,
+    directory: str | None = None,
+) -> Stdio:
+    """Open the stdio of a process that is about to be created.
+
+    Relays run in ``nursery``, never raise into it, and end with ``aclose()``.
+    ``uid`` and ``gid`` own the process's pipes.  ``directory`` is the working
+    directory of a logging program.  ``room`` is where output goes
+    that nobody takes from a fifo; without it the process waits for a reader.
+
+    :raises NotFoundError: a fifo, or the logging program, is not there.
+    :raises InvalidError: the address has an unknown scheme, or leads to no fifo or file.
+    :raises TimedOutError: the logging program did not become ready, or the file
+        system of a file does not respond.
+    """
+    address = parse_address(spec.stdout)
+    logger = None
+    if address.scheme in {"binary", "binary-v2"}:
+        logger = await open_logger(
+            address,
+            reaper,
+            container_id=container_id,
+            namespace=namespace,
+            uid=uid,
+            gid=gid,
+            timeout=logger_timeout,
+            directory=directory,
+        )
+    kind = TerminalStdio if spec.terminal else PipeStdio
+    stdio = kind(spec, nursery, reaper, logger, overflow)
+    try:
+        await stdio.open(address, uid, gid)
+    except BaseException:
+        await stdio.aclose()
+        raise
+    return stdio
