@@ -15,7 +15,6 @@ release = VERSION
 root_doc = "docs/site"
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 include_patterns = ["docs/**", "examples/**", "*.md"]
-exclude_patterns = ["docs/index.md"]
 myst_heading_anchors = 3
 html_theme = "alabaster"
 html_title = f"trio-shim {VERSION}"
