@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# A container through the shim, without containerd: on a Debian 12 machine, as root.
-# Installs what is missing, shows each command, cleans up, and can be run again.
+# Runs containers with the shim and without containerd: on a Debian 12 machine, as root.
+# Installs missing packages, shows each command, cleans up, and can be run again.
 #
-# TRIO_SHIM_VENV: a Python environment to use (.cache/quickstart below the checkout);
-#                 one that has shimctl is used as it is
-# PYTHON:         the interpreter it is made with (python3, 3.11 or later)
+# TRIO_SHIM_VENV: the Python environment (default: .cache/quickstart in the checkout);
+#                 nothing is installed in one that has shimctl
+# PYTHON:         the interpreter that makes the environment (python3, 3.11 or later)
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 venv=${TRIO_SHIM_VENV:-$PWD/.cache/quickstart}
 python=${PYTHON:-python3}
-# Without bytecode each start of an interpreter would compile everything again.
+# Without bytecode files each start of an interpreter would compile all modules again.
 unset PYTHONDONTWRITEBYTECODE
 
-[ "$(id -u)" = 0 ] || { echo "run me as root: runc makes namespaces and cgroups" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "cannot run containers: runc needs root to make namespaces and cgroups; run this as root" >&2; exit 1; }
 
-# --- what it needs -----------------------------------------------------------
+# --- packages ----------------------------------------------------------------
 missing=()
 for package in runc busybox-static python3-venv ca-certificates; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
@@ -40,14 +40,14 @@ PATH=$venv/bin:$PATH
 # --- a bundle: a directory with a root filesystem and a config.json ----------
 bundle=$(mktemp -d /tmp/quickstart.XXXXXX)
 id=demo
-# Not the one that other shims of this machine may be using.
+# Separate from the fork server of other shims on this machine.
 export TRIO_SHIM_FORKSERVER_DIR=$bundle/forkserver
 
 clean_up() {
     shimctl delete --force "$id" >/dev/null 2>&1 || true
-    # The first shim left a fork server for later ones; here there are none.
+    # The first shim started a fork server for later shims; this script starts no more.
     shimctl forkserver stop >/dev/null 2>&1 || true
-    # Never through a mount that is still there.
+    # Do not remove files through a mount that still exists.
     grep -q " $bundle/" /proc/self/mountinfo || rm -rf "$bundle"
 }
 trap clean_up EXIT
@@ -59,7 +59,7 @@ for applet in $(/bin/busybox --list); do
 done
 runc spec --bundle "$bundle"
 
-configure() { # NAME ARG...: what the container runs
+configure() { # PROGRAM ARG...: set the container's command
     "$venv/bin/python" - "$bundle/config.json" "$@" <<'PYTHON'
 import json, sys
 
@@ -77,14 +77,14 @@ show() {
     "$@"
 }
 
-# --- attached: it prints, and its exit code is the command's -----------------
+# --- attached: prints the output, and exits with the container's exit code ---
 configure sh -c 'echo "hello from a container, as pid $$"; exit 7'
 code=0
 show shimctl run "$bundle" || code=$?
 echo "(exit code $code)"
 [ "$code" = 7 ]
 
-# --- detached: the container lives on without us -----------------------------
+# --- detached: the container keeps running after the command has returned ----
 configure sh -c 'trap "exit 3" TERM; while :; do sleep 0.1; done'
 show shimctl run --detach --id "$id" "$bundle"
 show shimctl ps
@@ -97,4 +97,4 @@ echo "(exit code $code)"
 show shimctl delete "$id"
 
 echo
-echo "That was it.  Next: README.md shows how to make it a runtime of containerd."
+echo "Done.  Next: README.md shows how to use the shim as a runtime of containerd."

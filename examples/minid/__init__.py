@@ -1,1 +1,1 @@
-"""minid: a small container manager on ``import shimctl``.  README.md says what it does."""
+"""minid: a small container manager on ``import shimctl``.  README.md describes it."""

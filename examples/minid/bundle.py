@@ -1,6 +1,7 @@
-"""The directory of one generation: its own copy of the bundle, and its fifos.
+"""The directory of one generation: its copy of config.json, and its fifos.
 
-Whoever finds one that is whole can go on from there.
+:func:`is_complete` is true once the directory is complete, so that minid can use it
+after a crash.
 
 Source: OCI runtime specification, config.md and config-linux.md.
 """
@@ -20,18 +21,20 @@ from shimctl import InvalidError, Mount, NotFoundError, images, remove_tree
 if TYPE_CHECKING:
     from minid.config import Spec
 
-# What the shim does with output nobody reads: without this the container would wait for us.
+# The policy for output that is not read.  Without this annotation the container would
+# block while minid is not running.
 _OUTPUT = "io.trio-shim.output"
-_WHOLE = "mounts.json"  # is written last
+_LAST_FILE = "mounts.json"  # is written last
 _PERIOD = 100_000  # us, of the CPU quota
 
 
 async def make(home: Path, spec: Spec, cgroup: str) -> None:
     """Make the directory ``home`` for a container of ``spec`` in ``cgroup``.
 
-    :raises ShimError: the bundle or the image is not what it should be.
+    :raises ShimError: the bundle or the image is missing or invalid.
+    :raises OSError: a file cannot be written.
     """
-    remove(home)  # what somebody made half of
+    remove(home)  # an incomplete directory of an earlier attempt
     home.mkdir(mode=0o700)
     mounts: list[Mount] = []
     if spec.bundle is not None:
@@ -41,30 +44,36 @@ async def make(home: Path, spec: Spec, cgroup: str) -> None:
         config = image.oci_config(spec.command, terminal=spec.tty)
         mounts = await trio.to_thread.run_sync(images.mounts_for, image, home)
     _apply(config, spec)
-    # Whatever the bundle says: two containers of one bundle are not to share it.
+    # Replaces the bundle's value: two containers of one bundle must not share a cgroup.
     config["linux"]["cgroupsPath"] = cgroup
     (home / "config.json").write_text(json.dumps(config))
     for name in ("stdout",) if spec.tty else ("stdout", "stderr"):
         os.mkfifo(home / name, 0o600)
     described = [(one.type, one.source, one.target, list(one.options)) for one in mounts]
-    write_json(home / _WHOLE, described)
+    write_json(home / _LAST_FILE, described)
 
 
-def is_whole(home: Path) -> bool:
-    return (home / _WHOLE).exists()
+def is_complete(home: Path) -> bool:
+    """Return whether :func:`make` has made all of the directory."""
+    return (home / _LAST_FILE).exists()
 
 
 def mounts_in(home: Path) -> list[Mount]:
-    """Return the mounts that make the rootfs; a bundle has none."""
-    described = json.loads((home / _WHOLE).read_bytes())
+    """Return the mounts of the rootfs; the list is empty for a bundle."""
+    described = json.loads((home / _LAST_FILE).read_bytes())
     return [Mount(type=a, source=b, target=c, options=d) for a, b, c, d in described]
 
 
 def _read(bundle: Path, command: tuple[str, ...]) -> dict[str, Any]:
-    """Read a bundle's config.json; what is relative to the bundle becomes absolute."""
+    """Return a bundle's config.json with absolute paths.
+
+    :raises NotFoundError: the file or the root directory does not exist.
+    :raises InvalidError: the file is not an OCI configuration.
+    """
     path = bundle / "config.json"
     try:
-        # A byte that is no UTF-8 is U+FFFD to the runtime, and so is what is written for it.
+        # The runtime reads a byte that is not UTF-8 as U+FFFD.  It reads the escape that is
+        # written for such a byte as U+FFFD, too.
         config = json.loads(path.read_bytes().decode(errors="surrogateescape"))
         root, process = config["root"], config["process"]
         root["path"] = str(bundle / root["path"])
@@ -75,14 +84,16 @@ def _read(bundle: Path, command: tuple[str, ...]) -> dict[str, Any]:
     except OSError as exc:
         raise NotFoundError(f"cannot read {path}: {exc.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise InvalidError(f"{path} is no OCI configuration with a process and a root") from None
+        raise InvalidError(
+            f"{path} is not an OCI configuration with a process and a root"
+        ) from None
     if not Path(root["path"]).is_dir():
-        raise NotFoundError(f"the root {root['path']} is no directory")
+        raise NotFoundError(f"the root {root['path']} is not a directory")
     return dict(config)
 
 
 def _apply(config: dict[str, Any], spec: Spec) -> None:
-    """Change ``config`` as ``spec`` says."""
+    """Apply the settings of ``spec`` to ``config``."""
     process = config["process"]
     process["terminal"] = spec.tty
     names = dict(spec.environment)
@@ -106,9 +117,10 @@ def _apply(config: dict[str, Any], spec: Spec) -> None:
 
 
 def remove(home: Path) -> None:
-    """Remove a generation's directory, and what it wrote over its image.
+    """Remove a generation's directory, and the files that it wrote above its image.
 
-    :raises WrongStateError: something is mounted in it, and would be removed too.
+    :raises WrongStateError: something is mounted in the directory; removing it would
+        remove the mounted files.
     """
     images.release(home)
     remove_tree(home)

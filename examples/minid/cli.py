@@ -1,4 +1,4 @@
-"""The command line: ``minid -c FILE`` is the daemon, with a verb it speaks to one."""
+"""The command line: ``minid -c FILE`` runs the daemon; with a verb it sends it a request."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ examples:
   minid -c /etc/minid.yaml              run the containers in the file
   minid -c /etc/minid.yaml ps           show them
   minid -c /etc/minid.yaml restart web  restart one
-SIGHUP makes it read the file again; SIGTERM ends it and leaves the containers running.
+On SIGHUP the daemon reads the file again.  On SIGTERM it exits; the containers keep running.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, 1 for what could not be done, 2 for a wrong command line."""
+    """Run minid; return the exit status: 0, 1 for a failure, 2 for a wrong command line."""
     parser = argparse.ArgumentParser(
         prog="minid",
         description="A small container manager.",
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-c", "--config", metavar="FILE", type=Path, help="the containers, in YAML"
     )
     parser.add_argument("verb", nargs="?", choices=control.VERBS, metavar="ps|up|down|restart")
-    parser.add_argument("name", nargs="?", default="", help="one container; without, all")
+    parser.add_argument("name", nargs="?", default="", help="one container (default: all)")
     options = parser.parse_args(argv)
     if options.verb is None and options.config is None:
-        parser.error("say -c FILE to run it, or ps, up, down or restart")
+        parser.error("give -c FILE to run the daemon, or ps, up, down or restart")
     status = 0
     try:
         if options.verb is None:
@@ -59,12 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def socket_for(file: Path | None) -> Path:
-    """Return where the minid of ``file`` answers."""
+    """Return the path of the control socket of the minid that runs ``file``."""
     return (load_state(file) if file else STATE) / "control.sock"
 
 
 def table(containers: Sequence[dict[str, Any]]) -> str:
-    """Return ``ps`` as text."""
+    """Return the output of ``ps``."""
     rows: list[tuple[str, ...]] = [
         ("NAME", "STATUS", "GENERATION", "PID", "RESTARTS", "LAST EXIT")
     ]

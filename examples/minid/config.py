@@ -1,7 +1,7 @@
-"""What minid is to run: the values, and the strict way from a YAML document to them.
+"""minid's configuration: its values, and the strict reader of the YAML file.
 
-Every mistake is one line that names the file and the key.  Relative paths are
-relative to the file.  Reading the file is all the I/O there is.
+Every error is one line that names the file and the key.  Relative paths are
+relative to the file.  This module does no I/O except reading the file.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from shimctl import InvalidError
 
 STATE = Path("/run/minid")
 _NAME = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
-_MAX_NAME = 60  # the shim's limit is 76, with a number behind it
-_MAX_STATE = 80  # bytes: a socket's path has 107
+_MAX_NAME = 60  # the shim's limit for NAME.GENERATION is 76
+_MAX_STATE = 80  # bytes; a socket's path has at most 107
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", re.ASCII)
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _RESTART = re.compile(f"({'|'.join(KINDS)})|{ON_FAILURE}:([0-9]{{1,9}})", re.ASCII)
@@ -38,7 +38,7 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """``size`` in bytes; ``count`` files with the newest.  ``file`` None is minid's choice."""
+    """``size`` is in bytes, ``count`` includes the newest file.  None is the default file."""
 
     file: Path | None = None
     size: int = 10 << 20
@@ -47,7 +47,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None is no limit.  ``memory`` in bytes."""
+    """None is no limit.  ``memory`` is in bytes."""
 
     memory: int | None = None
     cpus: float | None = None
@@ -56,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One container.  ``written`` is what the file says, from which all the rest follows."""
+    """One container.  ``written`` is its part of the file, unparsed.  ``grace`` is in seconds."""
 
     name: str
     bundle: Path | None = None
@@ -77,14 +77,17 @@ class Spec:
         return self.log.file or state / "logs" / f"{self.name}.log"
 
     def needs_new_generation(self, old: Spec) -> bool:
-        """Whether a container made for ``old`` is not one for this; the rest just changes."""
+        """Return whether a container made for ``old`` must be replaced to match this spec.
+
+        A change of restart, backoff, log or grace needs no new container.
+        """
         ours = replace(self, restart=old.restart, backoff=old.backoff, log=old.log)
         return replace(ours, grace=old.grace) != old
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The whole file.  ``base`` is the directory it is in."""
+    """The content of the file.  ``base`` is the file's directory."""
 
     base: Path
     state: Path = STATE
@@ -93,14 +96,17 @@ class Settings:
 
 
 def load(path: Path) -> Settings:
-    """:raises InvalidError: it cannot be read, or says something that cannot be done."""
+    """Read the configuration file ``path``.
+
+    :raises InvalidError: the file cannot be read, or is invalid.
+    """
     return parse(_read(path), str(path), path.resolve().parent)
 
 
 def load_state(path: Path) -> Path:
-    """Return the state directory that a file names, whatever else is wrong in it.
+    """Return the state directory of a file, even if another part of it is invalid.
 
-    :raises InvalidError: it cannot be read.
+    :raises InvalidError: the file cannot be read, or is not YAML.
     """
     whole = _Place(document.parse(_read(path), str(path)), str(path), path.resolve().parent)
     place = whole.table().get("state")
@@ -118,7 +124,7 @@ def _read(path: Path) -> bytes:
 def parse(data: bytes, file: str, base: Path) -> Settings:
     """Parse a file's content; relative paths are relative to ``base``.
 
-    :raises InvalidError: the one line that says what to change in ``file``.
+    :raises InvalidError: a value is wrong; the line names ``file`` and the key.
     """
     whole = _Place(document.parse(data, file), file, base)
     settings = Settings(base, **whole.record(_FILE))
@@ -127,7 +133,7 @@ def parse(data: bytes, file: str, base: Path) -> Settings:
 
 
 def parse_container(name: str, written: Any, base: Path, file: str) -> Spec:
-    """Parse one container's part, as :attr:`Spec.written` has it.
+    """Parse one container's part of the file: the value of :attr:`Spec.written`.
 
     :raises InvalidError: as :func:`parse` does.
     """
@@ -138,7 +144,7 @@ def _container(name: str, place: _Place) -> Spec:
     place.check_name(name)
     given = place.record(_CONTAINER)
     if ("bundle" in given) == ("image" in given):
-        place.fail("needs one of bundle and image, and not both")
+        place.fail("needs either bundle or image")
     return Spec(name, written=place.value, **given)
 
 
@@ -149,7 +155,7 @@ def _containers(place: _Place) -> tuple[Spec, ...]:
 def _state(place: _Place) -> Path:
     path = place.base / place.text()
     if len(str(path).encode()) > _MAX_STATE:
-        place.fail(f"is too long for a socket in it; use at most {_MAX_STATE} characters")
+        place.fail(f"is too long for a socket in it; use at most {_MAX_STATE} bytes")
     return path
 
 
@@ -161,7 +167,7 @@ def _name(place: _Place) -> str:
 def _image(place: _Place) -> str:
     found = _IMAGE.fullmatch(place.text())
     if found is None:
-        place.fail("is no image; say oci:LAYOUT:TAG, oci-archive:FILE or docker-archive:FILE")
+        place.fail("is not an image; use oci:LAYOUT:TAG, oci-archive:FILE or docker-archive:FILE")
     return f"{found[1]}:{place.base / found[2]}"
 
 
@@ -176,8 +182,9 @@ def _environment(place: _Place) -> tuple[tuple[str, str], ...]:
     variables = place.table()
     for name, one in variables.items():
         if not name or "=" in name:
-            one.fail("is no name of a variable")
-    # As it is written: of a whole number there is one way only.
+            one.fail("is not the name of a variable")
+    # A number is passed on as it is written, so only whole numbers are allowed: they have
+    # one form.
     return tuple(
         (name, str(one.value) if type(one.value) is int else one.text(empty=True))
         for name, one in variables.items()
@@ -211,17 +218,20 @@ def _backoff(place: _Place) -> Backoff:
 def _check_logs(settings: Settings, whole: _Place) -> None:
     owners: dict[str, str] = {}
     for spec in settings.containers:
-        # PATH.1 is what becomes of PATH, so it is nobody else's either.
+        # Rotation renames PATH to PATH.1, so no other container may use PATH.1.
         path = re.sub(r"(\.[0-9]+)+$", "", normpath(spec.log_in(settings.state)))
         owner = owners.setdefault(path, spec.name)
         if owner != spec.name:
             place = whole.table()["containers"].table()[spec.name]
-            place.fail(f"log.file is, or comes to be, {owner}'s; name another")
+            place.fail(f"log.file is a log file of {owner}, or a rotated one; use another")
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A value and where it is.  Each method returns it as one kind of thing, or fails."""
+    """A value and its place in the file.
+
+    Each method returns the value as one type, or raises InvalidError with the place.
+    """
 
     value: Any
     file: str
@@ -229,7 +239,7 @@ class _Place:
     path: str = ""
 
     def fail(self, text: str) -> NoReturn:
-        path = repr(self.path)[1:-1]  # in one line, whatever it is
+        path = repr(self.path)[1:-1]  # repr: a path with a newline stays one line
         raise InvalidError(f"{self.file}: {path or 'the document'}: {text}")
 
     def table(self) -> dict[str, _Place]:
@@ -241,12 +251,12 @@ class _Place:
         }
 
     def record(self, readers: _Readers, *needed: str) -> dict[str, Any]:
-        """Return what ``readers`` make of a table that has no keys but theirs."""
+        """Return a table with each value read by the reader of its key; refuse other keys."""
         places = self.table()
         for key, one in places.items():
             if key not in readers:
                 guess = _Place(key, "", self.base).like(tuple(readers))
-                one.fail(f"is not known{guess or '; there is ' + ', '.join(readers)}")
+                one.fail(f"is unknown{guess or '; use one of ' + ', '.join(readers)}")
         for key in needed:
             if key not in places:
                 self.fail(f"needs a {key}")
@@ -274,7 +284,7 @@ class _Place:
     def check_name(self, name: str) -> None:
         if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
             self.fail(
-                f"{name[:80]!r} is no name; use up to {_MAX_NAME} letters and digits, "
+                f"{name[:80]!r} is not a name; use up to {_MAX_NAME} letters and digits, "
                 "with single '.', '_' or '-' between them"
             )
 

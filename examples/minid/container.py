@@ -1,7 +1,7 @@
-"""A container by name: which generation there is, whether there should be one, and when.
+"""A container by name: decides when to start, replace and end its generations.
 
-One task each.  Everything it decides by is in its :class:`Record` and in the
-ledger, on the disk before it is acted upon.
+Each container has one task.  All its decisions depend on its :class:`Record` and on
+the ledger.  Both are written to disk before minid acts on them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def home_of(state: Path, name: str) -> Path:
 
 
 def read_spec(home: Path) -> Spec | None:
-    """Return what the newest generation in ``home`` was made for, if that can be told."""
+    """Return the spec of the newest generation in ``home``, None if it cannot be read."""
     path = home / "spec.json"
     try:
         saved = json.loads(path.read_bytes())
@@ -46,7 +46,7 @@ def read_spec(home: Path) -> Spec | None:
 
 
 class Container:
-    """``home`` is its directory; the newest generation's is in it."""
+    """One container.  ``home`` is its directory, with that of the newest generation in it."""
 
     def __init__(self, place: Place, spec: Spec, base: Path) -> None:
         self.name = spec.name
@@ -64,11 +64,11 @@ class Container:
         self._made_for = read_spec(self.home) or spec
         self.apply(spec, base)
 
-    # -- what others may ask ---------------------------------------------------------
+    # -- the interface for the daemon ------------------------------------------------
 
     def apply(self, spec: Spec, base: Path) -> None:
-        """Be as ``spec`` says from now on, with another generation if that takes one."""
-        revived = self.removed and self.record.under_way  # it is being ended already
+        """Use ``spec`` from now on; replace the generation if the change needs a new one."""
+        revived = self.removed and self.record.under_way  # its end has begun
         if (revived or spec.needs_new_generation(self._made_for)) and not self.record.stopped:
             self._save(self.record.again())
         self._spec, self._base = spec, base
@@ -77,29 +77,31 @@ class Container:
         self._notify()
 
     def up(self) -> None:
-        """Somebody wants it to run now, whatever was said or happened before."""
+        """Start the container now, also after ``down`` or if its restart policy has ended it."""
         if self.record.under_way and self.record.stopped:
-            self._save(self.record.again())  # it is being ended already
+            self._save(self.record.again())  # its end has begun
         elif not self.record.under_way:
             self._save(self.record.up())
 
     def down(self) -> None:
+        """End the container, and start it only by :meth:`up` or :meth:`restart`."""
         self._save(replace(self.record, stopped=True))
 
     def restart(self) -> None:
+        """Replace the current generation by a new one."""
         self._save(self.record.again())
 
     def remove(self) -> None:
-        """End what runs, and then be gone."""
+        """End the container and remove its directory; then :meth:`run` returns."""
         self.removed = True
         self._notify()
 
     async def wait_ended(self) -> None:
-        """Wait until nothing of it is left running."""
+        """Wait until no generation is under way."""
         await self._until(lambda: not self.record.under_way)
 
     async def wait_up(self) -> None:
-        """Wait until it runs, or will not, or not soon."""
+        """Wait until the container runs, is stopped, has exited or waits for a restart."""
         await self._until(
             lambda: (
                 self.removed
@@ -121,7 +123,7 @@ class Container:
         return "stopped" if self.record.stopped else "exited"
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``ps`` shows; everything in it is JSON."""
+        """Return the fields that ``ps`` shows, as JSON values."""
         last = self.place.ledger.last.get(self.name)
         return {
             "name": self.name,
@@ -134,7 +136,11 @@ class Container:
         }
 
     def _record_from_traces(self) -> Record:
-        """Number on from what there was, when there is no record: a name may come back."""
+        """Return the record to use if none was saved.
+
+        Continue the numbers of the ledger and of the directories: a removed name may be
+        used again.
+        """
         last = self.place.ledger.last.get(self.name)
         ended = last.generation if last else 0
         there = [int(one.name) for one in self.home.iterdir() if one.name.isdecimal()]
@@ -143,17 +149,20 @@ class Container:
             return Record(generation=newest, settled=max(0, newest - 1))
         return Record(generation=ended, settled=ended)
 
-    # -- its task --------------------------------------------------------------------
+    # -- the task --------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Do what there is to do, until it is removed."""
+        """Run the container until it is removed."""
         last_message = ""
         while not self.finished:
             try:
                 await self._step()
                 last_message = ""
             except* EXPECTED as group:
-                if last_message != (text := f"{self.name}: {first_in(group)}; trying again"):
+                if last_message != (
+                    text
+                    := f"{self.name}: {first_in(group)}; trying again every {_RETRY_INTERVAL:g} s"
+                ):
                     log_line(text)
                 last_message = text
                 await trio.sleep(_RETRY_INTERVAL)
@@ -183,15 +192,15 @@ class Container:
             self._save(record.begin(time.time()))
 
     async def _run_generation(self, home: Path) -> End:
-        """Take the newest generation to its end, from wherever it is."""
+        """Drive the newest generation from its present state to its end."""
         generation = Generation(self.place, home, self.name, self._made_for, self._notify)
         end = self.place.ledger.find(self.name, generation.number)
-        if end is None and not bundle.is_whole(home):
+        if end is None and not bundle.is_complete(home):
             try:
                 await bundle.make(home, self._made_for, f"/{self.place.namespace}/{generation.id}")
             except EXPECTED as exc:
                 return generation.record(None, reason=str(exc))
-            if self.removed or self.record.ending:  # an image may take long
+            if self.removed or self.record.ending:  # unpacking an image may take minutes
                 return generation.record(None, reason="stopped before it was started")
         if end is not None and not home.is_dir():
             return end
@@ -199,14 +208,14 @@ class Container:
         self._notify()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_when_asked, generation)
+                nursery.start_soon(self._stop_when_ending, generation)
                 end = await generation.drive(self._log)
                 nursery.cancel_scope.cancel()
         finally:
             self.generation = None
         return end
 
-    async def _stop_when_asked(self, generation: Generation) -> None:
+    async def _stop_when_ending(self, generation: Generation) -> None:
         await self._until(lambda: self.removed or self.record.ending)
         await generation.stop(self._spec.grace)
 

@@ -1,8 +1,8 @@
-"""The socket people command minid through: a line of JSON each way, one request a connection.
+"""The control socket of minid: one request a connection, one line of JSON each way.
 
-The request is ``{"do": VERB, "name": NAME}``, the answer what ``ps`` shows or
-``{"error": TEXT}``.  Whoever sends something else, or nothing, costs nobody else
-anything: a line has a limit, a request a time, and the callers a number.
+The request is ``{"do": VERB, "name": NAME}``.  The answer is ``{"containers": LIST}``,
+as ``ps`` shows it, or ``{"error": TEXT}``.  The size of a request, the time to send it
+and the number of connections are limited, so that a bad client affects no other.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 VERBS = ("ps", "up", "down", "restart")
 _MAX_REQUEST = 4096  # bytes of a request
-_IO_TIMEOUT = 5.0  # s to send it
-_MAX_CONNECTIONS = 64  # at a time; the others wait
+_IO_TIMEOUT = 5.0  # s to send a request, and to send an answer
+_MAX_CONNECTIONS = 64  # at a time; further ones wait
 
 
 async def serve(
@@ -35,10 +35,11 @@ async def serve(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer on ``path`` with what ``handler`` makes of a verb and a name, until cancelled.
+    """Serve requests on ``path`` until cancelled; ``handler`` returns the answer.
 
-    Only our own user may connect.  Whoever holds the lock of the directory owns
-    the path, so what is there is of somebody dead.
+    ``handler`` is called with the verb and the name.  Only the same user may connect.
+    The caller holds the lock of the directory, so an existing socket is that of a dead
+    minid and is replaced.
     """
     path.unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -100,7 +101,7 @@ async def _read_line(stream: trio.SocketStream, seconds: float) -> bytes:
 def parse(line: bytes) -> tuple[str, str]:
     """Return the verb and the name in a request.
 
-    :raises InvalidError: it is none.
+    :raises InvalidError: ``line`` is not a request.
     """
     try:
         fields = json.loads(line)
@@ -110,15 +111,15 @@ def parse(line: bytes) -> tuple[str, str]:
         raise InvalidError("a request is a JSON object")
     verb, name = fields.get("do"), fields.get("name", "")
     if verb not in VERBS or not isinstance(name, str):
-        raise InvalidError(f"a request has a name, and says to do {', '.join(VERBS)}")
+        raise InvalidError(f"a request has a name, and one of {', '.join(VERBS)} as do")
     return verb, name
 
 
 async def request(path: Path, verb: str, name: str) -> dict[str, Any]:
-    """Send a request and return the answer, however long that takes.
+    """Send a request and return the answer; the wait for it has no time limit.
 
-    :raises UnavailableError: there is no minid.
-    :raises ShimError: it refuses; the message is its own.
+    :raises UnavailableError: no minid listens on ``path``, or it exited meanwhile.
+    :raises NotFoundError: minid refuses the request; the message is minid's.
     """
     try:
         stream = await trio.open_unix_socket(str(path))
@@ -131,7 +132,7 @@ async def request(path: Path, verb: str, name: str) -> dict[str, Any]:
             while not answer.endswith(b"\n") and (more := await stream.receive_some()):
                 answer += more
     if not answer.endswith(b"\n"):
-        raise UnavailableError("minid went away before it answered")
+        raise UnavailableError("minid exited before it answered")
     reply: dict[str, Any] = json.loads(answer)
     if "error" in reply:
         raise NotFoundError(str(reply["error"]))

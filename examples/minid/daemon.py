@@ -1,12 +1,12 @@
-"""The daemon: its containers, what their shims tell, what people ask for.
+"""The daemon: runs the containers, receives their shims' events, serves requests.
 
-Leaving ends no container.  Whoever comes next, after an exit or a crash, finds
-each shim by what is in the state directory::
+No container ends when the daemon exits.  After an exit or a crash, the next daemon
+finds each shim by the state directory::
 
-    lock            held by who runs
-    control.sock    for people, events.sock for the shims
-    exits.jsonl     how each generation ended
-    logs/           what containers wrote, unless their log is elsewhere
+    lock            held by the running daemon
+    control.sock    for requests, events.sock for the shims
+    exits.jsonl     the exit of each generation
+    logs/           the output of the containers without another log file
     containers/NAME/record.json, spec.json, and a directory for the newest generation
 """
 
@@ -41,9 +41,9 @@ _UP_TIMEOUT = 60.0  # s that `up` and `restart` wait for containers to run
 
 @contextmanager
 def open_state(state: Path) -> Iterator[None]:
-    """Own the state directory for the block.
+    """Hold the lock of the state directory during the block.
 
-    :raises ExistsError: another minid does.
+    :raises ExistsError: another minid holds it.
     """
     for directory in (state, state / "containers", state / "logs"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -52,20 +52,20 @@ def open_state(state: Path) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise shimctl.ExistsError(f"another minid runs on {state}; end it first") from None
+            raise shimctl.ExistsError(f"another minid uses {state}; stop it first") from None
         yield
     finally:
         os.close(fd)
 
 
 async def run(file: Path) -> None:
-    """Run what ``file`` says until SIGTERM or SIGINT; SIGHUP reads it again."""
+    """Run the containers of ``file`` until SIGTERM or SIGINT; read it again on SIGHUP."""
     settings = load(file)
     with open_state(settings.state), Ledger(settings.state / "exits.jsonl") as ledger:
         async with trio.open_nursery() as nursery:
             minid = Minid(file, settings, ledger, nursery)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as come:
-                minid.restore()  # before the events of the meantime come
+                minid.restore()  # before the shims send the events that they kept
                 await nursery.start(shimctl.serve_events, minid.place.events, minid.take_event)
                 await nursery.start(control.serve, settings.state / "control.sock", minid.do)
                 log_line(f"{len(minid.containers)} containers, state in {settings.state}")
@@ -77,7 +77,7 @@ async def run(file: Path) -> None:
                     except EXPECTED as exc:
                         log_line(str(exc))
             nursery.cancel_scope.cancel()
-    log_line("leaving; the containers run on")
+    log_line("exiting; the containers keep running")
 
 
 class Minid:
@@ -98,7 +98,7 @@ class Minid:
         self._nursery = nursery
 
     def restore(self) -> None:
-        """Take up what is in the state directory, and what the file says."""
+        """Add the containers of the state directory, then apply the file."""
         for home in sorted((self.place.state / "containers").iterdir()):
             spec = read_spec(home) or Spec(home.name)
             self._add(spec, self._settings.base)
@@ -109,18 +109,21 @@ class Minid:
                 container.up()
 
     def reload(self) -> None:
-        """Read the file again.
+        """Read the file again and apply it.
 
-        :raises InvalidError: it has a mistake, or changes what only a start can.
+        :raises InvalidError: the file is invalid, or changes ``state`` or ``namespace``,
+            which only a new start of minid can.
         """
         settings = load(self._file)
         for key in ("state", "namespace"):
             if getattr(settings, key) != getattr(self._settings, key):
-                raise shimctl.InvalidError(f"{self._file}: {key}: takes a restart of minid")
+                raise shimctl.InvalidError(
+                    f"{self._file}: {key}: cannot be changed while minid runs; restart it"
+                )
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
-        """Add, change and remove containers until there is what ``settings`` say."""
+        """Add, change and remove containers to match ``settings``."""
         self._settings = settings
         wanted = {spec.name: spec for spec in settings.containers}
         for name, container in self.containers.items():
@@ -142,30 +145,34 @@ class Minid:
             del self.containers[container.name]
 
     async def take_event(self, event: shimctl.Event) -> None:
-        """Note an exit; to return is to acknowledge it."""
+        """Record the exit of an init process; returning acknowledges the event."""
         fields = event.fields
         if event.type != "containerd.events.TaskExit" or event.namespace != self.place.namespace:
             return
         name, _, number = str(fields.get("container_id")).rpartition(".")
         if fields.get("id") != fields.get("container_id") or not number.isdecimal():
-            return  # of an exec, or nobody we know
+            return  # the exit of an exec, or an unknown container
         container = self.containers.get(name)
         if container is None or int(number) != container.record.generation:
-            return  # that one was seen to its end, or it would still be the newest
+            return  # an older generation: its exit was recorded before the next began
         at = datetime.fromisoformat(fields["exited_at"]).timestamp()
         self.place.ledger.record(End(name, int(number), int(fields["exit_status"]), at))
 
     async def do(self, verb: str, name: str) -> dict[str, Any]:
-        """Do what somebody asked for; return what ``ps`` shows then."""
+        """Run a request; return the containers as ``ps`` shows them afterwards.
+
+        :raises NotFoundError: there is no container ``name``.
+        :raises InvalidError: for ``up``: the file is invalid.
+        """
         if verb == "up":
             self.reload()
-        # What was removed is only shown, and waited for, while it ends.
+        # A removed container that still runs is only for ps and down.
         existing = {one.name: one for one in self.containers.values() if not one.removed}
         if verb in ("ps", "down"):
             existing = dict(self.containers)
         if name and name not in existing:
             known = ", ".join(sorted(existing)) or "none"
-            raise shimctl.NotFoundError(f"there is no container {name}; there is {known}")
+            raise shimctl.NotFoundError(f"there is no container {name}; use one of: {known}")
         chosen = [existing[name]] if name else list(existing.values())
         if verb != "ps":
             for container in chosen:

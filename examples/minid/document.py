@@ -1,12 +1,12 @@
-"""A YAML file as plain values, strictly: nothing is guessed, merged, or silently replaced.
+"""Reads a YAML file strictly as plain values: without guesses, merges or replaced keys.
 
-Text that is not in quotes is a number, true, false or null only where it is
-written as in JSON: ``no``, ``010``, ``1:30`` and dates are texts.  A key that is
-there twice, an alias (and so a cycle), a tag, or a second document is refused,
-with its line.  Bytes in, values out; no I/O happens here.
+Text without quotes is a number, true, false or null only in JSON's form: ``no``,
+``010``, ``1:30`` and dates are texts.  A repeated key, an alias (and so a cycle), a
+tag and a second document are errors, with the line.  Bytes in, values out; no I/O
+happens here.
 
-Source: yaml.org/spec/1.2.2, "JSON Schema", but for its error where nothing
-matches; PyYAML's nodes, which still know their lines.
+Source: yaml.org/spec/1.2.2, "JSON Schema", except that other text is a text and not
+an error; PyYAML's nodes, which have line numbers.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_FILE = 1 << 20  # bytes of a file
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}", re.ASCII)
 _FLOAT = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?([eE][-+]?[0-9]+)?", re.ASCII)
-# No program, file or variable has one: NUL, and half a pair of UTF-16.
+# NUL and a lone surrogate cannot be in the name of a program, a file or a variable.
 _NOT_ALLOWED = re.compile(r"[\0\ud800-\udfff]")
 
 
 class _Loader(yaml.BaseLoader):
-    """PyYAML's one for texts, lists and tables, without aliases and tags."""
+    """PyYAML's loader of texts, lists and tables, without aliases and tags."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call] # its stubs have gaps
@@ -42,12 +42,12 @@ class _Loader(yaml.BaseLoader):
 
 
 def parse(data: bytes, file: str) -> Any:
-    """Return the one document in ``data``; ``file`` is its name in what is said of it.
+    """Return the one document in ``data``; ``file`` is its name in errors.
 
-    :raises InvalidError: with the line, where there is one.
+    :raises InvalidError: the document is not valid; the error has the line if known.
     """
     if len(data) > MAX_FILE:
-        raise InvalidError(f"{file}: has {len(data)} bytes; {MAX_FILE} is the most that is read")
+        raise InvalidError(f"{file}: has {len(data)} bytes, more than the limit of {MAX_FILE}")
     try:
         node = _Loader(data.decode()).get_single_node()
         return None if node is None else _value(node, "")
@@ -70,10 +70,10 @@ def _value(node: Any, path: str) -> Any:
     table: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
-            raise _error_at(key, f"{path or 'here'}: a key must be a plain word")
+            raise _error_at(key, f"{path or 'here'}: a key must be a text in one line")
         inner = f"{path}.{key.value}" if path else key.value
         if key.value in table:
-            raise _error_at(key, f"{inner}: is there twice; remove one")
+            raise _error_at(key, f"{inner}: the key is repeated; remove one")
         table[key.value] = _value(value, inner)
     return table
 
@@ -81,7 +81,7 @@ def _value(node: Any, path: str) -> Any:
 def _scalar(node: yaml.ScalarNode, path: str) -> Any:
     text: str = node.value
     if _NOT_ALLOWED.search(text):
-        raise _error_at(node, f"{path or 'here'}: has a character that cannot be passed on")
+        raise _error_at(node, f"{path or 'here'}: contains NUL or a lone surrogate; remove it")
     if node.style is not None:  # in quotes, or a block
         return text
     if text in _WORDS:

@@ -1,4 +1,4 @@
-"""What may go wrong and costs nobody but its own container: it is said, in one line."""
+"""Errors that affect only one container or one request, and how they are logged."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import sys
 
 from shimctl import ShimError
 
-EXPECTED = (ShimError, OSError)  # a shim's or our own refusal, and the host's
+EXPECTED = (ShimError, OSError)  # errors of a shim, of minid, and of the host
 
 
 def log_line(text: str) -> None:
+    """Write one line to stderr."""
     sys.stderr.write(f"minid: {printable(text)}\n")
     sys.stderr.flush()
 
 
 def printable(text: str) -> str:
-    """Escape what a terminal would obey: containers and images choose names and messages."""
+    """Escape control characters: containers and images choose names and messages."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def first_in(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the error inside; there is one, as one thing happens at a time."""
+    """Return the first error in a group; there is only one, since one task runs at a time."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -1,12 +1,12 @@
-"""One life of a container, from its bundle to the line that says how it ended.
+"""One generation of a container, from its bundle to the line about its exit.
 
-:meth:`Generation.drive` goes on from wherever the generation is.  Nothing tells
-it that but the ledger, the bundle and the shim, and each step may be repeated:
+:meth:`Generation.drive` continues from the generation's present state.  It gets the
+state from the ledger, the bundle and the shim only.  Each step may be repeated:
 
-- a shim that is started twice is the same shim, for its socket is its lock;
-- a ``Create`` that is refused because somebody asked before is waited for;
-- a ``Start`` is refused unless the container was only created;
-- an end is written down once, whoever tells of it, and before the ``Delete``.
+- a second launch returns the shim of the first, since the shim's socket is its lock;
+- if ``Create`` fails because an earlier one is running, drive waits for its result;
+- ``Start`` is refused unless the container is created and not started;
+- the exit is recorded once, by the first source that reports it, before ``Delete``.
 """
 
 from __future__ import annotations
@@ -34,17 +34,15 @@ if TYPE_CHECKING:
     from minid.logs import LogFile
     from shimctl import Shim, Task
 
-CREATE_TIMEOUT = 150.0  # s for a Create, which is bounded by the shim's limit for its runtime
-OUTPUT_TIMEOUT = (
-    10.0  # s without any output, once the container has ended, before the rest is lost
-)
-MAX_LAUNCHES = 3  # shims that may be gone before they have a container
-RETRY_INTERVAL = 0.1  # s between two attempts to reach somebody
+CREATE_TIMEOUT = 150.0  # s for a Create; the shim's limit for its runtime is shorter
+OUTPUT_TIMEOUT = 10.0  # s without output after the container's exit
+MAX_LAUNCHES = 3  # shims that may exit before they have a container
+RETRY_INTERVAL = 0.1  # s between two attempts
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What all containers have in common.  ``turns`` bounds how many start at a time."""
+    """The values that all containers share.  ``turns`` limits how many start at a time."""
 
     state: Path
     namespace: str
@@ -57,9 +55,9 @@ class Place:
 
 
 class Generation:
-    """Number ``number`` of container ``name``, whose directory is ``home``.
+    """Generation ``number`` of container ``name``, with the directory ``home``.
 
-    ``changed`` is called whenever ``status`` or ``pid`` has another value.
+    ``changed`` is called after each change of ``status`` or ``pid``.
     """
 
     def __init__(
@@ -76,7 +74,7 @@ class Generation:
         self._changed = changed
 
     async def drive(self, log: LogFile) -> End:
-        """See it to its end, with its output in ``log``; leave nothing of it behind."""
+        """Run the generation to its end with its output in ``log``; remove it, return its end."""
         with open_fifos(self.home, ("stdout", "stderr")) as fifos:
             async with trio.open_nursery() as nursery:
                 for fifo in fifos:
@@ -86,39 +84,41 @@ class Generation:
                     end = await self._launch_and_follow()
                 nursery.cancel_scope.cancel()
             self._set_status("ending")
-            # Before the Delete: with it the shim lets go of what nobody has read.
+            # Before Delete: at Delete the shim discards unread output.
             for fifo in fifos:
                 if not await copy(fifo, log, log_line, OUTPUT_TIMEOUT):
-                    log_line(f"{self.id}: the rest of its output cannot be had, or cannot be kept")
-        # The container, its shim, and whatever neither can remove.
+                    log_line(
+                        f"{self.id}: cannot read or store the last part of its output; it is lost"
+                    )
+        # Delete the container, shut its shim down and remove their files.
         await shimctl.dispose(self.home, self.id, namespace=self.place.namespace)
         bundle.remove(self.home)
         return end
 
     def record(self, code: int | None, at: datetime | None = None, reason: str = "") -> End:
-        """Write down how it ended, unless that is known already."""
+        """Record the end of the generation, unless it is recorded; return the recorded end."""
         moment = (at or datetime.now(UTC)).timestamp()
         return self.place.ledger.record(End(self.name, self.number, code, moment, reason))
 
     async def stop(self, grace: float) -> None:
-        """Ask it to end, insist after ``grace`` seconds; goes on until cancelled."""
+        """Send SIGTERM, and SIGKILL after ``grace`` seconds; run until cancelled."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._set_status("stopping")
-            while not await self._signal(number):  # noqa: ASYNC110 - nothing tells when it can be
+            while not await self._signal(number):  # noqa: ASYNC110 - there is no event
                 await trio.sleep(RETRY_INTERVAL)
             if number is signal.SIGTERM:
                 await trio.sleep(grace)
         await trio.sleep_forever()
 
     async def _signal(self, number: int) -> bool:
-        """Send a signal to the container; say whether there is no need to try again."""
+        """Send a signal to the init process; return whether it was sent."""
         try:
             async with self._connect(shimctl.read_address(self.home)) as shim:
-                # The init, which takes all others with it.  Who was told at the same time
-                # as its children may live to see them die, and end with a code of its own.
+                # Only to the init process; the others end with it.  If its children got the
+                # signal too, init could see them die and exit with another code.
                 await shim.task(self.id).kill(number)
         except EXPECTED:
-            return False  # not there yet, or no longer: then we are cancelled soon
+            return False  # no container yet, or no more; then this task is cancelled soon
         return True
 
     def _set_status(self, status: str) -> None:
@@ -154,7 +154,7 @@ class Generation:
             await trio.sleep(RETRY_INTERVAL)
 
     async def _launch(self) -> str:
-        """Return the address of its shim, which is started if we know of none."""
+        """Return the address of the shim; start the shim if there is none."""
         if (self.home / "bootstrap.json").exists():
             return shimctl.read_address(self.home)
         async with self.place.turns:
@@ -172,7 +172,7 @@ class Generation:
             async with self.place.turns:
                 await self._create(shim, task)
                 if (await task.state()).status is shimctl.Status.CREATED:
-                    with suppress(shimctl.WrongStateError):  # by who was here before us
+                    with suppress(shimctl.WrongStateError):  # an earlier minid started it
                         await task.start()
             state = await task.state()
         except (shimctl.UnavailableError, shimctl.TimedOutError):
@@ -185,7 +185,7 @@ class Generation:
         return self.record(exited.exit_status, exited.exited_at)
 
     async def _create(self, shim: Shim, task: Task) -> None:
-        """Create the container, unless there is one; wait if somebody else is about to."""
+        """Create the container unless it exists; wait for a Create that is running."""
         with trio.move_on_after(CREATE_TIMEOUT):
             while True:
                 with suppress(shimctl.NotFoundError):
@@ -200,7 +200,9 @@ class Generation:
                     )
                     return
                 await trio.sleep(RETRY_INTERVAL)
-        raise shimctl.ExistsError(f"{self.id} exists and is not ours; remove it from the runtime")
+        raise shimctl.ExistsError(
+            f"cannot create {self.id}: the runtime has another container of that id; delete that"
+        )
 
     def _stdio(self) -> shimctl.Stdio:
         paths = {name: str(self.home / name) for name in ("stdout", "stderr")}
@@ -211,10 +213,11 @@ class Generation:
     # -- the end -----------------------------------------------------------------
 
     async def _end_without_shim(self, *, last: bool) -> End | None:
-        """Say how it ended, when its shim is gone; what still runs of it ends now.
+        """Record the end of a generation without a shim; kill its remaining processes.
 
-        None means that it never was: a shim leaves when nobody wants anything of
-        it for half a minute, say.  Unless this was the ``last``, another is due.
+        Return None if the container was never created: for example, a shim without a
+        container exits after 30 s.  Then the caller starts another shim.  If this was
+        the ``last`` attempt, record that the container could not be created.
         """
         if (found := shimctl.read_exit(self.home)) is not None:
             return self.record(found.exit_status, found.exited_at)
@@ -222,5 +225,5 @@ class Generation:
         if response is not None and response.pid:
             return self.record(response.exit_status, response.exited_at, "its shim was killed")
         (self.home / "bootstrap.json").unlink(missing_ok=True)
-        reason = "its shims are gone before it is made"
+        reason = "cannot create the container: its shims exited before"
         return self.record(None, reason=reason) if last else None

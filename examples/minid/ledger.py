@@ -1,8 +1,9 @@
-"""What must survive a crash: how each generation ended, and what is known of a container.
+"""The state on disk: the end of each generation, and the record of each container.
 
-``exits.jsonl`` has one line for each generation that ended, on the disk before
-anything else follows from it.  Many tell of an end, the event, ``Wait``, the exit
-record in the bundle; the first is written, the others are answered with it.
+``exits.jsonl`` has one line for each generation that ended.  The line is on the disk
+before minid acts on the end.  An end is reported by an event, by ``Wait`` and by the
+exit record in the bundle.  The first report is written; for later ones the written end
+is returned.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How ``generation`` of a container ended, at a Unix time.
+    """The end of ``generation`` of a container; ``at`` is a Unix time.
 
-    ``code`` is the shell's number, or None if it never ran; ``reason`` says why.
+    ``code`` is the exit status as in a shell, or None if the container could not be
+    started.  ``reason`` is the error in that case, or why the code is not its own.
     """
 
     container: str
@@ -40,20 +42,23 @@ class End:
 
     @classmethod
     def of_line(cls, line: bytes) -> End:
-        """:raises ValueError, TypeError, KeyError: it is not one of our lines."""
+        """Return the end in a line of the ledger.
+
+        :raises ValueError, TypeError, KeyError: the line has another form.
+        """
         values = json.loads(line)
         return cls(**values | {"at": datetime.fromisoformat(values["at"]).timestamp()})
 
 
 class Ledger:
-    """The file of ends, open to be appended to.  A context manager owns it."""
+    """The file of ends, open for appending.  Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         data = path.read_bytes()
         whole = data.rpartition(b"\n")[0]
         if (size := len(whole) + bool(whole)) != len(data):
-            os.ftruncate(self._fd, size)  # the machine died in the middle of a line
+            os.ftruncate(self._fd, size)  # the machine crashed while a line was written
         self.last: dict[str, End] = {}
         for line in whole.split(b"\n"):
             with suppress(ValueError, TypeError, KeyError):
@@ -72,14 +77,16 @@ class Ledger:
         os.close(self._fd)
 
     def find(self, container: str, generation: int) -> End | None:
-        """Return how the newest generation of a container to end did, if it is this one."""
+        """Return the end of this generation, if it is the container's newest that ended."""
         last = self.last.get(container)
         return last if last is not None and last.generation == generation else None
 
     def record(self, end: End) -> End:
-        """Write ``end`` down unless that generation has one; return the one that counts.
+        """Write ``end`` unless the generation has one; return the written end.
 
-        Generations end one after the other: who tells of an older one is too late.
+        Generations end in order.  For an older generation the newest end is returned.
+
+        :raises OSError: the line cannot be written; the file is as before.
         """
         known = self.last.get(end.container)
         if known is not None and known.generation >= end.generation:
@@ -88,7 +95,7 @@ class Ledger:
         try:
             line = end.line()
             if os.write(self._fd, line) != len(line):
-                raise OSError("the exits log takes no more: make room on its disk")  # noqa: TRY301 - undone below
+                raise OSError("cannot write the whole line to exits.jsonl; make room on its disk")  # noqa: TRY301 - undone below
             os.fsync(self._fd)
         except OSError:
             os.ftruncate(self._fd, size)
@@ -98,7 +105,7 @@ class Ledger:
 
 
 def read_record(path: Path) -> Record | None:
-    """Return what was written at ``path``, or None if that makes no sense."""
+    """Return the record in the file ``path``, None if it cannot be read or is invalid."""
     try:
         values: dict[str, Any] = json.loads(path.read_bytes())
         return Record(**{field.name: values[field.name] for field in fields(Record)})
@@ -107,7 +114,10 @@ def read_record(path: Path) -> Record | None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file at ``path`` at once, or not at all."""
+    """Replace the file ``path`` atomically.
+
+    :raises OSError: the file cannot be written; the old one stays.
+    """
     new = path.with_name(f".{path.name}.new")
     with open(new, "w") as file:
         file.write(json.dumps(value))

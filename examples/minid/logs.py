@@ -1,8 +1,8 @@
-"""A container's log: what it writes goes from its fifo to a file, inside the kernel.
+"""A container's log: moves its output from its fifo to a file, inside the kernel.
 
-One ``splice`` takes bytes out of the fifo and puts them into the file, or does
-neither: however we die, none is lost and none is there twice.  What the shim
-cannot pass on meanwhile it keeps, and the fifo has what it last put there.
+One ``splice`` removes bytes from the fifo and writes them to the file, or does
+neither.  So a crash of minid loses no byte and writes none twice.  While minid does
+not run, the fifo keeps its bytes and the shim keeps the later ones.
 
 Source: splice(2), which refuses a file open for appending; Linux fs/splice.c
 iter_file_splice_write for what a kill in the middle leaves; fifo(7).
@@ -29,9 +29,9 @@ _RETRY_INTERVAL = 1.0  # s between two attempts while the disk is full
 
 
 class LogFile:
-    """The newest of up to ``count`` files of about ``size`` bytes: PATH, PATH.1 the one before.
+    """Up to ``count`` files of about ``size`` bytes: the newest is PATH, the next PATH.1.
 
-    Nobody else may write to it.  A file is full at the end of the line that fills it.
+    No other program may write to PATH.  A file ends after the line that reaches ``size``.
     """
 
     def __init__(self, path: Path, size: int, count: int) -> None:
@@ -39,7 +39,7 @@ class LogFile:
         self.reopen_at(path, size, count)
 
     def reopen_at(self, path: Path, size: int, count: int) -> None:
-        """Go on at ``path``, with other limits; what is elsewhere stays there."""
+        """Write to ``path`` from now on, with these limits; older files are not moved."""
         self.close()
         self.path = path
         self._size = size
@@ -47,10 +47,10 @@ class LogFile:
         self._piece = min(_MAX_PIECE, max(_MIN_PIECE, size // 8))
 
     def move_from(self, fifo: int) -> int:
-        """Move what is in ``fifo`` to the file; return how many bytes, 0 at its end.
+        """Move bytes from ``fifo`` to the file; return their number, 0 at the fifo's end.
 
-        :raises BlockingIOError: there is nothing.
-        :raises OSError: the file takes nothing; what is in the fifo stays there.
+        :raises BlockingIOError: the fifo is empty.
+        :raises OSError: the file cannot be written; the bytes stay in the fifo.
         """
         if self._fd < 0:
             self._open()
@@ -75,11 +75,14 @@ class LogFile:
         used = os.lseek(self._fd, 0, os.SEEK_CUR)
         if used < self._size:
             return False
-        # Lines are kept whole, but not for ever: there may be no more ends of lines.
+        # The file ends at the end of a line, but a line of more than a piece is split.
         return used >= self._size + self._piece or os.pread(self._fd, 1, used - 1) == b"\n"
 
     def _rotate(self) -> None:
-        """Make room for a new PATH.  A crash half way leaves a gap, which the next one fills."""
+        """Rename the files so that PATH is free.
+
+        A crash in between leaves a gap in the numbers; the next rotation fills it.
+        """
         older = [self.path, *(self._numbered(n) for n in range(1, self._count))]
         gap = next((i for i, path in enumerate(older) if not path.exists()), len(older) - 1)
         for i in range(gap, 0, -1):
@@ -98,11 +101,10 @@ def _unread(fifo: int) -> int:
 async def copy(
     fifo: int, log: LogFile, log_line: Callable[[str], object], timeout: float = math.inf
 ) -> bool:
-    """Move what comes out of ``fifo`` to ``log``; return True once every writer has closed it.
+    """Move the bytes of ``fifo`` to ``log``; return True once every writer has closed it.
 
-    Before anybody has opened it to write, that is not so yet: this waits for the
-    first.  With a ``timeout`` there was one, and False is returned when nothing
-    could be moved for as many seconds.
+    Without a ``timeout``, wait for the first writer.  With one, the fifo has had a
+    writer; return False if no byte could be moved for ``timeout`` seconds.
     """
     reported = False
     moved = trio.current_time()
@@ -118,7 +120,7 @@ async def copy(
             wait = True
         except OSError as exc:
             if not reported:
-                log_line(f"{log.path} cannot be written, its output waits: {exc.strerror}")
+                log_line(f"cannot write {log.path}: {exc.strerror}; the output waits in its fifo")
             reported = True
             await trio.sleep(_RETRY_INTERVAL)
         else:
@@ -129,7 +131,7 @@ async def copy(
 
 @contextmanager
 def open_fifos(directory: Path, names: tuple[str, ...]) -> Iterator[list[int]]:
-    """Open those of the fifos that are there, to read, for the block."""
+    """Open the existing ones of the fifos for reading, during the block."""
     fds: list[int] = []
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC

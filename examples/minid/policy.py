@@ -1,8 +1,8 @@
-"""When a container runs again: pure decisions on what was written down about it.
+"""Decides when a container runs again, from its record; no I/O happens here.
 
-A :class:`Record` is all that minid knows of a container beyond its bundle.  It
-is on disk before what it announces is done, so that whoever is killed between
-the two, and comes back, only has to look and go on.
+A :class:`Record` is all that minid knows of a container beyond its bundle.  Each
+change is written to disk before minid acts on it.  So a minid that was killed in
+between reads the record at its next start and continues.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ NO, ON_FAILURE, ALWAYS, UNLESS_STOPPED = KINDS = ("no", "on-failure", "always", 
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Whether an end is followed by a new beginning; ``most`` is how often in a row."""
+    """The restart policy; ``most`` is the limit of restarts in a row, None for no limit."""
 
     kind: str = NO
     most: int | None = None
 
     def wants(self, code: int | None, restarts: int) -> bool:
-        """Decide after ``restarts`` in a row; ``code`` is None if it could not be started."""
+        """Return whether to restart after an exit with ``code``, and ``restarts`` in a row.
+
+        ``code`` is None if the container could not be started.
+        """
         if self.kind == NO or (self.kind == ON_FAILURE and code == 0):
             return False
         return self.most is None or restarts < self.most
@@ -30,7 +33,7 @@ class Restart:
 class Backoff:
     """The pauses before restarts, in seconds: ``start``, doubled up to ``cap``.
 
-    After a run of ``reset`` seconds they begin anew.
+    After a run of ``reset`` seconds the next pause is ``start`` again.
     """
 
     start: float = 0.5
@@ -43,45 +46,46 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is remembered of a container.  Generations count from 1; times are Unix time."""
+    """The saved state of a container.  Generations count from 1; times are Unix times."""
 
-    generation: int = 0  # the newest that was begun
-    begun: float = 0.0  # when
-    settled: int = 0  # the newest whose end was taken into account in this record
-    stopped: bool = False  # somebody said `down`
-    done: bool = False  # its policy does not want it again
-    replace: int = 0  # the generation that is to end and be followed, whatever the policy
+    generation: int = 0  # the newest that was started
+    begun: float = 0.0  # when it was started
+    settled: int = 0  # the newest with its end included in this record
+    stopped: bool = False  # by `down`
+    done: bool = False  # its policy does not restart it
+    replace: int = 0  # the generation to end and replace, under every policy
     restarts: int = 0  # in a row
-    not_before: float = 0.0  # when the next one may begin
+    not_before: float = 0.0  # the earliest start of the next one
 
     @property
     def under_way(self) -> bool:
-        """Whether there is a generation that has not ended, or not quite."""
+        """Whether the newest generation has not ended, or its end is not included yet."""
         return self.settled < self.generation
 
     @property
     def wanted(self) -> bool:
-        """Whether there should be one."""
+        """Whether the container should run."""
         return not self.stopped and not self.done
 
     @property
     def ending(self) -> bool:
-        """Whether the one under way is to end."""
+        """Whether the newest generation is to end."""
         return self.stopped or self.replace == self.generation
 
     def begin(self, now: float) -> Record:
+        """Return the record after the start of the next generation."""
         return replace(self, generation=self.generation + 1, begun=now)
 
     def up(self) -> Record:
-        """Somebody wants it to run, whatever happened before."""
+        """Return the record after a request to run it."""
         return replace(self, stopped=False, done=False, restarts=0, not_before=0.0)
 
     def again(self) -> Record:
-        """What is under way is to be replaced."""
+        """Return the record after a request to replace the newest generation."""
         return replace(self.up(), replace=self.generation)
 
     def settle(self, code: int | None, at: float, restart: Restart, backoff: Backoff) -> Record:
-        """Take the end of the newest generation into account."""
+        """Return the record that includes the end of the newest generation."""
         settled = replace(self, settled=self.generation)
         if self.replace == self.generation:
             return replace(settled, restarts=0, not_before=0.0)
@@ -93,5 +97,5 @@ class Record:
         return replace(settled, restarts=count + 1, not_before=at + backoff.delay(count))
 
     def wait(self, now: float, backoff: Backoff) -> float:
-        """Return how many seconds the next beginning is away; a clock set back costs no more."""
+        """Return the seconds until the next start, at most ``cap`` if the clock was set back."""
         return min(max(0.0, self.not_before - now), backoff.cap)

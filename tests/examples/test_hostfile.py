@@ -11,7 +11,7 @@ from tests.examples.files import OPTIONS_FILE, text_of, with_choices
 def test_the_hosts_file_is_what_the_shim_reads() -> None:
     told = parse(text_of("trio-shim.toml").encode())
     assert told == Output("spool", 64 << 20, 1 << 30, "/var/lib/trio-shim")
-    assert f"Goes to {HOST_FILE};" in text_of("trio-shim.toml")
+    assert f"Install it as {HOST_FILE}." in text_of("trio-shim.toml")
 
 
 def test_each_policy_it_explains_is_one() -> None:
@@ -20,7 +20,7 @@ def test_each_policy_it_explains_is_one() -> None:
         assert f"#   {policy}   " in text
         changed = text.replace('policy = "spool"', f'policy = "{policy}"')
         assert parse(changed.encode()).policy == policy
-    assert "block   the container waits when its pipe is full (the default)" in text
+    assert "block   the container blocks when its pipe is full (the default)" in text
     assert Output().policy == "block"
 
 
@@ -32,6 +32,6 @@ def test_the_options_are_what_the_shim_takes_from_a_manager() -> None:
 
 
 def test_whoever_names_the_options_names_the_same_file() -> None:
-    assert f"Goes to {OPTIONS_FILE}," in text_of("options.toml")
+    assert f"Install it as {OPTIONS_FILE}." in text_of("options.toml")
     for name in ("containerd/config-v2.toml", "crio/10-trio.conf", "docker/daemon.json"):
         assert f'"{OPTIONS_FILE}"' in text_of(name), name

@@ -138,31 +138,34 @@ def test_what_is_in_the_container_takes_another_one_and_the_rest_does_not(
 
 WEB = "containers:\n  web: {bundle: b, %s}"
 REFUSED = {
-    "a key nobody knows": ("contaners: {}", "contaners: is not known; did you mean containers?"),
+    "a key nobody knows": ("contaners: {}", "contaners: is unknown; did you mean containers?"),
     "one far from all": (
         "x: 1",
-        "x: is not known; there is state, namespace, containers",
+        "x: is unknown; use one of state, namespace, containers",
     ),
-    "a key of a container": (WEB % "comand: [x]", "containers.web.comand: is not known; did you"),
-    "a key of a limit": (WEB % "limits: {mem: 1}", "containers.web.limits.mem: is not known"),
+    "a key of a container": (WEB % "comand: [x]", "containers.web.comand: is unknown; did you"),
+    "a key of a limit": (WEB % "limits: {mem: 1}", "containers.web.limits.mem: is unknown"),
     "no table": ("- a", "the document: must be a table, not ['a']"),
     "nothing": ("", "the document: must be a table, not None"),
     "containers in a list": ("containers: [a]", "containers: must be a table"),
     "a container that is a text": ("containers: {web: b}", "containers.web: must be a table"),
-    "neither": ("containers: {web: {}}", "containers.web: needs one of bundle and image"),
+    "neither": ("containers: {web: {}}", "containers.web: needs either bundle or image"),
     "both": (
         WEB % "image: 'oci:x'",
-        "containers.web: needs one of bundle and image, and not both",
+        "containers.web: needs either bundle or image",
     ),
     "another image": (
         "containers: {web: {image: 'docker:x'}}",
-        "web.image: is no image; say oci:",
+        "web.image: is not an image; use oci:",
     ),
-    "a name with a slash": ("containers: {a/b: {bundle: b}}", "'a/b' is no name"),
-    "a name with dots": ("containers: {..: {bundle: b}}", "'..' is no name"),
-    "a name too long": (f"containers: {{{'a' * 61}: {{bundle: b}}}}", "is no name; use up to 60"),
-    "an empty name": ("containers: {'': {bundle: b}}", "'' is no name"),
-    "a namespace that is none": ("namespace: a/b", "namespace: 'a/b' is no name"),
+    "a name with a slash": ("containers: {a/b: {bundle: b}}", "'a/b' is not a name"),
+    "a name with dots": ("containers: {..: {bundle: b}}", "'..' is not a name"),
+    "a name too long": (
+        f"containers: {{{'a' * 61}: {{bundle: b}}}}",
+        "is not a name; use up to 60",
+    ),
+    "an empty name": ("containers: {'': {bundle: b}}", "'' is not a name"),
+    "a namespace that is none": ("namespace: a/b", "namespace: 'a/b' is not a name"),
     "a state too long": (f"state: /{'s' * 90}", "state: is too long for a socket in it"),
     "a command in one text": (WEB % "command: ls -l", "web.command: must be a list, not 'ls -l'"),
     "an empty command": (WEB % "command: []", "web.command: is empty; name a program"),
@@ -172,12 +175,12 @@ REFUSED = {
     "an empty bundle": ("containers: {web: {bundle: ''}}", "web.bundle: must not be empty"),
     "a NUL": (
         'containers: {web: {bundle: "a\\0b"}}',
-        "m.yaml:1: containers.web.bundle: has a character that cannot be passed on",
+        "m.yaml:1: containers.web.bundle: contains NUL or a lone surrogate",
     ),
-    "half a character": ('state: "\\ud800"', "state: has a character that cannot be passed on"),
+    "half a character": ('state: "\\ud800"', "state: contains NUL or a lone surrogate"),
     "two lines for a key": (
         WEB % '"a\\nb": 1',
-        "m.yaml:2: containers.web: a key must be a plain word",
+        "m.yaml:2: containers.web: a key must be a text in one line",
     ),
     "a variable that is true": (
         WEB % "environment: {A: true}",
@@ -188,7 +191,7 @@ REFUSED = {
         "environment.A: must be a text, not 1.1; put it in quotes",
     ),
     "a variable in a list": (WEB % "environment: [A=b]", "web.environment: must be a table"),
-    "a variable with =": (WEB % "environment: {A=B: c}", "is no name of a variable"),
+    "a variable with =": (WEB % "environment: {A=B: c}", "is not the name of a variable"),
     "a mount without target": (WEB % "mounts: [{source: a}]", "web.mounts[0]: needs a target"),
     "a mount on a relative path": (
         WEB % "mounts: [{source: a, target: b}]",
@@ -225,24 +228,24 @@ REFUSED = {
     "a cpu in quotes": (WEB % "limits: {cpus: '1'}", "limits.cpus: must be a number"),
     "two logs in one file": (
         "containers: {a: {bundle: b, log: {file: l}}, c: {bundle: b, log: {file: l}}}",
-        "containers.c: log.file is, or comes to be, a's; name another",
+        "containers.c: log.file is a log file of a, or a rotated one; use another",
     ),
     "one where another's is": (
         "{state: /s, containers: {a: {bundle: b}, c: {bundle: b, log: {file: /s/./logs/a.log}}}}",
-        "containers.c: log.file is, or comes to be, a's; name another",
+        "containers.c: log.file is a log file of a, or a rotated one; use another",
     ),
     "one where another's comes to be": (
         "containers: {a: {bundle: b, log: {file: l}}, c: {bundle: b, log: {file: l.1}}}",
-        "containers.c: log.file is, or comes to be, a's; name another",
+        "containers.c: log.file is a log file of a, or a rotated one; use another",
     ),
     "the same name twice": (
         "containers:\n  web: {bundle: b}\n  web: {bundle: c}",
-        "m.yaml:3: containers.web: is there twice; remove one",
+        "m.yaml:3: containers.web: the key is repeated; remove one",
     ),
     "a cycle": ("containers: &c\n  web: *c", "m.yaml:2: the alias *c is not supported; write"),
     "an alias": ("a: &x 1\nb: *x", "m.yaml:2: the alias *x is not supported"),
-    "a merge": ("containers:\n  <<: {bundle: b}", "containers.<<: '<<' is no name"),
-    "a key that is a list": ("[a]: b", "m.yaml:1: here: a key must be a plain word"),
+    "a merge": ("containers:\n  <<: {bundle: b}", "containers.<<: '<<' is not a name"),
+    "a key that is a list": ("[a]: b", "m.yaml:1: here: a key must be a text in one line"),
     "a tag": (
         "a: !!python/object:os.system x",
         "m.yaml:1: the tag tag:yaml.org,2002:python/object:os.system is not supported; remove it",
@@ -254,7 +257,10 @@ REFUSED = {
     "two documents": ("a: 1\n---\nb: 2", "m.yaml:2: but found another document"),
     "a control character": ("a: \x07", "m.yaml: "),
     "a great depth": ("[" * 5000, "m.yaml: it is nested too deeply"),
-    "too much": ("#" * (1 << 20) + "\n", "m.yaml: has 1048577 bytes; 1048576 is the most"),
+    "too much": (
+        "#" * (1 << 20) + "\n",
+        "m.yaml: has 1048577 bytes, more than the limit of 1048576",
+    ),
 }
 
 

@@ -116,7 +116,7 @@ def test_what_cannot_start_says_why_and_disturbs_nobody(manager: Manager) -> Non
     reasons = {one["container"]: one["reason"] for one in manager.exits()}
     assert {one["code"] for one in manager.exits()} == {None}
     assert "No such file" in reasons["nothing"]
-    assert "is no OCI configuration" in reasons["broken"]
+    assert "is not an OCI configuration" in reasons["broken"]
     assert "executable file not found" in reasons["program"]
     assert "/nonexistent/file" in reasons["stdin"]
 
@@ -178,7 +178,7 @@ def test_the_command_line_says_what_there_is(manager: Manager) -> None:
     assert shown.stdout.split("\n")[1].split() == ["web", "running", "1", str(pid), "0", "-"]
     unknown = manager.run("restart", "wob")
     assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == "minid: there is no container wob; there is web\n"
+    assert unknown.stderr == "minid: there is no container wob; use one of: web\n"
     assert manager.run("down", "web").returncode == 0
     manager.end()
     assert manager.run("ps").stderr.startswith("minid: no minid answers at ")
@@ -221,11 +221,11 @@ def test_a_file_with_a_mistake_changes_nothing(manager: Manager) -> None:
     refused = manager.run("up")
     assert refused.returncode == 1
     assert refused.stderr == (
-        f"minid: {manager.file}: containers.web.grase: is not known; did you mean grace?\n"
+        f"minid: {manager.file}: containers.web.grase: is unknown; did you mean grace?\n"
     )
     assert manager.run("ps").returncode == 0, "who only asks need not have a good file"
     manager.file.write_text(good.replace(manager.namespace, "another"))
-    with pytest.raises(AssertionError, match="namespace: takes a restart of minid"):
+    with pytest.raises(AssertionError, match="namespace: cannot be changed while minid runs"):
         manager.ask("up")
     manager.file.write_text(good)
     assert manager.ask("up")["web"] == before
@@ -302,7 +302,7 @@ def test_a_second_one_on_the_same_state_is_refused(manager: Manager) -> None:
     before = manager.wait_status("web", "running")
     second = manager.run()
     assert second.returncode == 1
-    assert second.stderr == f"minid: another minid runs on {manager.state}; end it first\n"
+    assert second.stderr == f"minid: another minid uses {manager.state}; stop it first\n"
     assert manager.ask("ps")["web"] == before
 
 
