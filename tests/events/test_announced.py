@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.timestamp_pb2 import Timestamp
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -181,6 +182,7 @@ def test_a_create_says_what_it_was_asked_for(recorder: Recorder) -> None:
     )
 
 
-def test_the_end_of_what_never_ran_has_no_time(recorder: Recorder) -> None:
+def test_the_end_of_what_never_ran_has_gos_zero_time(recorder: Recorder) -> None:
     Announcer("c1", recorder).deleted(0, NEVER_RAN)
-    assert recorder.events == [TaskDelete(container_id="c1", exit_status=NEVER_RAN.status)]
+    zero = Timestamp(seconds=-62_135_596_800)  # 0001-01-01T00:00:00Z
+    assert recorder.events == [TaskDelete(container_id="c1", exited_at=zero)]
