@@ -1,1 +1,1 @@
-"""What the kernel offers and the standard library does not wrap."""
+"""Interfaces of the Linux kernel that the standard library does not wrap."""

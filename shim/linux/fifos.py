@@ -1,7 +1,8 @@
-"""Pipes and fifos that never block the one who opens them.
+"""Pipes and fifos whose opening never blocks.
 
-A fifo opened O_RDWR has both of its ends: opening it waits for nobody, writing
-to it never fails with EPIPE, and what is in it survives the reader's absence.
+A fifo opened O_RDWR has both of its ends: opening it does not wait for a peer,
+writing to it never fails with EPIPE, and unread data stays in it while no reader
+has it open.
 
 Source: fifo(7), pipe(7), fcntl(2) F_SETPIPE_SZ.
 """
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 # The default of /proc/sys/fs/pipe-max-size, in bytes.
 PIPE_SIZE = 1 << 20
 
-# What open(2) and stat(2) say of a path no bytes can come from or go to.
+# Errors of open(2) and stat(2) for a path that cannot be read or written as a stream.
 _NO_STREAM = {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EEXIST}
 
 
 class Fd:
-    """A file descriptor and the duty to close it; closing twice is harmless.
+    """A file descriptor whose holder closes it; a second close does nothing.
 
     ``number`` is -1 once it is closed.
     """
@@ -48,10 +49,10 @@ class Fd:
 
 
 def is_fifo(path: str) -> bool:
-    """Say whether there is a fifo at ``path``, or at the end of a link there.
+    """Return whether ``path`` is a fifo, or a symbolic link to one.
 
     :raises NotFoundError: there is nothing at ``path``.
-    :raises InvalidError: ``path`` leads nowhere.
+    :raises InvalidError: ``path`` goes through a file, or a loop of links.
     """
     with explained(path):
         return stat.S_ISFIFO(os.stat(path).st_mode)  # noqa: PTH116 - a plain string all along
@@ -59,10 +60,10 @@ def is_fifo(path: str) -> bool:
 
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Say in terms of streams why ``path`` cannot be used as one.
+    """Convert an OSError of the block into the reason why ``path`` cannot be a stream.
 
     :raises NotFoundError: there is nothing at ``path``.
-    :raises InvalidError: there is a directory, a socket, a loop of links.
+    :raises InvalidError: ``path`` is a directory, a socket or a loop of links.
     """
     try:
         with doing("open", path):
@@ -70,8 +71,8 @@ def explained(path: str) -> Iterator[None]:
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such fifo; create it before the process") from None
     except OSError as exc:
-        nobody_there = exc.errno == errno.ENXIO and not is_fifo(path)
-        if exc.errno in _NO_STREAM or nobody_there:
+        no_device = exc.errno == errno.ENXIO and not is_fifo(path)
+        if exc.errno in _NO_STREAM or no_device:
             raise InvalidError(
                 f"{path} cannot be a stream ({exc.strerror}); use a fifo or a file"
             ) from None
@@ -79,9 +80,10 @@ def explained(path: str) -> Iterator[None]:
 
 
 def open_file(path: str, flags: int) -> Fd:
-    """Open what a manager put at ``path`` instead of a fifo: a file, or a device.
+    """Open the file or device at ``path``, which a manager gave instead of a fifo.
 
-    :raises NotFoundError, InvalidError: there is nothing, or no such thing.
+    :raises NotFoundError: there is nothing at ``path``.
+    :raises InvalidError: ``path`` cannot be a stream, a directory for example.
     """
     with explained(path):
         fd = Fd(os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o644))
@@ -92,19 +94,19 @@ def open_file(path: str, flags: int) -> Fd:
 
 
 def open_keep(path: str) -> Fd:
-    """Open both ends of the fifo at ``path``, to write to it whoever reads."""
+    """Open both ends of the fifo at ``path``, so that a write needs no reader."""
     return _open(path, os.O_RDWR)
 
 
 def open_reader(path: str) -> Fd:
-    """Open the fifo at ``path`` to read; it is at its end while nobody writes."""
+    """Open the fifo at ``path`` to read; a read returns the end while it has no writer."""
     return _open(path, os.O_RDONLY)
 
 
 def open_writer(path: str) -> Fd:
     """Open the fifo at ``path`` to write.
 
-    :raises OSError: ENXIO, nobody has it open to read.
+    :raises OSError: ENXIO, no process has it open to read.
     """
     return _open(path, os.O_WRONLY)
 
@@ -128,7 +130,7 @@ def _open(path: str, access: int) -> Fd:
 def open_pipe(uid: int = -1, gid: int = -1) -> tuple[Fd, Fd]:
     """Return the read and the write end of a new large pipe, both blocking.
 
-    ``uid`` and ``gid`` become its owner: opening /dev/stdout asks for that.
+    ``uid`` and ``gid`` become its owner: a process needs that to open /dev/stdout.
     """
     with doing("create", "a pipe"):
         reader, writer = (Fd(number) for number in os.pipe2(os.O_CLOEXEC))
@@ -156,17 +158,17 @@ def unread(fd: Fd) -> int:
 
 
 def has_reader(writer: Fd) -> bool:
-    """Say whether anybody has the pipe behind a write-only end open to read."""
+    """Return whether a process has the pipe of this write-only end open to read."""
     return not _poll(writer, 0) & select.POLLERR
 
 
 def has_input(reader: Fd) -> bool:
-    """Say whether a read would return bytes at once.  Works on a terminal too."""
+    """Return whether a read would return bytes at once.  Works on a terminal too."""
     return bool(_poll(reader, select.POLLIN) & select.POLLIN)
 
 
 def at_end(reader: Fd) -> bool:
-    """Say whether a pipe is empty and nobody can write to it any more."""
+    """Return whether a pipe is empty and has no writer any more."""
     return _poll(reader, select.POLLIN) == select.POLLHUP
 
 

@@ -1,4 +1,7 @@
-"""Reading files that others write, within a bound: no file fills our memory, no fifo holds us."""
+"""Reading files that other programs write, within a bound.
+
+No file fills our memory, and the opening of a fifo does not block.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from shim.text import doing
 
 
 def read_whole(path: str, limit: int) -> bytes:
-    """Return what is in the file at ``path``, ``limit`` bytes at most.
+    """Return the content of the file at ``path``, of at most ``limit`` bytes.
 
-    :raises OSError: EFBIG, it is longer; EINVAL, it is no regular file.
+    :raises OSError: EFBIG, it is longer; EINVAL, it is not a regular file.
     """
     data = _read(path, limit + 1, tail=False)
     if len(data) > limit:
@@ -23,7 +26,7 @@ def read_whole(path: str, limit: int) -> bytes:
 def read_tail(path: str, limit: int) -> bytes:
     """Return the last ``limit`` bytes of the file at ``path``, or all of them.
 
-    :raises OSError: EINVAL, it is no regular file.
+    :raises OSError: EINVAL, it is not a regular file.
     """
     return _read(path, limit, tail=True)
 
@@ -36,7 +39,7 @@ def _read(path: str, size: int, *, tail: bool) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         offset = max(0, status.st_size - size) if tail else 0
-        # A file of the kernel's says that it is empty, so the size decides nothing more.
+        # Files in /proc and /sys report the size 0, so read until the end.
         data = b""
         while chunk := os.pread(fd, size - len(data), offset + len(data)):
             data += chunk

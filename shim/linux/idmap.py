@@ -1,8 +1,8 @@
-"""Id-mapped mounts: other owners for the files of a mount than on their file system.
+"""Id-mapped mounts: a mount shows other owners than its file system stores.
 
 The kernel takes the mapping from a user namespace.  It needs Linux 5.12, and 5.19
-where the mount is a layer of an overlay; ext4, xfs, btrfs, erofs, tmpfs (6.3) and
-some more file systems can do it.
+where the mount is a layer of an overlay.  ext4, xfs, btrfs, erofs, tmpfs (6.3) and
+some other file systems support it.
 
 Source: containerd core/mount/mount_idmapped_linux.go; mount_setattr(2), open_tree(2),
 move_mount(2), user_namespaces(7).
@@ -37,9 +37,9 @@ class IdMap:
 
 
 def parse_idmap(users: str, groups: str) -> IdMap:
-    """Parse two lists of ``CONTAINER:HOST:SIZE`` with commas between.
+    """Parse two comma-separated lists of ``CONTAINER:HOST:SIZE``.
 
-    :raises InvalidError: one is not well formed, or has ids that cannot be.
+    :raises InvalidError: a list is malformed, or an id does not fit into 32 bits.
     """
     return IdMap(_lines(users, "uidmap"), _lines(groups, "gidmap"))
 
@@ -59,13 +59,13 @@ def _lines(text: str, name: str) -> str:
 
 
 def open_namespace(pid: int, idmap: IdMap) -> int:
-    """Set the mapping of the new user namespace that ``pid`` is in; return its fd.
+    """Set the mapping of the new user namespace of ``pid``; return an fd of the namespace.
 
-    ``pid`` may be a zombie.  Nothing has to be in the namespace afterwards.
+    ``pid`` may be a zombie.  The fd keeps the namespace alive without a process in it.
 
-    :raises InvalidError: the kernel does not take the mapping: extents overlap, or are
+    :raises InvalidError: the kernel rejects the mapping: extents overlap, or there are
         too many.
-    :raises OSError: we may not map these ids.
+    :raises OSError: this process may not map these ids.
     """
     for name, lines in (("uid_map", idmap.users), ("gid_map", idmap.groups)):
         fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
@@ -74,7 +74,7 @@ def open_namespace(pid: int, idmap: IdMap) -> int:
         except OSError as exc:
             shown = ",".join(lines.split("\n")[:-1])
             if exc.errno == errno.EINVAL:
-                raise InvalidError(f"the kernel refuses the {name} {shown}: {exc}") from None
+                raise InvalidError(f"cannot write the {name} {shown}: {exc}") from None
             raise OSError(exc.errno, f"{exc.strerror}: cannot map ids", shown) from None
         finally:
             os.close(fd)
@@ -85,10 +85,10 @@ def open_namespace(pid: int, idmap: IdMap) -> int:
 def mapped_clone(
     path: str, namespace: int, *, recursive: bool = False, read_only: bool = False
 ) -> Iterator[int]:
-    """Clone the mount at ``path``, map it by the user namespace, and give its fd to the block.
+    """Clone the mount at ``path``, map it by the user namespace, and yield the clone's fd.
 
-    The clone is in no directory; :func:`shim.linux.libc.move_mount` attaches it.  The end
-    of the block closes the fd, which removes a clone that was not attached.
+    The clone is detached; :func:`shim.linux.libc.move_mount` attaches it to a directory.
+    The end of the block closes the fd, which removes a clone that was not attached.
 
     :raises UnsupportedError: the kernel or the file system has no id-mapped mounts.
     """

@@ -1,9 +1,10 @@
-"""The lower directories of an overlay, under other names for the call of mount(2).
+"""Temporary names for the lower directories of an overlay during mount(2).
 
-Names are replaced when all of them together are longer than mount(2) takes, and
-when owners are to be mapped: overlay cannot be mapped as a whole, so that each
-layer is mounted with its mapping, and the overlay made of these mounts.  Overlay
-keeps clones of its layers: the other names are needed for the call alone.
+The names are replaced in two cases.  The options are longer than mount(2) accepts:
+short symbolic links stand for the layers.  Or owners are mapped: the kernel cannot map
+an overlay as a whole, so each layer is mounted with its mapping, and the overlay is made
+of these mounts.  The overlay keeps its own clones of its layers, so the temporary names
+are needed during the call only.
 
 Source: containerd core/mount/mount_linux.go prepareIDMappedOverlay;
 Documentation/filesystems/overlayfs.rst.
@@ -37,14 +38,14 @@ _DETACH_NOFOLLOW = 2 | 8  # MNT_DETACH | UMOUNT_NOFOLLOW
 def layers_of(rootfs: str) -> str:
     """Return the directory of the mapped layers of ``rootfs`` while it is being mounted.
 
-    It has a fixed name, so that ``delete`` finds what a killed shim left there.
+    The name is fixed, so that ``delete`` finds the mounts that a killed shim left there.
     """
     return f"{rootfs.rstrip('/')}.layers"
 
 
 @contextlib.contextmanager
 def short_layers(data: Sequence[str]) -> Iterator[str]:
-    """Stand in a directory of short links to the layers; return the short options."""
+    """Make a directory of short links to the layers and enter it; yield the short options."""
     directory = Path(make_private_directory("layers-"))
     links: list[Path] = []
 
@@ -54,7 +55,7 @@ def short_layers(data: Sequence[str]) -> Iterator[str]:
 
     try:
         short = _renamed(data, link)
-        with _standing_in(directory):
+        with _working_in(directory):
             yield short
     finally:
         for path in links:
@@ -64,9 +65,9 @@ def short_layers(data: Sequence[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def mapped_layers(data: Sequence[str], namespace: int, directory: str) -> Iterator[str]:
-    """Mount every layer with its owners mapped in ``directory``; stand there.
+    """Mount every layer with its owners mapped in ``directory``, and enter it.
 
-    Return the options that name the mapped layers.
+    Yield the options that name the mapped layers.
 
     :raises InvalidError: the options have no lower directory.
     :raises UnsupportedError: a layer cannot be mapped.
@@ -85,7 +86,7 @@ def mapped_layers(data: Sequence[str], namespace: int, directory: str) -> Iterat
 
     try:
         renamed = _renamed(data, map_layer)
-        with _standing_in(Path(directory)):
+        with _working_in(Path(directory)):
             yield renamed
     finally:
         for point in points:
@@ -94,9 +95,9 @@ def mapped_layers(data: Sequence[str], namespace: int, directory: str) -> Iterat
 
 
 def remove_layers(directory: str) -> None:
-    """Remove a directory of :func:`mapped_layers` in which nothing is mounted any more.
+    """Remove a directory of :func:`mapped_layers` after its layers were unmounted.
 
-    :raises OSError: it has other things in it than directories that are empty.
+    :raises OSError: it contains something other than empty directories.
     """
     for entry in list(Path(directory).iterdir()):
         entry.rmdir()
@@ -113,7 +114,7 @@ def _renamed(data: Sequence[str], make: Callable[[str], None]) -> str:
             options.append(option)
             continue
         names = []
-        # An empty layer is half of a "::", which sets data-only layers apart.
+        # An empty layer is part of a "::", which precedes data-only layers.
         for layer in _UNESCAPED_COLON.split(value):
             if layer:
                 make(str(Path(re.sub(r"\\(.)", r"\1", layer)).absolute()))
@@ -126,8 +127,8 @@ def _renamed(data: Sequence[str], make: Callable[[str], None]) -> str:
 
 
 @contextlib.contextmanager
-def _standing_in(directory: Path) -> Iterator[None]:
-    """Have ``directory`` as the working directory of this thread, and of no other."""
+def _working_in(directory: Path) -> Iterator[None]:
+    """Make ``directory`` the working directory of this thread only, for the block."""
     libc.own_directory()
     here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -139,10 +140,10 @@ def _standing_in(directory: Path) -> Iterator[None]:
 
 
 def detach(target: str) -> None:
-    """Unmount ``target``, in use or not.  That it is no mount point is no error."""
+    """Unmount ``target`` even if it is in use; do nothing if it is not a mount point."""
     try:
         libc.umount2(target, _DETACH_NOFOLLOW)
     except OSError as exc:
-        # It is no mount point (any more), or its directory is gone.
+        # It is not a mount point (any more), or its directory does not exist.
         if exc.errno not in {errno.EINVAL, errno.ENOENT}:
             raise

@@ -1,6 +1,6 @@
 """The system calls the standard library does not wrap.  The only ctypes in the tree.
 
-Each function raises OSError as ``os`` would, and returns what the call returns.
+Each function raises OSError as the functions of ``os`` do, and returns the call's result.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def _checked(result: int, name: str | None = None) -> int:
 
 
 def _encoded(text: str) -> bytes:
-    """Return ``text`` as a system call takes it.
+    """Return ``text`` as bytes for a system call.
 
-    :raises OSError: EINVAL, it holds a NUL byte, at which the call would cut it off.
+    :raises OSError: EINVAL, it contains a NUL byte, which would end the argument.
     """
     data = os.fsencode(text)
     if b"\0" in data:
@@ -55,7 +55,7 @@ def _encoded(text: str) -> bytes:
 
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
-    """mount(2).  ``data`` must be shorter than a page: the kernel cuts it silently."""
+    """mount(2).  ``data`` must be shorter than a page: the kernel truncates it silently."""
     _checked(
         _libc.mount(
             _encoded(source),
@@ -74,7 +74,7 @@ def umount2(target: str, flags: int = 0) -> None:
 
 
 # Source: linux/mount.h, linux/fcntl.h, asm-generic/unistd.h: these numbers are the
-# same on every architecture that Linux runs on since 5.2, alpha excepted.
+# same on every architecture that Linux supports since 5.2, except alpha.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
@@ -104,7 +104,7 @@ class _MountAttr(ctypes.Structure):
 
 
 def map_ids(tree: int, namespace: int, *, recursive: bool, read_only: bool) -> None:
-    """Map the owners in a cloned tree by a user namespace; make it private.  mount_setattr(2)."""
+    """Map the owners of a cloned tree by a user namespace; make it private.  mount_setattr(2)."""
     attributes = _MOUNT_ATTR_IDMAP | (_MOUNT_ATTR_RDONLY if read_only else 0)
     attr = _MountAttr(attributes, 0, _MS_PRIVATE, namespace)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
@@ -132,20 +132,20 @@ _STACK = 16384
 
 
 def own_directory() -> None:
-    """Give the calling thread a working directory of its own.  unshare(2) CLONE_FS."""
+    """Stop sharing the working directory with other threads.  unshare(2) CLONE_FS."""
     _checked(_libc.unshare(_CLONE_FS))
 
 
 def clone_ended(namespaces: int) -> int:
     """Make a process in new namespaces that ends at once; return the pid of the zombie.
 
-    Nothing is copied for it, so this takes microseconds.  Its end sends no SIGCHLD,
+    It shares our memory (CLONE_VM), so this takes microseconds.  Its end sends no SIGCHLD,
     and only a wait with ``__WALL`` finds it.  clone(2).
     """
     stack = ctypes.create_string_buffer(_STACK)
     top = ctypes.c_void_p(ctypes.addressof(stack) + _STACK & ~0xF)
     flags = _CLONE_VM | _CLONE_VFORK | namespaces
-    # It runs in our memory: no signal handler of ours may run there.
+    # It shares our memory: no signal handler of ours may run in it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         end = ctypes.cast(_libc._exit, ctypes.c_void_p)
@@ -155,17 +155,17 @@ def clone_ended(namespaces: int) -> int:
 
 
 def set_child_subreaper(*, wanted: bool = True) -> None:
-    """Become the parent of every orphan among our descendants, or no longer.  prctl(2)."""
+    """Start, or stop, to be the parent of every orphaned descendant.  prctl(2)."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0))
 
 
 def die_with_parent() -> None:
-    """Be killed when the thread that forked us ends.  PR_SET_PDEATHSIG, prctl(2)."""
+    """Make the kernel kill us when the thread that forked us ends.  PR_SET_PDEATHSIG, prctl(2)."""
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
 def join_new_session_keyring() -> None:
-    """Leave the session keyring that we inherited for an empty one.
+    """Replace the inherited session keyring with an empty one.
 
     Source: keyctl_join_session_keyring(3); asm/unistd.h.
     """
@@ -175,23 +175,23 @@ def join_new_session_keyring() -> None:
 
 
 def set_name(name: str) -> None:
-    """Set the name ``ps -o comm`` shows, cut to 15 bytes.  prctl(2)."""
+    """Set the name that ``ps -o comm`` shows, truncated to 15 bytes.  prctl(2)."""
     _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]), 0, 0, 0))
 
 
-# Whether huge pages are kept away from this process, and by itself.
-_thp_refused = False
+# Whether this process has disabled transparent huge pages for itself.
+_thp_disabled = False
 
 
 def unshare_files() -> None:
-    """Give the calling thread its own fds, working directory and umask.  unshare(2)."""
+    """Stop sharing fds, working directory and umask with other threads.  unshare(2)."""
     _checked(_libc.unshare(_CLONE_FS | _CLONE_FILES))
 
 
 def is_in_memory(path: str) -> bool:
-    """Say whether ``path`` is on tmpfs or ramfs, which wait for no disk.  statfs(2).
+    """Return whether ``path`` is on tmpfs or ramfs, which never wait for a disk.  statfs(2).
 
-    A path that cannot be looked at is taken for one on a disk.
+    False if statfs(2) fails.
     """
     # The first member of struct statfs is f_type, a long.
     buffer = (ctypes.c_long * 64)()
@@ -201,23 +201,24 @@ def is_in_memory(path: str) -> bool:
 
 
 def disable_thp() -> None:
-    """Keep transparent huge pages out of this process's memory.  prctl(2).
+    """Disable transparent huge pages for this process.  prctl(2).
 
-    What it executes has none either, unless that happens within :func:`thp_of_children`.
+    Its children have none either, unless they are spawned within :func:`thp_of_children`.
     """
-    global _thp_refused
+    global _thp_disabled
     if not _checked(_libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)):
         _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
-        _thp_refused = True
+        _thp_disabled = True
 
 
 @contextmanager
 def thp_of_children() -> Iterator[None]:
-    """Let what is executed in the block have the huge pages that :func:`disable_thp` refused.
+    """Undo :func:`disable_thp` for programs that are executed in the block.
 
-    The refusal outlives an exec: without this, no program in a container had any.
+    The setting survives an execve(2): without this, no program in a container would
+    get huge pages.
     """
-    if not _thp_refused:
+    if not _thp_disabled:
         yield
         return
     _checked(_libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0))
@@ -228,7 +229,7 @@ def thp_of_children() -> Iterator[None]:
 
 
 def create_core_cookie() -> None:
-    """Give this process group a core scheduling cookie of its own.
+    """Give this process group a new core scheduling cookie.
 
     Source: Documentation/admin-guide/hw-vuln/core-scheduling.rst.
     """
@@ -256,8 +257,8 @@ _SIGSET = 128
 def _spawn_attributes() -> ctypes.Array[ctypes.c_char]:
     """Return attributes that give a child default signals and an empty signal mask.
 
-    The set of signals is written as bytes: sigaddset(3) refuses 32 and 33, which
-    the C library keeps for itself and would leave ignored in every child.
+    The set of signals is written as bytes: sigaddset(3) rejects 32 and 33, which the C
+    library reserves.  Without them in the set, a child would inherit them ignored.
     """
     attributes = ctypes.create_string_buffer(_ATTRIBUTES)
     _libc.posix_spawnattr_init(attributes)
@@ -282,8 +283,8 @@ def spawn(
     """Start a program with every signal at its default; return its pid.
 
     ``argv[0]`` is looked up on our PATH.  ``dups`` are pairs of our fd and the
-    child's, duplicated in this order.  ``directory`` is the child's working
-    directory; without one it is ours.  posix_spawn(3).
+    child's fd, duplicated in this order.  ``directory`` is the child's working
+    directory; None keeps ours.  posix_spawn(3).
     """
     words = [_encoded(word) for word in argv]
     pairs = [_encoded(f"{name}={value}") for name, value in env.items()]
@@ -317,7 +318,7 @@ def _returned(error: int, name: str | None = None) -> None:
 
 
 def set_title(words: list[str]) -> None:
-    """Show ``words`` as this process's command line, cut to the room the old one had.
+    """Show ``words`` as this process's command line, truncated to the length of the old one.
 
     Source: proc(5), /proc/pid/stat fields 48 arg_start and 49 arg_end.
     """
@@ -332,9 +333,10 @@ def set_title(words: list[str]) -> None:
 
 
 def has_immortals() -> bool:
-    """Say whether this is a CPython whose immortal objects we know: 3.12 or 3.13, 64 bits.
+    """Return whether this CPython has the known layout of immortal objects.
 
-    Neither a debug build nor one without the GIL, whose objects begin differently.
+    That is 3.12 or 3.13 with 64 bits.  Debug builds and builds without the GIL have
+    another object header and do not count.
     """
     return (
         sys.implementation.name == "cpython"
@@ -350,9 +352,9 @@ def has_immortals() -> bool:
 def make_immortal(objects: Iterable[object]) -> None:
     """Make ``objects`` immortal, where :func:`has_immortals`.
 
-    An immortal object is never freed, and its count of references never written.
-    The interpreter has no call for it: this writes the count it looks for, into
-    objects that are alive as long as ``objects`` has them.
+    The interpreter never frees an immortal object and never writes its reference count.
+    CPython has no public call for this, so this function writes the reference count that
+    marks an object as immortal.  ``objects`` must hold a reference to each object.
     """
     assert has_immortals()
     for one in objects:

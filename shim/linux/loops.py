@@ -1,7 +1,7 @@
-"""Loop devices: an image file as a block device, for as long as it is mounted.
+"""Loop devices: an image file as a block device while it is mounted.
 
 The kernel detaches the device from its file at the last close (autoclear).  A mount
-holds it open, so nothing has to be undone when the mount goes or its maker dies.
+keeps the device open, so no cleanup is needed after an unmount or a shim's death.
 
 Source: containerd core/mount/losetup_linux.go; loop(4); linux/loop.h.
 """
@@ -38,21 +38,21 @@ _DIRECT_IO = 16
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 # struct loop_config: the file's fd, the block size (0: the kernel's choice), info, reserved.
 _CONFIG = struct.Struct(f"=2I{_INFO.size}s64x")
-_NAME = 63  # bytes of the file's path that the device can tell
+_NAME = 63  # bytes of the file's path that the device stores
 
-# Between a look for a free device and its use another process can take it.
+# Attempts: another process can take a free device before this one attaches to it.
 _TRIES = 100
 
 
 @contextlib.contextmanager
 def attached(image: str, *, read_only: bool, direct_io: bool = False) -> Iterator[str]:
-    """Attach ``image`` to a free loop device, whose path is the block's.
+    """Attach ``image`` to a free loop device and yield the device's path.
 
-    The device is detached at the end of the block, or when what was mounted
-    from it is unmounted.
+    The kernel detaches the device at the end of the block, or when a mount made from
+    it in the block is unmounted.
 
-    :raises OSError: the image or the device cannot be opened, or does not take it.
-    :raises UnavailableError: other processes took every device that was free.
+    :raises OSError: the image or the device cannot be opened, or attaching fails.
+    :raises UnavailableError: other processes took every free device that was tried.
     """
     mode = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
     file = os.open(image, mode)
@@ -83,7 +83,7 @@ def _attach(file: int, image: str, mode: int, flags: int) -> tuple[int, str]:
                 raise OSError(
                     exc.errno, f"{exc.strerror}: cannot attach {image} to", path
                 ) from None
-            # Competitors look at the same device: none of them may wait as long as another.
+            # Competing processes find the same device: a random pause separates them.
             time.sleep(os.urandom(1)[0] / 255 * attempt / 1000)
         else:
             return device, path
@@ -107,7 +107,7 @@ def _configure(device: int, file: int, info: bytes, flags: int) -> None:
     except OSError as exc:
         if exc.errno != errno.EINVAL:
             raise
-        # Linux before 5.8 does not know the call.
+        # Linux before 5.8 has no LOOP_CONFIGURE.
         _configure_in_steps(device, file, info, flags)
 
 

@@ -1,7 +1,7 @@
-"""Which control group a process is in, hierarchy by hierarchy.
+"""The control group of a process in each hierarchy.
 
 Source: cgroups(7), "/proc/pid/cgroup"; linux kernel/cgroup/cgroup.c
-proc_cgroup_show() and cgroup_mkdir(), which refuses ``\\n`` in a name and nothing else.
+proc_cgroup_show() and cgroup_mkdir(), which rejects ``\\n`` in a name and no other byte.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import os
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """Parse /proc/PID/cgroup: the controllers of a hierarchy to the path in it.
+    """Parse /proc/PID/cgroup; return a path for the controllers of each hierarchy.
 
-    Controllers are as the kernel joins them, ``cpu,cpuacct``; those of version 2 are
-    empty.  Bytes that are no UTF-8 are surrogates, as in :func:`os.fsdecode`.
+    A key has the controllers as the kernel joins them, ``cpu,cpuacct``; the key of
+    version 2 is empty.  Invalid UTF-8 becomes surrogates, as in :func:`os.fsdecode`.
     """
     paths = {}
     for line in data.split(b"\n"):

@@ -1,13 +1,13 @@
-"""Make directories, files and fifos with a given mode, whatever the umask is.
+"""Make directories, files and fifos with a given mode, independent of the umask.
 
-mkdir(2), open(2) and mkfifo(2) take the umask off the mode.  A manager with umask
-0 would so get what every user may write to, and one with umask 077 what its other
-programs cannot read.  The mode is therefore set again after the creation; until
-then it is never wider than asked for.
+mkdir(2), open(2) and mkfifo(2) clear the umask's bits in the mode.  With a manager's
+umask of 0, files would be writable by every user; with 077, the manager's other
+programs could not read them.  Therefore the mode is set again after the creation; until
+then it never has more permissions than requested.
 
-A path's parents are checked from the root on, before anything is created there: a
-directory that another user owns or may write to is refused, since that user could
-rename what is below it and put something else in its place.
+The parents of a path are checked from the root down before anything is created below
+them.  A directory that another user owns or may write to is rejected: that user could
+rename its entries and put others in their place.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from contextlib import suppress
 from shim.errors import InvalidError
 from shim.text import doing
 
-# What containerd gives its state directories: others may pass, and see nothing.
+# The mode of containerd's state directories: other users may traverse, but not list them.
 _PASS = 0o711
-# As many links as the kernel follows in one path, see path_resolution(7).
+# Links that the kernel follows in one path, see path_resolution(7).
 _LINKS = 40
 
 
@@ -62,7 +62,7 @@ def make_directory(
 ) -> None:
     """Create one directory; its parent must exist.  One that exists keeps its mode.
 
-    :raises FileExistsError: there is something at ``path``, and no directory with ``exist_ok``.
+    :raises FileExistsError: ``path`` exists; with ``exist_ok``, it is not a directory.
     """
     try:
         with doing("mkdir", path):
@@ -77,7 +77,7 @@ def make_directory(
 def make_directories(
     path: str | os.PathLike[str], mode: int = 0o700, *, parents: int = _PASS
 ) -> None:
-    """Create a directory and the parents that are missing.  What exists keeps its mode.
+    """Create a directory and its missing parents.  Existing directories keep their mode.
 
     :raises OSError: a directory cannot be created.
     """
@@ -87,7 +87,7 @@ def make_directories(
     if above := os.path.dirname(whole):  # noqa: PTH120
         try:
             make_directories(above, parents, parents=parents)
-        except (FileExistsError, NotADirectoryError):  # as mkdir(2) says it of a parent
+        except (FileExistsError, NotADirectoryError):  # raise as mkdir(2) does for a parent
             text = os.strerror(errno.ENOTDIR)
             raise NotADirectoryError(errno.ENOTDIR, text, whole) from None
     make_directory(whole, mode, exist_ok=True)
@@ -100,7 +100,7 @@ def _set(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def make_trusted(path: str, mode: int = 0o700) -> None:
-    """Create a directory that no other user can replace, and the parents that are missing.
+    """Create a directory that no other user can replace, and its missing parents.
 
     :raises InvalidError: another user owns it or one of its parents, or may write there.
     :raises OSError: a directory cannot be created.
@@ -112,13 +112,13 @@ def check_trusted(path: str) -> None:
     """Check that no other user can replace the directory at ``path``.
 
     :raises InvalidError: another user owns it or one of its parents, or may write there.
-    :raises OSError: it cannot be looked at, or does not exist.
+    :raises OSError: it does not exist, or lstat(2) fails.
     """
     _walk(path, None)
 
 
 def _walk(path: str, mode: int | None) -> None:
-    """Check each directory on the way to ``path``; create what is missing if there is a mode."""
+    """Check each directory in ``path``; with a ``mode``, create the missing ones."""
     start = "/" if path.startswith("/") else os.getcwd()  # noqa: PTH109
     if start != "/":
         path = f"{start}/{path}"
@@ -136,7 +136,7 @@ def _walk(path: str, mode: int | None) -> None:
         except FileNotFoundError:
             if mode is None:
                 raise
-            # Another starter may be doing the same.
+            # Another process may create it at the same time.
             make_directory(below, _PASS if parts else mode, exist_ok=True)
             found = os.lstat(below)
         _check(below, found)
@@ -153,15 +153,15 @@ def _walk(path: str, mode: int | None) -> None:
 
 
 def _check(path: str, found: os.stat_result) -> None:
-    """Refuse a directory or a link that another user could replace, or fill.
+    """Reject a directory or a link that another user could replace or write to.
 
-    Root's and our own are trusted.  Others may write where the sticky bit keeps them
-    from what is not theirs (/tmp), and a group may where it is the owner's alone, by
-    the convention that a user's private group has the user's number.
+    Directories of root and of our own user are trusted.  Other users may write if the
+    sticky bit protects our entries (/tmp).  A group may write if it is the owner's private
+    group: by convention its gid is equal to the owner's uid.
     """
     if found.st_uid not in (0, os.geteuid()) and not _is_outside(found.st_uid):
         raise InvalidError(
-            f"{path} belongs to user {found.st_uid}, who could replace what is created there: "
+            f"{path} belongs to user {found.st_uid}, which could replace files in it: "
             f"chown root {path}, or use another directory"
         )
     if stat.S_ISLNK(found.st_mode):
@@ -177,9 +177,9 @@ def _check(path: str, found: os.stat_result) -> None:
 
 
 def _is_outside(uid: int) -> bool:
-    """Say whether ``uid`` stands for the users that our user namespace does not have.
+    """Return whether ``uid`` is the overflow uid of users outside our user namespace.
 
-    The host's root is one of them, whose / and /run a rootless manager uses.
+    The host's root is such a user: a rootless manager uses the host's / and /run.
     """
     try:
         with open("/proc/self/uid_map") as file:

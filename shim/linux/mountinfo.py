@@ -1,8 +1,8 @@
 """The mount table of a process, as the kernel writes it.
 
-A line is fields with one blank between them.  Blank, tab, newline, backslash and
-``#`` within a field are octal escapes of one byte; every other byte stands for
-itself, so only ``\\n`` ends a line, and a name need not be UTF-8.
+A line has fields separated by one blank.  Blank, tab, newline, backslash and ``#``
+within a field are octal escapes of one byte.  The kernel escapes no other byte, so only
+``\\n`` ends a line, and a name need not be UTF-8.
 
 Source: proc_pid_mountinfo(5); linux fs/proc_namespace.c show_mountinfo(), mangle().
 """
@@ -22,10 +22,10 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 @dataclass(frozen=True, slots=True)
 class MountPoint:
-    """One line.  Bytes that are no UTF-8 are surrogates, as in :func:`os.fsdecode`.
+    """One line.  Invalid UTF-8 becomes surrogates, as in :func:`os.fsdecode`.
 
-    ``root`` is the part of the file system that is mounted on ``point``; ``options``
-    are those of the file system, not those of the mount.
+    ``root`` is the path in the file system that is mounted on ``point``; ``options``
+    are the options of the file system, not of the mount.
     """
 
     fstype: str
@@ -35,7 +35,7 @@ class MountPoint:
 
 
 def parse(data: bytes) -> list[MountPoint]:
-    """Parse a table, in the order the mounts were made; malformed lines are left out."""
+    """Parse a mount table, in the order of mounting; malformed lines are left out."""
     mounts = []
     for line in data.split(b"\n"):
         before, dash, after = line.partition(b" - ")
@@ -53,24 +53,24 @@ def _text(field: bytes) -> str:
 
 
 def read() -> list[MountPoint]:
-    """Return the mounts this process can see.
+    """Return the mounts in the mount namespace of this process.
 
-    :raises OSError: there is no /proc.
+    :raises OSError: /proc is not mounted.
     """
     with open("/proc/self/mountinfo", "rb") as table:
         return parse(table.read())
 
 
 def mount_points() -> list[str]:
-    """Return the path of every mount this process can see, in the order they were made."""
+    """Return the path of every mount this process can see, in the order of mounting."""
     return [mount.point for mount in read()]
 
 
 def mounts_below(path: str, points: Iterable[str] | None = None) -> list[str]:
-    """Return the mounts on ``path`` and below, in the order they were made.
+    """Return the mounts on ``path`` and below, in the order of mounting.
 
-    The last part of ``path`` is not followed if it is a link.
-    ``points`` are the mounts to choose from; all there are, when it is None.
+    The last component of ``path`` is not followed if it is a link.
+    ``points`` are the mounts to select from; None means all of this process's mounts.
     """
     head, slash, name = path.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):

@@ -1,4 +1,4 @@
-"""Options of a mount as containerd writes them, sorted into what mount(2) takes.
+"""Parse the mount options of containerd into the arguments of mount(2).
 
 Source: containerd core/mount/mount_linux.go parseMountOptions, mount(2), mount(8).
 """
@@ -80,9 +80,9 @@ _PROPAGATION = {
 class Options:
     """The options of one mount.
 
-    ``propagation`` needs a mount(2) call of its own.  ``data`` is for the file
-    system.  ``loop``: the source is an image file; ``direct_io``: its loop device
-    passes the page cache by.  ``idmap``: the owners of files are mapped.
+    ``propagation`` needs a separate mount(2) call.  ``data`` is for the file system.
+    ``loop``: the source is an image file; ``direct_io``: its loop device bypasses the
+    page cache.  ``idmap``: the owners of files are mapped.
     """
 
     flags: int = 0
@@ -94,10 +94,10 @@ class Options:
 
 
 def parse_options(options: Iterable[str]) -> Options:
-    """Sort options into flags, text for the file system, and work of ours.
+    """Sort options into flags, text for the file system, and settings of this module.
 
-    :raises InvalidError: a mapping of ids is not well formed, or one of users comes
-        without one of groups: the stock shim then mounts without any mapping.
+    :raises InvalidError: a mapping of ids is malformed, or only one of ``uidmap`` and
+        ``gidmap`` is given (the stock shim then mounts without any mapping).
     :raises UnsupportedError: an option is for containerd's mount manager.
     """
     flags, propagation, loop = 0, 0, False

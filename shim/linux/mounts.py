@@ -1,6 +1,6 @@
-"""Mounts as containerd describes them: options are text, one rootfs is several.
+"""Mounts as containerd describes them: options are text, and a rootfs is a list of mounts.
 
-All of this blocks, needs no other process, and can be called in any thread.
+All functions block, spawn no process, and can be called in any thread.
 Mounts whose type is ``fuse.NAME`` need a helper: container/rootfs.py.
 
 Source: containerd core/mount/mount_linux.go (two-step bind), mount(2).
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from shim.linux.idmap import IdMap
 
-# What belongs to a mount rather than to its filesystem: the kernel ignores
-# these in the call that makes a bind mount and takes them in a remount.
+# Flags of a mount, not of its file system: the kernel ignores them in the call that makes
+# a bind mount, and applies them in a remount.
 _PER_MOUNT = (
     MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME | MS_NOSYMFOLLOW
 )
@@ -85,10 +85,10 @@ def mount_all(
 ) -> None:
     """Make ``mounts`` in order, all or none.
 
-    ``namespaces`` has the fd of a user namespace for each mapping of ids in the options.
+    ``namespaces`` maps each mapping of ids in the options to the fd of a user namespace.
 
-    :raises OSError: the kernel refused one; the text names it.
-    :raises ShimError: an option is malformed, or this host cannot do it.
+    :raises OSError: a mount failed; the text names it.
+    :raises ShimError: an option is malformed, or this host does not support it.
     """
     done: list[str] = []
     try:
@@ -107,7 +107,7 @@ def mount_all(
 def _mount(
     mount: Mount, target: str, options: Options, namespace: int | None, layers: str
 ) -> bool:
-    """Make one mount; say whether there is one more now, which a remount does not cause."""
+    """Make one mount; return whether it added one (a remount does not)."""
     remount = bool(options.flags & MS_REMOUNT)
     made = False
     try:
@@ -138,7 +138,7 @@ def _mount(
 def _source_and_data(
     mount: Mount, options: Options, namespace: int | None, layers: str
 ) -> Iterator[tuple[str, str]]:
-    """Make what mount(2) needs for its call only; return its source and its text of options."""
+    """Make loop devices and layers for the call of mount(2); yield its source and options."""
     remount = bool(options.flags & MS_REMOUNT)
     if remount and namespace is not None:
         raise InvalidError("a remount cannot map ids; leave out uidmap and gidmap")
@@ -161,19 +161,19 @@ def _remount(target: str, flags: int) -> None:
     try:
         libc.mount("", target, "", flags)
     except PermissionError:
-        # In a user namespace the flags a mount came with must stay.
+        # In a user namespace the mount's locked flags must be kept.
         now = os.statvfs(target).f_flag
         kept = sum(flag for bit, flag in _LOCKED.items() if now & bit and not flags & flag)
         libc.mount("", target, "", flags | kept)
 
 
 def resolve(root: str, path: str) -> str:
-    """Return where ``path`` leads for a process whose root is ``root``.
+    """Return the path that a process with the root directory ``root`` reaches by ``path``.
 
-    :raises InvalidError: its symbolic links go in circles, or it holds a NUL byte.
+    :raises InvalidError: its symbolic links form a loop, or it holds a NUL byte.
     """
     if "\0" in path:
-        raise InvalidError(f"{path!r} holds a NUL byte, which no path has")
+        raise InvalidError(f"{path!r} holds a NUL byte; no path can have one")
     root = os.path.realpath(root)
     current, links = root, 0
     parts = path.split("/")[::-1]
@@ -200,11 +200,11 @@ def resolve(root: str, path: str) -> str:
 
 
 def unmount_all(rootfs: str) -> None:
-    """Unmount whatever is mounted on ``rootfs`` and below, and what a killed shim left.
+    """Unmount every mount on ``rootfs`` and below, and layers that a killed shim left.
 
-    Nothing is no error.
+    No mount there is not an error.
 
-    :raises OSError: the kernel refused.
+    :raises OSError: an unmount failed.
     """
     _unmount_below(rootfs)
     layers = layers_of(rootfs)
@@ -214,13 +214,13 @@ def unmount_all(rootfs: str) -> None:
 
 
 def is_mounted(rootfs: str) -> bool:
-    """Say whether :func:`unmount_all` has anything to do."""
+    """Return whether :func:`unmount_all` would unmount something."""
     return bool(mounts_below(rootfs)) or os.path.lexists(layers_of(rootfs))
 
 
 def _unmount_below(path: str) -> None:
     failure: OSError | None = None
-    # More than one round only if another process mounts while we unmount.
+    # A second round is needed only if another process mounts at the same time.
     for _ in range(3):
         table = mountinfo.read()
         points = mounts_below(path, [mount.point for mount in table])
@@ -240,8 +240,9 @@ def _unmount_below(path: str) -> None:
 def _from_below(points: list[str], served: set[str]) -> list[str]:
     """Return ``points`` in the order to unmount them, the deepest first.
 
-    What is inside one of ``served``, file systems of a process, comes last: the way
-    there leads through the process, which may hang, and their unmounting takes it along.
+    ``served`` are file systems that a process serves (FUSE).  Mounts inside one of them
+    come last: a path to them goes through the process, which may hang, and unmounting
+    the served file system also removes the mounts inside it.
     """
 
     def key(point: str) -> tuple[bool, int]:

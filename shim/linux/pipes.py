@@ -1,4 +1,4 @@
-"""Reading a pipe within a bound, for whom an event loop is too much."""
+"""Reading a pipe within a time limit, without an event loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def read_until(fd: int, seconds: float) -> tuple[bytes, bool]:
-    """Read what comes within ``seconds``; say whether the end came too."""
+    """Return the bytes that arrive within ``seconds``, and whether the end was reached."""
     deadline = time.monotonic() + seconds
     data = b""
     while select.select([fd], [], [], max(0, deadline - time.monotonic()))[0]:

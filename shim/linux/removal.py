@@ -1,9 +1,9 @@
-"""Removing a directory with everything in it, and nothing of what is mounted there.
+"""Remove a directory tree, but nothing on a file system that is mounted in it.
 
-A mount point is recognised when it is opened, by the id of the mount that the fd is
-on.  The device would not do: a bind mount may have the same one.
+An opened directory is a mount point if its fd has another mount id than its parent.  The
+device number is not enough: a bind mount may have the same one.
 
-Source: proc_pid_fdinfo(5), mnt_id; openat(2); coreutils' rm, which goes up by ``..``, too.
+Source: proc_pid_fdinfo(5), mnt_id; openat(2); coreutils' rm, which also goes up by ``..``.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class _Level:
-    """A directory on the way from the top to where we are."""
+    """A directory on the path from the top to the current directory."""
 
     name: str
     identity: tuple[int, int]  # device and inode
-    directories: list[str]  # those in it that are still to be entered
+    directories: list[str]  # subdirectories that are still to be entered
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove the directory ``path`` and what is in it; no directory is no error.
+    """Remove the directory ``path`` and its content; do nothing if it does not exist.
 
-    What cannot be removed, for want of rights say, stays without an error.
+    A file that cannot be removed, for example for lack of permission, stays without an
+    error.
 
     :raises WrongStateError: something is mounted on ``path`` or below.  Nothing is
-        removed then, or, if the mount is not in the table, nothing of the mount.
+        removed then; if the mount is not in the mount table, nothing on the mount is.
     """
     text = os.fspath(path)
     check_unmounted(text)
     head, _, name = text.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
-        raise WrongStateError(f"cannot remove {text or 'nothing'}: it has no name of its own")
+        raise WrongStateError(f"cannot remove {text!r}: it does not end with a name")
     if not head:
         head = "/" if text.startswith("/") else "."
     try:
@@ -77,7 +78,7 @@ class _Removal:
         self._left = ""
 
     def run(self, name: str) -> str:
-        """Remove the directory ``name``; return a mount point in it that stays, or ""."""
+        """Remove the directory ``name``; return a mount point in it that was kept, or ""."""
         try:
             self._enter(name)
             while self._levels:
@@ -117,7 +118,7 @@ class _Removal:
                 self._stays(name)
 
     def _leave(self) -> bool:
-        """Go up and remove the directory; say whether up is still where we came from."""
+        """Go up and remove the directory; return whether its parent is still the same."""
         level = self._levels.pop()
         try:
             fd = os.open("..", os.O_PATH | _DIRECTORY, dir_fd=self._here)

@@ -1,7 +1,7 @@
 """Unix sockets: containerd's names for them, and binding as a lock.
 
 An address is ``unix://`` and a path, or the bare name of an abstract socket.
-Two shims started for one pod bind the same address; whoever does it second
+Two shims that are started for one pod bind the same address; the second one
 finds the first one's socket and uses it.
 
 Source: containerd pkg/shim/util_unix.go (SocketAddress, AnonDialer), unix(7).
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 SOCKET_DIR = "/run/containerd/s"
 
-# What fits into sun_path beside its NUL, and what managers dial.
+# Bytes of a path that fit into sun_path before its NUL; managers cannot dial longer ones.
 _LONGEST = 107
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
-# How often a dead socket is replaced by another process's, which ends at once, until
-# that counts as a process that listens.
+# Attempts to take over a dead socket.  In each, another process may take it over first
+# and then end; after the last attempt the address counts as in use.
 _ATTEMPTS = 5
 # Seconds between two attempts at a socket whose backlog is full.
 PAUSE = 0.005
@@ -63,7 +63,7 @@ def socket_path(address: str) -> str:
 
 
 def _name(address: str) -> str:
-    """Return what bind and connect want for ``address``."""
+    """Return the argument of bind and connect for ``address``."""
     path = socket_path(address)
     name = path or "\0" + address
     length = len(os.fsencode(name))
@@ -74,23 +74,23 @@ def _name(address: str) -> str:
         )
     if not address:
         raise InvalidError("the socket address is empty")
-    if "\0" in address:  # behind it the kernel would see nothing
+    if "\0" in address:  # the kernel would end the name there
         raise InvalidError(f"socket address {address!r} holds a NUL byte")
     return name
 
 
 def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Bind ``address`` and listen; the socket of a process that has ended is replaced.
+    """Bind ``address`` and listen; replace the socket of a process that has ended.
 
     The socket is blocking and not inherited.  Only processes of our user may connect.
 
-    The socket listens under a name of its own before it gets the name in
-    ``address``: so a socket there that refuses a connection is always dead, and
-    the name is never given twice.  No lock is taken, so a process that is
-    stopped half way holds up no other one.
+    The socket first listens under a temporary name, and is then linked to the name in
+    ``address``.  So a socket at ``address`` that refuses connections is always dead, and
+    two processes never get the same name.  No lock is held, so a process that is
+    stopped in this function does not delay another one.
 
     :raises ExistsError: another process listens there.
-    :raises InvalidError: the path is too long, the file there is no socket, or
+    :raises InvalidError: the path is too long, the file there is not a socket, or
         another user could replace its directory.
     """
     name = _name(address)
@@ -121,17 +121,17 @@ def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> 
 
 
 def _draft(directory: str, base: str) -> str:
-    """Return a free name for a socket that is about to be ``base``; it begins with a dot."""
+    """Return a free temporary name for the socket ``base``; it begins with a dot."""
     unique = os.urandom(4).hex()
     draft = f"{directory}/.{base}.{unique}"
-    # The kernel shows this name as the socket's, so it says whose it is where it fits.
+    # The kernel shows this name in /proc/net/unix, so it contains ``base`` where that fits.
     return draft if len(os.fsencode(draft)) <= _LONGEST else f"{directory}/.{unique}"
 
 
 def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, kind)
     try:
-        # Private from its first moment: others look at its mode before they trust it.
+        # bind(2) creates it with mode 0600: clients check the mode before they trust it.
         umask = os.umask(0o177)
         try:
             sock.bind(name)
@@ -147,9 +147,9 @@ def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:
 
 
 def _is_alive(address: str, path: str) -> bool:
-    """Say whether a process listens at ``path``; a dead socket there is removed.
+    """Return whether a process listens at ``path``; remove a dead socket.
 
-    :raises InvalidError: the file at ``path`` is no socket.
+    :raises InvalidError: the file at ``path`` is not a socket.
     """
     found = _identity(path)
     if found is None:
@@ -161,25 +161,24 @@ def _is_alive(address: str, path: str) -> bool:
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """Return what tells the socket at ``path`` from a later one; None if there is none.
+    """Return the device, inode and mtime of the socket at ``path``; None if there is none.
 
-    :raises InvalidError: the file at ``path`` is no socket.
+    :raises InvalidError: the file at ``path`` is not a socket.
     """
     try:
         info = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISSOCK(info.st_mode):
-        raise InvalidError(f"{path} is there and is not a socket; remove it")
+        raise InvalidError(f"{path} exists and is not a socket; remove it")
     return info.st_dev, info.st_ino, info.st_mtime_ns
 
 
 def _remove(path: str, dead: tuple[int, ...]) -> None:
     """Remove the socket at ``path`` if it still is ``dead``.
 
-    Another process may have replaced it since it was found dead, even if this
-    process was stopped in between.  So the file is renamed before it is
-    compared, and gets its name back if it is another one.
+    Another process may have replaced it since this process found it dead.  So the file
+    is renamed before it is compared, and gets its name back if it is another one.
     """
     with contextlib.suppress(FileNotFoundError):
         if _identity(path) != dead:
@@ -194,9 +193,9 @@ def _remove(path: str, dead: tuple[int, ...]) -> None:
 
 
 def remove_dead(address: str) -> None:
-    """Remove what a dead shim left at ``address``; a live one's socket stays.
+    """Remove the socket that a dead shim left at ``address``; keep a live shim's socket.
 
-    :raises InvalidError: something else than a socket is there.
+    :raises InvalidError: the file there is not a socket.
     """
     name = _name(address)
     if socket_path(address):
@@ -204,13 +203,13 @@ def remove_dead(address: str) -> None:
 
 
 def can_connect(address: str) -> bool:
-    """Say whether somebody listens on ``address``, without waiting."""
+    """Return whether a process listens on ``address``, without waiting."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         try:
             sock.connect(_name(address))
         except BlockingIOError:
-            return True  # its backlog is full, so somebody is there
+            return True  # its backlog is full, so a process listens
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
         except OSError as exc:
@@ -223,16 +222,16 @@ def can_connect(address: str) -> bool:
 async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
     """Connect to ``address`` within ``timeout`` seconds.
 
-    :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: somebody does, but accepts no one.
+    :raises UnavailableError: no process listens there.
+    :raises TimedOutError: a process listens, but did not accept the connection.
     """
     import trio  # the launcher listens without it
 
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        # A full backlog is EAGAIN here, which trio's own connect would take for
-        # "in progress" and so for success; no event says that there is room.
+        # A full backlog is EAGAIN here.  trio's own connect takes that for "in progress"
+        # and so for success.  The kernel reports no event when the backlog has room.
         deadline = trio.current_time() + timeout
         while not try_connect(sock, address):
             if trio.current_time() >= deadline:
@@ -245,19 +244,21 @@ async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
 
 
 def connect_blocking(address: str, seconds: float) -> socket.socket:
-    """Connect a socket each of whose calls fails after ``seconds`` with BlockingIOError.
+    """Return a connected socket, each call on which fails after ``seconds``.
 
-    :raises UnavailableError: nobody listens there.
+    :raises UnavailableError: no process listens there.
+    :raises BlockingIOError: the connection was not accepted within ``seconds``.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Python's own timeout would make it non-blocking, which with a full backlog
-        # is an error at once.
+        # Python's settimeout() makes a socket non-blocking: with a full backlog,
+        # connect would fail at once.
         timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
         for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             sock.setsockopt(socket.SOL_SOCKET, option, timeval)
         if not try_connect(sock, address):
-            raise BlockingIOError(errno.EAGAIN, f"{address} accepted nobody in {seconds:g} s")  # noqa: TRY301 - the except closes
+            text = f"{address} accepted no connection in {seconds:g} s"
+            raise BlockingIOError(errno.EAGAIN, text)  # noqa: TRY301 - the except closes
     except BaseException:
         sock.close()
         raise
@@ -265,30 +266,30 @@ def connect_blocking(address: str, seconds: float) -> socket.socket:
 
 
 def try_connect(sock: socket.socket, address: str) -> bool:
-    """Connect ``sock``; False if the backlog is full, of which no event says when it ends.
+    """Connect ``sock``; False if the backlog is full (the kernel reports no event for room).
 
-    :raises UnavailableError: nobody listens there.
+    :raises UnavailableError: no process listens there.
     """
     try:
         sock.connect(_name(address))
     except BlockingIOError:
         return False
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as exc:
-        raise UnavailableError(f"nobody listens on {address}: {exc.strerror}") from None
+        raise UnavailableError(f"no process listens on {address}: {exc.strerror}") from None
     return True
 
 
 def check_server(sock: socket.socket | trio.socket.SocketType, address: str) -> None:
-    """Check that root or our own user serves the connection ``sock``, before anything is sent.
+    """Check that root or our own user serves the connection ``sock``, before data is sent.
 
-    :raises InvalidError: another user does, who could be given what is not theirs to know.
+    :raises InvalidError: another user serves it, and would receive confidential data.
     """
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     _, uid, _ = _PEERCRED.unpack(raw)
     if uid not in (0, os.geteuid()):
         raise InvalidError(
             f"{address} is served by user {uid} and not by root or user {os.geteuid()}: "
-            "nothing was sent; see who made the socket and remove it"
+            "nothing was sent; find the process that made the socket, and remove the socket"
         )
 
 
@@ -304,4 +305,6 @@ def make_private_directory(prefix: str) -> str:
             check_trusted(parent)
             make_directory(path)
             return path
-    raise UnavailableError("no runtime directory of our own; set XDG_RUNTIME_DIR or mount /run")
+    raise UnavailableError(
+        "cannot create a private directory: set XDG_RUNTIME_DIR or make /run writable"
+    )

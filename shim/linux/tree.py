@@ -1,7 +1,7 @@
-"""A process and its descendants: held, so that none is missed, and killed together.
+"""A process and its descendants: stopped, so that none is missed, and killed together.
 
-A runtime that is killed alone leaves the hook it waits for, and the processes it
-made, to the next subreaper.
+Killing a runtime alone would leave its hook and its other children running; they would
+become children of the nearest subreaper.
 
 Source: proc_pid_task_children(5); signal(7), SIGSTOP, which no process can ignore.
 """
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Looks for new descendants until there is none.  A process forks no more once its
-# SIGSTOP has arrived, so that a few looks are enough.
+# Rounds of searching for new descendants.  A process cannot fork after its SIGSTOP has
+# arrived, so a few rounds are enough.
 _ROUNDS = 50
 
 
@@ -41,7 +41,7 @@ class Tree:
             self._signal([pidfd], signal.SIGSTOP)
 
     def _find(self) -> list[int]:
-        """Return the children of those held that are not held themselves."""
+        """Return the children of stopped processes that are not stopped themselves."""
         found = [child for pid in self._held for child in children_of(pid)]
         return [pid for pid in dict.fromkeys(found) if pid not in self._held]
 
@@ -58,9 +58,9 @@ class Tree:
 
 @contextmanager
 def stopped_tree(pid: int) -> Iterator[Tree]:
-    """Stop ``pid``, a child of ours that nobody has waited for, and all below it.
+    """Stop ``pid``, an unreaped child of ours, and all its descendants.
 
-    They are not continued: kill them.
+    They are not continued; the caller kills them.
     """
     tree = Tree()
     try:
@@ -77,7 +77,7 @@ def stopped_tree(pid: int) -> Iterator[Tree]:
 
 
 def children_of(pid: int) -> list[int]:
-    """Return the children of every thread of ``pid``, none if it is gone."""
+    """Return the children of every thread of ``pid``, an empty list if it has ended."""
     found: list[int] = []
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names are wanted

@@ -149,7 +149,7 @@ async def test_an_address_that_cannot_be_noted_is_an_error_of_ours(tmp_path: Pat
 
 async def test_a_shim_that_is_not_where_it_says_is_an_error_with_its_log(tmp_path: Path) -> None:
     script = f"#!/bin/sh\necho 'level=error msg=sunk' > log\nprintf unix://{tmp_path}/none\n"
-    with pytest.raises(ShimError, match=r"nobody listens.*msg=sunk"):
+    with pytest.raises(ShimError, match=r"no process listens.*msg=sunk"):
         await launch(tmp_path, "c", runtime=str(_executable(tmp_path / "shim", script)))
 
 

@@ -126,13 +126,13 @@ def test_a_stranger_is_a_clear_error_in_bounded_time(
 
 
 def test_nobody_there(ask: Callable[[str], Any], tmp_path: Path) -> None:
-    with pytest.raises(UnavailableError, match="nobody listens"):
+    with pytest.raises(UnavailableError, match="no process listens"):
         ask(f"unix://{tmp_path}/none")
 
 
 def test_a_file_that_is_no_socket(ask: Callable[[str], Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("hello")
-    with pytest.raises(UnavailableError, match="nobody listens"):
+    with pytest.raises(UnavailableError, match="no process listens"):
         ask(f"unix://{tmp_path}/file")
 
 
