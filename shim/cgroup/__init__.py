@@ -1,1 +1,1 @@
-"""The control group of a container: who is in it, what it uses, whether memory ran out."""
+"""The control group of a container: its processes, its resource usage, its OOM kills."""

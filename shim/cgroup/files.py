@@ -1,7 +1,7 @@
-"""The files and processes below a control group's directory, whatever its version.
+"""The files and processes below a control group's directory, for version 1 and 2.
 
-Nothing is kept open.  What has vanished is empty, not an error: groups are
-removed while we look at them.
+No file is kept open.  A missing file or group counts as empty and is not an error: a
+group may be removed while we read it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from shim.linux.modes import make_directory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# The file is not there; the group went while it was open; the process did; this
-# kernel has it switched off (pressure) or not for us.  Anything else is trouble.
+# Errors of a file that counts as absent: it does not exist; the group or the process ended
+# while it was open; this kernel has it disabled (pressure); we may not read it.
 _ABSENT = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESRCH)
     + (errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES, errno.EPERM)
 )
-# Looks at a group until nobody new is found there.  A process with a pending
-# SIGKILL cannot fork, so that a few looks are enough even for a fork bomb.
+# Rounds of searching a group for new processes.  A process with a pending SIGKILL cannot
+# fork, so a few rounds are enough even for a fork bomb.
 _ROUNDS = 50
-# Processes of a group that are held by pidfd at a time.
+# Pidfds that are open at a time while a group is signalled.
 _HELD = 64
 
 
 def read_file(path: str) -> str | None:
     """Return the text, or None if the file is absent or cannot be read.
 
-    Bytes that are no UTF-8 are surrogates, as in :func:`os.fsdecode`.
+    Invalid UTF-8 becomes surrogates, as in :func:`os.fsdecode`.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -57,13 +57,13 @@ def read_file(path: str) -> str | None:
 
 
 def read_files(directory: str, names: Iterable[str]) -> dict[str, str]:
-    """Return those of the files that can be read."""
+    """Return the text of each file that can be read, by name."""
     texts = ((name, read_file(f"{directory}/{name}")) for name in names)
     return {name: text for name, text in texts if text is not None}
 
 
 def list_names(directory: str) -> list[str]:
-    """Return the names in ``directory``, none if it is gone."""
+    """Return the names in ``directory``, an empty list if it does not exist."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries]
@@ -74,7 +74,10 @@ def list_names(directory: str) -> list[str]:
 
 
 def write_file(path: str, text: str) -> None:
-    """Write to a file that exists, in one go.  Raises OSError."""
+    """Write to an existing file with one write(2).
+
+    :raises OSError: the file does not exist, or the kernel rejects the text.
+    """
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -92,7 +95,7 @@ def subtree(directory: str) -> Iterator[str]:
         here = waiting.pop()
         yield here
         try:
-            # Each subdirectory has a link to its parent: two means there is none.
+            # Each subdirectory adds a link to its parent: two links mean no subdirectory.
             if os.stat(here).st_nlink == 2:  # noqa: PTH116 - Path costs more than the call
                 continue
             with os.scandir(here) as entries:
@@ -105,8 +108,8 @@ def subtree(directory: str) -> Iterator[str]:
 def subtree_pids(directory: str) -> list[int]:
     """Return the processes in ``directory`` and below, each once.
 
-    A process of another pid namespace shows as 0; it is left out, since signals
-    to 0 go to ourselves.
+    A process of another pid namespace is listed as 0.  It is left out, since a signal
+    to pid 0 reaches our own process group.
     """
     pids: dict[int, None] = {}
     for here in subtree(directory):
@@ -117,15 +120,16 @@ def subtree_pids(directory: str) -> list[int]:
 
 
 def check_foreign(pids: Iterable[int], directory: str) -> None:
-    """:raises UnsupportedError: we are in there: this is not one container's group."""
+    """:raises UnsupportedError: ``pids`` has our own pid: the group is not the container's."""
     if os.getpid() in pids:
         raise UnsupportedError(
-            f"{directory} also holds the shim: give the container a cgroup of its own"
+            f"cannot signal the processes of {directory}: the shim is one of them; "
+            "give the container a separate cgroup"
         )
 
 
 def signal_each(find: Callable[[], list[int]], number: int) -> None:
-    """Signal every process ``find`` finds, until it finds no new one."""
+    """Signal every process that ``find`` returns, until it returns no new one."""
     done: set[int] = set()
     for _ in range(_ROUNDS):
         found = sorted(set(find()) - done)
@@ -137,8 +141,8 @@ def signal_each(find: Callable[[], list[int]], number: int) -> None:
 
 
 def _signal_held(pids: list[int], find: Callable[[], list[int]], number: int) -> None:
-    # A pid may have become somebody else's before its pidfd was opened.  What is
-    # found once more after that is what is held.
+    # A pid may have been recycled before its pidfd was opened.  A pid that ``find`` returns
+    # again after that belongs to the process of the pidfd.
     held: dict[int, int] = {}
     try:
         for pid in pids:
@@ -153,9 +157,9 @@ def _signal_held(pids: list[int], find: Callable[[], list[int]], number: int) ->
 
 
 def has_room(directory: str, count: int) -> bool:
-    """Say whether ``count`` more processes fit into the group and those above it.
+    """Return whether the limits of the group and its parents allow ``count`` more processes.
 
-    A number that cannot be read is no room.
+    False if a limit cannot be read.
     """
     while os.path.exists(f"{directory}/cgroup.procs"):  # noqa: PTH110 - a plain string all along
         try:
@@ -171,13 +175,16 @@ def has_room(directory: str, count: int) -> bool:
 
 
 def make_group(directory: str) -> None:
-    """Create the group and its parents, where missing.  Raises OSError."""
+    """Create the group and its missing parents.
+
+    :raises OSError: a directory cannot be created.
+    """
     path = Path(directory)
     if path.is_dir():
         return
     make_group(str(path.parent))
     make_directory(path, 0o755, exist_ok=True)
-    # A new v1 cpuset has no CPUs and no memory, and takes no process.
+    # A new v1 cpuset has no CPUs and no memory nodes, and the kernel rejects every process.
     for name in ("cpuset.cpus", "cpuset.mems"):
         inherited = (read_file(f"{path.parent}/{name}") or "").strip()
         if inherited and read_file(f"{path}/{name}") == "\n":
@@ -185,7 +192,7 @@ def make_group(directory: str) -> None:
 
 
 def join_group(directory: str, pid: int) -> None:
-    """Move ``pid`` into the group, which is created when missing.
+    """Move ``pid`` into the group; create the group if it is missing.
 
     :raises NotFoundError: there is no such process.
     """
@@ -193,4 +200,4 @@ def join_group(directory: str, pid: int) -> None:
     try:
         write_file(f"{directory}/cgroup.procs", str(pid))
     except ProcessLookupError:
-        raise NotFoundError(f"process {pid} is gone: it cannot join {directory}") from None
+        raise NotFoundError(f"cannot move process {pid} to {directory}: it has ended") from None

@@ -1,7 +1,7 @@
-"""Where a process's control group is, on hosts of version 1, version 2, or both.
+"""Find a process's control group on hosts with version 1, version 2, or both.
 
-A host counts as version 2 when /sys/fs/cgroup itself is; a hybrid one counts as
-version 1, since its controllers are there.
+A host counts as version 2 if /sys/fs/cgroup itself is a version 2 mount.  A hybrid host
+counts as version 1, since its controllers are in the version 1 hierarchies.
 
 Source: cgroups(7) "/proc/pid/cgroup"; linux kernel/cgroup/cgroup.c proc_cgroup_show()
 for " (deleted)"; containerd/cgroups cgroup1/paths.go for PidPath and StaticPath.
@@ -30,10 +30,9 @@ _REMOVED = " (deleted)"
 
 
 def locate(paths: dict[str, str], mounts: list[MountPoint]) -> Cgroup | None:
-    """Return the group a process has for itself, None if it has none.
+    """Return the control group of a process, None if it is in the root of each hierarchy.
 
-    A hierarchy in whose root the process is says nothing about the process, and
-    acting on that group would act on the whole host.
+    A root group is not the process's own: an operation on it would affect the whole host.
     """
     top = unified_mount(mounts)
     if top is not None:
@@ -48,13 +47,13 @@ def locate(paths: dict[str, str], mounts: list[MountPoint]) -> Cgroup | None:
 
 def unified_mount(mounts: list[MountPoint]) -> MountPoint | None:
     """Return the mount of a version 2 host, None on a host of version 1."""
-    # The last mount on a point is the one that is seen.
+    # The last mount on a point covers the earlier ones.
     seen = [mount for mount in mounts if mount.point == _TOP]
     return seen[-1] if seen and seen[-1].fstype == "cgroup2" else None
 
 
 def _hierarchies(paths: dict[str, str], mounts: list[MountPoint]) -> dict[str, MountPoint]:
-    # Containers may have hierarchies mounted elsewhere on the host: ours come first.
+    # Containers may have hierarchies mounted at other places; the host's come first.
     candidates = sorted(
         (mount for mount in mounts if mount.fstype == "cgroup"),
         key=lambda mount: not mount.point.startswith(f"{_TOP}/"),
@@ -73,10 +72,10 @@ def _directory(mount: MountPoint, path: str) -> str | None:
 
 
 def _shown(mount: MountPoint, path: str) -> str | None:
-    # A path that leaves our cgroup namespace cannot be reached from here.
+    # A path outside our cgroup namespace has no directory in the mount.
     if ".." in PurePosixPath(path).parts:
         return None
-    # In a container without a cgroup namespace, the mount shows only a part.
+    # In a container without a cgroup namespace, the mount has only a part of the hierarchy.
     shown = PurePosixPath(path)
     if shown.is_relative_to(mount.root):
         path = f"/{shown.relative_to(mount.root)}"
@@ -84,9 +83,10 @@ def _shown(mount: MountPoint, path: str) -> str | None:
 
 
 def threads_file(paths: dict[str, str], mounts: list[MountPoint]) -> str | None:
-    """Return a file that a thread writes itself into to be where it is, None if there is none.
+    """Return the ``tasks`` or ``cgroup.threads`` file of a group; None if there is none.
 
-    Any hierarchy will do, and its root too.
+    ``paths`` are the groups of a thread: writing its id there does not change its group.
+    The group may be in any hierarchy, and may be a root.
     """
     top = unified_mount(mounts)
     if top is not None:
@@ -112,18 +112,20 @@ def cgroup_of(pid: int) -> Cgroup:
     try:
         paths = membership.read(pid)
     except (FileNotFoundError, ProcessLookupError):
-        raise NotFoundError(f"process {pid} is gone: its cgroup cannot be told") from None
+        raise NotFoundError(f"cannot find the cgroup of process {pid}: it has ended") from None
     cgroup = locate(by_controller(paths), mountinfo.read())
     if cgroup is None or _is_removed(cgroup, pid):
-        raise NotFoundError(f"process {pid} is a zombie, or has no cgroup of its own")
+        raise NotFoundError(
+            f"cannot find the cgroup of process {pid}: it is a zombie or in the root cgroup"
+        )
     return cgroup
 
 
 def _is_removed(cgroup: Cgroup, pid: int) -> bool:
-    """Say whether ``cgroup`` is the group that ``pid``, a zombie, had before it was removed.
+    """Return whether ``cgroup`` is the removed group of ``pid``, a zombie.
 
-    Version 2 then adds a suffix to the path, which a group's own name may end in too.
-    The group lists its members that are no zombies.
+    For a removed group, version 2 adds " (deleted)" to the path; but a group's name may
+    also end so.  An existing group lists its processes that are not zombies.
     """
     if not isinstance(cgroup, CgroupV2) or not cgroup.directory.endswith(_REMOVED):
         return False
@@ -131,10 +133,10 @@ def _is_removed(cgroup: Cgroup, pid: int) -> bool:
 
 
 def hybrid_directory(path: str) -> str:
-    """Return where ``path`` is in the version 2 hierarchy beside those of version 1.
+    """Return the directory of ``path`` in the version 2 hierarchy of a hybrid host.
 
-    That has no controllers, and runc makes a group in it all the same.  "" means that
-    there is no such hierarchy, or that ``path`` is its root.
+    That hierarchy has no controllers, but runc makes a group in it.  "" means that there
+    is no such hierarchy, or that ``path`` is its root.
     """
     for mount in mountinfo.read():
         if mount.fstype == "cgroup2" and mount.point.startswith(f"{_TOP}/"):
@@ -143,9 +145,9 @@ def hybrid_directory(path: str) -> str:
 
 
 def cgroup_at(path: str) -> Cgroup:
-    """Return the control group called ``path``, as options.shim_cgroup has it.
+    """Return the control group at ``path``, which has the format of options.shim_cgroup.
 
-    It need not exist.  ``..`` does not lead out of the hierarchy.
+    It need not exist.  ``..`` cannot leave the hierarchy.
 
     :raises UnsupportedError: no control groups are mounted.
     """
@@ -156,5 +158,7 @@ def cgroup_at(path: str) -> Cgroup:
         return CgroupV2(f"{top.point}{path}", top.point)
     hierarchies = _hierarchies(by_controller(membership.read()), mounts)
     if not hierarchies:
-        raise UnsupportedError("no cgroups are mounted below /sys/fs/cgroup")
+        raise UnsupportedError(
+            f"cannot find the cgroup {path}: no cgroups are mounted below /sys/fs/cgroup"
+        )
     return CgroupV1({name: f"{mount.point}{path}" for name, mount in hierarchies.items()})

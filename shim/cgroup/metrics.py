@@ -1,8 +1,7 @@
-"""What a control group uses: the kernel's files as text in, containerd's messages out.
+"""Convert the text of the kernel's cgroup files into containerd's metrics messages.
 
-The readers in v1.py and v2.py hand over the files they could read, by name.  A
-file that is missing leaves its part of the message out; a line that makes no
-sense counts as absent.  Nothing is read here.
+v1.py and v2.py read the files and pass their text by name.  The part of the message for a
+missing file is left out; a malformed line counts as absent.  This module reads no file.
 
 Source: containerd/cgroups, cgroup1/*.go and cgroup2/manager.go, for which file
 fills which field; Linux Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst
@@ -37,7 +36,7 @@ _V1_MEMORY_COUNTERS = {
     "max_usage_in_bytes": "max",
     "failcnt": "failcnt",
 }
-# Lines of memory.stat that v1.MemoryStat has under another name.
+# Lines of memory.stat that have another field name in v1.MemoryStat.
 _V1_MEMORY_NAMES = {
     "pg_pg_in": "pgpgin",
     "pg_pg_out": "pgpgout",
@@ -49,7 +48,7 @@ _V1_MEMORY_NAMES = {
     "total_pg_maj_fault": "total_pgmajfault",
     "hierarchical_swap_limit": "hierarchical_memsw_limit",
 }
-# The files of the CFQ scheduler, and the throttle layer's for when it saw nothing.
+# The files of the CFQ scheduler, and those of the throttle layer, used if CFQ counted nothing.
 _V1_CFQ = {
     "blkio.sectors_recursive": "sectors_recursive",
     "blkio.io_service_bytes_recursive": "io_service_bytes_recursive",
@@ -73,8 +72,8 @@ _V2_MEMORY_FILES = {
     "memory.swap.peak": "swap_max_usage",
 }
 
-# The files :func:`v1_metrics` understands, by controller.  hugetlb's have the
-# page size in their names: see HUGETLB.
+# The files that :func:`v1_metrics` parses, by controller.  The names of hugetlb's files
+# contain the page size: see HUGETLB.
 V1_FILES: dict[str, tuple[str, ...]] = {
     "pids": ("pids.current", "pids.max"),
     "cpu": ("cpu.stat",),
@@ -87,7 +86,7 @@ V1_FILES: dict[str, tuple[str, ...]] = {
     "blkio": (*_V1_CFQ, *_V1_THROTTLE),
     "rdma": ("rdma.current", "rdma.max"),
 }
-# The files :func:`v2_metrics` understands, and those that match HUGETLB.
+# The files that :func:`v2_metrics` parses, besides those that match HUGETLB.
 V2_FILES: tuple[str, ...] = (
     *("pids.current", "pids.max", "cpu.stat", "cpu.pressure", "memory.stat", *_V2_MEMORY_FILES),
     *("memory.pressure", "memory.events", "io.stat", "io.pressure", "rdma.current", "rdma.max"),
@@ -98,7 +97,7 @@ HUGETLB = re.compile(
 
 
 def parse_number(text: str | None, maximum: int = 0) -> int:
-    """Parse one number; ``max`` is ``maximum``, below zero, nonsense and None are 0."""
+    """Parse one number.  ``max`` becomes ``maximum``; negative, malformed and None become 0."""
     try:
         text = (text or "").strip()
         return maximum if text == "max" else min(max(int(text), 0), U64)
@@ -115,8 +114,8 @@ def parse_pairs(text: str | None) -> dict[str, int]:
 def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
     """Convert the files of a v1 group; ``partitions`` is /proc/partitions, for device names.
 
-    An unlimited pids.max is 0 here and 2**64-1 in v2: that is how containerd
-    tells it, and what its clients expect.
+    An unlimited pids.max is 0 here and 2**64-1 in v2, as in containerd; its clients expect
+    these values.
     """
     metrics = v1.Metrics(
         cpu=_v1_cpu(files),
@@ -155,7 +154,7 @@ def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
 
 
 def _v1_cpu(files: Mapping[str, str]) -> v1.CPUStat:
-    # Both parts are there even when empty: Docker reads through them unasked.
+    # Both parts are set even if empty: Docker reads them without checking for presence.
     ticks = parse_pairs(files.get("cpuacct.stat"))
     stat = parse_pairs(files.get("cpu.stat"))
     return v1.CPUStat(
@@ -211,7 +210,7 @@ def _v1_blkio(files: Mapping[str, str], devices: Mapping[tuple[int, int], str]) 
 def _v1_blkio_entries(
     text: str, devices: Mapping[tuple[int, int], str]
 ) -> Iterator[v1.BlkIOEntry]:
-    # "8:0 Read 4096", or "8:0 8" where there is no operation; "Total 4096" ends it.
+    # "8:0 Read 4096", or "8:0 8" without an operation; the last line is "Total 4096".
     for line in text.split("\n"):
         match line.replace(":", " ").split():
             case [major, minor, *op, value] if len(op) <= 1 and major.isdecimal():
@@ -226,7 +225,7 @@ def _v1_blkio_entries(
 
 
 def _rdma(text: str) -> Iterator[tuple[str, int, int]]:
-    # "mlx4_0 hca_handle=2 hca_object=max"; the device's name is the administrator's choice.
+    # "mlx4_0 hca_handle=2 hca_object=max"; the administrator can choose any device name.
     for line in text.split("\n"):
         match line.rsplit(" ", 2):
             case [device, first, second]:
@@ -239,7 +238,7 @@ def _rdma(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _utf8(name: str) -> str:
-    """Return ``name`` as a protobuf string can have it: bytes that are no UTF-8 are U+FFFD."""
+    """Return ``name`` as a valid protobuf string: invalid UTF-8 becomes U+FFFD."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
@@ -288,7 +287,7 @@ def v2_metrics(files: Mapping[str, str]) -> v2.Metrics:
 
 
 def _fill(message: v2.CPUStat | v2.MemoryStat | v2.MemoryEvents, stat: Mapping[str, int]) -> None:
-    # v2 names its lines as the message names its fields.
+    # In v2, the lines have the names of the message's fields.
     message.SetInParent()
     for field in message.DESCRIPTOR.fields:
         if field.message_type is None:

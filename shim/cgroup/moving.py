@@ -1,17 +1,17 @@
-"""Has the kernel ready to move a process to another group when the runtime comes to that.
+"""Pay the RCU grace period of cgroup_threadgroup_rwsem before the runtime needs it.
 
-Whoever moves a process takes a lock that every fork and every exit on the host
-takes too.  For their sake it is free for them until somebody moves; the first who
-does then waits for all processors to have seen it, an RCU grace period of some
-10 ms, half way through ``runc create`` and ``runc exec``.  Who comes a few
-milliseconds after does not wait again.  So we are the first, as soon as the runtime
-runs and while it is still being loaded: a thread, since the wait is one of the
-kernel's that nothing interrupts, moves itself to the group it is in, and ends.
+To move a process between control groups, the kernel takes cgroup_threadgroup_rwsem for
+writing; every fork and exit on the host takes it for reading.  The lock is a per-CPU
+rwsem, which is cheap for readers.  The first writer waits an RCU grace period of some
+10 ms; a second writer within a few milliseconds does not wait again.  Without this
+module, ``runc create`` and ``runc exec`` would wait in the middle of their work.  So a
+thread pays the grace period while the runtime is still being loaded: it writes its own id
+to its own group.  It is a thread because the wait is uninterruptible in the kernel.
 
-Nothing depends on it: where it cannot be done, the runtime waits, as it would alone.
+This is an optimisation only: where it fails, the runtime waits itself.
 
-Source: kernel/cgroup/cgroup.c cgroup_attach_lock, kernel/rcu/sync.c; the mount
-option favordynmods does the same for a host, for good, at the price of each fork.
+Source: kernel/cgroup/cgroup.c cgroup_attach_lock, kernel/rcu/sync.c.  The mount option
+favordynmods has the same effect permanently and makes each fork on the host slower.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from contextlib import suppress
 
 from shim.cgroup.find import own_threads_file
 
-# Where we were when it was first asked.  Should that change, a thread is moved that
-# is about to end: no harm done.
+# The group of this process at the first call.  If the process moves later, only the thread
+# is moved back, which is about to end.
 _file = functools.cache(own_threads_file)
-# Of any number of processes in the making, one needs it.
+# One thread at a time serves all runtime commands that run at once.
 _under_way = False
 
 
 def prepare_move() -> None:
-    """Begin; returns at once, and never fails."""
+    """Start the thread; return at once.  It never raises."""
     global _under_way
     if _under_way:
         return
@@ -52,17 +52,17 @@ def prepare_move() -> None:
 
 
 def _move_to(fd: int) -> None:
-    """Move this thread into the group of ``fd``, which is closed."""
+    """Write this thread's id into the file ``fd``, a group's thread list, and close it."""
     global _under_way
     with suppress(OSError):
-        # Not 0 for itself, for which the kernel does without the lock.
+        # Not 0, the calling thread: the kernel does not take the lock for that.
         os.write(fd, b"%d" % _thread.get_native_id())
     os.close(fd)
     _under_way = False
 
 
 def finish(seconds: float = 1.0) -> None:
-    """Wait for what was begun, at most ``seconds``: who is about to fork is alone then."""
+    """Wait for the thread's end, at most ``seconds``: a fork must happen without threads."""
     deadline = time.monotonic() + seconds
     while _under_way and time.monotonic() < deadline:
-        time.sleep(0.001)  # for once, at the end of a rehearsal
+        time.sleep(0.001)  # once, before the fork server forks

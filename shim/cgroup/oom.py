@@ -1,14 +1,14 @@
-"""Tells when the kernel killed a process of a container because memory ran out.
+"""Detect the OOM kills of a container's processes.
 
-The kernel's own counter is what counts; its notifications only say when to look
-at it.  So a notification that is lost, doubled, or early costs nothing.
+The number of kills comes from the kernel's counter; a notification only triggers a read
+of the counter.  So a notification that is lost, repeated or early does no harm.
 
-v1: an eventfd registered in cgroup.event_control.  It is signalled *before* the
-kernel picks its victim, and once more when the group is removed.  The counter in
-memory.oom_control leaves out the groups below, so that those are read too.
+v1: an eventfd registered in cgroup.event_control.  The kernel signals it *before* it
+kills a process, and once more when the group is removed.  The counter in
+memory.oom_control excludes the groups below, so their counters are read too.
 v2: inotify on memory.events, whose counter includes the groups below.
-Either: systemd removes a scope with its last process, often before the counter was read
-for the last time.  Then the kernel's log has the rest.
+Both: systemd removes a scope with its last process, often before the last read of the
+counter.  The kernel's log then has the kills that are missing.
 
 Source: Linux Documentation/admin-guide/cgroup-v1/memory.rst "OOM Control",
 mm/memcontrol-v1.c; cgroup-v2.rst "memory.events".
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
 
 _IN_MODIFY = 0x2  # linux/inotify.h
-# Seconds between two looks on a host that has no inotify instance left to give.
+# Seconds between two reads on a host without a free inotify instance.
 _POLL = 2.0
-# Seconds between looks after v1's notification, which comes before the kill.
+# Seconds between reads after v1's notification, which comes before the kill.
 _LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 class OomWatch:
     """The kills since the watch was opened.  Use :func:`open_oom_watch`.
 
-    ``read`` returns counters by name; ``hint`` waits until looking at them may
-    be worth it, which then takes up to the sum of ``lag`` seconds to show.
-    ``reported`` is the count at which :meth:`wait_kill` last returned, and ``logged_kills``
-    counts the kills when there is no counter any more.
+    ``read`` returns counters by group.  ``hint`` waits for a notification, after which the
+    counters may change within the sum of ``lag`` seconds.  ``reported`` is the count at
+    which :meth:`wait_kill` last returned.  ``logged_kills`` returns the kills found in the
+    kernel's log, for a group whose counter was removed.
     """
 
     def __init__(
@@ -67,11 +67,14 @@ class OomWatch:
         self.reported = 0
 
     def count(self) -> int:
-        """Return the number of kills so far; once the group is gone, as far as known."""
+        """Return the number of kills so far.
+
+        If the group was removed, kills that are not in the kernel's log may be missing.
+        """
         counters = self._read()
         if not counters:
             self._count = max(self._count, self.logged_kills())
-        # A group below may be removed and made again: its counter starts anew.
+        # A group below may be removed and made again: its counter then restarts at 0.
         for name, value in counters.items():
             last = self._last.get(name, 0)
             self._count += value - last if value >= last else value
@@ -81,8 +84,8 @@ class OomWatch:
     async def wait_kill(self) -> None:
         """Wait until there are more kills than when this last returned.
 
-        One task at a time may wait.  It never returns for a group that is gone
-        or has no memory controller: cancel it when the container ends.
+        One task at a time may wait.  It never returns for a group that was removed or
+        has no memory controller: cancel it when the container ends.
         """
         await trio.lowlevel.checkpoint()
         while self.count() <= self.reported:
@@ -98,7 +101,7 @@ class OomWatch:
 async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
     """Count the OOM kills in ``cgroup`` for the length of the block.
 
-    Without a memory controller the watch is there and never tells anything.
+    Without a memory controller, the watch reports no kills.
     """
     if isinstance(cgroup, CgroupV1):
         directory = cgroup.directories.get("memory", "")
@@ -108,7 +111,7 @@ async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
         opened = _open_v2(f"{cgroup.directory}/memory.events")
         path = cgroup.directory.removeprefix(cgroup.mount)
     with opened as watch:
-        if not path.endswith(".scope"):  # nobody removes it before the runtime does
+        if not path.endswith(".scope"):  # only the runtime removes it
             yield watch
             return
         with closing(KernelLog()) as kernel:
@@ -126,8 +129,8 @@ def _open_v1(directory: str) -> Iterator[OomWatch]:
     with _owned(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) as fd:
         try:
             _register_v1(fd, directory)
-        except OSError as exc:  # removed since, or a kernel without these events
-            log.warning("no OOM notifications", cgroup=directory, error=exc, every=_POLL)
+        except OSError as exc:  # it was removed, or the kernel lacks these events
+            _log_polling(control, exc)
             yield OomWatch(partial(_kills_v1, directory), partial(trio.sleep, _POLL))
             return
         if "oom_kill" in parse_pairs(text):
@@ -146,21 +149,26 @@ def _open_v2(path: str) -> Iterator[OomWatch]:
     try:
         inotify = libc.inotify_init()
     except OSError as exc:  # fs.inotify.max_user_instances is 128 for all of root
-        log.warning("no OOM notifications", file=path, error=exc, every=_POLL)
+        _log_polling(path, exc)
         yield OomWatch(partial(_kills_v2, path), partial(trio.sleep, _POLL))
         return
     with _owned(inotify) as fd:
         try:
             libc.inotify_add_watch(fd, path, _IN_MODIFY)
         except OSError as exc:
-            log.warning("no OOM notifications", file=path, error=exc, every=_POLL)
+            _log_polling(path, exc)
             yield OomWatch(partial(_kills_v2, path), partial(trio.sleep, _POLL))
             return
         yield OomWatch(partial(_kills_v2, path), partial(_wait_drained, fd))
 
 
+def _log_polling(file: str, exc: OSError) -> None:
+    text = "cannot get OOM notifications: the counter is polled"
+    log.warning(text, file=file, error=exc, seconds=_POLL)
+
+
 def _nothing(where: str) -> OomWatch:
-    log.debug("no memory controller: OOM kills go unseen", cgroup=where)
+    log.debug("cannot count OOM kills: no memory controller", cgroup=where)
     return OomWatch(dict, trio.sleep_forever)
 
 
@@ -202,7 +210,7 @@ def _kills_v2(path: str) -> dict[str, int]:
 
 
 class _Notifications:
-    """Counts v1's notifications themselves, for a kernel that does not count kills."""
+    """Counts v1's notifications, for a kernel that does not count kills."""
 
     def __init__(self, fd: int, directory: str) -> None:
         self._fd = fd
@@ -212,6 +220,6 @@ class _Notifications:
     def read(self) -> dict[str, int]:
         with suppress(BlockingIOError):
             news = os.eventfd_read(self._fd)
-            if Path(self._directory).is_dir():  # otherwise it told of the removal
+            if Path(self._directory).is_dir():  # otherwise the group was removed
                 self._seen += news
         return {self._directory: self._seen}

@@ -17,22 +17,22 @@ from shim.errors import NotFoundError
 
 @dataclass(frozen=True, slots=True)
 class CgroupV1:
-    """``directories`` maps controllers (``name=systemd`` among them) to directories."""
+    """``directories`` maps controllers (including ``name=systemd``) to directories."""
 
     directories: dict[str, str]
 
     def exists(self) -> bool:
-        """Whether the group is there in any hierarchy."""
+        """Whether the group exists in at least one hierarchy."""
         return any(Path(one).is_dir() for one in self._distinct())
 
     def pids(self) -> list[int]:
-        """Return every process of the group and the groups below, none if it is gone."""
+        """Return every process of the group and the groups below; none if it was removed."""
         return files.subtree_pids(self._main()) if self.directories else []
 
     def metrics(self) -> AnyMessage:
         """Return io.containerd.cgroups.v1.Metrics.
 
-        :raises NotFoundError: the group is gone.
+        :raises NotFoundError: the group was removed.
         """
         found: dict[str, str] = {}
         for controller, directory in self.directories.items():
@@ -42,7 +42,7 @@ class CgroupV1:
             found |= files.read_files(directory, names)
         metrics = v1_metrics(found, files.read_file("/proc/partitions") or "")
         if not self.exists():
-            raise NotFoundError(f"the cgroup {self._main()} is gone")
+            raise NotFoundError(f"cannot read the metrics of {self._main()}: cgroup not found")
         return AnyMessage(type_url=metrics.DESCRIPTOR.full_name, value=metrics.SerializeToString())
 
     def signal_all(self, number: int) -> None:
@@ -54,24 +54,24 @@ class CgroupV1:
         files.signal_each(self.pids, number)
 
     def is_frozen(self) -> bool:
-        """Whether a freezer holds the group, so that even SIGKILL waits for a thaw.
+        """Whether a freezer has the group frozen, so that SIGKILL has no effect until a thaw.
 
-        In a group of version 2 it does not.  What cannot be told is not frozen.
+        Only version 1 delays SIGKILL.  False if the state cannot be read.
         """
         directory = self.directories.get("freezer")
         try:
             state = files.read_file(f"{directory}/freezer.state") if directory else None
-        except OSError:  # no fd left, say; the signal needs none
+        except OSError:  # such as EMFILE; the caller's signal needs no fd
             return False
         return (state or "").strip() in ("FREEZING", "FROZEN")
 
     def has_room(self, count: int) -> bool:
-        """Whether the limits of processes leave room for ``count`` more."""
+        """Whether the pids limits allow ``count`` more processes."""
         directory = self.directories.get("pids")
         return directory is None or files.has_room(directory, count)
 
     def add(self, pid: int) -> None:
-        """Move ``pid`` into the group in every hierarchy, creating it where missing.
+        """Move ``pid`` into the group in every hierarchy; create missing groups.
 
         :raises NotFoundError: there is no such process.
         """
@@ -83,6 +83,6 @@ class CgroupV1:
         return list(dict.fromkeys(self.directories.values()))
 
     def _main(self) -> str:
-        # runc, whose "ps" containerd asks, also reads devices.
+        # As "runc ps", which containerd's shim calls, reads the devices hierarchy.
         default = next(iter(self.directories.values()), "")
         return self.directories.get("devices", default)

@@ -154,7 +154,7 @@ def test_a_path_names_a_group_in_every_hierarchy(group: CgroupV1) -> None:
 def test_a_dead_process_has_no_group(start: Start) -> None:
     child = start("")
     child.communicate()
-    with pytest.raises(NotFoundError, match="gone"):
+    with pytest.raises(NotFoundError, match="it has ended"):
         cgroup_of(child.pid)
 
 
