@@ -1,1 +1,1 @@
-"""Everything that carries a process's stdin, stdout and stderr."""
+"""The relays, pipes, files, terminals and logging programs of a process's stdio."""

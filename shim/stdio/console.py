@@ -1,4 +1,4 @@
-"""The socket over which a runtime hands us the master of a new terminal.
+"""The socket over which a runtime sends the daemon the master of a new terminal.
 
 Source: opencontainers/runc, docs/terminals.md and libcontainer/utils/cmsg.go:
 the runtime connects, sends one fd by SCM_RIGHTS beside the terminal's name, and closes.
@@ -22,7 +22,7 @@ from shim.linux.sockets import make_private_directory
 
 
 class ConsoleSocket:
-    """A listening socket in a directory of its own.  Close it when done."""
+    """A listening socket in a private directory.  The caller closes it."""
 
     def __init__(self) -> None:
         self._directory = make_private_directory("console-")
@@ -39,8 +39,8 @@ class ConsoleSocket:
     async def receive_master(self, timeout: float) -> Fd:
         """Return the master of the terminal, non-blocking.
 
-        :raises TimedOutError: no runtime sent one within ``timeout`` seconds.
-        :raises UnavailableError: one sent something else.
+        :raises TimedOutError: no runtime sent a terminal within ``timeout`` seconds.
+        :raises UnavailableError: the runtime sent something else, or the socket was closed.
         """
         try:
             with trio.fail_after(timeout):
@@ -55,13 +55,16 @@ class ConsoleSocket:
                         return await _receive(peer)
         except trio.TooSlowError:
             raise TimedOutError(
-                f"the runtime sent no terminal in {timeout:g} s; does it know --console-socket?"
+                f"the runtime sent no terminal within {timeout:g} s; "
+                "check that it supports --console-socket"
             ) from None
         except trio.ClosedResourceError:
-            raise UnavailableError("closed before the runtime sent a terminal") from None
+            raise UnavailableError(
+                "the console socket was closed before the runtime sent a terminal"
+            ) from None
 
     def close(self) -> None:
-        """Remove the socket and wake who waits on it; harmless when it was done before."""
+        """Remove the socket and wake its waiters; a second call does nothing."""
         if self._listener.fileno() >= 0:
             trio.lowlevel.notify_closing(self._listener)
         self._listener.close()
@@ -73,7 +76,7 @@ class ConsoleSocket:
 
 async def _receive(peer: socket.socket) -> Fd:
     await wait_readable(peer.fileno())
-    # recv_fds would leave room for more than one; what does not fit is closed for us.
+    # The buffer holds one fd.  The kernel closes any others that were sent.
     _, fds, _, _ = socket.recv_fds(peer, 4096, 1, socket.MSG_CMSG_CLOEXEC)
     received = [Fd(number) for number in fds]
     if len(received) == 1 and os.isatty(received[0].number):
@@ -85,8 +88,15 @@ async def _receive(peer: socket.socket) -> Fd:
 
 
 def set_size(master: Fd, width: int, height: int) -> None:
-    """Tell a terminal how many columns and rows it has."""
+    """Set the size of a terminal, in columns and rows.
+
+    :raises InvalidError: a number is above 65535.
+    :raises OSError: the ioctl failed.
+    """
     if max(width, height) > 0xFFFF:
-        raise InvalidError(f"a terminal cannot have {width} columns and {height} rows")
+        raise InvalidError(
+            f"cannot resize the terminal to {width} columns and {height} rows: "
+            "each must be at most 65535"
+        )
     size = struct.pack("HHHH", height, width, 0, 0)
     fcntl.ioctl(master.number, termios.TIOCSWINSZ, size)

@@ -1,6 +1,6 @@
-"""Relays that read and write: to and from terminals.
+"""Relays that read and write their bytes, for terminals.  splice(2) refuses them.
 
-Source: pty(7); drivers/tty/n_tty.c for what a hang-up does.
+Source: pty(7); drivers/tty/n_tty.c for the effect of a hang-up.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 # Bytes in one read.
 _READ = 1 << 17
-_TERMINAL = 1 << 16  # from a terminal, before they are passed on
+# Bytes that are read from a terminal before they are written.
+_TERMINAL = 1 << 16
 
 
 class CopyRelay(Relay):
-    """From a pipe or fifo to anything.
+    """Copies from a pipe or fifo to any fd.
 
-    With ``retry_hang_up`` a failing sink is tried again for ever; without it, what
-    does not fit is dropped, so that no container blocks on a full disk.
+    With ``retry_hang_up`` a write that fails with EIO, as on a terminal that no
+    process has open, is repeated until it succeeds.  Any other failure drops the
+    bytes, so that no container blocks on a full disk.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class CopyRelay(Relay):
             try:
                 count = os.write(self.sink.number, rest)
             except BlockingIOError:
-                # A terminal that was hung up claims to have room.
+                # poll(2) reports a terminal that was hung up as writable.
                 if waited:
                     await trio.sleep(SHORT_PAUSE)
                 await wait_writable(self.sink.number)
@@ -79,7 +81,7 @@ class CopyRelay(Relay):
                 break
             rest = rest[count:]
             waited = False
-            # At once: wait_read sees by this that a slow reader takes something.
+            # Counted per write: wait_read detects a slow reader by this.
             self._pending = len(rest)
             self._advance(count)
         self._pending = 0
@@ -87,27 +89,27 @@ class CopyRelay(Relay):
 
     def _drop(self, exc: OSError) -> None:
         if not self._failed:
-            log.error("output is being dropped", stream=self.name, error=exc)
+            log.error("cannot write: output is being dropped", stream=self.name, error=exc)
         self._failed = True
 
 
 class TerminalRelay(CopyRelay):
-    """From the master of a terminal to anything.
+    """Copies from the master of a terminal to any fd.
 
-    A hang-up is not the end: another process may open the terminal again.
-    :meth:`finish` says when it is.
+    A hang-up does not end the relay, because another process may open the
+    terminal again.  :meth:`finish` ends it.
     """
 
     _finishing = False
     _waiting: trio.CancelScope | None = None
 
     async def _run(self) -> None:
-        # One for all reads: a fresh one each would be as many page faults.
+        # One buffer for all reads: a new one for each read costs page faults.
         self._buffer = memoryview(bytearray(_TERMINAL))
         await super()._run()
 
     def finish(self) -> None:
-        """Take what is there to read, and then end, whoever still has the terminal open."""
+        """Copy the bytes that can be read now and end, though a process has the terminal open."""
         self._finishing = True
         if self._waiting is not None:
             self._waiting.cancel()
@@ -136,10 +138,10 @@ class TerminalRelay(CopyRelay):
                 hung_up = error == errno.EIO
 
     def _read_some(self) -> tuple[memoryview, int]:
-        """Read what is there, up to the buffer's size; say why there is no more.
+        """Return the bytes that can be read now, and the errno that ended them or 0.
 
-        A terminal gives 4 KiB at a time at the most, and sleeping after each of
-        them costs more than the bytes do.
+        At most a buffer's size is read.  A terminal returns at most 4 KiB a read;
+        to wait for the event loop after each costs more than the copy.
         """
         size = 0
         error = 0

@@ -1,4 +1,4 @@
-"""What the helper process of a file stream does: it copies between one file and pipes.
+"""The work of a file stream's helper process: it copies between one file and pipes.
 
 The file may be on a disk that hangs.  Then only this process waits for it, and the
 daemon goes on: a thread that waits for a disk cannot be killed, and the sockets and
@@ -44,7 +44,8 @@ _ERRORS: dict[str, type[ShimError]] = {cls.__name__: cls for cls in (InvalidErro
 def open_log_file(path: str) -> Fd:
     """Open a file to append to, and create it and its directories.
 
-    :raises InvalidError: ``path`` is not, or is not below, what can hold one.
+    :raises InvalidError: ``path`` is a directory or socket, or a parent is no directory.
+    :raises OSError: it cannot be opened or created.
     """
     with fifos.explained(path):
         make_directories(os.path.dirname(path), 0o755, parents=0o755)  # noqa: PTH120 - a plain string
@@ -54,7 +55,8 @@ def open_log_file(path: str) -> Fd:
 def open_existing(path: str) -> Fd:
     """Open the file or device at ``path`` to append to.
 
-    :raises NotFoundError, InvalidError: there is nothing, or no such thing.
+    :raises NotFoundError: ``path`` does not exist.
+    :raises InvalidError: it is neither a file nor a device.
     """
     return fifos.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
 
@@ -62,20 +64,21 @@ def open_existing(path: str) -> Fd:
 def open_input(path: str) -> Fd:
     """Open the file or device at ``path`` to read from.
 
-    :raises NotFoundError, InvalidError: there is nothing, or no such thing.
+    :raises NotFoundError: ``path`` does not exist.
+    :raises InvalidError: it is neither a file nor a device.
     """
     return fifos.open_file(path, os.O_RDONLY)
 
 
 def encode_error(exc: Exception) -> bytes:
-    """Return the message that tells the daemon of ``exc``; see :func:`decode_error`."""
+    """Return the message that reports ``exc`` to the daemon, for :func:`decode_error`."""
     number = (exc.errno if isinstance(exc, OSError) else 0) or 0
     text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
     return f"{type(exc).__name__}\n{number}\n{text}".encode(errors="replace")[:_LONGEST]
 
 
 def decode_error(message: bytes, path: str) -> Exception:
-    """Return the error that :func:`encode_error` was given.  ``path`` is the file's."""
+    """Return the error that :func:`encode_error` encoded.  ``path`` is the file's."""
     name, number, text = message.decode(errors="replace").split("\n", 2)
     if name in _ERRORS:
         return _ERRORS[name](text)
@@ -83,7 +86,10 @@ def decode_error(message: bytes, path: str) -> Exception:
 
 
 def write_file(path: str, *, create: bool, sources: Sequence[int], control: socket.socket) -> None:
-    """Append what comes from the pipes ``sources`` to the file, until they have ended."""
+    """Append the bytes of the pipes ``sources`` to the file, until all pipes have ended.
+
+    An error of open(2) is sent over ``control``, and the function returns.
+    """
     try:
         sink = open_log_file(path) if create else open_existing(path)
     except (ShimError, OSError) as exc:
@@ -94,7 +100,10 @@ def write_file(path: str, *, create: bool, sources: Sequence[int], control: sock
 
 
 def read_file(path: str, *, sink: int, control: socket.socket) -> None:
-    """Write what is in the file to the pipe ``sink``, until its end or until nobody reads."""
+    """Write the file's content to the pipe ``sink``, until its end or until no reader is left.
+
+    An error of open(2) is sent over ``control``, and the function returns.
+    """
     try:
         source = open_input(path).number
     except (ShimError, OSError) as exc:
@@ -111,7 +120,7 @@ def read_file(path: str, *, sink: int, control: socket.socket) -> None:
 
 
 def _send(control: socket.socket, message: bytes) -> None:
-    with contextlib.suppress(OSError):  # the daemon has ended, or is about to
+    with contextlib.suppress(OSError):  # the daemon has closed its end
         control.send(message)
 
 
@@ -143,10 +152,10 @@ class _Writing:
                             self._copy(source, fifos.PIPE_SIZE)
                         _send(self._control, DRAINED)
                     case b"":
-                        # The daemon has ended; what its containers write is kept.
+                        # The daemon has ended; its containers' output is still written.
                         listening = False
                         self._poll.unregister(self._control)
-                        self._begin()  # the end of the pipes is to be seen, too
+                        self._begin()  # watches the pipes for their end, too
                     case _:
                         return
             for source in list(self._sources):
@@ -158,7 +167,7 @@ class _Writing:
             self._poll.register(source, select.POLLIN)
 
     def _copy(self, source: int, least: int) -> None:
-        """Copy what is in ``source``, or at least ``least`` bytes of it."""
+        """Copy from ``source`` until it is empty, or ``least`` bytes or more were copied."""
         count = 0
         while count < least:
             try:
@@ -174,7 +183,7 @@ class _Writing:
             count += size
 
     def _write(self, rest: memoryview) -> None:
-        """Write ``rest``; drop it if the file does not take it."""
+        """Write ``rest``; drop it if the write fails."""
         while rest:
             try:
                 count = os.write(self._sink, rest)
@@ -185,7 +194,7 @@ class _Writing:
                 continue
             except OSError as exc:
                 if not self._failed:
-                    log.error("output is being dropped", path=self._path, error=exc)
+                    log.error("cannot write: output is being dropped", path=self._path, error=exc)
                 self._failed = True
                 return
             rest = rest[count:]

@@ -1,8 +1,7 @@
-"""The helper process of a file stream, as the daemon sees it.
+"""The daemon's side of a file stream's helper process.
 
-Each path has a process of its own, which is started for it only: it opens the file,
-so that no disk that hangs stops the daemon, and copies.  What it does is
-``shim.stdio.filecopy``.
+One process for each path opens the file and copies, so that a disk that hangs
+does not block the daemon.  ``shim.stdio.filecopy`` is the process's work.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 # Seconds for a file to be opened, and its directories to be made.
 OPEN = 10.0
-# Seconds for a process that writes to end when it is asked to, and for any when it is killed.
+# Seconds for a process that writes to end after STOP, and for any process after SIGKILL.
 _STOP, _KILL = 1.0, 0.5
 # Seconds before a process that was killed is replaced.
 _RESTART_PAUSE = 1.0
@@ -50,7 +49,7 @@ class FileHelper:
         writes: bool,
     ) -> None:
         self.path = path
-        self._writes = writes  # to the file, and not from it
+        self._writes = writes  # whether it writes to the file; it reads otherwise
         self._work = work
         self._spawner = spawner
         self._fds = fds
@@ -75,8 +74,8 @@ class FileHelper:
     async def wait_opened(self, timeout: float) -> None:
         """Wait until the file is open.
 
-        :raises NotFoundError, InvalidError, OSError: it cannot be opened.
-        :raises TimedOutError: it was not opened within ``timeout`` seconds.
+        :raises NotFoundError, InvalidError, OSError: the file cannot be opened.
+        :raises TimedOutError: the file was not opened within ``timeout`` seconds.
         """
         with trio.move_on_after(timeout):
             message = await self._receive()
@@ -89,12 +88,12 @@ class FileHelper:
         )
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Let bytes flow."""
+        """Start to copy, and replace the process if it is killed."""
         self._send(filecopy.GO)
         nursery.start_soon(self._follow)
 
     async def wait_drained(self) -> None:
-        """Wait until what is in the pipes now has been written to the file."""
+        """Wait until the bytes that are in the pipes now are written to the file."""
         if not self._writes or self._control.fileno() < 0:
             return
         self._send(filecopy.DRAIN)
@@ -103,10 +102,10 @@ class FileHelper:
                 pass
 
     async def stop(self) -> None:
-        """End the process, whatever is left in the pipes; takes at most two seconds.
+        """End the process though bytes are left in the pipes; takes at most two seconds.
 
-        A process that the kernel keeps because its disk hangs stays behind: it is
-        killed, and ends when the disk responds.
+        A process whose disk hangs is sent SIGKILL and not waited for: it ends when
+        the disk responds.
         """
         self._closing = True
         self._send(filecopy.STOP)
@@ -118,14 +117,14 @@ class FileHelper:
             await self._child.wait()
         if scope.cancelled_caught:
             log.error(
-                "a file system does not respond: the process that copies stays until it does",
+                "cannot end the process that copies to a file: its file system does not respond",
                 path=self.path,
                 pid=self._child.pid,
             )
         self._close()
 
     async def _follow(self) -> None:
-        """Replace the process if it is killed; close the pipes at its regular end."""
+        """Replace the process if it is killed; close the pipes once it exits with 0."""
         while True:
             exit_ = await self._child.wait()
             if self._closing:
@@ -144,24 +143,28 @@ class FileHelper:
         try:
             self._control, self._child = self._fork()
         except OSError as exc:
-            log.error("output is lost: no process can be started", path=self.path, error=exc)
+            log.error(
+                "cannot fork a process that copies to a file: output is lost",
+                path=self.path,
+                error=exc,
+            )
             return False
         self._send(filecopy.GO)
         return True
 
     async def _receive(self) -> bytes:
-        """Return the next message, or nothing if the process has ended."""
+        """Return the next message, or no bytes if the process has ended."""
         control = self._control
         while control.fileno() >= 0:
             await trio.lowlevel.wait_readable(control)
-            # Woken, but another task may have closed it since.
+            # Another task may have closed it since the wake-up.
             if control.fileno() >= 0:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
                     return control.recv(1 << 12)
         return b""
 
     def _send(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             self._control.send(message)
 
     def _close(self) -> None:
@@ -175,9 +178,9 @@ class FileHelper:
 async def open_writer(
     path: str, sources: Sequence[Fd], spawner: Spawner, *, create: bool, timeout: float
 ) -> FileHelper:
-    """Have what comes from the pipes ``sources`` appended to the file, which is opened now.
+    """Open the file; the bytes of the pipes ``sources`` are appended after ``start()``.
 
-    The sources are owned from here on.
+    The helper owns ``sources`` from this call on.
 
     :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
     """
@@ -190,7 +193,9 @@ async def open_writer(
 
 
 async def open_reader(path: str, sink: Fd, spawner: Spawner, *, timeout: float) -> FileHelper:
-    """Have what is in the file written to the pipe ``sink``, which is owned from here on.
+    """Open the file; its content is written to the pipe ``sink`` after ``start()``.
+
+    The helper owns ``sink`` from this call on.
 
     :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
     """

@@ -1,9 +1,9 @@
-"""A process's stdin, stdout and stderr: one object owns all of their fds.
+"""Opens a process's stdin, stdout and stderr.  One object owns all of their fds.
 
-Open it before the runtime runs, give :attr:`Stdio.child_fds` and
-:attr:`Stdio.console_socket` to the runtime, then call :meth:`Stdio.started`,
-:meth:`Stdio.exited` when the process has ended, :meth:`Stdio.drain` before it
-is deleted, and :meth:`Stdio.aclose` whatever happened.
+Open it before the runtime runs and pass :attr:`Stdio.child_fds` and
+:attr:`Stdio.console_socket` to the runtime.  Then call :meth:`Stdio.started`,
+:meth:`Stdio.exited` when the process has exited, :meth:`Stdio.drain` before it
+is deleted, and in every case :meth:`Stdio.aclose`.
 
 Source: containerd-shim-runc-v2 process/io.go.
 """
@@ -41,12 +41,14 @@ async def open_stdio(
     """Open the stdio of a process that is about to be created.
 
     Relays run in ``nursery``, never raise into it, and end with ``aclose()``.
-    ``uid`` and ``gid`` own the process's pipes.  ``directory`` is the working
-    directory of a logging program.  ``room`` is where output goes
-    that nobody takes from a fifo; without it the process waits for a reader.
+    ``uid`` and ``gid`` own the process's pipes.  A logging program gets
+    ``logger_timeout`` seconds to become ready, and ``directory`` as its working
+    directory.  ``overflow`` describes where output goes while no client reads its
+    fifo; without it the process waits for a reader.
 
-    :raises NotFoundError: a fifo, or the logging program, is not there.
-    :raises InvalidError: the address has an unknown scheme, or leads to no fifo or file.
+    :raises NotFoundError: a fifo or the logging program does not exist.
+    :raises InvalidError: the address has an unknown scheme, or its path is neither a
+        fifo nor a file.
     :raises TimedOutError: the logging program did not become ready, or the file
         system of a file does not respond.
     """

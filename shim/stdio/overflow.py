@@ -1,11 +1,11 @@
-"""Relays for whom the process does not wait when nobody reads.
+"""The relays of the output policies ``spool`` and ``drop``: a process never waits for long.
 
-As long as somebody reads, the reader sets the pace, as it does for every other
-relay, and the bytes go straight to the fifo.  A reader that has taken nothing
-for a second although the fifo was full is away.  From then on the process is
-never made to wait: what it writes goes into a store, and past its limit is
-dropped.  When the reader takes something again it gets all that was stored, in
-order, and a line that says how many bytes are missing where they are missing.
+While a client reads, it sets the pace, as with every other relay, and the bytes
+go directly to the fifo.  A reader that has read nothing from a full fifo for a
+second is away.  From then on the process does not wait: its output goes into a
+store, and is dropped while the store is full.  When the reader reads again, it
+gets all stored bytes in order.  Where bytes are missing it gets a line, the marker,
+with their number.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 
     from shim.stdio.spool import Overflow, Store
 
-# Seconds after which a reader that takes nothing is away.
+# Seconds after which a reader that reads nothing is away.
 AWAY_AFTER = 1.0
-# Room for a marker, in bytes.
+# Bytes that a marker takes at most.
 _MARKER = 128
 
 
 def marker(dropped: int, last: bytes) -> bytes:
-    """Return the line that stands for ``dropped`` bytes after a byte ``last``."""
+    """Return the line that replaces ``dropped`` bytes after the byte ``last``."""
     begin = b"" if last == b"\n" else b"\n"
     return begin + b"[trio-shim: %d bytes of output dropped]\n" % dropped
 
 
 class _OverflowRelay(Relay):
-    """What both have in common.  The sink is a fifo open at both ends.
+    """The base class of both relays.  The sink is a fifo or pipe open at both ends.
 
-    One task takes from the source; while there is a store a second one gives
-    what is in it to the sink.
+    One task reads the source.  While there is a store, a second task writes the
+    stored bytes to the sink.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class _OverflowRelay(Relay):
         super().__init__(name, source, sink, closes=closes, linger=True)
         self._overflow = overflow
         self._store: Store | None = None
-        self._dropped = 0  # bytes the next marker is to tell of
-        self._away = False  # who reads has taken nothing for a while
+        self._dropped = 0  # bytes that the next marker reports
+        self._away = False  # the reader has read nothing for AWAY_AFTER
         self._opened = trio.lowlevel.ParkingLot()
         self._warned = False
 
     @property
     def backlog(self) -> int:
-        # A marker alone counts as something too.
+        # A marker without stored bytes counts as one byte.
         held = max(1, self._store.used) if self._store is not None else 0
         return self._pending + held
 
@@ -80,7 +80,7 @@ class _OverflowRelay(Relay):
         raise NotImplementedError
 
     async def _write(self, data: bytes | memoryview) -> None:
-        """Pass on what was read, or keep it."""
+        """Write ``data`` to the sink, or store or drop it."""
         rest = memoryview(data)
         while rest:
             self._pending = len(rest)
@@ -99,7 +99,7 @@ class _OverflowRelay(Relay):
         self._pending = 0
 
     async def _wait_sink_writable(self) -> None:
-        """Wait for room in the sink, and no longer than a reader may take for it."""
+        """Wait until the sink is writable; after AWAY_AFTER seconds open a store instead."""
         with trio.move_on_after(AWAY_AFTER) as waiting:
             await wait_writable(self.sink.number)
         if waiting.cancelled_caught:
@@ -110,9 +110,9 @@ class _OverflowRelay(Relay):
     async def _store_or_drop(
         self, take: Callable[[Store], int], drop: Callable[[], int]
     ) -> int | None:
-        """Put something into the store, or drop it; None if it has to be tried again.
+        """Store or drop bytes; return how many, or None if the caller has to repeat the call.
 
-        ``take`` and ``drop`` say how many bytes it was, which is 0 at the end.
+        ``take`` and ``drop`` return the number of bytes, 0 at the end of the source.
         """
         store = self._store
         assert store is not None
@@ -130,7 +130,7 @@ class _OverflowRelay(Relay):
             await self._wait_progress()
             return None
         if not self._dropped:
-            log.warning("nobody reads: output is being dropped", stream=self.name)
+            log.warning("no client reads: output is being dropped", stream=self.name)
         count = drop()
         self._dropped += count
         return count
@@ -147,13 +147,13 @@ class _OverflowRelay(Relay):
                 continue
             await wait_writable(self.sink.number)
             if self._store.stuck:
-                await trio.sleep(LONG_PAUSE)  # no event tells that a disk responds again
+                await trio.sleep(LONG_PAUSE)  # no event reports that a disk responds again
                 continue
             with suppress(BlockingIOError):
                 self._write_oldest(self._store)
 
     def _write_oldest(self, store: Store) -> None:
-        """Write what is oldest.  There is a reader: it took something."""
+        """Write the oldest stored bytes, or the marker.  The sink was writable: a reader reads."""
         self._count_lost(store)
         count = 0
         try:
@@ -165,8 +165,8 @@ class _OverflowRelay(Relay):
             raise
         except OSError as exc:
             if store.stuck:
-                return  # it is there when the disk responds
-            log.error("spooled output is lost", stream=self.name, error=exc)
+                return  # the bytes can be read once the disk responds
+            log.error("cannot read the spool: its output is lost", stream=self.name, error=exc)
             self._dropped += store.used
             self._close_store()
             self._store = FirstBytes()
@@ -191,7 +191,7 @@ class _OverflowRelay(Relay):
 
     def _store_marker(self, store: Store) -> None:
         rest = marker(self._dropped, store.last)
-        with suppress(OSError):  # no room on the disk: it is told when the store is empty
+        with suppress(OSError):  # the disk is full: written once the store is empty
             while rest:
                 rest = rest[store.put(rest) :]
                 self._dropped = 0
@@ -204,7 +204,7 @@ class _OverflowRelay(Relay):
             return FirstBytes()
 
     def _stop_storing(self, store: Store) -> None:
-        """The disk takes no more: give what there is, drop what comes."""
+        """After a write error: deliver the stored bytes, and drop new ones."""
         if store.used or store.stuck:
             store.seal()
             return
@@ -219,7 +219,7 @@ class _OverflowRelay(Relay):
     def _warn(self, exc: OSError) -> None:
         if not self._warned:
             log.warning(
-                "output cannot be spooled, what nobody reads is dropped",
+                "output cannot be spooled: unread output is dropped",
                 stream=self.name,
                 error=exc,
             )
@@ -227,10 +227,10 @@ class _OverflowRelay(Relay):
 
 
 class OverflowPipeRelay(_OverflowRelay):
-    """From a pipe to a fifo.
+    """Moves the bytes of a pipe to a fifo.
 
-    What is small is copied, so that a fifo nobody reads holds as many lines as
-    it has bytes: spliced, each would take a whole page of it.
+    Small writes are copied, so that a fifo without a reader is filled by bytes:
+    a spliced write takes a whole page of the fifo, however small it is.
     """
 
     async def _read_all(self) -> None:
@@ -247,7 +247,7 @@ class OverflowPipeRelay(_OverflowRelay):
             null.close()
 
     async def _move(self, null: Fd) -> bool:
-        """Move what is in the source; say whether there may be more."""
+        """Move the bytes of the source; return False at its end."""
         source = self.source
         try:
             if self._store is not None:
@@ -259,13 +259,13 @@ class OverflowPipeRelay(_OverflowRelay):
         except BlockingIOError:
             if self._store is None and fifos.unread(source):
                 await self._wait_sink_writable()
-            return not fifos.at_end(source)  # which a full sink hides
+            return not fifos.at_end(source)  # a full sink hides the end
         self._advance(count)
         return count != 0
 
 
 class OverflowTerminalRelay(_OverflowRelay, TerminalRelay):
-    """From the master of a terminal to a fifo."""
+    """Copies from the master of a terminal to a fifo."""
 
     async def _read_all(self) -> None:
         await TerminalRelay._pump(self)

@@ -35,14 +35,14 @@ class PipeStdio(Stdio):
 
     async def started(self) -> None:
         await super().started()
-        # Not before: a runtime that fails says so on the process's stderr too,
-        # and the manager has that from us already.
+        # Not before: a runtime that fails also writes its error to the process's
+        # stderr, and the reply to the manager has that error already.
         for relay in (*self._inputs, *self._outputs):
             relay.start(self._nursery)
         self._start_helpers()
 
     async def _open_input(self, uid: int, gid: int) -> Fd:
-        """Return what becomes the process's stdin."""
+        """Return the fd that becomes the process's stdin."""
         path = self.spec.stdin
         if not path:
             return self._open_null()
@@ -55,16 +55,16 @@ class PipeStdio(Stdio):
             os.set_blocking(writer.number, False)
             self._inputs.append(SpliceRelay("stdin", source, writer, closes=(source, writer)))
             return reader
-        from shim.stdio import filehelper  # only for a container that has such a stream
+        from shim.stdio import filehelper  # loaded only for a container with such a stream
 
-        # A process that has the file itself could change its mode.
+        # A process that had an fd of the file could change its mode.
         self._helpers.append(
             await filehelper.open_reader(path, writer, self._spawner, timeout=filehelper.OPEN)
         )
         return reader
 
     def _open_output(self, name: str, address: Address, uid: int, gid: int) -> Fd:
-        """Return what becomes the process's stdout or stderr."""
+        """Return the fd that becomes the process's stdout or stderr."""
         if not address.path:
             return self._open_null()
         fifo = open_fifo(address.path) if address.scheme == "path" else None
@@ -83,12 +83,16 @@ class PipeStdio(Stdio):
         closes = (source, sink)
         if self._overflow is None:
             return SpliceRelay(name, source, sink, closes=closes, linger=True)
-        from shim.stdio.overflow import OverflowPipeRelay  # not for who does not ask for it
+        from shim.stdio.overflow import OverflowPipeRelay  # loaded only for spool and drop
 
         return OverflowPipeRelay(name, source, sink, closes=closes, overflow=self._overflow)
 
     def _relay_to_pipe(self, name: str, source: Fd) -> Fd:
-        """Put a pipe between the process and a file: a full pipe is a reader that is away."""
+        """Relay ``source`` to a new pipe, and return the read end for the file's helper.
+
+        A file that does not respond lets the pipe fill: the relay treats that like
+        a reader that is away.
+        """
         reader, writer = self._open_file_pipe()
         self._outputs.append(self._relay_output(name, source, writer))
         return reader

@@ -1,8 +1,8 @@
 """One direction of one stream: bytes from a source to a sink until the source ends.
 
 Between pipes the bytes stay in the kernel (splice); ``copying`` has the relays
-that read and write.  A relay sleeps unless there is something to move and room
-for it, and never raises into the nursery it runs in.
+that read and write.  A relay sleeps while its source is empty or its sink full,
+and never raises into the nursery it runs in.
 
 Source: splice(2), fifo(7).
 """
@@ -23,29 +23,29 @@ if TYPE_CHECKING:
 
     from shim.linux.fifos import Fd
 
-# Seconds between two looks at what a reader has left.
+# Seconds between two checks of how many bytes a reader has not read.
 _READ_INTERVAL = 0.002
-# Seconds between two looks for whoever reads; the first of them, each further one doubles.
+# Seconds between the first two checks for a reader; each further pause is doubled.
 _FIRST_INTERVAL = 0.001
-# Seconds between two tries at a terminal that was hung up.
+# Seconds between two attempts to use a terminal that was hung up: the first and the longest.
 SHORT_PAUSE = 0.05
 LONG_PAUSE = 0.5
 
 
 def splice(source: int, sink: int) -> int:
-    """Move what is in a pipe to another without waiting; 0 is the end of the source.
+    """Move bytes between two pipes without waiting; return how many, 0 at the source's end.
 
-    :raises BlockingIOError: one is empty, or the other is full.
+    :raises BlockingIOError: the source is empty, or the sink is full.
     """
     return os.splice(source, sink, fifos.PIPE_SIZE, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
 
 
 class Relay:
-    """Moves what ``source`` gives into ``sink``.
+    """Moves the bytes of ``source`` into ``sink``.
 
     ``closes`` are the fds to close at the end of the source.  With ``linger``
     the sink is a fifo open at both ends: it then stays open until a reader has
-    taken everything that is in it.  ``name`` is for the log.
+    read every byte in it.  ``name`` is for the log.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Relay:
         self._checks = trio.lowlevel.ParkingLot()
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Begin, as a task of ``nursery``."""
+        """Run the relay as a task of ``nursery``."""
         nursery.start_soon(self._run)
         self._running = True
 
@@ -78,8 +78,8 @@ class Relay:
                 if self._linger:
                     await self._keep_until_read()
         except OSError as exc:
-            log.warning("stdio ended early", stream=self.name, error=exc)
-        except Exception as exc:  # the nursery is the daemon's, and other containers' too
+            log.warning("cannot relay stdio: the stream ended early", stream=self.name, error=exc)
+        except Exception as exc:  # an error would end the relays of all containers
             log.crash("stdio relay failed", exc, stream=self.name)
         finally:
             self._end_source()
@@ -88,31 +88,31 @@ class Relay:
             self._ended.set()
 
     async def stop(self) -> None:
-        """End now, whatever is left in the source; return once that is so."""
+        """End the relay though bytes are left in the source; return once it has ended."""
         self._scope.cancel()
         if self._running:
             await self._ended.wait()
 
     def check_reader(self) -> None:
-        """Look for a reader now, and again soon: one may have come."""
+        """Check for a reader now, and again after the shortest pause."""
         self._checks.unpark_all()
 
     async def wait_drained(self) -> None:
-        """Wait until what is in the source now has reached the sink.
+        """Wait until the bytes that are in the source now have reached the sink.
 
-        A writer that goes on writing does not prolong this: nothing holds more
-        than a pipe's size of bytes written earlier.
+        A process that continues to write does not prolong this: the source holds
+        at most a pipe's size of bytes that were written before the call.
         """
         limit = self.moved + self.backlog + fifos.PIPE_SIZE
         while self.moved < limit and not self._is_drained():
             await self._progress.park()
 
     async def wait_read(self, idle: float) -> None:
-        """Wait until what is in the source now has been read from the sink.
+        """Wait until the bytes that are in the source now have been read from the sink.
 
-        Not for a reader that takes nothing for ``patience`` seconds, or when
-        there is none, nor for what is no fifo.  As with :meth:`wait_drained`, a
-        writer that goes on writing does not prolong this.
+        Returns earlier when no byte is read for ``idle`` seconds, and at once when
+        the sink is not a fifo.  As with :meth:`wait_drained`, a process that
+        continues to write does not prolong this.
         """
         limit = self.moved + self.backlog + fifos.PIPE_SIZE
         before, since = -1, trio.current_time()
@@ -129,7 +129,7 @@ class Relay:
 
     @property
     def backlog(self) -> int:
-        """How many bytes have left the source and not reached the sink."""
+        """The number of bytes that have left the source and not reached the sink."""
         return self._pending
 
     def _is_drained(self) -> bool:
@@ -150,16 +150,16 @@ class Relay:
         self._progress.unpark_all()
 
     async def _keep_until_read(self) -> None:
-        """Keep the fifo's write end until a reader has taken everything.
+        """Keep the fifo's write end open until a reader has read every byte.
 
-        A reader can die with bytes unread, and its successor's open(2) waits
-        for a writer: without one, that open never returns, and the bytes, which
-        the kernel keeps, reach nobody.
+        A reader can die with bytes unread, and the open(2) of the next reader waits
+        for a writer.  Without this write end that open never returns, and the
+        bytes, which the kernel keeps, are never read.
 
-        No event tells a writer that a reader came or read, so the relay looks,
-        with pauses that double.  Where there is no reader, or one that takes
-        nothing, these grow without a limit: :meth:`look` shortens them again,
-        and so does a reader that takes something.
+        The kernel does not notify a writer that a reader opened the fifo or read,
+        so the relay checks with pauses that double.  Without a reader, or with one
+        that reads nothing, the pauses grow without a limit; :meth:`check_reader`
+        and every read shorten them again.
         """
         fifos.close_reader(self.sink)
         left, pause = 0, _FIRST_INTERVAL
@@ -172,7 +172,7 @@ class Relay:
 
 
 class SpliceRelay(Relay):
-    """From a pipe or fifo to a pipe or fifo; nothing is ever held in between."""
+    """Splices from a pipe or fifo to a pipe or fifo; holds no bytes in between."""
 
     async def _pump(self) -> None:
         source, sink = self.source.number, self.sink.number
@@ -181,7 +181,8 @@ class SpliceRelay(Relay):
             try:
                 count = splice(source, sink)
             except BlockingIOError:
-                # Which of the two would block?  Waiting on the wrong one spins.
+                # Either the source is empty or the sink is full.  To wait for the
+                # wrong one is a busy loop.
                 if fifos.unread(self.source):
                     await wait_writable(sink)
                 elif fifos.at_end(self.source):

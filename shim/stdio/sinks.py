@@ -1,6 +1,6 @@
-"""Where output can go: a fifo, a file, a logging program.
+"""The sinks of output that the daemon opens itself: fifos and logging programs.
 
-The scheme of the stdout address decides, for both streams.
+The scheme of the stdout address selects the kind of sink, for both streams.
 
 Source: containerd-shim-runc-v2 process/io.go (schemes, the logger's fds and its
 end) and process/io_util.go (the logger's arguments and environment).
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from shim.outputaddress import Address
     from shim.reaper import Exit
 
-# Seconds a logger has to say that it is ready, then to end by itself once its
-# input has, then to end when asked, then to be gone when killed.
+# Seconds for a logger to report that it is ready, to exit after the end of its input,
+# to exit after SIGTERM, and to exit after SIGKILL.
 LOGGER_READY = 10.0
 LOGGER_EOF = 2.0
 LOGGER_TERM = 10.0
@@ -35,19 +35,22 @@ _SIGTERM, _SIGKILL = 15, 9
 
 
 class Child(Protocol):
-    """A process we started."""
+    """A process that the reaper started."""
 
     pid: int
 
     async def wait(self) -> Exit:
-        """Wait for its end."""
+        """Wait for the process to exit, and return its exit."""
 
     def signal(self, number: int) -> None:
-        """Send a signal; NotFoundError when it has ended."""
+        """Send a signal.
+
+        :raises NotFoundError: the process has exited.
+        """
 
 
 class Spawner(Protocol):
-    """What starts processes; the reaper."""
+    """Starts processes.  The reaper implements it."""
 
     def spawn(
         self,
@@ -59,18 +62,18 @@ class Spawner(Protocol):
     ) -> Child:
         """Start a program in ``directory``.
 
-        ``fds`` maps its fd numbers to ours, 0 to 2 default to /dev/null.
+        ``fds`` maps the program's fd numbers to the daemon's; 0 to 2 default to /dev/null.
         """
 
     def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
-        """Run ``work`` in a copy of this process that holds fd 2 and those of ``keep``."""
+        """Run ``work`` in a fork of this process that has fd 2 and the fds ``keep`` only."""
 
 
 def open_fifo(path: str) -> Fd | None:
-    """Open the fifo at ``path`` to write to; return None if there is something else.
+    """Open the fifo at ``path`` to write to; return None if it is not a fifo.
 
-    :raises NotFoundError: there is nothing: the manager creates it.
-    :raises InvalidError: ``path`` leads nowhere.
+    :raises NotFoundError: ``path`` does not exist; the manager creates the fifo.
+    :raises InvalidError: ``path`` cannot name a file.
     """
     if not fifos.is_fifo(path):
         return None
@@ -82,7 +85,8 @@ def open_fifo(path: str) -> Fd | None:
 class Logger:
     """A logging program and the container's ends of its two pipes.
 
-    It has stdout as fd 3, stderr as fd 4, and says on fd 5 that it is ready.
+    The program reads stdout from fd 3 and stderr from fd 4, and reports on fd 5
+    that it is ready.
     """
 
     def __init__(self, name: str, child: Child, stdout: Fd, stderr: Fd, readers: list[Fd]) -> None:
@@ -93,19 +97,23 @@ class Logger:
         self._readers = readers
 
     def started(self) -> None:
-        """Leave the read ends to the logger, so that its death is seen by who writes."""
+        """Close the daemon's read ends, so that a write after the logger's death fails."""
         for fd in self._readers:
             fd.close()
 
     async def aclose(self) -> None:
-        """End the logger: its input ends, then it is asked, then it is killed."""
+        """End the logger: close its input, then send SIGTERM, then SIGKILL."""
         self.started()
         self.stdout.close()
         self.stderr.close()
         with trio.move_on_after(LOGGER_EOF + LOGGER_TERM + LOGGER_KILL, shield=True):
             await self._stop()
             return
-        log.error("logging program survives SIGKILL", logger=self._name, pid=self._child.pid)
+        log.error(
+            "cannot end a logging program: it did not exit after SIGKILL",
+            logger=self._name,
+            pid=self._child.pid,
+        )
 
     async def _stop(self) -> None:
         with trio.move_on_after(LOGGER_EOF):
@@ -116,7 +124,7 @@ class Logger:
         with trio.move_on_after(LOGGER_TERM):
             await self._child.wait()
             return
-        log.warning("killing a logging program that does not end", logger=self._name)
+        log.warning("killing a logging program that did not exit", logger=self._name)
         if _signal(self._child, _SIGKILL):
             await self._child.wait()
 
@@ -142,9 +150,9 @@ async def open_logger(
 ) -> Logger:
     """Start a logging program in ``directory`` and wait until it is ready.
 
-    :raises NotFoundError: there is no such program.
-    :raises TimedOutError: it did not say that it is ready in ``timeout`` seconds.
-    :raises UnavailableError: it ended before it was ready.
+    :raises NotFoundError: the program does not exist.
+    :raises TimedOutError: it did not report that it is ready within ``timeout`` seconds.
+    :raises UnavailableError: it exited before it was ready.
     """
     opened: list[Fd] = []
     child: Child | None = None
@@ -183,9 +191,9 @@ async def _wait_ready(address: Address, ready: Fd, timeout: float) -> None:
             f"logging program {address.path} was not ready within {timeout:g} s; "
             "it must close or write to fd 5"
         )
-    # Version 1 takes the end of the pipe for a yes, and so also a crash.
+    # The scheme "binary" accepts the end of the pipe as ready, and so also a crash.
     if not os.read(ready.number, 1) and address.scheme == "binary-v2":
         raise UnavailableError(
             f"logging program {address.path} ended or closed fd 5 before it was ready; "
-            "binary-v2 wants a byte there"
+            "with binary-v2 it must write a byte to it"
         )

@@ -1,14 +1,14 @@
-"""Where output waits for a reader that is away: a ring in a file, or a few bytes in memory.
+"""Stores output while its reader is away: a ring in a file, or a few bytes in memory.
 
-The file has no name, so that a crash leaves nothing of it, and never grows
-beyond its limit.  What goes into it is spliced, in memory.  What comes out is copied: the
-pages that splice would put into a fifo remain the file's, and would change
-under a slow reader when the ring comes round to them.
+The file has no name, so that a crash leaves no file, and never grows beyond its
+limit.  Bytes are spliced into a file in memory.  They are always copied out of it:
+the pages that splice would put into a fifo still belong to the file, and a slow
+reader would see them change when the ring overwrites them.
 
-In memory the daemon does both.  On a disk, which may hang, a thread does, and the
-daemon waits for a moment only.
+The daemon itself reads and writes a file in memory.  A thread does so on a disk,
+which may hang, and the daemon waits for it at most ``WAIT`` seconds.
 
-Source: open(2) O_TMPFILE, splice(2); Linux fs/splice.c for whose the pages are.
+Source: open(2) O_TMPFILE, splice(2); Linux fs/splice.c for the ownership of pages.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from shim.offthread import Worker
 if TYPE_CHECKING:
     from shim.hostfile import Output
 
-# Seconds the daemon waits for a disk, until it has responded again.
+# Seconds that the daemon waits for one operation of a disk; none while one is late.
 WAIT = 0.25
 # Bytes in one read from the file.
 _CHUNK = 1 << 17
-# What a write to a fifo takes whole or not at all.
+# Bytes that a write to a fifo writes completely or not at all.
 SMALL = select.PIPE_BUF
 
 
 class Store(Protocol):
-    """Bytes that wait, oldest first.  ``used`` is how many, ``free`` how many more fit."""
+    """Stored bytes, oldest first: ``used`` is their number, ``free`` how many more fit."""
 
     @property
     def used(self) -> int: ...
@@ -48,50 +48,50 @@ class Store(Protocol):
     @property
     def free(self) -> int: ...
 
-    # Bytes that were taken and could not be kept; who counts them sets it to 0.
+    # Bytes that were accepted and could not be stored; the relay resets it to 0.
     lost: int
 
     @property
     def stuck(self) -> bool:
-        """Whether its disk does not respond: nothing can be taken or given."""
+        """Whether the disk does not respond: no byte can be stored or read."""
 
     @property
     def last(self) -> bytes:
-        """The byte that came last, or nothing if that is not known."""
+        """The newest byte, or no byte if that is not known."""
 
     def fill(self, pipe: Fd) -> int:
-        """Take what is in a pipe; return how many bytes, 0 at its end.
+        """Store the bytes of a pipe; return how many, 0 at its end.
 
-        :raises BlockingIOError: there is nothing.
-        :raises OSError: it cannot be kept, and is still in the pipe.
+        :raises BlockingIOError: the pipe is empty.
+        :raises OSError: they cannot be stored, and are still in the pipe.
         """
 
     def put(self, data: bytes | memoryview) -> int:
-        """Take the beginning of ``data``; return how many bytes.
+        """Store the beginning of ``data``; return how many bytes.
 
-        :raises OSError: nothing of it can be kept.
+        :raises OSError: no byte can be stored.
         """
 
     def write_to(self, sink: Fd) -> int:
-        """Write the oldest bytes; return how many.
+        """Write the oldest bytes to ``sink`` and remove them; return how many.
 
-        :raises BlockingIOError: there is no room for any.
-        :raises OSError: they cannot be read any more.
+        :raises BlockingIOError: the sink is full.
+        :raises OSError: the stored bytes cannot be read.
         """
 
     def seal(self) -> None:
-        """Take nothing from now on."""
+        """Store no more bytes from now on; ``free`` is then 0."""
 
     def close(self) -> None: ...
 
 
 class Ring:
-    """A file that is written round and round.  It owns ``file``."""
+    """A ring buffer of ``limit`` bytes in a file.  It owns ``file``."""
 
     def __init__(self, file: Fd, limit: int) -> None:
         self._file = file
         self._limit = limit
-        self._start = 0  # where the oldest byte is
+        self._start = 0  # the offset of the oldest byte
         self._sealed = False
         self._buffer = memoryview(bytearray(min(_CHUNK, limit)))
         self.used = 0
@@ -117,7 +117,7 @@ class Ring:
 
     @property
     def _span(self) -> int:
-        """How many bytes fit before the ring comes round, or is full."""
+        """How many bytes fit before the end of the file, or until the ring is full."""
         return min(self.free, self._limit - self._end)
 
     def fill(self, pipe: Fd) -> int:
@@ -137,12 +137,13 @@ class Ring:
         return count
 
     def write_to(self, sink: Fd) -> int:
-        # Not much more than there is room for; a fifo of small pieces has less.
+        # Reads few bytes that the sink does not take.  A fifo that holds small writes
+        # takes less than this difference.
         room = max(SMALL, fifos.PIPE_SIZE - fifos.unread(sink))
         count = min(room, self.used, self._limit - self._start, len(self._buffer))
         count = self._preadv(self._buffer[:count], self._start)
         if not count:
-            raise OSError("the spooled output is gone from its file")
+            raise OSError("the spool file is shorter than the output stored in it")
         count = os.write(sink.number, self._buffer[:count])
         self._start = (self._start + count) % self._limit
         self.used -= count
@@ -165,7 +166,7 @@ class Ring:
 
 
 class ThreadedRing(Ring):
-    """A ring on a disk: ``worker`` waits for the disk, and the daemon for ``WAIT`` at most."""
+    """A ring on a disk: ``worker`` waits for the disk, and the daemon at most ``WAIT`` seconds."""
 
     def __init__(self, file: Fd, limit: int, worker: Worker) -> None:
         super().__init__(file, limit)
@@ -185,7 +186,7 @@ class ThreadedRing(Ring):
 
     def fill(self, pipe: Fd) -> int:
         # Not spliced: a splice holds the pipe's lock while it waits for the disk, and
-        # then every look at the pipe waits, too.
+        # then every system call on the pipe waits, too.
         data = os.read(pipe.number, min(self._span, _CHUNK))
         if not data:
             return 0
@@ -206,7 +207,7 @@ class ThreadedRing(Ring):
         return len(data)
 
     def _pwrite(self, data: bytes | memoryview, offset: int) -> int:
-        # Its caller still has the data: what is written late is written over.
+        # The caller repeats the data: a late write is overwritten.
         return self._worker.do(partial(super()._pwrite, bytes(data), offset), WAIT, _ignore)
 
     def _preadv(self, buffer: memoryview, offset: int) -> int:
@@ -217,14 +218,14 @@ class ThreadedRing(Ring):
 
 
 def _ignore(result: object) -> None:
-    """Do nothing with a result that nobody needs any more."""
+    """Drop a result that came too late."""
 
 
 class FirstBytes:
-    """The first bytes there was no room for, and no more.
+    """The first bytes that did not fit into the fifo, and no others.
 
-    It is what a marker follows that says how many were dropped: so it is known
-    whether that begins on a line of its own.
+    The marker for the dropped bytes follows them.  The last of these bytes
+    determines whether the marker has to begin with a newline.
     """
 
     def __init__(self) -> None:
@@ -265,11 +266,12 @@ class FirstBytes:
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
-    """What there is for the output of a process when nobody reads.
+    """Where a process's output goes while no client reads it.
 
-    ``limit`` is in bytes, for one stream.  The first of ``directories`` that
-    can hold a file does; the first of all is made if it is not there.  Without
-    any, what does not fit into a fifo is dropped.
+    ``limit`` is in bytes, for one stream.  The file is created in the first of
+    ``directories`` where that succeeds; only the first of them is created if it
+    does not exist.  Without directories, output that does not fit into the fifo
+    is dropped.
     """
 
     limit: int = 0
@@ -277,7 +279,7 @@ class Overflow:
 
     @classmethod
     def of(cls, output: Output, bundle: str) -> Overflow | None:
-        """Return what ``output`` asks for; None is to wait for a reader."""
+        """Return the value for the policy ``output``; None for ``block``."""
         if output.policy == BLOCK:
             return None
         if output.policy == SPOOL:
@@ -285,9 +287,9 @@ class Overflow:
         return cls()
 
     def open(self) -> Store:
-        """Return a place for what comes next.
+        """Return a new store.
 
-        :raises OSError: there is none on disk.
+        :raises OSError: no file can be created, or the disk does not respond.
         """
         if not self.directories:
             return FirstBytes()
@@ -303,7 +305,10 @@ class Overflow:
         return Ring(file, self.limit)
 
     def _open_file(self) -> tuple[Fd, bool]:
-        """Return a file without a name, and whether it is in memory."""
+        """Return a file without a name, and whether its file system is in memory.
+
+        :raises OSError: of the first directory; no directory can hold a file.
+        """
         failure: OSError | None = None
         for directory in self.directories:
             try:

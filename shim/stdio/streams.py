@@ -1,7 +1,7 @@
-"""What the stdio of every process has in common, pipes or a terminal.
+"""The base class of a process's stdio; ``pipes`` and ``terminal`` are the two kinds.
 
-Source: containerd-shim-runc-v2 process/io.go and process/init.go (stdin and its
-second opening).
+Source: containerd-shim-runc-v2 process/io.go and process/init.go (stdin, which is
+opened twice).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from shim.stdio.sinks import Logger, Spawner
     from shim.stdio.spool import Overflow
 
-# Seconds for readers to take what there is before they hear of the exit; the
-# same while they catch up on what was kept for them; and after which one that
-# takes nothing is not waited for.
+# Seconds for readers to read the output before the exit is published; the same if
+# the relay has stored output; and seconds after which a reader that reads nothing is
+# not waited for.
 _READ_WAIT = 2.0
 _STORED_READ_WAIT = 10.0
 _IDLE_READER = 0.2
-# Seconds for relays to notice that they are stopped.
+# Seconds for the relays to stop.
 _STOP = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class StdioSpec:
-    """What the manager asks for: paths of fifos or files, or an address; empty is none."""
+    """The stdio of a request: paths of fifos or files, or an address; empty is none."""
 
     stdin: str = ""
     stdout: str = ""
@@ -55,22 +55,23 @@ class Stdio:
         overflow: Overflow | None = None,
     ) -> None:
         self.spec = spec
-        # What the runtime gets as 0, 1 and 2; valid until started() or aclose().
+        # The runtime's fds 0, 1 and 2; valid until started() or aclose().
         self.child_fds: tuple[int, int, int] = (-1, -1, -1)
         # The path for the runtime's --console-socket, for a terminal.
         self.console_socket: str | None = None
         self._nursery = nursery
         self._spawner = spawner
         self._fds: list[Fd] = []  # all of them
-        self._child_ends: list[Fd] = []  # those that started() closes
+        self._child_ends: list[Fd] = []  # the fds that started() closes
         self._stdin_keeper: Fd | None = None
         self._inputs: list[Relay] = []
         self._outputs: list[Relay] = []
-        # The streams that are files: what each file takes, and the processes that do.
+        # The streams that are files: the pipes that each file is written from, by path,
+        # and the processes that copy.
         self._files: dict[str, list[Fd]] = {}
         self._helpers: list[FileHelper] = []
         self._logger = logger
-        self._overflow = overflow  # for output nobody reads; without, its writer waits
+        self._overflow = overflow  # None: the process waits for a reader
         self._closing = False
         self._closed = trio.Event()
 
@@ -79,38 +80,39 @@ class Stdio:
         raise NotImplementedError
 
     async def started(self) -> None:
-        """Close the child's ends: the runtime has returned, the process has its own.
+        """Close the child's ends and start the relays; the runtime command has returned.
 
-        :raises TimedOutError: the runtime was to send a terminal and did not.
+        :raises TimedOutError: the runtime did not send the terminal that it was to send.
         """
         self._close_child_ends()
 
     def check_readers(self) -> None:
-        """Look now for readers that have come since the process ended."""
+        """Check now for readers that came after the process exited."""
         for relay in self._outputs:
             relay.check_reader()
 
     def exited(self) -> None:
-        """Let readers of a terminal see its end: no process will open it again."""
+        """End the output of a terminal: no process opens it again."""
 
     def resize(self, width: int, height: int) -> None:
-        """Set the size of the terminal, in columns and rows; without one nothing happens.
+        """Set the size of the terminal, in columns and rows; without one this does nothing.
 
-        Docker's clients resize whatever they are attached to, and Go's shim lets them.
+        Docker's clients also resize processes without a terminal, and the Go shim
+        returns no error for that.
         """
 
     def close_stdin(self) -> None:
-        """Let the process see the end of its stdin once the client has closed it too."""
+        """Close the shim's writer of the stdin fifo: stdin ends once the client closes it."""
         if self._stdin_keeper is not None:
             self._stdin_keeper.close()
 
     async def wait_read(self) -> None:
-        """Let whoever is reading have what the process wrote, before the exit is told.
+        """Wait until readers have read the process's output, before the exit is published.
 
-        Clients stop reading when they hear of it (containerd 2's close their end
-        of the fifo, dockerd 20.10 does when Delete returns), and what is still
-        in the fifo is lost to them.  Takes no time when nothing is, and never
-        more than two seconds, or ten while a reader takes what was kept for it.
+        Clients close their end of the fifo when they receive the exit (containerd 2)
+        or when Delete returns (dockerd 20.10), and lose the bytes that are still in
+        it.  Returns at once if no byte is left, and after two seconds at the latest,
+        or ten if the relay has stored output.
 
         Source: containerd pkg/cio/io_unix.go, the ``cancel`` of copyIO.
         """
@@ -121,7 +123,7 @@ class Stdio:
                 await relay.wait_read(_IDLE_READER)
 
     async def drain(self, timeout: float = 10) -> None:
-        """Wait until what the process wrote has left the shim, at most ``timeout`` seconds."""
+        """Wait until the process's output has left the shim, at most ``timeout`` seconds."""
         self.exited()
         with trio.move_on_after(timeout) as scope:
             for relay in self._outputs:
@@ -131,12 +133,15 @@ class Stdio:
                 await helper.wait_drained()
         if scope.cancelled_caught:
             log.warning(
-                "output is lost: its reader or its disk did not take it",
+                "cannot drain the output, some is lost: its reader or disk does not respond",
                 stdout=self.spec.stdout,
             )
 
     async def aclose(self) -> None:
-        """Stop and close everything; at most some seconds, and whole even if cancelled."""
+        """Stop the relays and helpers and close all fds.
+
+        Takes at most some seconds, and is completed even if it is cancelled.
+        """
         if self._closing:
             if not self._closed.is_set():
                 await self._closed.wait()
@@ -171,17 +176,17 @@ class Stdio:
         return self._own(fd)
 
     def _open_file_pipe(self) -> tuple[Fd, Fd]:
-        """Return the ends of a pipe, neither of which blocks, from a relay to a file."""
+        """Return the two non-blocking ends of a pipe from a relay to a file's helper."""
         reader, writer = fifos.open_pipe()
         for fd in (reader, writer):
             os.set_blocking(self._own(fd).number, False)
         return reader, writer
 
     async def _open_files(self, *, create: bool) -> None:
-        """Open the files among the outputs, each in a process of its own."""
+        """Open the files among the outputs, each in its own helper process."""
         if not self._files:
             return
-        from shim.stdio import filehelper  # only for a container that has such a stream
+        from shim.stdio import filehelper  # loaded only for a container with such a stream
 
         for path, sources in self._files.items():
             helper = await filehelper.open_writer(
@@ -205,7 +210,7 @@ class Stdio:
         return self._for_child(Fd(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)))
 
     def _open_stdin(self, path: str) -> Fd:
-        """Open the manager's stdin fifo, with a writer of our own that defers its end."""
+        """Open the manager's stdin fifo, and a writer that defers its end until close_stdin()."""
         reader = self._own(fifos.open_reader(path))
         fifos.grow(reader)
         self._stdin_keeper = self._own(fifos.open_writer(path))

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from shim.stdio.sinks import Logger, Spawner
     from shim.stdio.spool import Overflow
 
-# Seconds for a runtime that has returned to have sent the terminal.
+# Seconds to wait for the terminal after the runtime command has returned.
 _CONSOLE = 10.0
 
 
 class TerminalStdio(Stdio):
-    """A terminal, whose master the runtime sends us; its stderr is its stdout."""
+    """A terminal whose master the runtime sends; stdout and stderr are one stream."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TerminalStdio(Stdio):
         self._size: tuple[int, int] | None = None
 
     async def open(self, address: Address, uid: int, gid: int) -> None:
-        """Open everything but the master, which :meth:`started` receives."""
+        """Open all fds but the master, which :meth:`started` receives."""
         null = self._open_null()
         self.child_fds = (null.number, null.number, null.number)
         if self.spec.stdin:
@@ -96,7 +96,7 @@ class TerminalStdio(Stdio):
     def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
         if self._overflow is None or not (self._is_fifo or self._files):
             return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
-        from shim.stdio.overflow import OverflowTerminalRelay  # not for who does not ask for it
+        from shim.stdio.overflow import OverflowTerminalRelay  # loaded only for spool and drop
 
         return OverflowTerminalRelay(
             "terminal", master, sink, closes=(sink,), overflow=self._overflow
@@ -124,8 +124,8 @@ class TerminalStdio(Stdio):
     async def _hang_up_after(self, stdin: Relay, output: TerminalRelay) -> None:
         """Close the terminal when its input has ended, as the Go shim does.
 
-        A terminal knows no end of input but a hang-up: a shell whose client
-        has left for good gets SIGHUP, and what it wrote before is delivered.
+        A hang-up is the only end of input that a terminal has.  A shell whose client
+        has closed its stdin gets SIGHUP; its earlier output is delivered.
         """
         await stdin.source_done.wait()
         output.finish()
