@@ -1,6 +1,6 @@
-"""The daemon: serves its containers until it is told to shut down and has none left.
+"""The daemon: serves its containers until a Shutdown without containers, or a signal.
 
-Shutting down, by request or by signal, kills no container: it ends the serving.
+To shut down, by request or by signal, ends the service and kills no container.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ if TYPE_CHECKING:
 
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
-# Seconds without a container after which nobody is coming any more.
+# Seconds without a container after which the daemon exits.
 UNUSED_LIMIT = 30.0
-# Seconds for the calls and the events under way when the daemon ends.
+# Seconds for the running calls, and to deliver the queued events, when the daemon exits.
 DRAIN = 3.0
 FLUSH = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one daemon needs to know.
+    """The settings of one daemon.
 
-    ``bundle`` is that of the container it is started for; it may come to serve
-    others.  ``limit`` is how many seconds a runtime command may take.
+    ``bundle`` is that of the container for which the daemon was started; it may
+    later serve others.  ``limit`` is in seconds, for one runtime command.
+    ``ttrpc_address`` is the manager's, ``address`` the daemon's own.
     ``ended_is_killed`` is as in :class:`~shim.container.host.Host`.
     """
 
@@ -60,23 +61,23 @@ class Settings:
 
 
 def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
-    """Serve on ``listener``, which is owned from here on, and remove its socket at the end.
+    """Serve on ``listener``, own it, and remove its socket at the end.
 
-    ``ready`` is called once requests are answered, and returns whether the
-    caller has the answer: otherwise there is nobody to serve.
+    ``ready`` is called once requests are served, and returns whether the caller
+    of ``start`` has received the address; otherwise the daemon shuts down.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     try:
         trio.run(main, settings, listener, ready, strict_exception_groups=True)
     finally:
         listener.close()
-        # Another daemon may have taken the address over since.
+        # Another daemon may be bound to the address by now.
         with suppress(ShimError, OSError):
             sockets.remove_dead(settings.address)
 
 
 async def main(settings: Settings, listener: socket.socket, ready: Ready) -> None:
-    """Serve until told to shut down; see :func:`run`."""
+    """Serve until shutdown; see :func:`run`."""
     shutdown = trio.Event()
     async with (
         open_reaper() as reaper,
@@ -116,7 +117,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         with trio.move_on_after(FLUSH) as scope:
             await publisher.flush()
         if scope.cancelled_caught:
-            log.warning("shut down with events the manager did not take: they stay in the journal")
+            log.warning("cannot deliver all events before shutdown: they stay in the journal")
         nursery.cancel_scope.cancel()
 
 
@@ -134,21 +135,22 @@ async def _shutdown_unless_reported(
     ready: Ready, shutdown: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
     if not await ready(task_status):
-        log.info("shutting down: the caller of start ended before it had the address")
+        log.info("shutting down: the caller of start ended before it received the address")
         shutdown.set()
 
 
 async def _shutdown_when_unused(service: TaskService, shutdown: trio.Event) -> None:
     await service.wait_unused(UNUSED_LIMIT)
-    log.warning("nobody has a container here: leaving", seconds=UNUSED_LIMIT)
+    log.warning("shutting down: this shim has had no container", seconds=UNUSED_LIMIT)
     shutdown.set()
 
 
 def warm_up() -> None:
-    """Do what :func:`run` does until it is ready, and end, leaving no trace.
+    """Run the same code as :func:`run` until it is ready, then end; leave nothing on the host.
 
-    For a child that is to be a daemon: it writes to the pages that a daemon
-    writes to at once, and no others, which would be its own for nothing.
+    A child of the fork server calls this before it becomes a daemon.  It writes to
+    the pages that a daemon writes to at once, and to no others, because the child
+    no longer shares a page once it has written there.
     """
     trio.run(_warm_up, strict_exception_groups=True)
 
@@ -156,7 +158,7 @@ def warm_up() -> None:
 async def _warm_up() -> None:
     shutdown = trio.Event()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind("")  # some name that is free, and no file
+    listener.bind("")  # a free abstract name; creates no file
     listener.listen()
     sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     async with (

@@ -1,6 +1,6 @@
-"""The Task API: one short method each.  What it means is in ``shim.container``.
+"""The Task API: one short method for each call.  ``shim.container`` does the work.
 
-Source: containerd api/runtime/task/v3/shim.proto; v2 differs in its name only.
+Source: containerd api/runtime/task/v3/shim.proto; v2 differs only in its name.
 """
 
 from __future__ import annotations
@@ -56,18 +56,19 @@ if TYPE_CHECKING:
     from shim.container.host import Host
     from shim.container.process import Process
 
-# The names one service is registered under, besides its own.
+# Further names under which the service is registered.
 ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
-# Seconds a Shutdown waits for a creation it has called off: containerd gives it three.
+# Seconds that a Shutdown waits for a Create that it has cancelled: containerd's timeout
+# for a Shutdown is three.
 _UNDO_LIMIT = 2.5
-# Methods nobody needs once their caller is gone.
+# Methods that are cancelled when their caller's connection ends.
 CANCELLABLE = ("Wait",)
-# Methods that are called off, and undone, when their caller's connection ends.  A manager
-# that restarts takes a container that it was never told of for a leak: containerd
-# deletes it, and with it the fifos that its next attempt needs.  What is not here or
-# above goes on, and is reported as what came of it: half a Start cannot be undone.
+# Methods that are cancelled and undone when their caller's connection ends.  containerd
+# handles a container as a leak if it restarted before Create replied: it deletes the
+# container, and with it the fifos that its next attempt needs.  All other methods
+# finish, and events report their result: half a Start cannot be undone.
 UNDOABLE = ("Create",)
-# Methods that wait for nothing at all.
+# Methods that return without waiting.
 IMMEDIATE = ("State", "Pids", "Connect", "Stats", "Exec", "CloseIO", "ResizePty")
 
 _STATUS = {
@@ -80,7 +81,7 @@ _STATUS = {
 
 
 class _Creation:
-    """A Create under way.  ``over`` is set when it has succeeded, or is undone."""
+    """A Create under way.  ``ended`` is set once it has succeeded or is undone."""
 
     def __init__(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
         self.scope = trio.CancelScope()
@@ -89,30 +90,30 @@ class _Creation:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether its caller is gone, or a Shutdown ends it."""
+        """Whether the caller's connection has ended, or a Shutdown has cancelled the Create."""
         return self._stream.lost or self.scope.cancel_called
 
 
 class TaskService(TaskBase):
-    """The containers of one daemon.  Sets ``shutdown`` when asked to and none is left."""
+    """The containers of one daemon.  A Shutdown without a container left sets ``shutdown``."""
 
     def __init__(self, host: Host, shutdown: trio.Event) -> None:
         self._host = host
         self._shutdown = shutdown
-        # None while the container is being created: the id is taken already.
+        # None while the container is being created, which reserves its id.
         self._containers: dict[str, Container | None] = {}
         self._in_use = trio.Event()
         self._unused = trio.Event()
         self._creating: dict[str, _Creation] = {}
-        self._waiting = 0  # creations that wait for another's end
-        self._cancelled: set[str] = set()  # ids whose last creation was called off
+        self._waiting = 0  # calls of Create that wait for a cancelled one of their id
+        self._cancelled: set[str] = set()  # ids of which the last Create was cancelled
 
     async def wait_unused(self, seconds: float) -> None:
-        """Return when there has been no container for ``seconds``.
+        """Return once there has been no container for ``seconds``.
 
-        No manager leaves a shim empty for long but one that died between two
-        steps.  containerd 1.6 then holds on to the empty shim for ever, and its
-        id is taken until that ends.
+        Only a manager that died between two steps leaves a shim without a container
+        for long.  containerd 1.6 then never shuts that shim down, and cannot use the
+        container id again until the shim has exited.
         """
         while True:
             with trio.move_on_after(seconds) as scope:
@@ -124,7 +125,7 @@ class TaskService(TaskBase):
     def _reserve(self, id_: str) -> None:
         if id_ in self._containers:
             raise ExistsError(f"container {id_} already exists in this shim")
-        if not self._containers:  # who waits, waits for the end of this occupation
+        if not self._containers:  # a waiter waits until this container is released
             self._unused = trio.Event()
         self._containers[id_] = None
         self._in_use.set()
@@ -167,10 +168,10 @@ class TaskService(TaskBase):
 
     async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
         request = await stream.recv_message()
-        assert request is not None  # nobody received it before us
+        assert request is not None  # the stream is new
         await self._wait_undone(request.id)
         if self._shutdown.is_set():
-            raise UnavailableError("this shim is ending; start another")
+            raise UnavailableError("cannot create: this shim is shutting down; start another")
         self._reserve(request.id)
         self._cancelled.discard(request.id)
         creation = _Creation(stream)
@@ -186,17 +187,17 @@ class TaskService(TaskBase):
             finally:
                 del self._creating[request.id]
                 creation.ended.set()
-                # However it failed: the manager that is gone does not ask for the end
-                # of the shim, and the one that asked for it does not ask again.
+                # A manager that disconnected does not send a Shutdown, and one that sent
+                # it does not repeat it.
                 if creation.is_cancelled and not self._containers and not self._waiting:
                     self._shutdown.set()
             self._containers[request.id] = container
             await stream.send_message(CreateTaskResponse(pid=container.init.pid))
             return
-        raise UnavailableError(f"container {request.id} was given up while it was created")
+        raise UnavailableError(f"cannot create container {request.id}: a Shutdown cancelled it")
 
     async def _wait_undone(self, id_: str) -> None:
-        """Wait for the end of a creation of ``id_`` that was called off."""
+        """Wait until a cancelled Create of ``id_`` is undone."""
         creation = self._creating.get(id_)
         if creation is None or not creation.is_cancelled:
             return
@@ -290,8 +291,8 @@ class TaskService(TaskBase):
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
         creation = self._creating.get(request.id)
         if request.id in self._cancelled or (creation is not None and creation.is_cancelled):
-            # containerd 1.6 takes any other answer for that of a container it still has.
-            raise NotFoundError(f"the creation of {request.id} was called off: not found")
+            # containerd 1.6 keeps the container after any other reply.
+            raise NotFoundError(f"the creation of {request.id} was cancelled: not found")
         container = self._containers.get(request.id)
         pid = container.init.pid if container is not None else 0
         return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
@@ -299,15 +300,15 @@ class TaskService(TaskBase):
     @unary
     async def Shutdown(self, request: ShutdownRequest) -> Empty:
         if request.id in self._creating:
-            # A manager that came back does not wait for what another asked for.
+            # A manager that restarted does not wait for a Create of its earlier run.
             creation = self._creating[request.id]
             creation.scope.cancel()
-            # It cleans up once it has our answer, and what the runtime still
-            # makes then would stay.
+            # It cleans up after this reply, and would leave anything that the runtime
+            # creates later.
             with trio.move_on_after(_UNDO_LIMIT):
                 await creation.ended.wait()
         elif self._containers:
-            log.debug("not shutting down: containers are left", count=len(self._containers))
+            log.debug("cannot shut down: containers are left", count=len(self._containers))
         else:
             self._shutdown.set()
         return Empty()
@@ -321,7 +322,7 @@ def _details(exec_id: str) -> AnyMessage:
 
 
 def _stamp(field: Timestamp, nanoseconds: int) -> None:
-    """Fill ``field``; no time is year 1, Go's zero time: clients read an absent one as 1970."""
+    """Fill ``field``; 0 becomes year 1, Go's zero time: clients read an absent field as 1970."""
     if nanoseconds:
         field.FromNanoseconds(nanoseconds)
     else:

@@ -1,1 +1,1 @@
-"""What happened, told to the manager in order."""
+"""The events of tasks: their order, their journal and their delivery to the manager."""

@@ -1,7 +1,7 @@
-"""The events that wait for the manager, in their order, in memory and in the journal.
+"""The queue of events that the manager has not acknowledged, in memory and in the journal.
 
-There is no limit in time.  There is one in number and one in size, past which the
-oldest events that are no exits go first, some at a time, and the log says so.
+Events are kept without a limit in time.  Past a limit in number or in size the
+oldest events are dropped, some at a time and exits last, and a warning is logged.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
     from shim.events.threadedjournal import ThreadedJournal
 
-# Events kept while nobody takes them: some 5 MiB.
+# Events that are kept at most: about 5 MiB.
 LIMIT = 20_000
-# Of what is over a limit, this part of the limit goes at once: making room writes
-# the whole journal anew.
+# One part in so many of a limit is dropped at once, because each drop rewrites the
+# whole journal.
 _PART = 16
 _EXIT = TaskExit.DESCRIPTOR.full_name
 
 
 def _open_threaded(path: str) -> ThreadedJournal:
-    from shim.events.threadedjournal import ThreadedJournal  # not for a bundle in memory
+    from shim.events.threadedjournal import ThreadedJournal  # loaded only for a bundle on a disk
 
     return ThreadedJournal(path)
 
 
 class Backlog:
-    """A queue of serialized envelopes, kept at ``path`` if that is not empty.
+    """A queue of serialized envelopes, also written to ``path`` if that is not empty.
 
-    ``aside`` is for a path on a disk that may hang: another thread writes there.
+    With ``threaded``, for a path on a disk that may hang, a thread writes the file.
 
     Call :meth:`load` before the first event.
     """
@@ -49,13 +49,13 @@ class Backlog:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._journal = _open_threaded(path) if threaded else Journal(path)
-        self._busy = False  # somebody else has the journal, and what is in it
+        self._busy = False  # another process owns the journal and delivers its events
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def load(self) -> bool:
-        """Take over what an earlier daemon left; say whether nobody else has it.
+        """Own the journal and queue its events; return False if another process owns it.
 
         :raises OSError: the journal cannot be read.
         """
@@ -73,13 +73,13 @@ class Backlog:
             try:
                 is_exit = Envelope.FromString(payload).event.type_url == _EXIT
             except DecodeError as exc:
-                log.warning("the journal has something that is no event", error=exc)
+                log.warning("cannot decode an event of the journal", path=self._path, error=exc)
                 continue
             self._add(Entry(payload, is_exit, offset))
         return True
 
     def append(self, envelope: Envelope) -> None:
-        """Add an event behind all others."""
+        """Add an event at the end of the queue."""
         self._reload()
         entry = Entry(envelope.SerializeToString(), envelope.event.type_url == _EXIT)
         self._add(entry)
@@ -94,12 +94,12 @@ class Backlog:
             self._journal.write(self._entries, entry)
 
     def _reload(self) -> None:
-        """Have the journal, and what is left in it, if whoever had it has gone."""
+        """Own the journal and queue its events, if its earlier owner has ended."""
         if not self._busy:
             return
         ours, self._entries, self._bytes = self._entries, deque(), 0
         if ours:
-            self._add(ours.popleft())  # it may be on its way at this moment
+            self._add(ours.popleft())  # its delivery may be under way
         try:
             self.load()
         except OSError as exc:
@@ -115,17 +115,17 @@ class Backlog:
 
     @property
     def first(self) -> Envelope:
-        """The oldest event, which stays until :meth:`acknowledge`."""
+        """The oldest event, which is queued until :meth:`acknowledge`."""
         return Envelope.FromString(self._entries[0].payload)
 
     def acknowledge(self) -> None:
-        """Let go of the first event: the manager has it."""
+        """Remove the first event: the manager has received it."""
         entry = self._entries.popleft()
         self._bytes -= entry.size
         self._journal.mark(entry, last=not self._entries)
 
     def retain(self, wanted: Callable[[Envelope], bool]) -> None:
-        """Let go of every event but those ``wanted``, before any is delivered."""
+        """Remove every event that is not ``wanted``; call it before any is delivered."""
         for _ in range(len(self._entries)):
             entry = self._entries[0]
             if wanted(Envelope.FromString(entry.payload)):
@@ -134,20 +134,20 @@ class Backlog:
                 self.acknowledge()
 
     def envelopes(self) -> list[Envelope]:
-        """Return all of them, the oldest first."""
+        """Return all events, the oldest first."""
         return [Envelope.FromString(entry.payload) for entry in self._entries]
 
     def retry(self) -> None:
-        """Bring the journal up to date, where a failure kept it from that."""
+        """Write the events that the journal lacks after a failure."""
         self._reload()
         self._journal.retry(self._entries)
 
     def fileno(self) -> int:
-        """Return the fd of the journal, which :meth:`load` found."""
+        """Return the fd of the journal, or -1 without one."""
         return self._journal.fileno()
 
     def close(self) -> None:
-        """Let go of the journal, which stays only if events do."""
+        """Close the journal, and remove its file if no event is left."""
         self._journal.close(remove=not self._entries)
 
     def _drop_oldest(self) -> None:
@@ -157,7 +157,7 @@ class Backlog:
         biggest = journal.SIZE - journal.SIZE // _PART if size > journal.SIZE else journal.SIZE
         dropped: set[int] = set()
         for exits in (False, True):
-            # Not the first one, which may be on its way at this moment.
+            # Not the first event: its delivery may be under way.
             for index in range(1, len(entries)):
                 if count <= most and size <= biggest:
                     break
@@ -167,4 +167,4 @@ class Backlog:
                     size -= entries[index].size
         self._entries = deque(one for i, one in enumerate(entries) if i not in dropped)
         self._bytes = size
-        log.warning("events dropped: the queue is full", dropped=len(dropped))
+        log.warning("events dropped: the queue for the manager is full", dropped=len(dropped))

@@ -1,21 +1,21 @@
-"""The format of the events journal: records one behind the other, each with its own fate.
+"""The format of the events journal: a sequence of records that are independent of each other.
 
        0        4        8        12
        +--------+--------+--------+------------------
        |  mark  | length | crc32  | payload (length)
        +--------+--------+--------+------------------
 
-``length`` and ``crc32`` are big-endian; the checksum is of the length and the
+``length`` and ``crc32`` are big-endian; the checksum covers the length and the
 payload.  ``mark`` is ``WAITS`` for an event to deliver, and is overwritten in
-place by ``DONE`` once that is acknowledged.  So no damage elsewhere, and no loss
-of the end of the file, can make an acknowledged event one to deliver again.
+place by ``DONE`` once the event is acknowledged.  Damage elsewhere, or the loss of
+the end of the file, therefore never causes a second delivery of an acknowledged event.
 
-A damaged record is lost and no other: reading goes on at the next mark that
+A damaged record costs no other record: reading continues at the next mark that
 begins a whole record.
 
-Bytes in, records out; no I/O happens here, and what a payload means is not known.
+Bytes in, records out; no I/O happens here, and payloads are not interpreted.
 
-Source: none; this format is ours.
+Source: none; this project defines the format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HEADER = _HEADER.size
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One event to deliver, and at which byte its record begins."""
+    """One event to deliver, and the offset of its record in bytes."""
 
     offset: int
     payload: bytes
@@ -43,9 +43,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is in a journal.  ``end`` is where its last whole record ends.
+    """The content of a journal.  ``end`` is the offset after its last whole record.
 
-    ``damaged`` is how many bytes belong to no whole record.
+    ``damaged`` is the number of bytes outside whole records.
     """
 
     waiting: list[Record]
@@ -63,7 +63,7 @@ def _checksum(payload: bytes) -> int:
 
 
 def decode(data: bytes) -> Reading:
-    """Return what is left to deliver, in the order it was written in."""
+    """Return the events to deliver, in the order in which they were written."""
     waiting: list[Record] = []
     offset = end = damaged = 0
     while offset < len(data):

@@ -1,16 +1,16 @@
-"""The events that wait, in a file of the bundle: they outlive the daemon.
+"""The file of a bundle that keeps undelivered events after the daemon's death.
 
-One process owns the file at a time, by a lock that ends with it.  An event is
-appended, and marked in place when it is acknowledged, which needs no room; when
-none waits and the file has grown, it is emptied.  So the usual cost of an event is
-two writes to the page cache.  Nothing is synced: an event must survive the daemon,
-not the machine, with which the containers end too.
+One process at a time owns the file, by a lock that the kernel releases when the
+process ends.  An event is appended, and marked in place when it is acknowledged,
+which needs no disk space.  When no event is left and the file has grown, it is
+truncated.  The usual cost of an event is two writes to the page cache.  The file is
+not synced: an event must survive the daemon's death, but the containers do not
+survive the machine's.
 
-A disk that is full or read-only costs the events nothing: they go on from memory,
-which is said once, and the journal is tried again later.
+If the disk is full or read-only, events are delivered from memory.  One warning is
+logged, and the file is written again later.
 
-What is in the file is ``shim.events.encoding``; what is kept when there is too
-much of it is ``shim.events.backlog``.
+``shim.events.encoding`` defines the file's format, ``shim.events.backlog`` the limits.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from shim.events.encoding import DONE, HEADER, decode, encode
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Bytes past which the file is written anew, with what waits and nothing else.
+# Bytes past which the file is rewritten with the undelivered events only.
 SIZE = 8 << 20
-# Bytes past which it is emptied when nothing waits: on some disks that takes longer
-# than all the rest.
+# Bytes past which the file is truncated when no event is left.  Not at every such
+# time: on some disks to truncate takes longer than all other operations.
 SLACK = 64 << 10
-# Bytes of a file, which nobody but us should have written, that are read at most.
+# Bytes that are read at most of a file that another program may have written.
 _READ = 4 * SIZE
-# Seconds after a failure during which the file is left alone.
+# Seconds after a failure before the file is written again.
 RETRY = 10.0
 
 
 @dataclass(slots=True)
 class Entry:
-    """An event that waits.  ``offset`` is that of its record, -1 without one."""
+    """An undelivered event.  ``offset`` is that of its record in bytes, -1 without one."""
 
     payload: bytes
     is_exit: bool
@@ -54,27 +54,27 @@ class Entry:
 
 
 class Journal:
-    """The file at ``path``; an empty path is no file, and forgets everything.
+    """The file at ``path``; with an empty path no event is written.
 
-    Opened by the first event.  Nothing here raises but :meth:`load`.
+    The first event opens the file.  Only :meth:`load` raises.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._fd = -1
         self._end = 0
-        # Whether the file lacks an event that waits, whether a failure was told
-        # and is not over, and until when the file is left alone.
+        # Whether the file lacks an undelivered event, whether a failure was logged and
+        # persists, and the monotonic time before which the file is not written again.
         self._stale = False
         self._failing = False
         self._retry_at = 0.0
 
     def load(self) -> list[tuple[int, bytes]]:
-        """Own the file; return the offset and the payload of each event that waits in it.
+        """Own the file; return the offset and the payload of each undelivered event in it.
 
-        :raises FileNotFoundError: there is none, as in most bundles.
+        :raises FileNotFoundError: the file does not exist, as in most bundles.
         :raises BlockingIOError: another process owns it.
-        :raises OSError: it cannot be read, or is no plain file.
+        :raises OSError: it cannot be read, or is not a plain file.
         """
         fd = _open_locked(self._path, os.O_RDWR)
         try:
@@ -84,7 +84,11 @@ class Journal:
             raise
         reading = decode(data)
         if reading.damaged:
-            log.warning("the journal is damaged", path=self._path, bytes=reading.damaged)
+            log.warning(
+                "events may be lost: the journal is damaged",
+                path=self._path,
+                bytes=reading.damaged,
+            )
         self._fd, self._end = fd, reading.end
         return [(record.offset, record.payload) for record in reading.waiting]
 
@@ -106,7 +110,7 @@ class Journal:
     def _open(self) -> None:
         fd = _open_locked(self._path, os.O_RDWR | os.O_CREAT)
         try:
-            # Whatever is in there, load() could not make sense of.
+            # load() could not read the content.
             os.ftruncate(fd, 0)
         except OSError:
             os.close(fd)
@@ -119,9 +123,9 @@ class Journal:
         self._end += new.size
 
     def mark(self, entry: Entry, *, last: bool) -> None:
-        """Record that ``entry`` is acknowledged; after the ``last`` one nothing waits."""
+        """Record that ``entry`` is acknowledged; with ``last`` no event is left."""
         if self._fd < 0:
-            # What never came into a file needs none any more.
+            # Without a file the acknowledged events need no record.
             self._stale = self._stale and not last
             return
         try:
@@ -134,7 +138,7 @@ class Journal:
             self._fail(exc)
 
     def rewrite(self, waiting: Iterable[Entry]) -> None:
-        """Replace the file by one with ``waiting`` alone; not while it is left alone."""
+        """Replace the file by one that has only ``waiting``; not within RETRY of a failure."""
         if not self._path or time.monotonic() < self._retry_at:
             return
         draft = f"{os.path.dirname(self._path)}/.{os.path.basename(self._path)}"  # noqa: PTH119, PTH120 - plain strings all along
@@ -143,7 +147,7 @@ class Journal:
             if self._fd < 0:
                 self._open()
             if not self._has_place():
-                raise FileNotFoundError("the bundle is gone")
+                raise FileNotFoundError("the bundle was removed")
             fd = _open_locked(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             entries = list(waiting)
             _write(fd, b"".join(encode(entry.payload) for entry in entries), 0)
@@ -164,14 +168,14 @@ class Journal:
         self._stale = self._failing = False
 
     def retry(self, waiting: Iterable[Entry]) -> None:
-        """Write what a failure kept out of the file, if it is time to try."""
+        """Write the events that the file lacks after a failure, RETRY seconds after it."""
         if self._stale:
             self.rewrite(waiting)
 
     def _fail(self, exc: OSError) -> None:
         if not self._failing:
             log.warning(
-                "if the shim dies, events are lost: the journal cannot be written",
+                "events are in memory only: the journal cannot be written",
                 path=self._path,
                 error=exc,
             )
@@ -182,7 +186,7 @@ class Journal:
         return self._fd
 
     def close(self, *, remove: bool) -> None:
-        """Let go of the file, and ``remove`` it when nothing waits in there."""
+        """Close the file; ``remove`` it if it has no undelivered event."""
         if self._fd < 0:
             return
         if remove and self._has_place():
@@ -191,12 +195,12 @@ class Journal:
         self._fd = -1
 
     def _has_place(self) -> bool:
-        """Whether ``path`` is our file: a bundle may be gone, and another have its name."""
+        """Return whether ``path`` is still this file: a new bundle may have the name."""
         return _is_same(self._path, os.fstat(self._fd))
 
 
 def is_waiting(path: str) -> bool:
-    """Say whether an event waits in the journal at ``path``, whoever owns it.
+    """Return whether the journal at ``path`` has an undelivered event, without owning it.
 
     :raises OSError: it cannot be read.
     """
@@ -208,23 +212,24 @@ def is_waiting(path: str) -> bool:
 
 
 def _open_locked(path: str, flags: int) -> int:
-    """Return a plain file that is locked, and is still the one at ``path``.
+    """Open and lock the plain file at ``path``; return its fd.
 
-    :raises BlockingIOError: another process has it, or always another one.
+    :raises BlockingIOError: another process owns it, or the file is replaced repeatedly.
+    :raises OSError: it cannot be opened, or is not a plain file.
     """
     for _ in range(10):
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
         try:
             found = _plain(fd, path)
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Its owner may have replaced or removed it before we had the lock.
+            # Its earlier owner may have replaced or removed it before the lock was taken.
             if _is_same(path, found):
                 return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
-    raise BlockingIOError(errno.EAGAIN, f"{path} is replaced again and again")
+    raise BlockingIOError(errno.EAGAIN, f"{path} is replaced repeatedly")
 
 
 def _plain(fd: int, path: str) -> os.stat_result:
@@ -251,13 +256,13 @@ def _read(fd: int) -> bytes:
 def _write(fd: int, data: bytes, offset: int) -> None:
     written = os.pwrite(fd, data, offset)
     if written != len(data):
-        # Half a record would be harmless, and the room it takes is not ours.
+        # A partial record would be harmless, but takes disk space.
         os.ftruncate(fd, offset)
-        raise OSError("no room for all of it")
+        raise OSError("no space left on device")
 
 
 def _remove(path: str) -> None:
     try:
         os.unlink(path)  # noqa: PTH108 - plain strings all along
     except OSError as exc:
-        log.debug("a journal is left behind", path=path, error=exc)
+        log.debug("cannot remove a journal", path=path, error=exc)

@@ -1,12 +1,12 @@
-"""Tells the manager what happened: in order, one at a time, until it says it heard.
+"""Publishes events to the manager: in order, one at a time, each until it is acknowledged.
 
-While the manager is away, events wait; how, is ``shim.events.backlog``.  What an
-earlier daemon of the same bundle did not deliver goes first.
+While the manager is away, events are queued; ``shim.events.backlog`` is the queue.
+The events that an earlier daemon of the same bundle did not deliver go first.
 
-An event that the manager received and whose acknowledgement got lost is sent
-again; it is the same event, with the same timestamp.
+An event whose acknowledgement was lost is sent again: the same event, with the same
+timestamp.
 
-Source: containerd core/events/exchange validateEnvelope for what is accepted.
+Source: containerd core/events/exchange validateEnvelope, for the events it accepts.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-# Seconds the manager has to acknowledge one event.
+# Seconds for the manager to acknowledge one event.
 ACKNOWLEDGE = 10.0
-# Seconds before the next attempt: doubled from the first to the last.
+# Seconds before the next attempt: doubled from the first to the longest.
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 2.0
-# Seconds an idle connection is kept: the next event of a busy container
-# finds it open, and an idle shim holds none.
+# Seconds that an idle connection is kept: the events of a busy container share it,
+# and an idle daemon has none.
 _IDLE_CONNECTION = 5.0
-# The manager understood, and will never accept this event.
+# Statuses of a manager that will never accept this event.
 _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
 
 
 class Publisher(Protocol):
-    """Where a container's events go.  Never waits, never fails."""
+    """Publishes a container's events.  Never waits and never raises."""
 
     def publish(self, event: Message) -> None: ...
 
 
 class NullPublisher:
-    """For a manager that gave no address: it does not want events (CRI-O)."""
+    """For a manager that passes no address because it takes no events (CRI-O)."""
 
     def publish(self, event: Message) -> None:
-        """Forget ``event``."""
+        """Drop ``event``."""
 
     async def flush(self) -> None:
-        """Return: there is never anything left to send."""
+        """Return at once: no event is queued."""
 
 
 class EventPublisher:
-    """Adds to a backlog and empties it.  Use :func:`open_publisher`."""
+    """Queues events in a backlog and delivers them.  Use :func:`open_publisher`."""
 
     def __init__(
         self, address: str, namespace: str, backlog: Backlog, *, last_pause: float = _LAST_PAUSE
@@ -82,11 +82,11 @@ class EventPublisher:
 
     @property
     def waiting(self) -> int:
-        """How many events the manager has not acknowledged."""
+        """The number of events that the manager has not acknowledged."""
         return len(self._backlog)
 
     def publish(self, event: Message) -> None:
-        """Queue ``event`` for delivery, stamped with the time it is now."""
+        """Queue ``event`` for delivery, with the current time as its timestamp."""
         name = event.DESCRIPTOR.full_name
         now = time.time_ns()
         envelope = Envelope(
@@ -100,11 +100,11 @@ class EventPublisher:
         self._more.set()
 
     async def flush(self) -> None:
-        """Wait until everything published so far has been acknowledged.  Bound it."""
+        """Wait without a limit until every published event has been acknowledged."""
         await self._empty.wait()
 
     async def run(self) -> None:
-        """Deliver for as long as this runs."""
+        """Deliver queued events until cancelled."""
         pause = _FIRST_PAUSE
         while True:
             await self._wait_more()
@@ -118,13 +118,13 @@ class EventPublisher:
                         await self._deliver_first(stub)
                         pause = _FIRST_PAUSE
             except (OSError, ShimError, GRPCError, ExceptionGroup) as exc:
-                log.debug("the manager takes no events", error=exc, waiting=self.waiting)
+                log.debug("cannot deliver events", error=exc, waiting=self.waiting)
                 self._backlog.retry()
                 await trio.sleep(pause)
                 pause = min(2 * pause, self._last_pause)
 
     async def _wait_more(self, timeout: float = float("inf")) -> bool:
-        """Wait until there is something to send; say whether there is."""
+        """Wait up to ``timeout`` seconds for an event; return whether one is queued."""
         if not self._backlog:
             self._more = trio.Event()
             with trio.move_on_after(timeout):
@@ -138,19 +138,23 @@ class EventPublisher:
         except GRPCError as exc:
             if exc.status not in _REFUSED:
                 raise
-            log.error("the manager refused an event", topic=envelope.topic, error=exc.message)
+            log.error(
+                "cannot deliver an event: the manager refused it",
+                topic=envelope.topic,
+                error=exc.message,
+            )
         self._backlog.acknowledge()
         if not self._backlog:
             self._empty.set()
 
 
 def is_on_disk(journal: str) -> bool:
-    """Say whether a write to the file ``journal`` may wait for a disk; an empty path is none."""
+    """Return whether a write to the file ``journal`` may wait for a disk; False for no path."""
     return bool(journal) and not is_in_memory(journal.rpartition("/")[0])
 
 
 def address_of(text: str) -> str:
-    """Return where to connect to.  Here, unlike elsewhere, managers give a bare path."""
+    """Return the address of the manager's events socket; managers pass a path without unix://."""
     return f"unix://{text.removeprefix('unix://')}"
 
 
@@ -160,8 +164,9 @@ async def open_publisher(
 ) -> AsyncIterator[EventPublisher | NullPublisher]:
     """Deliver events to ``address`` (a path, ``unix://`` optional) for the block.
 
-    An empty address means that nobody wants any.  Those that wait are kept in the
-    file ``journal`` too, unless that is empty, and are found there again.
+    With an empty address all events are dropped.  Unless ``journal`` is empty,
+    undelivered events are also kept in that file, and the events that it already
+    has are delivered first.
     """
     if not address:
         yield NullPublisher()
@@ -169,7 +174,9 @@ async def open_publisher(
     backlog = Backlog(journal, threaded=is_on_disk(journal))
     try:
         if not backlog.load():
-            log.warning("another process has the journal", path=journal)
+            log.warning(
+                "cannot own the journal yet: another process has the journal", path=journal
+            )
     except OSError as exc:
         log.warning("the journal cannot be read", path=journal, error=exc)
     publisher = EventPublisher(address, namespace, backlog)

@@ -1,9 +1,10 @@
-"""A journal on a disk: a thread of its own waits for the disk, the daemon only for a moment.
+"""A journal on a disk: a thread waits for the disk, and the daemon a fraction of a second.
 
-An operation is done when its method returns, as with a journal in memory.  Once one
-takes longer than ``WAIT``, the daemon no longer waits: the operations queue up, past
-a limit the journal is left alone, and when the disk responds it is written anew.
-A journal in memory, as below ``/run``, is written by the daemon itself, without a thread.
+An operation is done when its method returns, as with a journal in memory.  Once an
+operation takes longer than ``WAIT`` seconds, the daemon no longer waits: operations
+are queued, and left out while ``QUEUE_LIMIT`` are queued.  Once the disk responds
+and operations were left out, the journal is rewritten.
+The daemon itself writes a journal in memory, as below ``/run``, without a thread.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 
     from shim.events.journal import Entry
 
-# Seconds the daemon waits for one operation, until the disk has responded again.
+# Seconds that the daemon waits for one operation; none while one is late.
 WAIT = 0.25
-# Operations that may wait for the disk.
+# Operations that may be queued for the thread.
 QUEUE_LIMIT = 256
-# Seconds for the journal to be read when the daemon starts.
+# Seconds to read the journal when the daemon starts.
 LOAD = 2.0
-# Seconds the journal has to be closed when the daemon ends.
+# Seconds to close the journal when the daemon ends.
 CLOSE = 1.0
 
 
 class ThreadedJournal:
-    """As :class:`Journal`, with a bound on each method."""
+    """A :class:`Journal`; each method returns within a bound."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -43,14 +44,14 @@ class ThreadedJournal:
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._pending = 0  # operations that are not done yet
-        self._late = False  # the disk did not respond in time, and has not since
+        self._late = False  # an operation took too long and is not done yet
         self._skipped = False  # operations were left out
         self._running = False
 
     def load(self) -> list[tuple[int, bytes]]:
         """As :meth:`Journal.load`.
 
-        :raises OSError: as there; ETIMEDOUT if the disk did not respond within ``LOAD``.
+        :raises OSError: as there; ETIMEDOUT: the disk did not respond within ``LOAD`` seconds.
         """
         found: list[list[tuple[int, bytes]]] = []
         errors: list[OSError] = []
@@ -75,25 +76,25 @@ class ThreadedJournal:
             self._run_in_thread(partial(self._journal.write, kept, new))
 
     def mark(self, entry: Entry, *, last: bool) -> None:
-        """Record that ``entry`` is acknowledged; after the ``last`` one nothing waits."""
+        """Record that ``entry`` is acknowledged; with ``last`` no event is left."""
         self._run_in_thread(partial(self._journal.mark, entry, last=last))
 
     def rewrite(self, waiting: Iterable[Entry]) -> None:
-        """Replace the file by one with ``waiting`` alone."""
+        """Replace the file by one that has only ``waiting``."""
         self._run_in_thread(partial(self._journal.rewrite, list(waiting)))
 
     def retry(self, waiting: Iterable[Entry]) -> None:
-        """Write what a failure, or a disk that hung, kept out of the file."""
+        """Write the events that the file lacks after a failure or a disk that hung."""
         kept = list(waiting)
         if not self._catch_up(kept):
             self._run_in_thread(partial(self._journal.retry, kept))
 
     def fileno(self) -> int:
-        """Return -1: the file is another thread's."""
+        """Return -1: only the thread has the file's fd."""
         return -1
 
     def close(self, *, remove: bool) -> None:
-        """As :meth:`Journal.close`; a disk that hangs is waited for ``CLOSE``."""
+        """As :meth:`Journal.close`; waits at most ``CLOSE`` seconds for the disk."""
         if not self._running:
             self._journal.close(remove=remove)
             return
@@ -103,7 +104,7 @@ class ThreadedJournal:
         self._running = False
 
     def _catch_up(self, waiting: list[Entry]) -> bool:
-        """Write the journal anew if operations were left out and the disk responds again."""
+        """Rewrite the journal if operations were left out and the disk responds again."""
         self._count_done()
         if not self._skipped or self._pending:
             return False
@@ -141,14 +142,14 @@ class ThreadedJournal:
         except Empty:
             self._late = True
             log.warning(
-                "if the shim dies, events are lost: the journal's disk does not respond",
+                "cannot write the journal, events are in memory only: its disk does not respond",
                 path=self._path,
             )
         else:
             self._pending -= 1
 
     def _run(self) -> None:
-        # The file, and the lock on it, is this thread's alone.
+        # Only this thread has the file's fd, and so the lock.
         own_fds()
         while (operation := self._work.get()) is not None:
             try:

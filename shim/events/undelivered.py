@@ -1,15 +1,15 @@
-"""What a daemon that is gone did not deliver, told by the ``delete`` of its container.
+"""Delivers the events that a dead daemon left in its journal; ``delete`` calls it.
 
-Whether the manager tells the end of a container itself, from what ``delete``
-answers, depends on what it knows.  One that had the task at hand does, unless
-Delete was answered before.  One that has just started does not: it looks for the
-shims of its former life before it knows any task, and before it takes events.
-So who listens is told all but the ends that it tells itself, before it has our
-answer and can tell them.  Who does not listen yet is told everything, by a
-process that we leave behind.
+A manager that knows the task publishes the exit of its init process itself, from
+the reply of ``delete``, unless Delete had succeeded before.  A manager that has just
+started does not: it cleans up after the shims of its earlier run before it knows any
+task, and before it accepts events.  A manager that accepts events therefore gets all
+events except the exits that it publishes itself, and it gets them before ``delete``
+replies.  A manager that does not accept events yet gets all of them, from a
+process that outlives ``delete``.
 
 Source: containerd core/runtime/v2/shim.go cleanupAfterDeadShim and delete,
-shim_load.go loadShim; cmd/containerd/command/main.go for when it listens.
+shim_load.go loadShim; cmd/containerd/command/main.go for when it accepts events.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from shim.api.envelope_pb2 import Envelope
 
-# Seconds for a manager that listens, of the time that it gives ``delete``.
+# Seconds to deliver to a manager that accepts events, within its timeout of ``delete``.
 DELIVERY = 1.0
-# Seconds for one that is starting, and may have many more shims to look for.
+# Seconds to deliver to a manager that is starting and may have many shims to clean up after.
 BACKGROUND_DELIVERY = 60.0
-# Seconds between two looks at whether the daemon, which was asked to end, has ended,
-# and at most between two at whether the manager listens.
+# Seconds between two attempts to lock the journal while the daemon shuts down, and at
+# most between two attempts to connect to the manager.
 _LOCK_INTERVAL = 0.01
 _CONNECT_PAUSE = 0.1
 _EXIT, _DELETE = TaskExit.DESCRIPTOR.full_name, TaskDelete.DESCRIPTOR.full_name
@@ -51,17 +51,17 @@ def deliver_undelivered(
     publishes_exit: Callable[[str], bool],
     fork: Callable[[Callable[[], object], int], None],
 ) -> None:
-    """Deliver what waits in ``journal`` to the manager at ``address``, in a second or two.
+    """Deliver the events of ``journal`` to the manager at ``address``; takes two seconds at most.
 
-    ``publishes_exit`` says of a container id whether the manager calls ``delete``
-    for it, and so tells its end.  ``later`` is given what takes longer, to do it
-    in another process, which needs one fd of ours.
+    ``publishes_exit`` returns whether the manager calls ``delete`` for a container
+    id, and therefore publishes the exit itself.  ``fork`` is called with a longer
+    delivery, to run it in another process, and with the one fd that it needs.
     """
     if not address:
         return
     is_there = can_connect(address_of(address))
     try:
-        # The process that tells later would lack a thread; it may wait for a disk itself.
+        # A fork has no copy of the thread.  The forked process itself may wait for a disk.
         backlog = _load(journal, threaded=is_there and is_on_disk(journal))
     except FileNotFoundError:
         return
@@ -75,7 +75,9 @@ def deliver_undelivered(
             _drop_manager_exits(backlog, publishes_exit)
             _deliver(backlog, address, DELIVERY)
             if backlog:
-                log.warning("the manager does not take its events", left=len(backlog))
+                log.warning(
+                    "cannot deliver all events: the manager does not respond", left=len(backlog)
+                )
         else:
             fork(partial(_deliver, backlog, address, BACKGROUND_DELIVERY), backlog.fileno())
     finally:
@@ -83,7 +85,7 @@ def deliver_undelivered(
 
 
 def _load(journal: str, *, threaded: bool) -> Backlog | None:
-    """Return what waits, or None if nothing does or the daemon is there to tell it."""
+    """Return the undelivered events; None if there are none or a daemon still owns them."""
     deadline = time.monotonic() + DELIVERY
     backlog = Backlog(journal, threaded=threaded)
     while is_waiting(journal) and time.monotonic() < deadline:
@@ -94,7 +96,10 @@ def _load(journal: str, *, threaded: bool) -> Backlog | None:
 
 
 def _drop_manager_exits(backlog: Backlog, publishes_exit: Callable[[str], bool]) -> None:
-    """Let go of the ends that the manager tells.  Whose Delete was answered, it has forgotten."""
+    """Drop the init exits that the manager publishes itself.
+
+    It does not publish the exit of a task after a Delete has succeeded.
+    """
     deleted = {
         TaskDelete.FromString(envelope.event.value).container_id
         for envelope in backlog.envelopes()
@@ -114,7 +119,7 @@ def _drop_manager_exits(backlog: Backlog, publishes_exit: Callable[[str], bool])
 
 
 def _deliver(backlog: Backlog, address: str, seconds: float) -> None:
-    """Deliver for some seconds, and let go of the backlog."""
+    """Deliver for at most ``seconds``, and close the backlog."""
 
     async def deliver() -> None:
         publisher = EventPublisher(address, "", backlog, last_pause=_CONNECT_PAUSE)
