@@ -73,7 +73,11 @@ class Backlog:
             try:
                 is_exit = Envelope.FromString(payload).event.type_url == _EXIT
             except DecodeError as exc:
-                log.warning("cannot decode an event of the journal", path=self._path, error=exc)
+                log.warning(
+                    "cannot deliver a record of the journal: it is no event",
+                    path=self._path,
+                    error=exc,
+                )
                 continue
             self._add(Entry(payload, is_exit, offset))
         return True
