@@ -19,8 +19,8 @@ import trio
 
 from shim import log
 from shim.container.bundle import Bundle
+from shim.container.cleanup_records import CleanupRecords
 from shim.container.host import Host
-from shim.container.members import Members
 from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
@@ -86,14 +86,14 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         ) as publisher,
         trio.open_nursery() as nursery,
     ):
-        members = Members(settings.bundle)
+        cleanup_records = CleanupRecords(settings.bundle)
         host = Host(
             settings.namespace,
             reaper,
             publisher,
             nursery,
             settings.limit,
-            members,
+            cleanup_records,
             settings.address,
             settings.ended_is_killed,
         )

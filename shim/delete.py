@@ -23,10 +23,10 @@ import trio
 
 from shim import log
 from shim.api.task_pb2 import DeleteResponse
-from shim.container.abandoned import kill_abandoned, member_of
 from shim.container.bundle import Bundle, checked_id
-from shim.container.members import Members
+from shim.container.cleanup_records import CleanupRecords
 from shim.container.options import Options
+from shim.container.orphaned import cleanup_record_of, kill_orphaned
 from shim.errors import ShimError
 from shim.events.undelivered import deliver_undelivered
 from shim.linux import libc, sockets
@@ -43,7 +43,7 @@ from shim.start.flags import Flags
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shim.container.members import Member
+    from shim.container.cleanup_records import CleanupRecord
     from shim.reaper import Reaper
 
 # Seconds the runtime has to delete containers, and all of ``delete`` then takes
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 RUNTIME = 2.5
 DELETE = 3.5
 # Seconds of it for the events of a journal on a disk.
-TELL = 2.0
+DELIVER = 2.0
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
 # What the manager is told of a container that ended without a witness: it was
 # killed, by us if by nobody else, and it was now.
@@ -70,18 +70,21 @@ def delete(flags: Flags) -> bytes:
     bundle = Bundle(_bundle_of(flags))
     pid = bundle.read_pid()
 
-    def tell() -> None:
+    def deliver() -> None:
         if is_in_memory(str(bundle.path)):
             _deliver_undelivered(flags, bundle)
         else:  # the journal may be on a disk that hangs
-            _in_time(
-                lambda: _deliver_undelivered(flags, bundle), flags.id, lambda: None, seconds=TELL
+            _run_bounded(
+                lambda: _deliver_undelivered(flags, bundle),
+                flags.id,
+                lambda: None,
+                seconds=DELIVER,
             )
 
     if _is_clean(flags, bundle, pid):
-        tell()
+        deliver()
     else:
-        _in_time(lambda: _clean_up(flags, bundle), flags.id, tell)
+        _run_bounded(lambda: _clean_up(flags, bundle), flags.id, deliver)
     return _reply(bundle, pid)
 
 
@@ -113,13 +116,13 @@ def _bundle_of(flags: Flags) -> Path:
 
 def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
     @cache
-    def members() -> dict[str, str]:
-        return {member.id: member.bundle for member in Members(str(bundle.path)).read()}
+    def bundles() -> dict[str, str]:
+        return {record.id: record.bundle for record in CleanupRecords(str(bundle.path)).read()}
 
     def publishes_exit(id_: str) -> bool:
         # A container that was added without a ``start`` has no ``delete`` either:
         # containerd leaves the id of its sandbox in the bundle then.
-        here = members().get(id_, str(bundle.path.parent / id_))
+        here = bundles().get(id_, str(bundle.path.parent / id_))
         if id_ == flags.id:
             return True
         return os.path.exists(f"{here}/address") and not os.path.exists(f"{here}/sandbox")  # noqa: PTH110 - plain strings
@@ -127,13 +130,13 @@ def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
     try:
         address = os.environ.get("TTRPC_ADDRESS", "")
         deliver_undelivered(
-            bundle.journal, address, publishes_exit=publishes_exit, fork=_leave_behind
+            bundle.journal, address, publishes_exit=publishes_exit, fork=_fork_detached
         )
     except Exception as exc:
         log.crash("events are left", exc, id=flags.id)
 
 
-def _leave_behind(work: Callable[[], object], fd: int) -> None:
+def _fork_detached(work: Callable[[], object], fd: int) -> None:
     """Do ``work``, which nobody waits for, in a process of its own; it needs ``fd``."""
     if os.fork():
         return
@@ -151,7 +154,7 @@ def _leave_behind(work: Callable[[], object], fd: int) -> None:
         os._exit(0)
 
 
-def _in_time(
+def _run_bounded(
     work: Callable[[], None],
     id_: str,
     meanwhile: Callable[[], None],
@@ -216,9 +219,9 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
         return (
             # Where nothing hangs, not even the look at it.
             root.startswith(("/run/", "/var/run/"))
-            and not _is_there(pid)
+            and not _process_exists(pid)
             and not has_state(root, flags.id)
-            and not Members(str(bundle.path)).names()
+            and not CleanupRecords(str(bundle.path)).ids()
             and not is_mounted(str(bundle.rootfs))
             and not _has_dead_socket(bundle)
         )
@@ -226,7 +229,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
         return False
 
 
-def _is_there(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     """Say whether a process has this pid, whosever it is by now."""
     if not pid:
         return False
@@ -247,22 +250,22 @@ def _has_dead_socket(bundle: Bundle) -> bool:
 
 
 def _clean_up(flags: Flags, bundle: Bundle) -> None:
-    own = member_of(bundle, flags.id, flags.namespace)
-    notes = Members(str(bundle.path))
-    orphans = [] if _is_served(bundle) else notes.read()
+    own = cleanup_record_of(bundle, flags.id, flags.namespace)
+    records = CleanupRecords(str(bundle.path))
+    orphans = [] if _is_served(bundle) else records.read()
     # They end first, so that no runtime that hangs keeps one of them alive.
-    kill_abandoned([own, *orphans])
+    kill_orphaned([own, *orphans])
     # Whoever was started since under one of these names has a shim again.
     known = [own] if _is_served(bundle) else [own, *orphans]
-    stuck = trio.run(_forget, known)
-    for member in known:
+    failed = trio.run(_delete_in_runtimes, known)
+    for record in known:
         try:
-            unmount_all(str(Bundle(Path(member.bundle)).rootfs))
+            unmount_all(str(Bundle(Path(record.bundle)).rootfs))
         except (ShimError, OSError) as exc:
-            log.warning("the rootfs is still mounted", id=member.id, error=exc)
+            log.warning("the rootfs is still mounted", id=record.id, error=exc)
         else:
-            if member is not own and member.id not in stuck:
-                notes.forget(member.id)
+            if record is not own and record.id not in failed:
+                records.remove(record.id)
     _remove_dead_socket(bundle)
 
 
@@ -279,26 +282,26 @@ def _is_served(bundle: Bundle) -> bool:
         return True
 
 
-async def _forget(members: list[Member]) -> list[str]:
-    """Have the runtimes delete ``members``, side by side; return the ids they could not."""
-    stuck: list[str] = []
+async def _delete_in_runtimes(records: list[CleanupRecord]) -> list[str]:
+    """Have the runtimes delete ``records``, side by side; return the ids they could not."""
+    failed: list[str] = []
 
-    async def force(member: Member, reaper: Reaper) -> None:
+    async def force(record: CleanupRecord, reaper: Reaper) -> None:
         try:
-            runc = Runc(member.runtime, reaper, RUNTIME, directory=member.bundle)
-            await runc.run("delete", "--force", member.id)
+            runc = Runc(record.runtime, reaper, RUNTIME, directory=record.bundle)
+            await runc.run("delete", "--force", record.id)
         except ForeignContainerError as exc:
-            log.warning("the runtime's container is left alone", id=member.id, error=exc)
+            log.warning("the runtime's container is left alone", id=record.id, error=exc)
         except (ShimError, OSError) as exc:
-            log.warning("the runtime could not delete the container", id=member.id, error=exc)
-            stuck.append(member.id)
+            log.warning("the runtime could not delete the container", id=record.id, error=exc)
+            failed.append(record.id)
 
-    known = [member for member in members if has_state(member.runtime.root, member.id)]
+    known = [record for record in records if has_state(record.runtime.root, record.id)]
     if known:
         async with open_reaper() as reaper, trio.open_nursery() as nursery:
-            for member in known:
-                nursery.start_soon(force, member, reaper)
-    return stuck
+            for record in known:
+                nursery.start_soon(force, record, reaper)
+    return failed
 
 
 def _remove_dead_socket(bundle: Bundle) -> None:

@@ -43,9 +43,9 @@ from shim.api.task_pb2 import (
     WaitRequest,
     WaitResponse,
 )
-from shim.container.announce import NO_TIME
 from shim.container.container import Container
 from shim.container.lifecycle import State
+from shim.container.task_events import ZERO_TIME
 from shim.errors import ExistsError, NotFoundError, UnavailableError
 from shim.ttrpc.server import Stream, unary
 from shim.version import VERSION
@@ -149,7 +149,7 @@ class TaskService(TaskBase):
     async def State(self, request: StateRequest) -> StateResponse:
         container = self._container(request.id)
         process = container.process(request.exec_id)
-        process.look_for_readers()
+        process.check_readers()
         reply = StateResponse(
             id=process.id or container.id,
             bundle=str(container.bundle.path),
@@ -277,7 +277,7 @@ class TaskService(TaskBase):
     @unary
     async def Wait(self, request: WaitRequest) -> WaitResponse:
         process = self._process(request.id, request.exec_id)
-        process.look_for_readers()
+        process.check_readers()
         exit_ = await process.wait()
         reply = WaitResponse(exit_status=exit_.status)
         _stamp(reply.exited_at, exit_.at)
@@ -326,4 +326,4 @@ def _stamp(field: Timestamp, nanoseconds: int) -> None:
     if nanoseconds:
         field.FromNanoseconds(nanoseconds)
     else:
-        field.seconds = NO_TIME
+        field.seconds = ZERO_TIME

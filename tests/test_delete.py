@@ -56,13 +56,13 @@ def delete(bundle: Path) -> DeleteResponse:
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each process that the clean-up was left to."""
     seen: list[int] = []
-    in_time = command._in_time
+    run_bounded = command._run_bounded
 
     def counted(*args: object) -> None:
         seen.append(1)
-        in_time(*args)  # type: ignore[arg-type]
+        run_bounded(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "_in_time", counted)
+    monkeypatch.setattr(command, "_run_bounded", counted)
     return seen
 
 

@@ -53,12 +53,12 @@ class Config:
             spec = jsontext.loads(text)
         except ValueError as exc:
             raise InvalidError(f"config.json is not JSON: {exc}") from None
-        process = _member(spec, "process", dict)
-        namespaces = _member(_member(spec, "linux", dict), "namespaces", list)
-        annotations = _member(spec, "annotations", dict)
+        process = _value(spec, "process", dict)
+        namespaces = _value(_value(spec, "linux", dict), "namespaces", list)
+        annotations = _value(spec, "annotations", dict)
         return cls(
             terminal=bool(process.get("terminal")),
-            root=as_runc_reads(str(_member(spec, "root", dict).get("path", "rootfs"))),
+            root=as_runc_reads(str(_value(spec, "root", dict).get("path", "rootfs"))),
             annotations={
                 as_runc_reads(key): as_runc_reads(str(value)) for key, value in annotations.items()
             },
@@ -76,7 +76,7 @@ class Config:
         return next((self.annotations[a] for a in names.GROUPS if a in self.annotations), "")
 
 
-def _member(parent: Any, name: str, kind: type) -> Any:
+def _value(parent: Any, name: str, kind: type) -> Any:
     if not isinstance(parent, dict):
         raise InvalidError("config.json is not an OCI runtime configuration: no object")
     value = parent.get(name)
@@ -152,7 +152,7 @@ class Bundle:
     def exec_spec(self, exec_id: str) -> str:
         return f"{self.path}/{exec_id}.process.json"
 
-    def name_shim(self, address: str, first: str) -> list[str]:
+    def write_shim_files(self, address: str, first: str) -> list[str]:
         """Write where the container's shim is, where it is missing; return the new files.
 
         containerd 2.3 calls no ``start`` for a pod's further containers, and keeps the
@@ -182,24 +182,24 @@ class Bundle:
             return 0
         return pid if 0 < pid <= _PID_MAX else 0
 
-    def forget(self, paths: Iterable[str]) -> None:
+    def remove_files(self, paths: Iterable[str]) -> None:
         """Remove files of a creation that failed."""
         for path in paths:
             _remove(path)
 
-    def forget_pid(self, exec_id: str = "") -> None:
+    def remove_pid_files(self, exec_id: str = "") -> None:
         """Remove the pid file, and the one runc writes first and leaves when it is killed."""
         _remove(self.pid_file(exec_id))
         _remove(self.pid_file(f".{exec_id or 'init'}"))
 
-    def forget_end(self, exec_id: str = "") -> None:
+    def remove_exit_files(self, exec_id: str = "") -> None:
         """Remove what an earlier process of this name left: there is another, or none."""
-        self.forget_pid(exec_id)
+        self.remove_pid_files(exec_id)
         forget_exit(str(self.path), exec_id)
 
-    def forget_exec(self, exec_id: str) -> None:
+    def remove_exec_files(self, exec_id: str) -> None:
         """Remove what an exec left behind."""
-        self.forget_end(exec_id)
+        self.remove_exit_files(exec_id)
         _remove(self.exec_log(exec_id))
         _remove(self.exec_spec(exec_id))
 

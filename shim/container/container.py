@@ -19,19 +19,19 @@ import trio
 from shim import jsontext, log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v2 import CgroupV2, enable_controllers
-from shim.container.announce import Announcer
-from shim.container.birth import bear, bear_exec
 from shim.container.bundle import Bundle, checked_id
-from shim.container.dump import dump
+from shim.container.checkpoint import checkpoint
+from shim.container.cleanup_records import CleanupRecord, cgroup_names_of
+from shim.container.create import create_exec, create_process
+from shim.container.failed_create import FailedCreate
 from shim.container.freezer import SIGKILL, Freezer
 from shim.container.lifecycle import Op, State
-from shim.container.members import Member, directories_of
 from shim.container.oom import OomReporter
 from shim.container.options import Options
-from shim.container.process import NEVER_RAN, Process
+from shim.container.process import NEVER_STARTED, Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
-from shim.container.unborn import Unborn
+from shim.container.task_events import TaskEvents
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from shim.reaper import Child, Exit
 
 # Seconds to undo a creation that failed; then something is left, and we say so.
-CLEANUP = 10.0
+UNDO = 10.0
 # Seconds the exits of execs may take to follow the one of their init.
-LAST_EXECS = 10.0
+EXECS_EXIT = 10.0
 
 
 # The signals that ask for an end: SIGKILL and SIGTERM.
@@ -77,7 +77,7 @@ class Container:
         self._config = config
         self._options = options
         self._host = host
-        self._tell = Announcer(request.id, host.publisher)
+        self._events = TaskEvents(request.id, host.publisher)
         self._runc = Runc(
             options.runtime(host.namespace),
             host.reaper,
@@ -94,7 +94,7 @@ class Container:
         )
         self._cgroup: Cgroup | None = None
         self._oom: OomReporter | None = None
-        self._freezer = Freezer(self.id, self.init, self._runc, self._tell)
+        self._freezer = Freezer(self.id, self.init, self._runc, self._events)
         self._ending = False
 
     # -- coming to life ----------------------------------------------------------
@@ -111,12 +111,15 @@ class Container:
         checked_id(request.id)
         bundle = Bundle.open(request.bundle)
         self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
-        bundle.forget_end()
+        bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
-            undo.callback(bundle.forget, bundle.name_shim(host.address, host.members.bundle))
-            undo.callback(host.members.forget, self.id)
+            undo.callback(
+                bundle.remove_files,
+                bundle.write_shim_files(host.address, host.cleanup_records.bundle),
+            )
+            undo.callback(host.cleanup_records.remove, self.id)
             if request.rootfs:
                 make_directory(bundle.rootfs, 0o711, exist_ok=True)
                 undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
@@ -128,12 +131,12 @@ class Container:
             if not self._image.image_path:
                 await self._create_init()
             undo.pop_all()
-        self._tell.created(request, self.init.pid)
+        self._events.created(request, self.init.pid)
         self._follow_init()
         return self
 
     async def _open_stdio(self, process: Process) -> None:
-        process.take(
+        process.set_stdio(
             await open_stdio(
                 process.spec,
                 nursery=self._host.nursery,
@@ -155,7 +158,7 @@ class Container:
             no_pivot=self._options.no_pivot_root,
             no_new_keyring=self._options.no_new_keyring,
         )
-        await self._bear_init("create", args)
+        await self._run_create("create", args)
 
     async def _restore_init(self) -> None:
         args = restore_args(
@@ -165,47 +168,49 @@ class Container:
             self._image,
             no_pivot=self._options.no_pivot_root,
         )
-        await self._bear_init("restore", args)
+        await self._run_create("restore", args)
 
-    async def _bear_init(self, verb: str, args: list[str]) -> None:
+    async def _run_create(self, verb: str, args: list[str]) -> None:
         # A container of this id that is not ours must survive our failure.
         state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
-        unborn = Unborn(self.bundle, self.id)
-        self._note()
+        failed_create = FailedCreate(self.bundle, self.id)
+        self._write_cleanup_record()
         try:
-            child = await bear(self._runc, self.bundle, self.init, verb, args, unborn.find)
+            child = await create_process(
+                self._runc, self.bundle, self.init, verb, args, failed_create.find
+            )
             self._find_cgroup(child)
-            self._note()
+            self._write_cleanup_record()
             if self._cgroup is not None:
-                self._oom = OomReporter(self._cgroup, self.bundle, self._tell)
+                self._oom = OomReporter(self._cgroup, self.bundle, self._events)
                 await self._host.nursery.start(self._oom.run)
             # A caller whose connection has ended by now is not answered: undo.  The end
             # is read in the first of these turns of the scheduler, at the latest.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         except BaseException:
-            await self._undo_creation(unborn)
+            await self._undo_creation(failed_create)
             raise
 
     @property
     def _runtime_state(self) -> Path:
         return Path(self._runc.runtime.root) / self.id
 
-    async def _undo_creation(self, unborn: Unborn) -> None:
-        with trio.move_on_after(CLEANUP, shield=True) as scope:
+    async def _undo_creation(self, failed_create: FailedCreate) -> None:
+        with trio.move_on_after(UNDO, shield=True) as scope:
             try:
                 await self._runc.run("delete", "--force", self.id)
             except (ShimError, OSError) as exc:
                 log.debug("nothing to undo", id=self.id, error=exc)
-            await unborn.remove(self._host.reaper)
+            await failed_create.remove(self._host.reaper)
         if scope.cancelled_caught:
             log.error("a failed creation could not be undone", id=self.id)
         self._stop_oom()
         self._cgroup = None
         self.init.child, self.init.pid = None, 0
-        self.bundle.forget_pid()
+        self.bundle.remove_pid_files()
 
     def _stop_oom(self) -> None:
         oom, self._oom = self._oom, None
@@ -226,17 +231,17 @@ class Container:
         if isinstance(cgroup, CgroupV2):
             enable_controllers(cgroup)
 
-    def _note(self) -> None:
+    def _write_cleanup_record(self) -> None:
         """Write down what ends this container if the shim cannot."""
-        member = Member(
+        record = CleanupRecord(
             self.id,
             str(self.bundle.path),
             self._runc.runtime,
             self.init.pid,
-            directories_of(self._cgroup),
+            cgroup_names_of(self._cgroup),
             self._config.own_pid_namespace,
         )
-        self._host.members.note(member)
+        self._host.cleanup_records.write(record)
 
     # -- execs -------------------------------------------------------------------
 
@@ -255,7 +260,7 @@ class Container:
         self._check_exec()
         self.bundle.write_exec_spec(exec_id, process_of(request))
         self.execs[exec_id] = Process(exec_id, stdio_of(request))
-        self._tell.exec_added(exec_id)
+        self._events.exec_added(exec_id)
 
     def _check_exec(self) -> None:
         self.init.life.check(Op.EXEC)
@@ -273,7 +278,7 @@ class Container:
             Creation(self.bundle.pid_file(process.id), process.console_socket),
         )
         try:
-            child = await bear_exec(
+            child = await create_exec(
                 self._runc,
                 self.bundle,
                 process,
@@ -283,17 +288,17 @@ class Container:
                 cgroup=self._cgroup,
             )
         except BaseException:
-            await process.abandon_stdio()
+            await process.discard_stdio()
             raise
         if self.init.exit is not None:
             # Its init is dead and told so: an exec of it can never be told as begun.
             with contextlib.suppress(NotFoundError):
                 child.signal(SIGKILL)
             process.child, process.pid = None, 0
-            await process.abandon_stdio()
+            await process.discard_stdio()
             raise WrongStateError("cannot exec in a stopped process")
         process.life.apply(Op.START)
-        self._tell.exec_started(process.id, child.pid)
+        self._events.exec_started(process.id, child.pid)
         self._host.go(lambda: self._follow_exec(process, child))
 
     # -- what a manager asks -----------------------------------------------------
@@ -328,7 +333,7 @@ class Container:
                 with trio.CancelScope(shield=True):
                     await self._runc.run("start", self.id)
             process.life.apply(Op.START)
-            self._tell.started(process.pid)
+            self._events.started(process.pid)
             if self._image.image_path:
                 self._follow_init()
             return process.pid
@@ -344,13 +349,13 @@ class Container:
         async with process.busy:
             process.life.check(Op.DELETE)
             await process.drain()
-            exit_ = process.exit or NEVER_RAN
+            exit_ = process.exit or NEVER_STARTED
             if process is self.init:
                 await self._delete_container(exit_)
             else:
                 # The container may have been deleted meanwhile, and all its execs.
                 self.execs.pop(exec_id, None)
-                self.bundle.forget_exec(exec_id)
+                self.bundle.remove_exec_files(exec_id)
             process.life.apply(Op.DELETE)
             await process.dispose()
         return process.pid, exit_
@@ -384,10 +389,10 @@ class Container:
             await unmount_rootfs(str(self.bundle.rootfs))
         for process in list(self.execs.values()):
             await process.dispose()
-            self.bundle.forget_exec(process.id)
+            self.bundle.remove_exec_files(process.id)
         self.execs.clear()
-        self._host.members.forget(self.id)
-        self._tell.deleted(self.init.pid, exit_)
+        self._host.cleanup_records.remove(self.id)
+        self._events.deleted(self.init.pid, exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all of the container.
@@ -407,7 +412,7 @@ class Container:
         if number > 64:
             raise InvalidError(f"there is no signal {number}")
         all_ = all_ and process is self.init
-        held = self._freezer.holds(number, self._cgroup) or (all_ and self._cgroup is None)
+        held = self._freezer.needs_runtime(number, self._cgroup) or (all_ and self._cgroup is None)
         if held and process is self.init:
             await self._freezer.kill(number, all_=all_)
         elif all_ and self._cgroup is not None:
@@ -432,8 +437,8 @@ class Container:
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
         """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""
         self.init.life.check(Op.CHECKPOINT)
-        image = await dump(self._runc, self.id, self.bundle, request)
-        self._tell.checkpointed(image)
+        image = await checkpoint(self._runc, self.id, self.bundle, request)
+        self._events.checkpointed(image)
 
     def pids(self) -> list[int]:
         """Every process in the container, or else its init, though it may have ended.
@@ -459,25 +464,25 @@ class Container:
             self._host.go(lambda: self._await_init(child))
 
     async def _await_init(self, child: Child) -> None:
-        exit_ = await self.init.witness(child, self.bundle)
+        exit_ = await self.init.record_exit(child, self.bundle)
         self._ending = True
         if self._oom is not None:
             self._oom.report()  # before systemd, where it looks after the cgroup, removes it
-        await self.init.hand_over()
+        await self.init.wait_output_read()
         # A Start that is under way is told first.
         async with self.init.busy:
             if not self._config.own_pid_namespace:
-                await self._kill_rest()
-            with trio.move_on_after(LAST_EXECS) as scope:
-                await self._last_execs()
+                await self._kill_remaining()
+            with trio.move_on_after(EXECS_EXIT) as scope:
+                await self._wait_for_execs()
             if scope.cancelled_caught:
                 log.error("an exec outlives its init", id=self.id)
             if self._oom is not None:
                 self._oom.report()
-            self.init.end(exit_)
-            self._tell.exited(self.init, exit_)
+            self.init.set_exit(exit_)
+            self._events.exited(self.init, exit_)
 
-    async def _kill_rest(self) -> None:
+    async def _kill_remaining(self) -> None:
         """End what the kernel does not: without a pid namespace init was no init."""
         try:
             if self._cgroup is not None:
@@ -487,19 +492,19 @@ class Container:
         except (ShimError, OSError) as exc:
             log.warning("cannot kill what init left", id=self.id, error=exc)
 
-    async def _last_execs(self) -> None:
+    async def _wait_for_execs(self) -> None:
         late = [one for one in self.execs.values() if one.state is State.CREATED]
         for process in late:
             async with process.busy:  # a Start under way
                 pass
         if late and not self._config.own_pid_namespace:
-            await self._kill_rest()  # what came into the container since
+            await self._kill_remaining()  # what came into the container since
         for process in list(self.execs.values()):
             if process.state is not State.CREATED:
                 await process.wait()
 
     async def _follow_exec(self, process: Process, child: Child) -> None:
-        exit_ = await process.witness(child, self.bundle)
-        await process.hand_over()
-        process.end(exit_)
-        self._tell.exited(process, exit_)
+        exit_ = await process.record_exit(child, self.bundle)
+        await process.wait_output_read()
+        process.set_exit(exit_)
+        self._events.exited(process, exit_)

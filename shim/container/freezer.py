@@ -20,8 +20,8 @@ from shim.runc.driver import RuntimeFailedError
 
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
-    from shim.container.announce import Announcer
     from shim.container.process import Process
+    from shim.container.task_events import TaskEvents
     from shim.runc.driver import Runc
 
 SIGKILL = 9
@@ -32,17 +32,17 @@ _THAW = 10.0
 class Freezer:
     """Of the container ``id_``, whose first process is ``init``."""
 
-    def __init__(self, id_: str, init: Process, runc: Runc, tell: Announcer) -> None:
+    def __init__(self, id_: str, init: Process, runc: Runc, events: TaskEvents) -> None:
         self._id = id_
         self._init = init
         self._runc = runc
-        self._tell = tell
+        self._events = events
         # A pause and a resume take turns; who comes second finds what the first did.
-        self._turn = trio.Lock()
+        self._lock = trio.Lock()
 
     async def pause(self) -> None:
         """:raises WrongStateError: the container does not run, or stands still already."""
-        async with self._turn:
+        async with self._lock:
             self._init.life.check(Op.PAUSE)
             try:
                 await self._runc.run("pause", self._id)
@@ -53,11 +53,11 @@ class Freezer:
                 raise
             self._init.life.apply(Op.PAUSE)
             if self._init.state is State.PAUSED:  # it may have ended meanwhile
-                self._tell.paused()
+                self._events.paused()
 
     async def resume(self) -> None:
         """:raises WrongStateError: the container is not paused."""
-        async with self._turn:
+        async with self._lock:
             self._init.life.check(Op.RESUME)
             try:
                 await self._runc.run("resume", self._id)
@@ -67,9 +67,9 @@ class Freezer:
                     raise
             self._init.life.apply(Op.RESUME)
             if self._init.state is State.RUNNING:
-                self._tell.resumed()
+                self._events.resumed()
 
-    def holds(self, number: int, cgroup: Cgroup | None) -> bool:
+    def needs_runtime(self, number: int, cgroup: Cgroup | None) -> bool:
         """Say whether only the runtime can give the init this signal."""
         if self._init.state is State.PAUSED:
             return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim import log
-from shim.container.members import Members
+from shim.container.cleanup_records import CleanupRecords
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Host:
     """``limit`` is how long one command of a runtime may take, in seconds.
 
-    ``members`` is where to note what is left to do if this daemon dies, and ``address``
+    ``cleanup_records`` is where to note what is left to do if this daemon dies, and ``address``
     where it listens; without one nobody looks for it.
     ``ended_is_killed`` is for CRI-O, which cannot stop a container that has ended
     where a SIGTERM or SIGKILL for it is answered with NOT_FOUND; Kata answers
@@ -33,7 +33,7 @@ class Host:
     publisher: Publisher
     nursery: trio.Nursery
     limit: float
-    members: Members = field(default_factory=Members)
+    cleanup_records: CleanupRecords = field(default_factory=CleanupRecords)
     address: str = ""
     ended_is_killed: bool = False
 

@@ -17,19 +17,19 @@ from shim.linux.modes import write_file
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
     from shim.cgroup.oom import OomWatch
-    from shim.container.announce import Announcer
     from shim.container.bundle import Bundle
+    from shim.container.task_events import TaskEvents
 
 
 class OomReporter:
     """Watches one container's cgroup from :meth:`run` to :meth:`stop`."""
 
-    def __init__(self, cgroup: Cgroup, bundle: Bundle, tell: Announcer) -> None:
+    def __init__(self, cgroup: Cgroup, bundle: Bundle, events: TaskEvents) -> None:
         self._cgroup = cgroup
         self._bundle = bundle
-        self._tell = tell
+        self._events = events
         self._watch: OomWatch | None = None
-        self._told = 0
+        self._published = 0
         self._scope = trio.CancelScope()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -44,7 +44,7 @@ class OomReporter:
             except Exception as exc:
                 # A container without a watch is better than none, and than
                 # ending the daemon of all the others in the pod.
-                log.crash("OOM kills are not seen", exc, id=self._tell.id)
+                log.crash("OOM kills are not seen", exc, id=self._events.id)
                 if self._watch is None:
                     task_status.started()
 
@@ -53,15 +53,15 @@ class OomReporter:
         try:
             count = self._watch.count() if self._watch is not None else 0
         except OSError as exc:
-            log.warning("OOM kills are not known", id=self._tell.id, error=exc)
+            log.warning("OOM kills are not known", id=self._events.id, error=exc)
             return
-        if count <= self._told:
+        if count <= self._published:
             return
-        self._told = count
+        self._published = count
         # CRI-O looks for this file when a container ends with an error.
         with contextlib.suppress(OSError):
             write_file(self._bundle.path / "oom", "", 0o644)
-        self._tell.oom()
+        self._events.oom()
 
     def stop(self) -> None:
         self._scope.cancel()

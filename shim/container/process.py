@@ -28,7 +28,7 @@ DRAIN = 10.0
 
 # What Delete and Wait answer for an exec, or a restore, that was never started: the
 # status 0 and no time, as Go's shim.
-NEVER_RAN = Exit(0, 0, "the process was never started")
+NEVER_STARTED = Exit(0, 0, "the process was never started")
 
 
 class Process:
@@ -55,18 +55,18 @@ class Process:
     def state(self) -> State:
         return self.life.state
 
-    def take(self, stdio: Stdio) -> None:
+    def set_stdio(self, stdio: Stdio) -> None:
         """Own ``stdio`` from now on."""
         self._stdio = stdio
         if self._stdin_closed:
             stdio.close_stdin()
 
-    def born(self, child: Child) -> None:
+    def set_child(self, child: Child) -> None:
         """Record the process the runtime made."""
         self.child = child
         self.pid = child.pid
 
-    async def witness(self, child: Child, bundle: Bundle) -> Exit:
+    async def record_exit(self, child: Child, bundle: Bundle) -> Exit:
         """Wait for the end of ``child``, and write it down before anybody is told.
 
         A bundle on a disk that hangs delays the telling by ``RECORD`` at most.
@@ -78,21 +78,21 @@ class Process:
             write_exit(path, record, self.id)
             return exit_
         write = partial(write_exit, path, record, self.id)
-        forget = partial(self._forget_late, path)
+        remove = partial(self._remove_late_record, path)
         try:
             await run_off_thread(
-                write, f"write {exit_file(path, self.id)}", limit=RECORD, late=forget
+                write, f"write {exit_file(path, self.id)}", limit=RECORD, late=remove
             )
         except (ShimError, OSError) as exc:
             log.error("an exit is told before its record is on disk", error=exc)
         return exit_
 
-    def _forget_late(self, bundle: str) -> None:
+    def _remove_late_record(self, bundle: str) -> None:
         """Remove a record that was written after Delete: another process may have the name."""
         if self.state is State.DELETED:
             forget_exit(bundle, self.id)
 
-    def end(self, exit_: Exit) -> None:
+    def set_exit(self, exit_: Exit) -> None:
         """Record the exit, and answer everyone who waits for it."""
         self.life.apply(Op.EXIT)
         self.exit = exit_
@@ -105,7 +105,7 @@ class Process:
     async def wait(self) -> Exit:
         """Wait for the end; return at once if it came, or if the process is deleted."""
         await self._done.wait()
-        return self.exit or NEVER_RAN
+        return self.exit or NEVER_STARTED
 
     def signal(self, number: int) -> None:
         """Send a signal through the pidfd; 0 only asks whether the process lives.
@@ -147,12 +147,12 @@ class Process:
         assert self._stdio is not None
         await self._stdio.started()
 
-    def look_for_readers(self) -> None:
+    def check_readers(self) -> None:
         """Look now for readers of what is left: a manager that asks may have opened its ends."""
         if self._stdio is not None:
             self._stdio.check_readers()
 
-    async def hand_over(self) -> None:
+    async def wait_output_read(self) -> None:
         """Let whoever is reading have what the process wrote; some seconds at most."""
         if self._stdio is not None:
             await self._stdio.wait_read()
@@ -169,10 +169,10 @@ class Process:
 
     async def dispose(self) -> None:
         """Let go of stdio, and of everyone who still waits."""
-        await self.abandon_stdio()
+        await self.discard_stdio()
         self._done.set()
 
-    async def abandon_stdio(self) -> None:
+    async def discard_stdio(self) -> None:
         """A start failed: close what it opened.  Another start opens it again."""
         stdio, self._stdio = self._stdio, None
         if stdio is not None:

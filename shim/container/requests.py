@@ -31,7 +31,7 @@ def stdio_of(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) 
 def json_of(message: AnyMessage, kind: str) -> dict[str, object]:
     """Return the object in ``message``, whose value is JSON whatever its type says.
 
-    Members that are null are left out, on every level, as Go's shim leaves them
+    CleanupRecords that are null are left out, on every level, as Go's shim leaves them
     out by decoding and encoding: runc 1.1 panics on a limit that is null.
 
     :raises InvalidError: it is of another type, or not an object.

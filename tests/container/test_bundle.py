@@ -121,6 +121,6 @@ def test_the_files_of_an_exec_are_its_own_and_go_with_it(tmp_path: Path) -> None
     bundle.write_exec_spec("e1", {})
     assert (tmp_path / "e1.process.json").exists()
     (tmp_path / "init.pid").touch()
-    bundle.forget_exec("e1")
-    bundle.forget_exec("e1")
+    bundle.remove_exec_files("e1")
+    bundle.remove_exec_files("e1")
     assert [p.name for p in tmp_path.iterdir()] == ["init.pid"]

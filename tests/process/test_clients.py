@@ -22,7 +22,7 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
-from shim.container.announce import NO_TIME
+from shim.container.task_events import ZERO_TIME
 from tests.process.crio import open_fifo, read_all
 from tests.process.recorder import record
 from tests.process.rig import PROCESS_URL, Rig, default_config
@@ -115,7 +115,7 @@ async def test_an_exec_that_was_never_started_is_deleted_with_status_0(rig: Rig)
         await trio.testing.wait_all_tasks_blocked()
         deleted = await task.Delete(DeleteRequest(id="c1", exec_id="e1"), timeout=15)
     assert (deleted.pid, deleted.exit_status) == (0, 0)
-    assert deleted.exited_at.seconds == waited[0].exited_at.seconds == NO_TIME
+    assert deleted.exited_at.seconds == waited[0].exited_at.seconds == ZERO_TIME
     assert waited[0].exit_status == 0
 
 

@@ -39,7 +39,7 @@ from shim.api.task_pb2 import (
 )
 from shim.cgroup.files import make_group
 from shim.cgroup.find import cgroup_at
-from shim.container.members import directories_of
+from shim.container.cleanup_records import cgroup_names_of
 from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import SOCKET_DIR, socket_address, socket_path
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
@@ -233,7 +233,7 @@ async def test_the_options_given_to_start_are_the_shims_own(
     extensions = [Extension(value=other), Extension(value=prefixed)]
     stdin = caller.params(extensions=extensions) if modern else options.SerializeToString()
     cgroup = cgroup_at(path)
-    for directory in directories_of(cgroup):
+    for directory in cgroup_names_of(cgroup):
         make_group(f"/{directory}")
     bundle = rig.bundle("c1", "true")
     try:
@@ -323,6 +323,6 @@ def read_some(fd: int) -> bytes:
 
 def remove_cgroup(path: str) -> None:
     cgroup = cgroup_at(path)
-    for directory in directories_of(cgroup):
+    for directory in cgroup_names_of(cgroup):
         if Path("/", directory).is_dir():
             Path("/", directory).rmdir()

@@ -35,7 +35,7 @@ from shim.api.task_pb2 import (
 from shim.cgroup.files import make_group
 from shim.cgroup.find import cgroup_at, cgroup_of
 from shim.cgroup.v1 import CgroupV1
-from shim.container.members import directories_of
+from shim.container.cleanup_records import cgroup_names_of
 from shim.linux.sockets import socket_path
 from tests.process.recorder import record
 from tests.process.rig import SHIM, Rig
@@ -147,7 +147,7 @@ async def test_the_daemon_is_in_the_cgroup_it_is_told_and_its_containers_are_not
 
 
 def make_cgroup(path: str) -> None:
-    for directory in directories_of(cgroup_at(path)):
+    for directory in cgroup_names_of(cgroup_at(path)):
         make_group(f"/{directory}")
 
 

@@ -33,7 +33,7 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
-from shim.container.announce import NO_TIME
+from shim.container.task_events import ZERO_TIME
 from shim.linux.sockets import connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
@@ -257,7 +257,7 @@ async def test_the_state_of_an_exec_bears_its_own_id(rig: Rig) -> None:
     assert (of_init.id, of_init.exec_id, of_init.pid) == ("c1", "", pid)
     assert (of_init.stdout, of_exec.stdout) == (out, exec_out)
     assert of_init.bundle == of_exec.bundle == str(rig.root / "c1")
-    assert of_init.exited_at.seconds == NO_TIME
+    assert of_init.exited_at.seconds == ZERO_TIME
 
 
 async def test_waiting_for_what_has_ended_is_answered_at_once_and_the_same(rig: Rig) -> None:

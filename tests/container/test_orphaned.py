@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.container.abandoned import cgroup_names, member_of, own_part
 from shim.container.bundle import Bundle
+from shim.container.orphaned import cgroup_names, cleanup_record_of, own_part
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_cgroup_is_called_as_the_configuration_says(path: str, names: list[str
 def test_a_cgroup_is_called_as_the_runtime_reads_it(tmp_path: Path) -> None:
     text = b'{"x": %s, "linux": {"cgroupsPath": "/x/caf\xe9"}}' % (b"[" * 5000 + b"]" * 5000)
     (tmp_path / "config.json").write_bytes(text)
-    assert member_of(Bundle(tmp_path), "c1", "default").cgroups == ("x/caf\ufffd",)
+    assert cleanup_record_of(Bundle(tmp_path), "c1", "default").cgroups == ("x/caf\ufffd",)
 
 
 @pytest.mark.parametrize(

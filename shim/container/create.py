@@ -30,26 +30,26 @@ _LOOK = 0.5
 _ROOM = 128
 
 
-async def bear(
+async def create_process(
     runc: Runc,
     bundle: Bundle,
     process: Process,
     verb: str,
     args: list[str],
-    doomed: Callable[[Sequence[int]], None] = lambda pids: None,
-    begun: Callable[[], None] | None = None,
+    before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
+    started: Callable[[], None] | None = None,
 ) -> Child:
     """Run ``verb`` (create, restore or exec), which leaves ``process`` behind.
 
-    ``begun`` is called while the runtime is being loaded, by default to prepare the
+    ``started`` is called while the runtime is being loaded, by default to prepare the
     move between cgroups.  On any failure the process it left, if any, is killed; what is around an
-    init is the runtime's to delete.  ``doomed`` is called with the pids of a runtime
+    init is the runtime's to delete.  ``before_kill`` is called with the pids of a runtime
     that is given up, and of its descendants, before they are killed.
 
     :raises ShimError: as the runtime had it, or the terminal did not come.
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
-    bundle.forget_end(process.id)
+    bundle.remove_exit_files(process.id)
     with runc.reaper.runtime_running():
         try:
             await runc.create_process(
@@ -57,19 +57,19 @@ async def bear(
                 *args,
                 log=log,
                 fds=process.fds,
-                started=begun or prepare_move,
-                before_kill=doomed,
+                started=started or prepare_move,
+                before_kill=before_kill,
             )
             await process.connect_stdio()
             child = await runc.reaper.adopt(bundle.read_pid(process.id))
         except BaseException:
             runc.reaper.kill_orphan(bundle.read_pid(process.id))
             raise
-    process.born(child)
+    process.set_child(child)
     return child
 
 
-async def bear_exec(
+async def create_exec(
     runc: Runc,
     bundle: Bundle,
     process: Process,
@@ -79,21 +79,21 @@ async def bear_exec(
     host: Host,
     cgroup: Cgroup | None,
 ) -> Child:
-    """Run ``exec`` as :func:`bear` does, and give it up when ``init`` ends meanwhile.
+    """Run ``exec`` as :func:`create_process` does, and give it up when ``init`` ends meanwhile.
 
     It could not succeed any more.  And its process, dead but not waited for
     while the birth goes on, would keep the init from ending.
 
     :raises WrongStateError: that happened.
     """
-    bearing, watching = trio.CancelScope(), trio.CancelScope()
+    creating, watching = trio.CancelScope(), trio.CancelScope()
     # Beside us and not in a nursery of ours, whose end could be cancelled and
     # lose the process that was just born.
-    host.go(partial(_cancel_at_end_of, init, bearing, watching))
-    with bearing:
+    host.go(partial(_cancel_when_init_ends, init, creating, watching))
+    with creating:
         try:
-            begun = prepare_move if cgroup is not None and cgroup.has_room(_ROOM) else _nothing
-            return await bear(runc, bundle, process, "exec", args, begun=begun)
+            started = prepare_move if cgroup is not None and cgroup.has_room(_ROOM) else _nothing
+            return await create_process(runc, bundle, process, "exec", args, started=started)
         finally:
             watching.cancel()
     raise WrongStateError("cannot exec in a stopped process")
@@ -103,12 +103,12 @@ def _nothing() -> None:
     pass
 
 
-async def _cancel_at_end_of(
-    init: Process, bearing: trio.CancelScope, watching: trio.CancelScope
+async def _cancel_when_init_ends(
+    init: Process, creating: trio.CancelScope, watching: trio.CancelScope
 ) -> None:
     with watching:
         while True:
             await trio.sleep(_LOOK)
             if init.child is not None and init.child.is_ending():
-                bearing.cancel()
+                creating.cancel()
                 return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import trio
 
-from shim.container import birth
+from shim.container import create
 from shim.container.bundle import Bundle
 from shim.container.process import Process
 from shim.reaper import open_reaper
@@ -31,19 +31,19 @@ async def test_the_kernel_is_told_of_the_move_while_the_runtime_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subreaper: None
 ) -> None:
     ready = tmp_path / "ready"
-    monkeypatch.setattr(birth, "prepare_move", ready.touch)
+    monkeypatch.setattr(create, "prepare_move", ready.touch)
     bundle, process = Bundle(tmp_path), Process("", StdioSpec())
     runtime = tmp_path / "runtime"
     runtime.write_text(RUNTIME.format(ready=ready, pid=bundle.pid_file()))
     runtime.chmod(0o700)
     async with trio.open_nursery() as nursery, open_reaper() as reaper:
-        process.take(
+        process.set_stdio(
             await open_stdio(
                 process.spec, nursery=nursery, reaper=reaper, container_id="c", namespace="n"
             )
         )
         with trio.fail_after(10):
-            child = await birth.bear(
+            child = await create.create_process(
                 Runc(Runtime(str(runtime)), reaper), bundle, process, "create", []
             )
         child.signal(9)
@@ -59,18 +59,18 @@ async def test_the_move_of_an_exec_is_prepared_only_where_its_cgroup_has_room(
     """At the limit of processes a runtime that is moved early cannot start its threads."""
     told: list[str] = []
 
-    async def bear(
-        runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str], begun: Any
+    async def create_process(
+        runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str], started: Any
     ) -> Any:
-        begun()
+        started()
 
     class Group:
         def has_room(self, count: int) -> bool:
             assert count > 10  # a runtime has as many threads
             return bool(room)
 
-    monkeypatch.setattr(birth, "prepare_move", lambda: told.append("move"))
-    monkeypatch.setattr(birth, "bear", bear)
+    monkeypatch.setattr(create, "prepare_move", lambda: told.append("move"))
+    monkeypatch.setattr(create, "create_process", create_process)
     process, anything = Process("e", StdioSpec()), cast("Any", None)
     async with trio.open_nursery() as nursery:
 
@@ -79,7 +79,7 @@ async def test_the_move_of_an_exec_is_prepared_only_where_its_cgroup_has_room(
             def go(work: Any) -> None:
                 nursery.start_soon(work)
 
-        await birth.bear_exec(
+        await create.create_exec(
             anything,
             Bundle(tmp_path),
             process,

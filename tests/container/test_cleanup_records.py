@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
-from shim.container.abandoned import own_part
-from shim.container.members import Member, Members, directories_of
+from shim.container.cleanup_records import CleanupRecord, CleanupRecords, cgroup_names_of
+from shim.container.orphaned import own_part
 from shim.errors import InvalidError
 from shim.runc.command import Runtime
 
@@ -20,52 +20,54 @@ if TYPE_CHECKING:
 
     from shim.cgroup.find import Cgroup
 
-MEMBER = Member("c2", "/run/b/c2", Runtime("runc", "/run/runc/ns", True), 42, ("a/b",), True)
+RECORD = CleanupRecord(
+    "c2", "/run/b/c2", Runtime("runc", "/run/runc/ns", True), 42, ("a/b",), True
+)
 
 
-def first_bundle(directory: Path) -> Members:
+def first_bundle(directory: Path) -> CleanupRecords:
     (directory / "c1").mkdir()
-    return Members(str(directory / "c1"))
+    return CleanupRecords(str(directory / "c1"))
 
 
 def test_what_is_noted_last_is_read_until_it_is_forgotten(tmp_path: Path) -> None:
-    members = first_bundle(tmp_path)
-    assert members.read() == []
-    other = replace(MEMBER, id="c3")
-    for member in (replace(MEMBER, pid=0, cgroups=()), MEMBER, other):
-        members.note(member)
-    assert members.read() == [MEMBER, other]
+    records = first_bundle(tmp_path)
+    assert records.read() == []
+    other = replace(RECORD, id="c3")
+    for record in (replace(RECORD, pid=0, cgroups=()), RECORD, other):
+        records.write(record)
+    assert records.read() == [RECORD, other]
     for _ in range(2):
-        members.forget("c2")
-    assert members.read() == [other]
+        records.remove("c2")
+    assert records.read() == [other]
 
 
 def test_the_first_container_is_not_noted_whatever_leads_to_its_bundle(tmp_path: Path) -> None:
-    members = first_bundle(tmp_path)
+    records = first_bundle(tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
-    members.note(replace(MEMBER, bundle=str(tmp_path / "link/c1")))
+    records.write(replace(RECORD, bundle=str(tmp_path / "link/c1")))
     assert not list((tmp_path / "c1").iterdir())
 
 
 def test_without_a_first_bundle_nothing_is_noted(tmp_path: Path) -> None:
-    for members in (Members(), Members(str(tmp_path / "gone"))):
-        members.note(MEMBER)
-        members.forget("c2")
+    for records in (CleanupRecords(), CleanupRecords(str(tmp_path / "gone"))):
+        records.write(RECORD)
+        records.remove("c2")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_note_that_was_never_finished_is_none(tmp_path: Path) -> None:
-    members = first_bundle(tmp_path)
-    members.note(MEMBER)
-    (tmp_path / "c1/members/.c2").write_text(json.dumps(asdict(MEMBER)))
-    assert members.read() == [MEMBER]
+    records = first_bundle(tmp_path)
+    records.write(RECORD)
+    (tmp_path / "c1/members/.c2").write_text(json.dumps(asdict(RECORD)))
+    assert records.read() == [RECORD]
 
 
 def test_a_note_under_another_name_is_none(tmp_path: Path) -> None:
-    members = first_bundle(tmp_path)
-    members.note(MEMBER)
+    records = first_bundle(tmp_path)
+    records.write(RECORD)
     (tmp_path / "c1/members/c2").rename(tmp_path / "c1/members/c3")
-    assert members.read() == []
+    assert records.read() == []
 
 
 _SPOILT: dict[str, list[object]] = {
@@ -83,25 +85,25 @@ _SPOILT: dict[str, list[object]] = {
 )
 def test_a_note_with_a_wrong_value_is_refused(field: str, value: object) -> None:
     with pytest.raises(InvalidError):
-        Member.parse(json.dumps({**asdict(MEMBER), field: value}))
+        CleanupRecord.parse(json.dumps({**asdict(RECORD), field: value}))
 
 
 @pytest.mark.parametrize("field", sorted(_SPOILT))
 def test_a_note_that_lacks_something_is_refused(field: str) -> None:
-    table = asdict(MEMBER)
+    table = asdict(RECORD)
     del table[field]
     with pytest.raises(InvalidError):
-        Member.parse(json.dumps(table))
+        CleanupRecord.parse(json.dumps(table))
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidError):
-        Member.parse(text)
+        CleanupRecord.parse(text)
 
 
 def test_a_note_says_the_same_after_it_was_written() -> None:
-    assert Member.parse(json.dumps(asdict(MEMBER))) == MEMBER
+    assert CleanupRecord.parse(json.dumps(asdict(RECORD))) == RECORD
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,6 @@ def test_a_note_says_the_same_after_it_was_written() -> None:
 def test_directories_are_names_the_clean_up_finds(
     cgroup: Cgroup | None, directories: tuple[str, ...]
 ) -> None:
-    assert directories_of(cgroup) == directories
+    assert cgroup_names_of(cgroup) == directories
     for name in directories:
         assert own_part(f"/{name}/deeper", directories) == f"/{name}"

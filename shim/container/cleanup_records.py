@@ -6,7 +6,7 @@ other.  So for each other one a file ``members/ID`` lies in the bundle of that
 first container, from before it is made until it is deleted, with what ends it:
 its own bundle may be gone by then.
 
-Not here: the ending, which is ``shim.container.abandoned`` and ``shim.delete``.
+Not here: the ending, which is ``shim.container.orphaned`` and ``shim.delete``.
 
 Source: containerd core/runtime/v2/shim_manager.go, Start and cleanupShim.
 """
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
 
 _DIRECTORY = "members"
-_NOTE_LONGEST = 1 << 20  # bytes
+_LONGEST = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class CleanupRecord:
     """What a container is known and ended by, without its shim and its bundle.
 
     ``pid`` is 0 while there is no init.  ``cgroups`` are what its cgroup may be
@@ -51,8 +51,8 @@ class Member:
     own_pid_namespace: bool = False
 
     @classmethod
-    def parse(cls, text: str | bytes) -> Member:
-        """:raises InvalidError: this is no member's note."""
+    def parse(cls, text: str | bytes) -> CleanupRecord:
+        """:raises InvalidError: this is no record's note."""
         match _json(text):
             case {
                 "id": str(id_),
@@ -72,7 +72,7 @@ class Member:
                 runtime = Runtime(binary, root, flag)
                 return cls(id_, bundle, runtime, pid, tuple(cgroups), own)
             case _:
-                raise InvalidError("the note is not a member's")
+                raise InvalidError("the note is not a record's")
 
 
 def _json(text: str | bytes) -> object:
@@ -83,8 +83,8 @@ def _json(text: str | bytes) -> object:
     return value
 
 
-def directories_of(cgroup: Cgroup | None) -> tuple[str, ...]:
-    """Return the directories of ``cgroup`` as names of a :class:`Member`'s."""
+def cgroup_names_of(cgroup: Cgroup | None) -> tuple[str, ...]:
+    """Return the directories of ``cgroup`` as names of a :class:`CleanupRecord`'s."""
     if cgroup is None:
         return ()
     found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
@@ -92,53 +92,53 @@ def directories_of(cgroup: Cgroup | None) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
+class CleanupRecords:
     """The notes in ``bundle``, the first container's.  Without a bundle there are none."""
 
     bundle: str = ""
 
-    def note(self, member: Member) -> None:
-        """Write down what is known of ``member``, over what was known before.
+    def write(self, record: CleanupRecord) -> None:
+        """Write down what is known of ``record``, over what was known before.
 
         Nothing for the first container itself, which has its bundle.  A note
         that cannot be written is no reason to be without the container.
         """
-        if not self.bundle or os.path.realpath(member.bundle) == self.bundle:
+        if not self.bundle or os.path.realpath(record.bundle) == self.bundle:
             return
         # Torn by our own death it would be worse than the one it replaces.  No
         # container's name begins with a dot.
-        draft = self._path(f".{member.id}")
+        draft = self._path(f".{record.id}")
         try:
             # Not its parents: whose bundle is gone, is gone with its pod's clean-up.
             make_directory(draft.parent, 0o711, exist_ok=True)
-            write_file(draft, json.dumps(asdict(member)))
-            draft.replace(self._path(member.id))
+            write_file(draft, json.dumps(asdict(record)))
+            draft.replace(self._path(record.id))
         except FileNotFoundError as exc:
-            log.debug("the bundle of the first container is gone", id=member.id, error=exc)
+            log.debug("the bundle of the first container is gone", id=record.id, error=exc)
         except OSError as exc:
-            log.warning("if the shim dies, a container may stay", id=member.id, error=exc)
+            log.warning("if the shim dies, a container may stay", id=record.id, error=exc)
 
-    def forget(self, id_: str) -> None:
+    def remove(self, id_: str) -> None:
         """Remove the note of ``id_``, if there is one."""
         if self.bundle:
             with suppress(OSError):
                 self._path(id_).unlink()
 
-    def read(self) -> list[Member]:
+    def read(self) -> list[CleanupRecord]:
         """Return what is noted; what makes no sense is left out."""
-        members = []
-        for name in self.names():
+        records = []
+        for name in self.ids():
             path = self._path(name)
             try:
-                member = Member.parse(read_whole(str(path), _NOTE_LONGEST))
+                record = CleanupRecord.parse(read_whole(str(path), _LONGEST))
             except (OSError, InvalidError) as exc:
                 log.warning("a note of the pod's shim is unreadable", path=path, error=exc)
                 continue
-            if member.id == name:
-                members.append(member)
-        return members
+            if record.id == name:
+                records.append(record)
+        return records
 
-    def names(self) -> list[str]:
+    def ids(self) -> list[str]:
         """Return the ids that something is noted of, whether it makes sense or not."""
         if not self.bundle:
             return []

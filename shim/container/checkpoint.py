@@ -35,7 +35,7 @@ _KEPT = 4 << 20
 LIMIT = 600.0
 
 
-async def dump(
+async def checkpoint(
     runc: Runc, id_: str, bundle: Bundle, request: task_pb2.CheckpointTaskRequest
 ) -> str:
     """Dump the container ``id_`` as ``request`` asks; return the image's path.
@@ -43,28 +43,28 @@ async def dump(
     :raises ShimError: it failed; criu's own log is kept in the bundle then.
     """
     wanted = checkpoint_of(request)
-    ours = bundle.work / "criu-work"
+    own_work = bundle.work / "criu-work"
     if not wanted.work_path:
-        await _aside(lambda: make_directories(ours, parents=0o700), f"mkdir {ours}")
-        wanted = replace(wanted, work_path=str(ours))
+        await _off_thread(lambda: make_directories(own_work, parents=0o700), f"mkdir {own_work}")
+        wanted = replace(wanted, work_path=str(own_work))
     try:
-        patient = replace(runc, limit=max(runc.limit, LIMIT))
-        await patient.run("checkpoint", *checkpoint_args(id_, wanted))
+        slow = replace(runc, limit=max(runc.limit, LIMIT))
+        await slow.run("checkpoint", *checkpoint_args(id_, wanted))
     except ShimError as exc:
         kept = bundle.path / "criu-dump.log"
-        said = Path(wanted.work_path) / "dump.log"
+        log = Path(wanted.work_path) / "dump.log"
         with contextlib.suppress(OSError, TimedOutError):
-            await _aside(lambda: _copy(said, kept), f"copy {said} to {kept}")
+            await _off_thread(lambda: _copy(log, kept), f"copy {log} to {kept}")
             raise type(exc)(f"{exc}; see {kept}") from None
         raise
     finally:
-        if wanted.work_path == str(ours):
+        if wanted.work_path == str(own_work):
             with contextlib.suppress(WrongStateError, TimedOutError):
-                await _aside(lambda: remove_tree(ours), f"remove {ours}")
+                await _off_thread(lambda: remove_tree(own_work), f"remove {own_work}")
     return wanted.image_path
 
 
-async def _aside(work: Callable[[], object], what: str) -> None:
+async def _off_thread(work: Callable[[], object], what: str) -> None:
     """Do ``work``, which may wait for the disk of criu's directory, off the daemon's thread."""
     with trio.CancelScope(shield=True):
         await run_off_thread(work, what, limit=FILES)

@@ -17,7 +17,7 @@ from shim import log
 from shim.cgroup.files import subtree, subtree_pids
 from shim.cgroup.find import cgroup_at, cgroup_of, hybrid_directory
 from shim.cgroup.v1 import CgroupV1
-from shim.container.abandoned import cgroup_names, cgroups_path, container_part, own_part
+from shim.container.orphaned import cgroup_names, cgroups_path, container_part, own_part
 from shim.errors import ShimError
 from shim.linux import membership
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from shim.reaper import Reaper
 
 # Seconds for killed processes to leave their cgroup.
-_GONE = 2.0
+_EXIT = 2.0
 _PAUSE = 0.01
 
 
-class Unborn:
+class FailedCreate:
     """What the runtime of the container ``id_`` made before it was killed."""
 
     def __init__(self, bundle: Bundle, id_: str) -> None:
@@ -70,7 +70,7 @@ class Unborn:
     async def remove(self, reaper: Reaper) -> None:
         """Remove the cgroup, and kill the orphans in it that are ours."""
         self.find(())  # a runtime that another process killed
-        with trio.move_on_after(_GONE):
+        with trio.move_on_after(_EXIT):
             for directory in self._directories:
                 if os.getpid() in subtree_pids(directory):
                     continue  # the shim's own, whose name contains the container's

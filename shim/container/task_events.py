@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 
 # Go's zero time, year 1, in seconds since 1970: there was no end.
-NO_TIME = -62_135_596_800
+ZERO_TIME = -62_135_596_800
 
 
 @dataclass(frozen=True, slots=True)
-class Announcer:
+class TaskEvents:
     """Publishes for the container ``id``.  Never waits, never fails."""
 
     id: str
@@ -94,5 +94,5 @@ class Announcer:
         if exit_.at:
             event.exited_at.FromNanoseconds(exit_.at)
         else:  # a process that never ran has no time of its end
-            event.exited_at.seconds = NO_TIME
+            event.exited_at.seconds = ZERO_TIME
         self.publisher.publish(event)

@@ -22,7 +22,7 @@ from shim import jsontext, log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
-from shim.container.members import Member
+from shim.container.cleanup_records import CleanupRecord
 from shim.container.options import Options
 from shim.errors import NotFoundError, ShimError
 from shim.jsontext import as_runc_reads
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
     from shim.container.bundle import Bundle
 
 # Seconds for all killed inits to end; their children end before they do.
-_GONE = 0.5
+_EXIT = 0.5
 
 
-def kill_abandoned(members: Iterable[Member]) -> None:
-    """Kill the inits of ``members``, and what lived in a pid namespace not its own.
+def kill_orphaned(records: Iterable[CleanupRecord]) -> None:
+    """Kill the inits of ``records``, and what lived in a pid namespace not its own.
 
     Where no process is surely the container's, nothing happens.
     """
     killed: list[int] = []
     try:
-        for member in members:
-            killed += _kill(member)
-        deadline = time.monotonic() + _GONE
+        for record in records:
+            killed += _kill(record)
+        deadline = time.monotonic() + _EXIT
         for pidfd in killed:
             select.select([pidfd], [], [], max(0, deadline - time.monotonic()))
     finally:
@@ -54,27 +54,27 @@ def kill_abandoned(members: Iterable[Member]) -> None:
             os.close(pidfd)
 
 
-def _kill(member: Member) -> list[int]:
+def _kill(record: CleanupRecord) -> list[int]:
     """Kill one container; return the pidfd of its init, if that was one."""
-    if member.pid <= 0:
+    if record.pid <= 0:
         return []
     try:
-        pidfd = os.pidfd_open(member.pid)
+        pidfd = os.pidfd_open(record.pid)
     except (OSError, OverflowError):  # the number is whatever was written there
         return []
     try:
-        cgroup = container_part(cgroup_of(member.pid), member.cgroups)
+        cgroup = container_part(cgroup_of(record.pid), record.cgroups)
         # If the number was given to another process since the pidfd was opened,
         # then the pidfd's own is dead, and this fails.
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not member.own_pid_namespace:
+        if not record.own_pid_namespace:
             cgroup.signal_all(signal.SIGKILL)
     except (ShimError, OSError) as exc:
-        log.debug("the init is left to the runtime", id=member.id, pid=member.pid, error=exc)
+        log.debug("the init is left to the runtime", id=record.id, pid=record.pid, error=exc)
     return [pidfd]
 
 
-def member_of(bundle: Bundle, id_: str, namespace: str) -> Member:
+def cleanup_record_of(bundle: Bundle, id_: str, namespace: str) -> CleanupRecord:
     """Return what the files of ``bundle`` tell of its container, some of which may be gone."""
     runtime = Options.read(bundle.path / "options.json").runtime(namespace)
     pid, cgroups, own_pid_namespace = bundle.read_pid(), [], False
@@ -83,7 +83,7 @@ def member_of(bundle: Bundle, id_: str, namespace: str) -> Member:
         cgroups = cgroup_names(cgroups_path(bundle), id_)
     except (ShimError, OSError) as exc:
         log.debug("no process is surely the container's", id=id_, error=exc)
-    return Member(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
+    return CleanupRecord(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
 
 
 def cgroup_names(path: str, id_: str) -> list[str]:
