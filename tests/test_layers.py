@@ -148,8 +148,8 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         if call in path.read_text()
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
-    parents = {"shim/start/bootstrap.py", "shim/delete.py", "shim/start/forkserver.py"}
-    assert culprits == {"shim/reaper.py", "shim/api/generate.py"} | parents
+    start = {f"shim/start/{name}.py" for name in ("bootstrap", "forkserver", "server")}
+    assert culprits == {"shim/reaper.py", "shim/api/generate.py", "shim/delete.py"} | start
 
 
 def test_text_of_the_kernel_and_trees_have_one_way_each() -> None:
@@ -187,7 +187,7 @@ def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
 
 _CREATES = {"mkdir", "makedirs", "mkfifo", "mknod", "touch", "write_text", "write_bytes"}
 # They write to files of the kernel, or generate code.
-_CREATES_NOTHING = {"shim/start/bootstrap.py", "shim/api/generate.py", "shimctl/host/cgroups.py"}
+_CREATES_NOTHING = {"shim/start/daemonize.py", "shim/api/generate.py", "shimctl/host/cgroups.py"}
 
 
 @pytest.mark.parametrize(

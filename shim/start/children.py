@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import daemon, delete
 from shim.errors import ShimError
 from shim.start import actions, bootstrap, launcher
+from shim.start.caller import Caller
 from shim.start.flags import invocation_of, parse_flags, read_stdin
 from shim.text import explain, printable
 
@@ -112,7 +113,7 @@ def become(call: Call) -> NoReturn:
             os._exit(0)
         if call.argv[-1] == "start":
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
-            bootstrap.become_daemon(invocation, name, bootstrap.Caller(connection, manager))
+            bootstrap.become_daemon(invocation, name, Caller(connection, manager))
         with _collected() as collected:
             code = actions.run(name, call.argv[1:])
         output, errors = collected

@@ -37,6 +37,9 @@ control, server, count = CONTROL, 0, -1
 files = (
     "shim/start/children.py",
     "shim/start/bootstrap.py",
+    "shim/start/caller.py",
+    "shim/start/daemonize.py",
+    "shim/start/podsocket.py",
     "shim/start/launcher.py",
     "shim/delete.py",
 )

@@ -1,0 +1,290 @@
+"""The fork server's loop: it accepts callers and forks a child for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+from collections import deque
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from shim import log
+from shim.errors import ExistsError, ShimError
+from shim.linux import sockets
+from shim.start import heap, launcher
+from shim.start.children import Call, Spare, become, has_hung_up, stand_by
+from shim.start.codestamp import code_stamp
+from shim.start.flags import idle_time
+from shim.start.rehearsal import rehearse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds without a caller until another child is made ready: those who come together,
+# and the runtime that follows a ``start``, have the processors to themselves.
+QUIET = 0.05
+# Seconds a caller has to say what it wants, once it is connected, and how many may
+# be about to; the oldest are dropped.
+_PATIENCE = 1.0
+_CALLERS = 256
+_MESSAGE = 1 << 16  # bytes of a request
+_PEERCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+class Server:
+    def __init__(self, path: str, name: str) -> None:
+        self._path = path
+        self._name = name
+        self._daemons: set[int] = set()
+        self._stamp = code_stamp()
+        self._idle, _ = idle_time(os.environ)
+        self._since = time.monotonic()
+        self._stopped = False
+        self._listener: socket.socket | None = None
+        self._wake: tuple[int, ...] = ()
+        self._poll = select.poll()
+        self._silent: dict[int, _Silent] = {}
+        self._calls: deque[tuple[socket.socket, Call]] = deque()
+        self._spare: Spare | None = None
+        self._wants_spare = True
+
+    def serve(self) -> int:
+        rehearse(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
+        heap.settle()
+        try:
+            self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
+        except ExistsError:
+            return 0
+        self._since = time.monotonic()  # nobody could have come before
+        self._listener.setblocking(False)
+        self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(wake, select.POLLIN)
+        while not self._stopped and not self._is_idle():
+            for fd, _ in self._poll.poll(0 if self._calls else self._patience()):
+                if fd == wake:
+                    os.read(wake, 4096)
+                elif fd == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._hear(fd)
+            self._drop_silent()
+            self._reap()
+            if self._calls:
+                self._run_next()
+            elif self._wants_spare and time.monotonic() >= self._since + QUIET:
+                self._keep_spare()
+        return 0
+
+    def close(self) -> None:
+        self._drop_spare()
+        if self._listener is not None:
+            self._listener.close()
+            with suppress(ShimError, OSError):
+                sockets.remove_dead(f"unix://{self._path}")
+
+    def _stop(self, *_: object) -> None:
+        self._stopped = True
+
+    def _patience(self) -> float | None:
+        """Milliseconds until there could be something to do by itself."""
+        waits = [QUIET] if self._wants_spare else []
+        if self._idle and not self._daemons:
+            waits.append(self._idle)
+        times = [self._since + seconds for seconds in waits]
+        times += [silent.deadline for silent in self._silent.values()]
+        return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
+
+    def _is_idle(self) -> bool:
+        if self._daemons or not self._idle:
+            return False
+        return time.monotonic() >= self._since + self._idle
+
+    def _reap(self) -> None:
+        """Wait for daemons that ended, and for what they in turn left to us."""
+        with suppress(ChildProcessError):
+            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
+                if self._spare is not None and pid == self._spare.pid:
+                    self._drop_spare()
+                elif pid in self._daemons:
+                    self._daemons.discard(pid)
+                    self._since = time.monotonic()
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._since = time.monotonic()
+                self._wants_spare = self._spare is None
+                connection.setblocking(False)
+                self._silent[connection.fileno()] = _Silent(connection, self._since + _PATIENCE)
+                self._poll.register(connection, select.POLLIN)
+                if len(self._silent) > _CALLERS:
+                    self._forget(next(iter(self._silent)))
+
+    def _hear(self, fd: int) -> None:
+        """Do what the caller at ``fd``, which says something now, wants."""
+        if (silent := self._silent.get(fd)) is None:
+            return  # forgotten since the poll
+        self._poll.unregister(fd)
+        del self._silent[fd]
+        try:
+            call = self._converse(silent.connection)
+        except (OSError, ValueError) as exc:
+            log.debug("a caller of the fork server was dropped", error=exc)
+            call = None
+        if call is None:
+            silent.connection.close()
+        else:
+            self._calls.append((silent.connection, call))
+
+    def _forget(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._silent.pop(fd).connection.close()
+
+    def _run_next(self) -> None:
+        """Have a child do the call that has waited longest, unless its caller is gone."""
+        connection, call = self._calls.popleft()
+        try:
+            if not has_hung_up(connection):
+                self._run_for(connection, call)
+        except OSError as exc:
+            log.debug("a caller of the fork server was dropped", error=exc)
+        finally:
+            _close(connection, call)
+
+    def _drop_silent(self) -> None:
+        now = time.monotonic()
+        for fd in [fd for fd, silent in self._silent.items() if silent.deadline <= now]:
+            self._forget(fd)
+
+    def _converse(self, connection: socket.socket) -> Call | None:
+        """Answer a caller, or return the call it wants a child for."""
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+        pid, uid, gid = _PEERCRED.unpack(raw)
+        if (uid, gid) != (os.geteuid(), os.getegid()):
+            return None
+        data, fds, flags, _ = socket.recv_fds(connection, _MESSAGE, 2)
+        try:
+            verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                return None
+            if verb == "run" and len(fds) == 2 and argv:
+                connection.send(b"heard")
+                call = Call(connection.fileno(), pid, argv, *fds)
+                fds = []
+                return call
+            if verb == "status":
+                state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
+                connection.send(json.dumps(state).encode())
+            elif verb == "stop":
+                self._stopped = True
+                connection.send(b"{}")
+            return None
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _run_for(self, connection: socket.socket, call: Call) -> None:
+        if code_stamp() != self._stamp:
+            # The code on disk is no longer the one we hold; the caller does it itself.
+            self._stopped = True
+            return
+        try:
+            child = self._hand_over(call) or self._fork(partial(become, call), caller=call.status)
+        except OSError as exc:
+            connection.send(
+                f"the fork server is not used: it cannot fork: {exc.strerror}".encode()
+            )
+            return
+        if call.argv[-1] == "start":
+            self._daemons.add(child)
+        connection.send(b"child %d" % child)
+
+    def _hand_over(self, call: Call) -> int:
+        """Give ``call`` to the spare child; return its pid, or 0 if there is none to take it."""
+        if self._spare is None:
+            return 0
+        spare, self._spare, self._wants_spare = self._spare, None, True
+        with spare.sock:
+            # One that is stopped leaves when it is continued: its socket is closed.
+            return spare.pid if not launcher.is_stuck(spare.pid) and spare.take(call) else 0
+
+    def _keep_spare(self) -> None:
+        self._wants_spare = False  # what fails now is not tried again before the next caller
+        with suppress(OSError):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs, ExitStack() as unless_forked:
+                unless_forked.enter_context(ours)
+                pid = self._fork(partial(stand_by, theirs), ours)
+                unless_forked.pop_all()
+                self._spare = Spare(pid, ours)
+            self._rehearse()
+
+    def _rehearse(self) -> None:
+        """Take back the pages that a caller makes us write to: a fork shares them all."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            theirs.send(b"rehearse")
+            self._converse(ours)
+            has_hung_up(ours)
+        launcher.is_stuck(os.getpid())
+        code_stamp()
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.sock.close()
+            self._spare = None
+
+    def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket, caller: int = -1) -> int:
+        """Fork a child that does ``work``; return its pid.
+
+        Of the server's fds it keeps that of ``caller``.
+        """
+        child = os.fork()
+        if child:
+            return child
+        try:
+            signal.set_wakeup_fd(-1)
+            for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+                signal.signal(caught, signal.SIG_DFL)
+            # Who connects after the server's death must not wait for us.
+            assert self._listener is not None
+            for sock in (self._listener, *ours):
+                sock.close()
+            for fd, silent in self._silent.items():
+                if fd != caller:
+                    silent.connection.close()
+            for connection, call in self._calls:
+                _close(connection, call)
+            for fd in self._wake:
+                os.close(fd)
+            work()
+        finally:
+            os._exit(1)
+
+
+def _close(connection: socket.socket, call: Call) -> None:
+    connection.close()
+    os.close(call.stdin)
+    os.close(call.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """A caller that has said nothing yet, and until when it may."""
+
+    connection: socket.socket
+    deadline: float
