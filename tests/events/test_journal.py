@@ -185,6 +185,23 @@ async def test_what_an_owner_leaves_is_taken_over_when_it_goes(
     assert not path.exists()
 
 
+async def test_what_an_owner_leaves_is_taken_over_though_no_event_follows(tmp_path: Path) -> None:
+    async with publishing(tmp_path) as publisher:
+        publish(publisher, 1, 2)
+    owner = Backlog(str(tmp_path / "events.journal"))
+    assert owner.load()
+    manager = Manager()
+    async with publishing(tmp_path) as publisher:
+        publish(publisher, 3)
+        owner.close()
+        with trio.fail_after(20):
+            while publisher.waiting < 3:
+                await trio.sleep(0.01)
+        async with serving(tmp_path / "events", manager):
+            await flush(publisher)
+    assert manager.pids == [3, 1, 2]
+
+
 async def test_a_daemon_that_lets_go_leaves_a_file_of_another_alone(tmp_path: Path) -> None:
     path = tmp_path / "events.journal"
     async with publishing(tmp_path) as publisher, serving(tmp_path / "events", Manager()):

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
@@ -14,16 +15,15 @@ from grpclib.exceptions import GRPCError
 from shim.api.events_pb2 import TaskDelete, TaskExit, TaskStart
 from shim.api.forward_grpc import EventsBase
 from shim.events import backlog
-from shim.events.publisher import open_publisher
+from shim.events.publisher import is_on_disk, open_publisher
 from shim.events.topics import TOPICS, topic_of
 from shim.linux.sockets import listen
 from shim.ttrpc.server import handlers_of, serve, unary
+from tests.events.disks import mounted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    import pytest
 
     from shim.api.envelope_pb2 import Envelope
     from shim.api.forward_pb2 import ForwardRequest
@@ -126,8 +126,11 @@ async def test_an_event_is_sent_again_until_it_is_acknowledged(tmp_path: Path) -
     assert manager.calls == 5
 
 
-async def test_an_event_nobody_will_ever_accept_holds_up_no_other(tmp_path: Path) -> None:
-    manager = Manager(refuse=1, status=Status.INVALID_ARGUMENT)
+@pytest.mark.parametrize("status", [Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED])
+async def test_an_event_nobody_will_ever_accept_holds_up_no_other(
+    tmp_path: Path, status: Status
+) -> None:
+    manager = Manager(refuse=1, status=status)
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
         for pid in (1, 2):
@@ -141,6 +144,20 @@ async def test_without_an_address_events_are_nobodys_business() -> None:
     async with open_publisher("", "ns") as publisher:
         publisher.publish(TaskStart())
         await publisher.flush()
+
+
+async def test_without_any_event_a_flush_returns_at_once(tmp_path: Path) -> None:
+    async with open_publisher(str(tmp_path / "events"), "ns") as publisher:
+        with trio.fail_after(20):
+            await publisher.flush()
+
+
+@pytest.mark.e2e
+def test_a_journal_may_wait_for_a_disk_unless_it_is_in_memory(tmp_path: Path) -> None:
+    with mounted(tmp_path / "memory") as memory:
+        assert not is_on_disk(f"{memory.path}/events.journal")
+    assert is_on_disk("/proc/events.journal")  # any other file system
+    assert not is_on_disk("")
 
 
 async def test_when_the_queue_is_full_exits_are_the_last_to_go(

@@ -167,3 +167,21 @@ async def test_an_answer_that_is_late_acknowledges_no_other_event(
         async with serving(tmp_path / "events", manager):
             await flush(publisher)
     assert manager.pids == [1, 2]
+
+
+async def test_an_idle_connection_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_IDLE_CONNECTION", 0.05)
+    closed = trio.Event()
+
+    async def acknowledge(stream: trio.SocketStream) -> None:
+        async for _ in stream:
+            await stream.send_all(response(1).encode())
+        closed.set()
+
+    async with publishing(tmp_path) as publisher, behaving(tmp_path / "events", acknowledge):
+        publish(publisher, 1)
+        await flush(publisher)
+        with trio.fail_after(20):
+            await closed.wait()
