@@ -1,11 +1,10 @@
 """The only code that spawns a process or waits for one.
 
-Identity is a pidfd: every process we know is watched through its own, so no
-exit can be credited to a process that got a recycled pid.  A process we do not
-know yet keeps its pid as long as it is an unreaped zombie.  So while a
-:meth:`Reaper.runtime_running` is open, that is while a runtime brings a container's
-process into the world, unknown zombies are left alone, and the pid the runtime
-reports still names the process it meant.
+Every known process is watched through its pidfd, so no exit status can be attributed
+to a process with a recycled pid.  The kernel does not recycle the pid of an unreaped
+zombie.  So within a block of :meth:`Reaper.runtime_running`, while a runtime creates a
+container's process, unknown zombies are not reaped: the pid that the runtime reports
+still belongs to the process that it created.
 
 Needs a kernel with waitid(P_PIDFD), 5.4 or newer.
 
@@ -36,19 +35,19 @@ from shim.scope import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
-# Seconds between two looks at a process that has ended but is not ours to
-# wait for yet, and how long to look: its parent is a runtime about to exit.
+# Seconds between two attempts to reap a process that has ended but is not yet our child,
+# and seconds until the last attempt.  Its parent is a runtime that is about to exit.
 _ORPHAN_PAUSE = 0.01
 _ORPHAN_LIMIT = 10
 
 # Seconds for a process that a runtime reported to become our child.
 _ADOPT_LIMIT = 1.0
 
-# Where stat's fields are, counted after the name; include/linux/sched.h.
+# Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
 _PARENT = 1
 _FLAGS = 6
 _PF_EXITING = 0x4
-# How many parents may lie between us and a runtime's process.
+# The largest number of parents between a runtime's process and this process.
 _GENERATIONS = 32
 
 
@@ -56,10 +55,10 @@ _GENERATIONS = 32
 class Exit:
     """How and when a process ended.
 
-    ``status`` is the shell's number: the exit code, or 128 + signal.
+    ``status`` is the exit status as in a shell: the exit code, or 128 + signal.
     ``at`` is UTC, in nanoseconds since the epoch.
-    ``reason`` is empty, or says why ``status`` is not known: it is then 255,
-    as containerd's own "unknown exit status".
+    ``reason`` is empty, or the reason why ``status`` is unknown: it is then 255,
+    containerd's "unknown exit status".
     """
 
     status: int
@@ -67,14 +66,14 @@ class Exit:
     reason: str = ""
 
 
-# Linux: wait for children that send no SIGCHLD, too.  Source: linux/wait.h.
+# Also wait for children that send no SIGCHLD.  Source: linux/wait.h.
 _WALL = 0x40000000
 
 UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
 
 
 class Child:
-    """A process we watch: one we spawned, or an orphan that became ours."""
+    """A watched process: one that we spawned, or an orphan that became our child."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -83,16 +82,16 @@ class Child:
         self._done = trio.Event()
 
     async def wait(self) -> Exit:
-        """Wait for the end of the process; may be called any number of times."""
+        """Wait for the exit of the process; may be called any number of times."""
         await self._done.wait()
         assert self.exit is not None
         return self.exit
 
     def signal(self, number: int) -> None:
-        """Send a signal, 0 to probe.
+        """Send a signal; 0 only checks that the process exists.
 
         :raises NotFoundError: the process has ended.
-        :raises InvalidError: there is no such signal.  (As OSError EINVAL.)
+        :raises OSError: EINVAL, there is no such signal.
         """
         if self.exit is not None:
             raise NotFoundError("process already finished: not found")
@@ -102,10 +101,10 @@ class Child:
             raise NotFoundError("process already finished: not found") from None
 
     def is_ending(self) -> bool:
-        """Whether it has ended, or is past return.
+        """Whether the process has ended, or all its threads are exiting.
 
-        The first process of a pid namespace ends only once everything in there
-        has been waited for; until then its pidfd says nothing of it.
+        The first process of a pid namespace ends only after all other processes in the
+        namespace were reaped; until then its pidfd is not readable.
         """
         return self.exit is not None or _is_exiting(self.pid)
 
@@ -116,7 +115,7 @@ class Child:
 
 
 class Reaper:
-    """Spawns and waits.  Use :func:`open_reaper`; there is one in a process."""
+    """Spawns processes and waits for them.  Use :func:`open_reaper`, once in a process."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -134,20 +133,20 @@ class Reaper:
         """Start a program and watch it.
 
         ``argv[0]`` is looked up on our PATH.  ``fds`` maps the child's fd
-        numbers to ours; of 0, 1 and 2 those it leaves out are /dev/null, and
+        numbers to ours; the missing ones of 0, 1 and 2 are /dev/null, and
         no other fd is inherited.  ``env`` replaces the environment.
-        ``directory`` is the working directory, ``/`` where it no longer exists;
-        without one the child has ours.
+        ``directory`` is the working directory, ``/`` if it no longer exists;
+        None keeps ours.
 
         :raises NotFoundError: there is no such program.  The text is that of Go's
-            os/exec, which managers search, and a hint.
-        :raises OSError: it cannot be executed, or the host has no room for a process.
+            os/exec, which managers match, and a remedy.
+        :raises OSError: it cannot be executed, or a process limit was reached.
         """
         dups: list[tuple[int, int]] = []
         wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
-        # dup2 onto a number that a later entry still needs as its source would
-        # hand the child the wrong file, so such a source is moved out of the way.
-        # A number onto itself would stay close-on-exec.
+        # A dup2 onto a number that is the source of a later entry would give the child
+        # the wrong file, so each source is duplicated above the highest number.  This
+        # also avoids a dup2 of a number onto itself, which would stay close-on-exec.
         floor = max(wanted) + 1
         moved: list[int] = []
         null = -1
@@ -177,13 +176,13 @@ class Reaper:
         return self._watch(pid)
 
     def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
-        """Run ``work`` in a copy of this process, and watch the copy.
+        """Run ``work`` in a forked child of this process, and watch the child.
 
-        The copy holds fd 2 and those of ``keep`` under their numbers, and no other.
-        SIGTERM and SIGINT do not end it: they are meant for the daemon.  ``ps`` shows
+        The child has fd 2 and the fds in ``keep``, and no other.
+        SIGTERM and SIGINT do not end it: they are for the daemon.  ``ps`` shows
         ``title``.  The exit status is 0 if ``work`` returned and 1 if it raised.
 
-        :raises OSError: the host has no room for a process.
+        :raises OSError: a process limit was reached.
         """
         sys.stderr.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -199,10 +198,10 @@ class Reaper:
 
     @contextmanager
     def runtime_running(self) -> Iterator[None]:
-        """Let a runtime start a process inside this block, and :meth:`adopt` it.
+        """Keep unknown zombies unreaped for the block, in which a runtime creates a process.
 
-        For the length of the block no unknown zombie is reaped: the process can
-        die before the runtime has even told us its pid, and still be found.
+        The process may end before the runtime reports its pid; :meth:`adopt` still
+        finds it as a zombie.
         """
         self._runtimes += 1
         try:
@@ -213,35 +212,35 @@ class Reaper:
                 self._reap_orphans()
 
     async def adopt(self, pid: int) -> Child:
-        """Watch a process that a runtime started and left to us, dead or alive.
+        """Watch a process that a runtime created, which is alive or a zombie.
 
-        Call it inside the :meth:`runtime_running` in which the runtime ran.  The process
-        must be a child of ours that is not watched yet: its signals would reach
-        another container, or a process of the host.
+        Call it inside the block of :meth:`runtime_running` in which the runtime ran.  The
+        process must be a child of ours that is not watched yet: otherwise signals would
+        reach another container, or a process of the host.
 
-        :raises NotFoundError: there is no such process, or it is not ours, which
-            a runtime that keeps its promises cannot cause.
+        :raises NotFoundError: there is no such process, or it is not such a child: the
+            runtime is faulty.
         """
         if not pid:
             raise NotFoundError("the runtime reported success, but no pid")
-        # A wrapper may end before the runtime does that it ran: the process is
-        # our child only then.
+        # A wrapper of the runtime may end before the runtime.  The process becomes our
+        # child only when the runtime has ended, too.
         deadline = trio.current_time() + _ADOPT_LIMIT
         while (known := pid in self._children) or not _is_child(pid):
             if known or trio.current_time() >= deadline or not _is_descendant(pid):
                 raise NotFoundError(
-                    f"the runtime's pid file names process {pid}, which is none that it left "
-                    "to this shim; correct the runtime"
+                    f"cannot watch process {pid} of the runtime's pid file: it is not a new "
+                    "child of this shim; correct the runtime"
                 )
             await trio.sleep(_ORPHAN_PAUSE)
         return self._watch(pid)
 
     def kill_orphan(self, pid: int) -> None:
-        """Kill what a failed runtime left behind, if ``pid`` is that: an unknown child of ours.
+        """Kill and reap ``pid`` if it is an unknown child of ours, left by a failed runtime.
 
-        A runtime that cleaned up after itself has freed the pid, which may be
-        anybody's by now; then nothing happens.  0 is nobody.  What was killed is
-        waited for at once, whatever other births are under way.
+        Do nothing for 0, for a watched process, and for a process that is not our child:
+        the pid may have been recycled.  The process is reaped as soon as it ends, also
+        within a block of :meth:`runtime_running`.
         """
         if not pid or pid in self._children:
             return
@@ -260,11 +259,11 @@ class Reaper:
 
     @contextmanager
     def ended(self, namespaces: int) -> Iterator[int]:
-        """Make a process in new namespaces, CLONE_NEWUSER for example, that has ended.
+        """Yield the pid of a zombie in new ``namespaces``, CLONE_NEWUSER for example.
 
-        Its pid is good for the block, in which the namespaces can be opened.
+        In the block, the namespaces can be opened through /proc/PID/ns.
 
-        :raises OSError: the host has no room for it, or forbids such namespaces.
+        :raises OSError: a process limit was reached, or the host forbids such namespaces.
         """
         pid = libc.clone_ended(namespaces)
         try:
@@ -290,23 +289,23 @@ class Reaper:
                 return
             if self._reap(child, pidfd):
                 return
-            # It ended, but its parent is still there and could wait for it.
+            # It ended, but its parent, which could reap it, still exists.
             now = trio.current_time()
             deadline = deadline or now + _ORPHAN_LIMIT
             if now >= deadline:
-                self._set_unknown(child, "its parent kept it")
+                self._set_unknown(child, "its parent did not end")
                 return
             await trio.sleep(_ORPHAN_PAUSE)
 
     def _reap(self, child: Child, pidfd: int) -> bool:
-        """Reap ``child`` if it is a zombie of ours; say whether its fate is settled."""
+        """Reap ``child`` if it is a zombie of ours; return whether ``child.exit`` is set."""
         if child.exit is not None:
             return True
         try:
             info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             if _is_gone(pidfd):
-                self._set_unknown(child, "another process waited for it")
+                self._set_unknown(child, "another process reaped it")
                 return True
             return False
         if info is None:
@@ -317,7 +316,7 @@ class Reaper:
         return True
 
     def _set_unknown(self, child: Child, reason: str) -> None:
-        log.warning("exit status lost", pid=child.pid, reason=reason)
+        log.warning("cannot read the exit status of a process", pid=child.pid, reason=reason)
         self._set_exit(child, Exit(UNKNOWN_STATUS, time.time_ns(), reason))
 
     def _set_exit(self, child: Child, exit_: Exit) -> None:
@@ -326,7 +325,7 @@ class Reaper:
         child._set_exit(exit_)
 
     def _reap_orphans(self) -> None:
-        """Reap the zombies nobody asked about, unless one may yet be claimed."""
+        """Reap unknown zombies and the watched ones, unless :meth:`adopt` may need one."""
         while not self._runtimes:
             try:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -354,14 +353,14 @@ class Reaper:
 
 @asynccontextmanager
 async def open_reaper() -> AsyncIterator[Reaper]:
-    """Own every wait of this process for the length of the block.
+    """Spawn and reap all children of this process for the length of the block.
 
-    Leaving the block ends the watching, never a process.
+    The end of the block ends no process.
     """
     with ExitStack() as last:
         async with background() as nursery:
             reaper = Reaper(nursery)
-            # Not before nobody watches them any more.
+            # Close the pidfds after the tasks that wait on them have ended.
             last.callback(reaper._forget)
             nursery.start_soon(reaper._reap_on_sigchld)
             yield reaper
@@ -377,7 +376,7 @@ def _spawn(
         try:
             return libc.spawn(argv, env, dups, directory)
         except (FileNotFoundError, NotADirectoryError):
-            # The error may be that of the directory or that of the program.
+            # The directory or the program is missing.
             if directory is None or os.path.isdir(directory):  # noqa: PTH112 - a plain string
                 raise
             return libc.spawn(argv, env, dups, "/")
@@ -386,7 +385,7 @@ def _spawn(
 def _work_in_child(
     title: Sequence[str], work: Callable[[], object], keep: Sequence[int]
 ) -> NoReturn:
-    """In the child of :meth:`Reaper.fork`: do ``work`` and end."""
+    """Run ``work`` in the child of :meth:`Reaper.fork`, and exit."""
     status = 1
     try:
         gc.disable()  # a collection would copy every page that is shared with the parent
@@ -406,7 +405,7 @@ def _work_in_child(
         work()
         status = 0
     except BaseException as exc:
-        log.crash("a helper process failed", exc, title=" ".join(title))
+        log.crash("helper process failed", exc, title=" ".join(title))
     finally:
         os._exit(status)
 
@@ -416,20 +415,20 @@ def _dup_above(fd: int, floor: int) -> int:
 
 
 def _is_exiting(pid: int) -> bool:
-    """Say whether every thread of ``pid``, which nobody has waited for, is past return."""
+    """Return whether every thread of ``pid``, an unreaped process, is exiting."""
     try:
-        # One thread may go and the others stay, the first one not excepted.
+        # Any thread, also the first one, may exit before the others.
         for task in Path(f"/proc/{pid}/task").iterdir():
             fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
             if not int(fields[_FLAGS]) & _PF_EXITING:
                 return False
     except (FileNotFoundError, ProcessLookupError):
-        return False  # a thread ended while we looked; ask again
+        return False  # a thread ended during the loop; the caller tries again
     return True
 
 
 def _is_child(pid: int) -> bool:
-    """Say whether ``pid`` is a child of ours, dead or alive."""
+    """Return whether ``pid`` is a child of ours, alive or a zombie."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -438,13 +437,13 @@ def _is_child(pid: int) -> bool:
 
 
 def _is_descendant(pid: int) -> bool:
-    """Say whether ``pid`` is a process that descends from us."""
+    """Return whether ``pid`` is a descendant of this process."""
     own, one = os.getpid(), pid
     for _ in range(_GENERATIONS):
         try:
             stat = Path(f"/proc/{one}/stat").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
-            return one != pid  # a parent ended while we looked: ask again
+            return one != pid  # a parent ended during the loop: the caller tries again
         one = int(stat.rpartition(b")")[2].split()[_PARENT])
         if one in (own, 0):
             return one == own
@@ -452,7 +451,7 @@ def _is_descendant(pid: int) -> bool:
 
 
 def _is_gone(pidfd: int) -> bool:
-    """Say whether somebody has waited for the process; a zombie is still there."""
+    """Return whether the process was reaped; False for a zombie."""
     try:
         signal.pidfd_send_signal(pidfd, 0)
     except ProcessLookupError:

@@ -1,9 +1,9 @@
-"""What to say to a runc-like runtime, and how to read what it says.
+"""Argument lists of runc-like runtimes, and the parser of their error messages.
 
-Argument lists and log lines; nothing runs here.
+This module runs no command.
 
-Source: runc(8) and its man pages; the choice of flags is that of containerd's
-go-runc, so that crun, runsc and wrappers made for Go's shim take ours too.
+Source: runc(8) and its man pages.  The flags are those of containerd's go-runc, so that
+crun, runsc and wrappers made for the stock shim accept them too.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """A runtime as one container uses it.
+    """The runtime of one container, and its global options.
 
-    ``root`` is the directory of the runtime's own state.
+    ``root`` is the directory of the runtime's state.
     """
 
     binary: str = "runc"
@@ -30,7 +30,7 @@ class Runtime:
     systemd_cgroup: bool = False
 
     def argv(self, verb: str, *args: str, log: str = "") -> list[str]:
-        """Return the whole command; without ``log`` the runtime logs to its stderr."""
+        """Return the whole command line; without ``log`` the runtime logs to its stderr."""
         command = [self.binary]
         if self.root:
             command += ["--root", self.root]
@@ -44,7 +44,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Creation:
-    """What ``create``, ``restore`` and ``exec`` have in common."""
+    """The options that ``create``, ``restore`` and ``exec`` have in common."""
 
     pid_file: str
     console_socket: str | None = None
@@ -56,7 +56,7 @@ class Creation:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What to dump, or to restore.  Empty paths leave the choice to the runtime."""
+    """The options of ``checkpoint`` and ``restore``.  An empty path is the runtime's default."""
 
     image_path: str
     work_path: str = ""
@@ -115,20 +115,19 @@ def checkpoint_args(id_: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def reason_of(text: str) -> str:
-    """Return why a runtime failed, from its log or its stderr; "" if that does not say.
+    """Return the error message in a runtime's log or stderr, "" if there is none.
 
-    ``text`` is records of JSON among which anything else may stand: a runtime
-    killed half-way leaves half a line, and hooks write what they like.  It is the
-    line that begins a panic, else the message of the last error in the log, else
-    the last line that is neither empty nor JSON.
+    ``text`` has JSON records and other lines: a killed runtime leaves half a line, and
+    hooks write any text.  The message is the first line of a panic, else the message of
+    the last error record, else the last line that is neither empty nor JSON.
     """
-    # Not splitlines(), which also splits at characters that JSON has in its strings.
+    # Not splitlines(), which also splits at characters that JSON strings may contain.
     lines = _joined(text.split("\n"))
     return _panic(lines) or _last_error(lines) or _last_line(lines)
 
 
 def _joined(lines: list[str]) -> list[str]:
-    """Return ``lines``, those of a record that crun 1.28 writes over several as one."""
+    """Return ``lines``, with each record that crun 1.28 splits over several lines joined."""
     joined: list[str] = []
     record: list[str] = []
     for line in lines:
@@ -145,7 +144,7 @@ def _joined(lines: list[str]) -> list[str]:
     return joined + record
 
 
-# How Go and Rust begin the report of a program that they end.
+# How Go and Rust begin the report of a panic.
 _PANICS = ("panic: ", "fatal error: ", "thread '")
 
 
@@ -155,7 +154,7 @@ def _panic(lines: list[str]) -> str:
             continue
         if not line.startswith("thread '"):
             return line.strip()
-        if " panicked at " in line:  # the message is the next line, or between quotes
+        if " panicked at " in line:  # the message is on the next line, or between quotes
             return " ".join(part.strip() for part in lines[number : number + 2])
     return ""
 

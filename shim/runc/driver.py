@@ -1,11 +1,11 @@
-"""Runs the runtime: one command at a time for whoever calls, any number side by side.
+"""Run runtime commands; several may run at once.
 
-A command is bounded by its caller's deadline and by a limit of its own; past
-either it is killed and waited for.  Its stderr is read while it runs, so that
-it never blocks on a full pipe.
+A command runs until its caller's deadline or the runtime limit, whichever comes first;
+then it is killed and reaped.  Its stderr is read while it runs, so that it never blocks
+on a full pipe.
 
 Source of the errors' wording: containerd-shim-runc-v2 process/init.go
-("OCI runtime create failed"), which Docker and kubelets search for substrings.
+("OCI runtime create failed"); Docker and kubelets search the texts for substrings.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ if TYPE_CHECKING:
     from shim.reaper import Child, Reaper
     from shim.runc.command import Runtime
 
-# Seconds a runtime command may take whatever its caller says.
+# Seconds that a runtime command may take, also if its caller's deadline is later.
 LIMIT = 120.0
-# Seconds between SIGKILL and giving a command up for lost.
+# Seconds to wait for a command's exit after SIGKILL.
 _KILL_LIMIT = 5.0
-# Seconds an ``exec`` may go on after its caller gave up: its process, which the
-# command's death would end, may run already.
+# Seconds that an ``exec`` may continue after its caller's deadline: its process may run
+# already, and killing the command would kill it.
 _EXEC_GRACE = 5.0
-# Seconds a command's output may wait to be read.  Few run longer, and few of
-# those say more than a pipe holds.
+# Seconds until the first read of a command's output.  Few commands run longer, and few of
+# these write more than a pipe holds.
 _READ_AFTER = 0.05
-# Bytes read of a command's log: its last lines hold the error.
+# Bytes to read from the end of a command's log: the last lines have the error.
 _LOG_TAIL = 1 << 20
 # Characters of the runtime's message that are passed on.
 _MESSAGE = 4096
 
-# Runtimes tell these apart only in prose.  Source: containerd-shim-runc-v2,
-# process/utils.go checkKillError, and crun's and runsc's own wording.
+# Parts of messages which mean that the container or its process does not exist: runtimes
+# have no error codes.  Source: containerd-shim-runc-v2, process/utils.go checkKillError,
+# and the messages of crun and runsc.
 _GONE = (
     "process already finished",
     "container not running",
@@ -61,33 +62,33 @@ _GONE = (
     "cannot open directory",  # crun
 )
 
-# The verbs that end what they name, whoever made it: ``kill`` and ``delete``, whose
-# arguments end with the id, and the signal after it.
+# The commands that end the container with the id, even if another manager created it.
+# Their last arguments are the id, and for ``kill`` the signal after it.
 _ENDING = ("kill", "delete")
 
-# The verbs whose "not found" can only mean the container or its process.
+# The commands whose "not found" can only mean the container or its process.
 _ABOUT_ONE = ("start", "kill", "delete", "pause", "resume")
 
 
 class RuntimeFailedError(ShimError):
-    """The runtime said no.  The text is the runtime's own."""
+    """A runtime command failed.  The text has the runtime's error message."""
 
 
 class RuntimeMissingError(ShimError):
-    """The runtime is not there (any more).  That says nothing about the container."""
+    """The runtime's executable does not exist.  The container may still exist."""
 
     status = Status.FAILED_PRECONDITION
 
 
 class ForeignContainerError(NotFoundError):
-    """The runtime's container of this id belongs to another bundle, so to another manager."""
+    """The runtime's container with this id has another bundle, so another manager owns it."""
 
 
 def _environ() -> dict[str, str]:
     """Return our environment without systemd's NOTIFY_SOCKET.
 
-    A manager that systemd runs has it.  With it runc mounts the socket into the
-    container, and its ``start`` waits until the container says it is ready.
+    A manager that systemd runs has this variable.  With it, runc mounts the socket into
+    the container, and ``runc start`` waits for the container's READY message.
     """
     return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
 
@@ -97,8 +98,8 @@ class Runc:
     """A runtime and the reaper that runs it.
 
     ``limit`` is in seconds.  ``environ`` is the environment of every command, and
-    ``directory`` its working directory: the container's bundle, where wrappers
-    of runtimes, and hooks, look for config.json.  Without one it is ours.
+    ``directory`` its working directory: the container's bundle, where hooks and wrappers
+    of runtimes look for config.json.  None keeps ours.
     """
 
     runtime: Runtime
@@ -108,14 +109,14 @@ class Runc:
     directory: str | None = None
 
     async def run(self, verb: str, *args: str, stdin: bytes = b"") -> str:
-        """Run a command whose output is its own, and return its stdout.
+        """Run a command that creates no process, and return its stdout.
 
-        ``stdin`` is at most 1 MiB, a pipe's size.
+        ``stdin`` is at most 1 MiB.
 
-        :raises RuntimeFailedError: it failed, in its own words.
-        :raises NotFoundError: the container or process is gone.
-        :raises ForeignContainerError: the command would end a container that is
-            not of the bundle ``directory``.
+        :raises RuntimeFailedError: it failed; the text has the runtime's message.
+        :raises NotFoundError: the container or process does not exist.
+        :raises ForeignContainerError: the command would end a container whose bundle
+            is not ``directory``.
         :raises RuntimeMissingError: there is no such runtime.
         :raises TimedOutError: it took longer than the limit, and was killed.
         """
@@ -149,11 +150,11 @@ class Runc:
         started: Callable[[], None] = lambda: None,
         before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> None:
-        """Run a command that leaves a process behind, whose stdio is ``fds``.
+        """Run a command that creates a container's process with ``fds`` as its stdio.
 
-        The errors are in ``log``, which is written anew.  ``started`` is called as soon
-        as the command runs, and ``before_kill`` with the pids of the command and of its
-        descendants before they are killed.
+        The command writes its errors to the file ``log``, which is replaced.  ``started``
+        is called as soon as the command runs.  ``before_kill`` is called with the pids of
+        the command and of its descendants before they are killed at the limit.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
         :raises RuntimeMissingError: there is no such runtime.
@@ -173,7 +174,8 @@ class Runc:
     def _check_bundle(self, id_: str, bundle: str) -> None:
         if other := foreign_bundle(self.runtime.root, id_, bundle):
             raise ForeignContainerError(
-                f"container {id_} of {bundle} does not exist; the runtime has one of {other}"
+                f"container {id_} of {bundle} does not exist: the runtime's container "
+                f"{id_} has the bundle {other}"
             )
 
     def _spawn(self, verb: str, argv: list[str], fds: Mapping[int, int] | None) -> Child:
@@ -207,7 +209,7 @@ class Runc:
                     await child.wait()
             if child.exit is None:
                 with trio.move_on_after(_KILL_LIMIT, shield=True):
-                    # With it the hook it waits for, and the process it was making.
+                    # Including the hook that it waits for, and the process it creates.
                     with stopped_tree(child.pid) as tree:
                         before_kill(tree.pids)
                         tree.kill()
@@ -215,7 +217,7 @@ class Runc:
 
 
 def _memory(data: bytes) -> int:
-    """Return an fd that reads as ``data``."""
+    """Return an fd from which ``data`` can be read."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
@@ -224,6 +226,6 @@ def _memory(data: bytes) -> int:
 
 def _failure(verb: str, status: int, message: str) -> ShimError:
     message = message[-_MESSAGE:]
-    text = f"OCI runtime {verb} failed: {message or f'exit status {status}, and nothing said'}"
+    text = f"OCI runtime {verb} failed: {message or f'exit status {status} without a message'}"
     gone = verb in _ABOUT_ONE and any(sentence in message.lower() for sentence in _GONE)
     return NotFoundError(text) if gone else RuntimeFailedError(text)

@@ -1,4 +1,4 @@
-"""What a command writes to its stdout or stderr, read while it runs."""
+"""The stdout or stderr of a command, read while it runs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 
 import trio
 
-# Bytes kept of the output: its last lines hold the error.
+# Bytes kept of the end of the output: the last lines have the error.
 _TAIL = 1 << 20
 
 
 class Output:
-    """The read end of a pipe a command writes into, and what came out of it so far."""
+    """A pipe that a command writes into, and the bytes read from it so far."""
 
     def __init__(self) -> None:
         self.data = bytearray()
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        # Our end only: a program whose stderr does not block loses what it says.
+        # The read end only: a program whose stderr is non-blocking would lose output.
         os.set_blocking(self._reader, False)
 
     def started(self) -> None:
@@ -24,7 +24,7 @@ class Output:
         self.writer = -1
 
     def _read(self) -> bool:
-        """Read what is there; say whether more may come."""
+        """Read the available bytes; return whether more may follow."""
         while True:
             try:
                 chunk = os.read(self._reader, 65536)

@@ -1,7 +1,7 @@
-"""What a runtime has written down of a container: that it is there, and whose it is.
+"""Read the runtime's state files: whether a container exists, and which bundle it has.
 
-An id is unique in one directory of states only, and several managers may use the
-same: what one of them deletes by its id may be another's container.
+An id is unique only within one state directory, and several managers may share a
+directory: a delete by id could hit another manager's container.
 
 Source: runc libcontainer/configs ("bundle=" among the labels of state.json),
 crun src/libcrun/status.c (``bundle`` in ``status``), youki's state.json, gVisor
@@ -20,22 +20,22 @@ from shim.linux.files import read_whole
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST = 16 << 20  # bytes; the whole configuration is in there
+_LONGEST = 16 << 20  # bytes; the file contains the whole configuration
 _LABEL = "bundle="
 
 
 def has_state(root: str, id_: str) -> bool:
-    """Say whether the runtime may still know the container.
+    """Return whether the runtime may have state of the container ``id_``.
 
-    runc, crun and youki keep a directory of its name, gVisor files that begin with it.
+    runc, crun and youki keep a directory with that name, gVisor files that begin with it.
     """
     return any(True for _ in _names(root, id_))
 
 
 def foreign_bundle(root: str, id_: str, bundle: str) -> str:
-    """Return the bundle of the runtime's container ``id_`` if that is not ``bundle``.
+    """Return the bundle of the runtime's container ``id_`` if it is not ``bundle``.
 
-    "" if it is, or if the runtime does not say: then the container is taken for ours.
+    Return "" if it is, or if no state file has the bundle: the container counts as ours.
     """
     for name in _names(root, id_):
         files = (name,) if name.endswith(".state") else (f"{name}/state.json", f"{name}/status")
