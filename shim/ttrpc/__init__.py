@@ -1,1 +1,1 @@
-"""ttrpc: frames, protocol, client and server."""
+"""ttrpc: frames, the protocol, and clients and servers for trio, asyncio and threads."""

@@ -1,10 +1,10 @@
 """ttrpc on asyncio: a channel for stubs, and a server of services.
 
-A second thin adapter of what :mod:`.calls`, :mod:`.services` and :mod:`.protocol`
-say; grpclib's own stubs work on the channel as they are.  The daemon never
-imports this.
+An adapter of :mod:`.calls`, :mod:`.services` and :mod:`.protocol` for asyncio.
+grpclib's unmodified stubs work on the channel.  The daemon never imports this module.
 
-Source: asyncio's transports, whose writes are whole and whose buffers have limits.
+Source: asyncio's transports: a write takes the whole frame, and pause_writing() limits
+the buffer.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 async def connect(address: str, timeout: float = 5) -> socket.socket:
     """Connect to ``address`` within ``timeout`` seconds.
 
-    :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: somebody does, but accepts no one.
-    :raises InvalidError: neither root nor our own user serves it.
+    :raises UnavailableError: no process listens there.
+    :raises TimedOutError: a process listens, but did not accept the connection.
+    :raises InvalidError: another user than root or our own serves it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        # A full backlog is EAGAIN, which asyncio's own connect would wait for for ever.
+        # A full backlog is EAGAIN, on which asyncio's own connect would wait without end.
         while not sockets.try_connect(sock, address):
             if loop.time() >= deadline:
                 raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
@@ -68,11 +68,11 @@ class Channel(calls.Channel, asyncio.Protocol):
         self._room.set()
 
     def event(self) -> asyncio.Event:
-        """Return what one call waits for."""
+        """Return a new event for one call."""
         return asyncio.Event()
 
     async def wait_lost(self) -> None:
-        """Return once the connection has ended, and every call on it."""
+        """Wait until the connection and every call on it have ended."""
         await self._lost.wait()
 
     @asynccontextmanager
@@ -91,8 +91,8 @@ class Channel(calls.Channel, asyncio.Protocol):
             self._forget(call)
 
     async def send(self, call: Call[Any, Any], payload: bytes) -> None:
-        # A transport takes a whole frame at once: a cancelled call can be
-        # forgotten, but can never leave half a frame on the wire.
+        # A transport takes a whole frame at once, so a cancelled call cannot leave half a
+        # frame on the wire.
         await self._room.wait()
         if self._transport is None or self._transport.is_closing():
             raise ConnectionLostError
@@ -101,7 +101,7 @@ class Channel(calls.Channel, asyncio.Protocol):
         self._calls[call.stream_id] = call
         self._transport.write(frame)
 
-    # What asyncio tells
+    # Callbacks of asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
@@ -126,7 +126,7 @@ class Channel(calls.Channel, asyncio.Protocol):
 async def open_channel(
     sock: socket.socket, metadata: Metadata | None = None
 ) -> AsyncIterator[Channel]:
-    """Own ``sock`` for the block; close it, and end every call, on the way out.
+    """Own ``sock`` for the block; close it and end every call at the end of the block.
 
     ``metadata`` goes with every call.
     """
@@ -141,7 +141,7 @@ async def open_channel(
     try:
         yield channel
     finally:
-        transport.abort()  # what nobody waits for need not be sent
+        transport.abort()  # no call waits any more, so unsent data is dropped
         await channel.wait_lost()
 
 
@@ -151,8 +151,8 @@ async def open_server(
 ) -> AsyncIterator[None]:
     """Own ``listener``, and serve our own user's processes on it for the block.
 
-    A method runs to its end when its caller goes away, and no longer than its
-    caller's deadline.  The end of the block cancels what still runs.
+    A method continues when its caller disconnects, until its caller's deadline at most.
+    The end of the block cancels the methods that still run.
     """
     serving = _Server(handlers)
     loop = asyncio.get_running_loop()
@@ -164,8 +164,8 @@ async def open_server(
     try:
         yield
     finally:
-        # Who was accepted just now is met by a task that had no turn yet.  A server
-        # that is closed by then forgets the connection, and nobody closes it.
+        # asyncio calls connection_made() of an accepted connection in a later turn.  A
+        # server that is closed before that would drop the connection without closing it.
         loop.remove_reader(listener.fileno())
         try:
             await asyncio.sleep(0)
@@ -200,13 +200,13 @@ class _Server:
 
 
 class _Peer(asyncio.Protocol):
-    """One connection to us."""
+    """One connection of a client."""
 
     transport: asyncio.Transport
 
     def __init__(self, server: _Server) -> None:
         self._server = server
-        self.made = False  # accepted, and not more: for a turn of the loop
+        self.made = False  # connection_made() was called
         self._protocol = ServerProtocol()
         self.gone = asyncio.Event()
 
@@ -227,7 +227,7 @@ class _Peer(asyncio.Protocol):
         self.gone.set()
 
     def pause_writing(self) -> None:
-        # Who does not read replies is not read from either.
+        # The client does not read its replies: stop reading its requests.
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -260,9 +260,11 @@ class _Peer(asyncio.Protocol):
             if stream.reply is None:
                 raise ProtocolError(f"{name} returned without a reply")  # noqa: TRY301 - the caller's answer, like the others
             self._protocol.send_reply(stream_id, stream.reply)
-        except Exception as exc:  # whatever it is, it is the caller's answer
+        except Exception as exc:  # every error is sent to the caller
             if isinstance(exc, TimeoutError) and scope.expired():
-                exc = GRPCError(Status.DEADLINE_EXCEEDED, f"{name} was not done in time")
+                exc = GRPCError(
+                    Status.DEADLINE_EXCEEDED, f"{name} did not finish before its deadline"
+                )
             if not expected(exc):
                 log.crash("method failed", exc, method=name)
             self._protocol.send_error(stream_id, *status_of(exc))

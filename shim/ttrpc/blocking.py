@@ -1,14 +1,13 @@
-"""ttrpc for plain threads: a channel whose coroutines never suspend, and a server.
+"""ttrpc for plain threads: a channel whose coroutines never suspend.
 
-A third thin adapter of what :mod:`.calls`, :mod:`.services` and :mod:`.protocol`
-say.  :func:`run` drives a coroutine that was made on such a channel: where it
-would suspend, it has blocked its thread instead.
+An adapter of :mod:`.calls` and :mod:`.protocol` for threads.  :func:`run` drives a
+coroutine of such a channel: instead of suspending, the coroutine blocks its thread.
 
-Several threads share a channel.  One of those that wait reads for all and hands
-out the answers; when it has its own, the next one reads.  So a Wait in one
-thread holds up nobody's Kill, and no thread is needed that only reads.
+Several threads may share a channel.  One of the waiting threads reads for all of them and
+distributes the answers; when it has its own answer, another waiting thread reads.  So a
+Wait in one thread does not delay a Kill in another, and no extra thread reads.
 
-The daemon never imports this; it needs neither trio nor asyncio.
+The daemon never imports this module, which needs neither trio nor asyncio.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_CHUNK = 65536  # bytes; one read takes whole bursts of replies
-_LONGEST = 86400.0  # s; one wait of the kernel, after which we look again
+_CHUNK = 65536  # bytes; one read takes many replies
+_LONGEST = 86400.0  # s; the longest single wait; longer ones are repeated
 
 
 def run(call: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end in this thread.
+    """Run a coroutine in this thread, and return its result.
 
-    :raises RuntimeError: it waits for something else than a blocking channel.
+    :raises RuntimeError: it awaits something other than a call on a blocking channel.
     """
     try:
         call.send(None)
@@ -47,15 +46,15 @@ def run(call: Coroutine[Any, Any, Result]) -> Result:
         result: Result = done.value
         return result
     call.close()
-    raise RuntimeError(f"{call!r} suspends; only calls on a blocking channel never do")
+    raise RuntimeError(f"cannot run {call!r}: it suspends; await only calls on a blocking channel")
 
 
 def connect(address: str, timeout: float = 5) -> socket.socket:
     """Connect to ``address`` within ``timeout`` seconds.
 
-    :raises UnavailableError: nobody listens there.
-    :raises TimedOutError: somebody does, but accepts no one.
-    :raises InvalidError: neither root nor our own user serves it.
+    :raises UnavailableError: no process listens there.
+    :raises TimedOutError: a process listens, but did not accept the connection.
+    :raises InvalidError: another user than root or our own serves it.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -73,12 +72,12 @@ def connect(address: str, timeout: float = 5) -> socket.socket:
 
 
 def remaining(deadline: float) -> float:
-    """Return the seconds until ``deadline``, as many as one wait may last."""
+    """Return the seconds until ``deadline``, at most ``_LONGEST``."""
     return min(max(deadline - time.monotonic(), 0), _LONGEST)
 
 
 class Answer:
-    """What one call waits for.  All but :meth:`wait` happens under the channel's lock."""
+    """The event of one call.  Hold the channel's lock for all but :meth:`wait`."""
 
     __slots__ = ("_channel", "deadline", "done", "leads", "wake")
 
@@ -86,8 +85,8 @@ class Answer:
         self._channel = channel
         self.deadline = math.inf  # on the monotonic clock
         self.done = False
-        self.leads = False  # it is this one's turn to read for all
-        self.wake: threading.Event | None = None  # there once another one reads
+        self.leads = False  # its thread reads for all
+        self.wake: threading.Event | None = None  # set while another thread reads
 
     def set(self) -> None:
         self.done = True
@@ -95,7 +94,7 @@ class Answer:
             self.wake.set()
 
     async def wait(self) -> None:
-        """Block until the answer is there.
+        """Block until the answer has arrived.
 
         :raises TimeoutError: the deadline came first.
         """
@@ -108,19 +107,19 @@ class Channel(calls.Channel):
     def __init__(self, sock: socket.socket, metadata: Metadata | None = None) -> None:
         super().__init__(metadata)
         self._sock = sock
-        self._lock = threading.Lock()  # of everything below
+        self._lock = threading.Lock()  # protects all attributes below
         self._lost = False
         self._closed = False
-        self._led = False  # somebody reads
-        self._followers: dict[Answer, None] = {}  # who wait meanwhile, first come first
-        self._begun = b""  # the rest of a frame that is half sent
-        self._unsent: dict[int, bytes] = {}  # frames by stream, none of which is begun
+        self._led = False  # a thread reads
+        self._followers: dict[Answer, None] = {}  # the waiting threads, in order
+        self._begun = b""  # the rest of a partly sent frame
+        self._unsent: dict[int, bytes] = {}  # whole unsent frames, by stream
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poll = select.poll()  # the reader's
+        self._poll = select.poll()  # used by the reading thread
         self._poll.register(self._wake, select.POLLIN)
 
     def event(self) -> Answer:
-        """Return what one call waits for."""
+        """Return a new event for one call."""
         return Answer(self)
 
     @asynccontextmanager
@@ -141,8 +140,8 @@ class Channel(calls.Channel):
                     self._unsent.pop(call.stream_id, None)
 
     async def send(self, call: Call[Any, Any], payload: bytes) -> None:
-        # Nobody waits here for a peer that does not read: what the socket does
-        # not take goes out beside the reading, frame by frame and in order.
+        # Do not wait for a peer that does not read.  The reading thread sends the rest,
+        # frame by frame and in order.
         with self._lock:
             if self._lost:
                 raise ConnectionLostError
@@ -164,13 +163,13 @@ class Channel(calls.Channel):
         except BlockingIOError:
             pass
         except OSError:
-            # The reader meets the end as well, and first delivers the replies
-            # that are still there to be read.
+            # The reading thread also finds the end; before that it delivers the replies
+            # that have arrived.
             self._begun = b""
             self._unsent.clear()
 
     def wait_answer(self, answer: Answer) -> None:
-        """Block until ``answer`` is there; read for everybody if nobody else does.
+        """Block until ``answer`` has arrived; read for all threads if no other one reads.
 
         :raises TimeoutError: its deadline came first.
         """
@@ -213,7 +212,7 @@ class Channel(calls.Channel):
             self._release()
 
     def _read(self, seconds: float) -> None:
-        """Wait for what the peer sends, for so long, and hand it out."""
+        """Wait at most ``seconds`` for data of the peer, and deliver the replies in it."""
         with self._lock:
             unsent = bool(self._begun or self._unsent)
         self._poll.register(self._sock, select.POLLIN | (select.POLLOUT if unsent else 0))
@@ -229,13 +228,13 @@ class Channel(calls.Channel):
                 if data == b"" or (data and not self._receive(data)):
                     self._lose()
         except BaseException:
-            # What was read may be lost, and without it the rest makes no sense.
+            # Data may have been read and lost, so the rest of the stream is unusable.
             with self._lock:
                 self._lose()
             raise
 
     def _receive_some(self) -> bytes | None:
-        """Return what is there: None for nothing, no bytes for the end."""
+        """Return the available bytes: None if there are none, ``b""`` at the end."""
         try:
             return self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -250,14 +249,14 @@ class Channel(calls.Channel):
         self._lose_calls()
 
     def close(self) -> None:
-        """End every call, in whatever thread, with ConnectionLostError; again is fine."""
+        """End every call, in every thread, with ConnectionLostError; may be called again."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._lose()
             if self._led:
-                os.eventfd_write(self._wake, 1)  # who reads closes when it is out
+                os.eventfd_write(self._wake, 1)  # the reading thread closes
             else:
                 self._release()
 
@@ -268,7 +267,7 @@ class Channel(calls.Channel):
 
 @contextmanager
 def open_channel(sock: socket.socket, metadata: Metadata | None = None) -> Iterator[Channel]:
-    """Own ``sock`` for the block; close it, and end every call, on the way out."""
+    """Own ``sock`` for the block; close it and end every call at the end of the block."""
     channel = Channel(sock, metadata)
     try:
         yield channel

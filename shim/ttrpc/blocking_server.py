@@ -1,9 +1,8 @@
-"""A ttrpc server in one thread: it reads, calls and answers, one request at a time.
+"""A ttrpc server in one thread: it handles one request at a time.
 
-The methods are those of :mod:`.services`, made so that they never suspend.  While
-one runs nobody else is served, which is what a manager's events want: each is
-acknowledged in turn.  A peer that sends half a frame, or reads no replies, holds
-up nobody.
+The methods are those of :mod:`.services`, and must never suspend.  While one runs, no
+other request is served: a manager acknowledges events one after the other.  A client
+that sends half a frame, or does not read its replies, does not delay other clients.
 
 Source: selectors, whose events are level-triggered.
 """
@@ -47,9 +46,9 @@ def open_server(
 ) -> Iterator[None]:
     """Own ``listener``, and serve our own user's processes on it, in a thread, for the block.
 
-    At its end a method that still runs has ``drain`` seconds to return.
+    At the end of the block, a method that still runs has ``drain`` seconds to return.
 
-    :raises TimedOutError: it did not; its thread is left behind.
+    :raises TimedOutError: the method did not return; its thread continues.
     """
     server = _Server(listener, handlers)
     thread = threading.Thread(target=server.run, name="ttrpc server", daemon=True)
@@ -65,7 +64,8 @@ def open_server(
         thread.join(drain)
         if thread.is_alive():
             raise TimedOutError(
-                f"a handler still runs after {drain:g} s; it must return by itself"
+                f"cannot stop the ttrpc server: a method still runs after {drain:g} s; "
+                "make it return"
             )
 
 
@@ -82,7 +82,7 @@ class _Server:
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     def stop(self) -> None:
-        """Make :meth:`run` return, after the method it is in."""
+        """Make :meth:`run` return, after the method that runs now."""
         self._stopped.set()
         with suppress(OSError):
             self._stop.send(b"x")
@@ -109,7 +109,7 @@ class _Server:
         try:
             sock, _ = self._listener.accept()
         except BlockingIOError:
-            return  # it has gone again
+            return  # the client has disconnected
         except OSError as exc:
             log.warning("cannot accept a connection", error=exc)
             time.sleep(_NO_MORE_FDS)
@@ -126,7 +126,7 @@ class _Server:
         self._selector.register(sock, selectors.EVENT_READ, peer)
 
     def _converse(self, peer: _Peer) -> None:
-        """Read what there is, answer it, and see what the peer takes."""
+        """Read and answer the available requests, and send as much as the socket takes."""
         try:
             if peer.reads:
                 data = peer.sock.recv(_CHUNK)
@@ -154,7 +154,7 @@ class _Server:
             run(handler.func(stream))
             if stream.reply is None:
                 raise ProtocolError(f"{name} returned without a reply")  # noqa: TRY301 - the caller's answer, like the others
-        except Exception as exc:  # whatever it is, it is the caller's answer
+        except Exception as exc:  # every error is sent to the caller
             if not expected(exc):
                 log.crash("method failed", exc, method=name)
             protocol.send_error(event.stream_id, *status_of(exc))
@@ -163,12 +163,12 @@ class _Server:
 
 
 class _Peer:
-    """One connection to us."""
+    """One connection of a client."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.protocol = ServerProtocol()
-        self.reads = True  # replies are taken, so requests are too
+        self.reads = True  # its replies are not stuck, so we read its requests
 
     def flush(self) -> None:
         data = self.protocol.data_to_send()

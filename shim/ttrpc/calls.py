@@ -1,8 +1,8 @@
-"""What a call is, whoever carries it: the shape that grpclib's stubs expect.
+"""Calls and channels, without I/O, in the shape that grpclib's stubs expect.
 
-A channel carries any number of calls at once over one connection.  Here is what
-all channels share; how they wait and do I/O is the business of :mod:`.client`
-(trio), :mod:`.aio` (asyncio) and :mod:`.blocking` (threads).
+A channel has any number of concurrent calls on one connection.  This module is the part
+that all channels share; :mod:`.client` (trio), :mod:`.aio` (asyncio) and :mod:`.blocking`
+(threads) add waiting and I/O.
 
 Source: grpclib.client, for the names; containerd/ttrpc client.go, for the rules.
 """
@@ -27,18 +27,18 @@ Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 Metadata: TypeAlias = Mapping[str, str] | Collection[tuple[str, str]]
 
-_FOREIGN = "who answers is no ttrpc server; the socket belongs to something else"
+_FOREIGN = "the peer is not a ttrpc server: it replied to an unknown stream; check the address"
 
 
 class ConnectionLostError(UnavailableError):
-    """The peer closed the connection, or it was closed here, before a reply came."""
+    """The connection was closed, by the peer or by us, before the reply arrived."""
 
     def __init__(self, message: str = "the ttrpc connection is closed; connect again") -> None:
         super().__init__(message)
 
 
 class Event(Protocol):
-    """What a call waits for; trio's and asyncio's events are such."""
+    """The event a call waits for, such as trio's and asyncio's Event."""
 
     def set(self) -> Any: ...
     async def wait(self) -> Any: ...
@@ -66,9 +66,9 @@ class Call(Generic[Request, Reply]):
         self._received = False
 
     async def send_message(self, message: Request, *, end: bool = False) -> None:
-        """Send the request.  ``end`` changes nothing: a unary request is always the last.
+        """Send the request.  ``end`` has no effect: a unary call sends one message.
 
-        :raises ConnectionLostError: there is no connection any more.
+        :raises ConnectionLostError: the connection has ended.
         :raises TooBigError: the request is over ttrpc's limit.
         """
         if self.stream_id is not None:
@@ -99,12 +99,12 @@ class Call(Generic[Request, Reply]):
             raise GRPCError(Status.INTERNAL, text) from exc
 
     def finish(self, answer: ResponseReceived | None) -> None:
-        """Wake the caller with ``answer``, or with None for a lost connection."""
+        """Wake the caller with ``answer``; None means that the connection has ended."""
         self._answer = answer
         self.answered.set()
 
     def encode(self, protocol: ClientProtocol, payload: bytes) -> bytes:
-        """Take a stream id and return the frame, which has to go out in the order of the ids."""
+        """Allocate a stream id and return the frame; frames must be sent in id order."""
         service, _, method = self.name.removeprefix("/").rpartition("/")
         self.stream_id, frame = protocol.encode_request(
             service, method, payload, timeout=self.timeout, metadata=self.metadata
@@ -113,7 +113,7 @@ class Call(Generic[Request, Reply]):
 
 
 class Channel(ABC):
-    """One connection and the calls on it; what stubs are made for."""
+    """One connection and the calls on it; stubs take a channel."""
 
     def __init__(self, metadata: Metadata | None = None) -> None:
         self._metadata = dict(metadata or {})
@@ -122,7 +122,7 @@ class Channel(ABC):
 
     @abstractmethod
     def event(self) -> Event:
-        """Return what one call waits for."""
+        """Return a new event for one call."""
 
     def request(
         self,
@@ -136,9 +136,9 @@ class Channel(ABC):
     ) -> AbstractAsyncContextManager[Call[Request, Reply]]:
         """Open a call to ``name`` for a block that may last ``timeout`` seconds.
 
-        The peer is told the timeout too.  ``metadata`` is added to the channel's own.
+        The request carries the timeout too.  ``metadata`` is added to the channel's.
 
-        :raises GRPCError: DEADLINE_EXCEEDED, out of the block, when the time is up.
+        :raises GRPCError: DEADLINE_EXCEEDED, from the block, at the timeout.
         """
         if cardinality is not Cardinality.UNARY_UNARY:
             raise GRPCError(Status.UNIMPLEMENTED, f"{name}: only unary calls are supported")
@@ -149,16 +149,16 @@ class Channel(ABC):
     def _open(
         self, call: Call[Request, Reply]
     ) -> AbstractAsyncContextManager[Call[Request, Reply]]:
-        """Bound the block by the call's timeout, and forget the call at its end."""
+        """Limit the block to the call's timeout, and remove the call at its end."""
 
     @abstractmethod
     async def send(self, call: Call[Any, Any], payload: bytes) -> None:
-        """Send a call's request; only :class:`Call` asks for that."""
+        """Send a call's request; only :class:`Call` calls this."""
 
     def _receive(self, data: bytes | bytearray) -> bool:
-        """Hand each of the answers in ``data`` to its caller.
+        """Deliver each of the answers in ``data`` to its caller.
 
-        False means that the peer makes no sense: no call will ever be answered.
+        Return False if the peer does not speak ttrpc: then every call has failed.
         """
         for response in self._protocol.receive_data(data):
             call = self._calls.pop(response.stream_id, None)
@@ -181,7 +181,7 @@ class Channel(ABC):
 
 
 def too_late(call: Call[Any, Any]) -> GRPCError:
-    """Return the error of a call whose time is up."""
+    """Return the error of a call whose timeout has passed."""
     seconds = max(call.timeout or 0, 0)
     return GRPCError(Status.DEADLINE_EXCEEDED, f"{call.name}: no reply within {seconds:g} s")
 
@@ -227,7 +227,7 @@ class UnaryUnaryMethod(_Method[Request, Reply]):
     ) -> Reply:
         """Call, and wait for the reply at most ``timeout`` seconds.
 
-        :raises GRPCError: the peer refused, or the time is up.
+        :raises GRPCError: the peer answered with an error, or the timeout has passed.
         :raises ConnectionLostError: the connection ended first.
         """
         async with self.open(timeout=timeout, metadata=metadata) as call:
@@ -238,7 +238,7 @@ class UnaryUnaryMethod(_Method[Request, Reply]):
 
 
 class _StreamingMethod(_Method[Request, Reply]):
-    """A shape that stubs may name, and whose calls the channel refuses."""
+    """A method type of generated stubs that ttrpc channels do not support."""
 
     async def __call__(
         self,
@@ -247,12 +247,12 @@ class _StreamingMethod(_Method[Request, Reply]):
         timeout: float | None = None,
         metadata: Metadata | None = None,
     ) -> Any:
-        """Refuse.
+        """Raise an error.
 
         :raises GRPCError: UNIMPLEMENTED, always.
         """
         async with self.open(timeout=timeout, metadata=metadata):
-            raise AssertionError("the channel refuses every call that is not unary")
+            raise AssertionError("the channel rejects every call that is not unary")
 
 
 class UnaryStreamMethod(_StreamingMethod[Request, Reply]):

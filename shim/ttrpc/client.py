@@ -1,7 +1,7 @@
 """Calls over one ttrpc connection, on trio.
 
-Who connects the socket, and when to try again, is the caller's business.  What
-a call is, and what the generated stubs are made of, is :mod:`shim.ttrpc.calls`.
+The caller connects the socket and decides about retries.  :mod:`shim.ttrpc.calls` has
+the calls and the methods of the generated stubs.
 
 Source: containerd/ttrpc client.go.
 """
@@ -44,7 +44,7 @@ __all__ = [
     "open_channel",
 ]
 
-_CHUNK = 65536  # bytes; one read takes whole bursts of replies
+_CHUNK = 65536  # bytes; one read takes many replies
 
 
 class Channel(calls.Channel):
@@ -57,11 +57,11 @@ class Channel(calls.Channel):
         self._lost = trio.Event()
 
     def event(self) -> trio.Event:
-        """Return what one call waits for."""
+        """Return a new event for one call."""
         return trio.Event()
 
     async def wait_lost(self) -> None:
-        """Return once the connection has ended, and every call on it."""
+        """Wait until the connection and every call on it have ended."""
         await self._lost.wait()
 
     @asynccontextmanager
@@ -76,8 +76,8 @@ class Channel(calls.Channel):
             raise too_late(call)
 
     async def send(self, call: Call[Any, Any], payload: bytes) -> None:
-        # Handing whole frames to one writer task means that a cancelled call
-        # can be forgotten, but can never leave half a frame on the wire.
+        # One writer task sends whole frames, so a cancelled call cannot leave half a frame
+        # on the wire.
         frame = call.encode(self._protocol, payload)
         assert call.stream_id is not None
         self._calls[call.stream_id] = call
@@ -87,8 +87,8 @@ class Channel(calls.Channel):
             raise ConnectionLostError from None
 
     async def _write_loop(self) -> None:
-        # A peer that is gone is noticed by the reader as well, which first
-        # delivers the replies that are still there to be read.
+        # The reader task also finds a closed connection; before that it delivers the
+        # replies that have arrived.
         try:
             async for frame in self._frames:
                 await self._stream.send_all(frame)
@@ -115,9 +115,9 @@ class Channel(calls.Channel):
 async def open_channel(
     stream: trio.abc.Stream, metadata: Metadata | None = None
 ) -> AsyncIterator[Channel]:
-    """Own ``stream`` for the block; close it, and end every call, on the way out.
+    """Own ``stream`` for the block; close it and end every call at the end of the block.
 
-    ``metadata`` goes with every call: ``{NAMESPACE: "k8s.io"}``, say.
+    ``metadata`` goes with every call, for example ``{NAMESPACE: "k8s.io"}``.
     """
     channel = Channel(stream, metadata)
     async with stream, background(channel._read_loop, channel._write_loop):

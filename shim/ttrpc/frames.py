@@ -5,8 +5,8 @@
        |  len  |  id   | kind | flag |  payload (len)
        +-------+-------+------+------+-----------------
 
-``len`` and ``id`` are big-endian.  Bytes in, frames out; no I/O happens here,
-and nothing here knows what a payload means.
+``len`` and ``id`` are big-endian.  This module converts bytes to frames and back; it does
+no I/O and does not parse payloads.
 
 Source: containerd/ttrpc, PROTOCOL.md "Message Frame" and channel.go.
 """
@@ -27,13 +27,13 @@ _HEADER = struct.Struct(">IIBB")
 
 
 class TooBigError(ShimError):
-    """A message does not fit into one frame, and ttrpc does not split them."""
+    """A message does not fit into one frame; ttrpc does not split messages."""
 
     status: ClassVar[Status] = Status.RESOURCE_EXHAUSTED
 
 
 class Kind(enum.IntEnum):
-    """What the payload of a frame is."""
+    """The type of a frame's payload."""
 
     REQUEST = 1
     RESPONSE = 2
@@ -41,19 +41,19 @@ class Kind(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """What a frame says about the stream it is on.  Bits we do not know are kept."""
+    """The state of the stream after a frame.  Unknown bits are kept."""
 
     NONE = 0
     REMOTE_CLOSED = 1  # the sender sends no more
-    REMOTE_OPEN = 2  # the sender goes on with data frames
+    REMOTE_OPEN = 2  # the sender continues with data frames
     NO_DATA = 4  # the frame carries no message, not an empty one
 
 
 class Frame(NamedTuple):
     """One message on one stream.
 
-    ``kind`` stays a bare int: a peer may speak a newer ttrpc, and a kind we do
-    not know must be ignored, not rejected.  ``flags`` are bits of :class:`Flag`.
+    ``kind`` is a plain int: a peer may speak a newer ttrpc, and an unknown kind must be
+    ignored, not rejected.  ``flags`` are bits of :class:`Flag`.
     """
 
     stream_id: int
@@ -62,7 +62,7 @@ class Frame(NamedTuple):
     flags: int = Flag.NONE
 
     def encode(self) -> bytes:
-        """Return the frame as it goes over the wire.
+        """Return the bytes of the frame on the wire.
 
         :raises TooBigError: the payload is over the limit.
         """
@@ -70,7 +70,7 @@ class Frame(NamedTuple):
 
 
 def encode(stream_id: int, kind: int, payload: bytes = b"", flags: int = Flag.NONE) -> bytes:
-    """Return the wire form of what would be that :class:`Frame`.
+    """Return the bytes on the wire of a :class:`Frame` with these fields.
 
     :raises TooBigError: the payload is over the limit.
     """
@@ -81,7 +81,7 @@ def encode(stream_id: int, kind: int, payload: bytes = b"", flags: int = Flag.NO
 
 
 class Oversize(NamedTuple):
-    """A frame that announced ``length`` bytes, more than the limit; its body is discarded."""
+    """A frame whose ``length`` in bytes exceeds the limit; its payload is discarded."""
 
     stream_id: int
     kind: int
@@ -89,14 +89,17 @@ class Oversize(NamedTuple):
 
 
 class FrameDecoder:
-    """Bytes in any pieces in; whole frames, in order, out."""
+    """Converts bytes in pieces of any size into whole frames, in order."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._discard = 0  # bytes of an oversize body that have yet to come
+        self._discard = 0  # bytes of an oversize payload that have not arrived yet
 
     def receive(self, data: bytes | bytearray) -> list[Frame | Oversize]:
-        """Return what ``data`` completes.  An oversize frame is told by its header alone."""
+        """Return the frames that ``data`` completes.
+
+        An :class:`Oversize` is returned as soon as its header is complete.
+        """
         buffer = self._buffer
         if buffer:
             buffer += data

@@ -1,7 +1,7 @@
-"""The ttrpc conversation, both sides of it: bytes in, events out, bytes to send.
+"""The ttrpc protocol of a client and of a server: received bytes to events, replies to bytes.
 
-Only unary calls exist here, because the task API has no others: a data frame
-belongs to no stream we know, and is ignored.  No I/O, no clock, no tasks.
+Only unary calls are supported, because the task API has no others; data frames are
+ignored.  This module has no I/O, no clock and no tasks.
 
 Source: containerd/ttrpc, PROTOCOL.md, request.proto, server.go and client.go.
 """
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 NAMESPACE = "containerd-namespace-ttrpc"  # the metadata key of containerd's namespace
 
-_MESSAGE_LIMIT = 64 << 10  # characters of an error message that are worth sending
-_LONGEST = 1 << 62  # ns; a century and a half is no limit at all
+_MESSAGE_LIMIT = 64 << 10  # characters of an error message that are sent
+_LONGEST = 1 << 62  # ns; 146 years, which counts as no limit
 _STATUS = {status.value: status for status in Status}
 
 
 class _RefusedError(Exception):
-    """A frame that gets an error for an answer, and nothing else."""
+    """A frame is answered with an error and opens no call."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -47,8 +47,8 @@ class _RefusedError(Exception):
 class RequestReceived(NamedTuple):
     """A call by the peer.
 
-    ``timeout`` is in seconds from now: None for no limit, zero or less when the
-    caller's deadline has already passed.  ``pairs`` is the metadata as it came.
+    ``timeout`` is in seconds from now: None for no limit, zero or less if the
+    caller's deadline has already passed.  ``pairs`` is the metadata as received.
     """
 
     stream_id: int
@@ -60,7 +60,7 @@ class RequestReceived(NamedTuple):
 
     @property
     def metadata(self) -> dict[str, list[str]]:
-        """By key, in lower case.  Made when it is asked for: hardly a method does."""
+        """The metadata by lower-case key.  Built on access, since few methods use it."""
         metadata: dict[str, list[str]] = {}
         for pair in self.pairs:
             metadata.setdefault(pair.key.lower(), []).append(pair.value)
@@ -77,7 +77,7 @@ class ResponseReceived(NamedTuple):
 
 
 class ServerProtocol:
-    """One connection, seen from the side that is called."""
+    """The server's side of one connection."""
 
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
@@ -86,10 +86,10 @@ class ServerProtocol:
         self.unsent = 0  # bytes that data_to_send() would return
 
     def receive_data(self, data: bytes | bytearray) -> list[RequestReceived]:
-        """Feed bytes from the peer; return the requests they complete.
+        """Take bytes from the peer; return the requests they complete.
 
-        A malformed frame costs its own stream an error response, queued for
-        :meth:`data_to_send`.  It never costs the other streams anything.
+        For a malformed frame, an error response on its stream is queued for
+        :meth:`data_to_send`.  The other streams are not affected.
         """
         events = []
         for item in self._decoder.receive(data):
@@ -133,16 +133,16 @@ class ServerProtocol:
         )
 
     def send_reply(self, stream_id: int, payload: bytes) -> None:
-        """Queue a success.  A reply too big for one frame is queued as an error instead."""
+        """Queue a reply.  If it is too big for one frame, queue an error instead."""
         try:
             self._send(stream_id, wire_pb2.Response(payload=payload))
         except TooBigError as exc:
             self.send_error(stream_id, exc.status, f"the reply does not fit: {exc}")
 
     def send_error(self, stream_id: int, status: Status, message: str) -> None:
-        """Queue a failure.  ``message`` becomes one line of printable characters.
+        """Queue an error.  ``message`` becomes one line of printable characters.
 
-        It may hold a path, which may have any bytes, and managers print it.
+        It may contain a path, which may have any bytes, and managers print it.
         """
         text = printable(message[:_MESSAGE_LIMIT])
         error = wire_pb2.Status(code=status.value, message=text)
@@ -154,26 +154,26 @@ class ServerProtocol:
         self.unsent += len(data)
 
     def data_to_send(self) -> bytes:
-        """Return the bytes for the peer since the last call, in order."""
+        """Return the bytes queued for the peer since the last call, in order."""
         data = b"".join(self._out)
         self._out.clear()
         self.unsent = 0
         return data
 
     def put_back(self, data: bytes) -> None:
-        """Queue again what :meth:`data_to_send` returned and the socket did not take."""
+        """Queue again the bytes of :meth:`data_to_send` that the socket did not take."""
         if data:
             self._out.insert(0, data)
             self.unsent += len(data)
 
 
 class ClientProtocol:
-    """One connection, seen from the side that calls."""
+    """The client's side of one connection."""
 
     def __init__(self) -> None:
         self._decoder = FrameDecoder()
         self._next_id = 1
-        self.foreign = False  # the peer answered what was never asked: it speaks no ttrpc
+        self.foreign = False  # the peer replied on a stream that was never opened
 
     def encode_request(
         self,
@@ -188,11 +188,11 @@ class ClientProtocol:
 
         The frames must go out in the order of their ids.  ``timeout`` is in seconds.
 
-        :raises TooBigError: the request does not fit into a frame; no id is used up.
+        :raises TooBigError: the request does not fit into a frame; no id is allocated.
         """
         request = wire_pb2.Request(service=service, method=method, payload=payload)
         if timeout is not None:
-            # Zero would mean no limit, and what has run out is told by a negative number.
+            # Zero would mean no limit; a passed deadline is sent as a negative number.
             request.timeout_nano = int(min(max(timeout, 0) * 1e9, _LONGEST)) or -1
         for key, value in metadata.items():
             request.metadata.add(key=key.lower(), value=value)
@@ -202,12 +202,11 @@ class ClientProtocol:
         return stream_id, frame
 
     def receive_data(self, data: bytes | bytearray) -> list[ResponseReceived]:
-        """Feed bytes from the peer; return the responses they complete.
+        """Take bytes from the peer; return the responses they complete.
 
-        Whether a stream is still waited for is the caller's to know: it may have
-        given up, and there is no way to tell the peer.  A stream that was never
-        opened is another matter: who answers on it answers something else, such
-        as HTTP, and :attr:`foreign` says so.
+        A response may be for a call that has ended: ttrpc cannot cancel a call at the
+        peer.  The caller ignores it.  A response on a stream that was never opened sets
+        :attr:`foreign`: the peer speaks another protocol, such as HTTP.
         """
         responses = []
         for item in self._decoder.receive(data):

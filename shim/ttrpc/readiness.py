@@ -1,10 +1,10 @@
-"""Which of many sockets have something to read: one task waits for all of them.
+"""One task that waits until any of many sockets is readable.
 
-With a task for each, a hundred peers that ask at once cost a hundred turns of trio's
-scheduler; like this it is a few, and what is left of a call is the call.
+With a reading task for each connection, requests of a hundred clients at once would cost
+a hundred turns of trio's scheduler; with one task they cost a few.
 
-Source: epoll(7), "Possible pitfalls": an fd that is always ready starves no other,
-since what was told goes to the end of the kernel's list.
+Source: epoll(7), "Possible pitfalls": an fd that is always ready does not starve the
+others, since the kernel moves a reported fd to the end of its list.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shim.scope import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-# Sockets that are read from before the other tasks have their turn.
+# Sockets that are read from before other tasks run.
 _AT_ONCE = 16
 
 
 class Readiness:
-    """Calls back for each socket that is ready.  Use :func:`open_readiness`.
+    """Calls a callback for each readable socket.  Use :func:`open_readiness`.
 
     Callbacks must not raise.
     """
@@ -36,7 +36,7 @@ class Readiness:
 
     @contextmanager
     def calling(self, fd: int, callback: Callable[[], None]) -> Iterator[None]:
-        """In the block, call ``callback`` when there is something to read, the end too."""
+        """In the block, call ``callback`` when ``fd`` is readable, or at its end."""
         self._epoll.register(fd, select.EPOLLIN)
         self._callbacks[fd] = callback
         try:
@@ -46,7 +46,7 @@ class Readiness:
             self._epoll.unregister(fd)
 
     async def run(self) -> None:
-        """Call back for as long as this runs."""
+        """Call the callbacks until cancelled."""
         ours = self._epoll.fileno()
         while True:
             await trio.lowlevel.wait_readable(ours)
@@ -60,7 +60,7 @@ class Readiness:
 
 @asynccontextmanager
 async def open_readiness() -> AsyncIterator[Readiness]:
-    """Call back for the length of the block."""
+    """Call the callbacks for the length of the block."""
     readiness = Readiness()
     try:
         async with background(readiness.run):

@@ -1,28 +1,26 @@
-"""Services over ttrpc connections: one task a call, one writer a connection.
+"""Services over ttrpc connections on trio: one task a call, one writer a connection.
 
-What a frame means is :mod:`shim.ttrpc.protocol`'s business; what a method does
-is the service's.  Here is who runs when, and who stops when:
+:mod:`shim.ttrpc.protocol` parses frames, and the services implement the methods.  This
+module decides when a method runs and when it is cancelled:
 
-- A call ends with its own deadline, or with the server.  The methods named in
-  ``cancellable`` (those that only wait) are cancelled when the caller's connection
-  ends, and at shutdown.  Those named in ``undoable`` are cancelled when the
-  connection ends, and finish at shutdown: the service undoes what they did.  The
-  others run to their end, so that a manager which dies in the middle of a Start
-  leaves nothing half done.
-- The methods named in ``immediate`` wait for nothing: they run where the request is
-  read, without a task of their own.  A reply goes out in the turn it is made when
-  nothing else is on its way; the writer is there for what the socket does not take.
-- One task reads from all sockets, so that many peers at once cost few turns of the
-  scheduler (:mod:`shim.ttrpc.readiness`).
-- A peer that does not read its replies is not read from either, once
-  ``UNSENT_LIMIT`` is reached.  It is not cut off: containerd takes a closed
-  connection for a dead shim and deletes the container, and a manager that is
-  merely stopped must not come back to that.
+- A call is cancelled at its deadline and when the server ends.  The methods named in
+  ``cancellable`` (those that only wait) are also cancelled when the caller's connection
+  ends, and at shutdown.  Those named in ``undoable`` are cancelled when the caller's
+  connection ends, and the service undoes their work; at shutdown they finish.  All other
+  methods run to their end, so that a manager that dies during a Start leaves no
+  half-started process.
+- The methods named in ``immediate`` never suspend: the reading task calls them directly.
+  Their reply is sent in the same turn of the scheduler if no other reply is unsent; the
+  writer sends the bytes that the socket does not take.
+- One task reads from all sockets, so that requests of many clients at once cost few
+  turns of the scheduler (:mod:`shim.ttrpc.readiness`).
+- When ``UNSENT_LIMIT`` bytes of replies are unsent, the server stops reading from that
+  client.  It does not close the connection: containerd takes a closed connection for a
+  dead shim and deletes the container; a stopped manager would do so when it continues.
+- A connection has at most ``MAX_CALLS`` running calls; further ones are rejected.
 
-- A connection has ``MAX_CALLS`` calls under way at most; a further one is refused.
-
-Source: containerd/ttrpc server.go, from which the first and the last rule differ on
-purpose: it cancels every call when the connection ends, and counts none.
+Source: containerd/ttrpc server.go.  The first and the last rule differ on purpose: it
+cancels every call when the connection ends, and does not limit their number.
 """
 
 from __future__ import annotations
@@ -74,10 +72,10 @@ __all__ = [
     "unary",
 ]
 
-# Calls under way on one connection, which take about 7 KB each.  A manager has a
-# Wait for each process of a container, and one connection for each container.
+# Running calls on one connection; each takes about 7 KB.  A manager has a Wait for each
+# process of a container, and one connection for each container.
 MAX_CALLS = 4096
-_CHUNK = 65536  # bytes; one read takes whole bursts of requests
+_CHUNK = 65536  # bytes; one read takes many requests
 
 
 async def serve_connection(
@@ -89,15 +87,15 @@ async def serve_connection(
     immediate: Container[str] = (),
     shutdown: trio.Event | None = None,
 ) -> None:
-    """Own ``stream``, and answer the requests on it until the peer goes.
+    """Own ``stream``, and answer the requests on it until the peer disconnects.
 
-    ``cancellable``, ``undoable`` and ``immediate`` are short names of methods, the last
-    made by :func:`unary`.  One that is called immediate and waits after all is an
-    error to its caller.
+    ``cancellable``, ``undoable`` and ``immediate`` are short names of methods; those in
+    ``immediate`` must be made by :func:`unary`.  If an immediate method suspends, its
+    caller gets an error.
 
-    Returns when every call has ended.  After ``shutdown`` no new request is
-    taken, the methods in ``cancellable`` end at once, and the rest still get their
-    replies sent.
+    Return when every call has ended.  After ``shutdown`` no new request is read,
+    the methods in ``cancellable`` are cancelled, and the other calls finish and their
+    replies are sent.
     """
     methods = _Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
     async with open_readiness() as readiness:
@@ -117,7 +115,7 @@ async def serve(
 ) -> None:
     """Own ``listener``, and serve our own user's processes on it until ``shutdown``.
 
-    What is running then has ``drain`` seconds to end, and is cancelled after.
+    Running calls then have ``drain`` seconds to finish, and are cancelled after that.
     """
     methods = _Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
 
@@ -128,7 +126,7 @@ async def serve(
                 await _Connection(stream, methods, readiness).run(shutdown)
         except PeerRefusedError as exc:
             log.warning("connection refused", error=exc)
-        except Exception as exc:  # one connection must not cost the others theirs
+        except Exception as exc:  # an error in one connection must not end the others
             log.crash("connection failed", exc)
 
     async with open_readiness() as readiness, trio.open_nursery() as conversations:
@@ -139,12 +137,14 @@ async def serve(
             await accepting.start(accept)
             task_status.started()
             await shutdown.wait()
-            accepting.cancel_scope.cancel()  # no new callers
-        conversations.cancel_scope.deadline = trio.current_time() + drain  # the rest may finish
+            accepting.cancel_scope.cancel()  # accept no connection any more
+        conversations.cancel_scope.deadline = (
+            trio.current_time() + drain
+        )  # running calls may finish
 
 
 class _Methods(NamedTuple):
-    """What is served: by full names, but for ``cancellable`` and ``undoable``."""
+    """The methods by full name; ``cancellable`` and ``undoable`` have short names."""
 
     handlers: Mapping[str, Handler]
     cancellable: Container[str]
@@ -153,7 +153,7 @@ class _Methods(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """A call under way.  ``scope`` ends at its deadline."""
+    """A running call.  ``scope`` is cancelled at its deadline."""
 
     stream_id: int
     name: str
@@ -169,8 +169,8 @@ class _Connection:
         self._readiness = readiness
         self._methods = methods
         self._protocol = ServerProtocol()
-        self._calls = 0  # under way, of all methods that are not immediate
-        self._running = 0  # those of them that a shutdown waits for
+        self._calls = 0  # running calls of all methods that are not immediate
+        self._running = 0  # those of them for which a shutdown waits
         self._revocable: dict[int, _Call] = {}
         self._draining = False
         self._gone = False
@@ -210,7 +210,7 @@ class _Connection:
                 await self._held_reader.park()
 
     def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        """Read once; pause when there is no more to come, or too much to go."""
+        """Read once; pause at the end of the stream, or when too many replies are unsent."""
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
@@ -219,7 +219,7 @@ class _Connection:
             data = b""
         try:
             self._take(data, lasting, listening)
-        except Exception as exc:  # it is this connection's, and no other's
+        except Exception as exc:  # an error in one connection must not end the others
             self._failure = exc
         self._gone = self._gone or not data
         if self._gone or self._failure is not None or self._protocol.unsent > UNSENT_LIMIT:
@@ -247,14 +247,14 @@ class _Connection:
             scope.cancel()
 
     def _flush(self) -> None:
-        """Send what is queued as far as that needs no waiting; the writer does the rest."""
+        """Send queued bytes without waiting; the writer task sends the rest."""
         if not self._protocol.unsent:
             return
         if self._idle_writer:
             data = self._protocol.data_to_send()
             try:
                 sent = os.write(self._fd, data)
-            except OSError:  # the writer meets it again, and deals with it
+            except OSError:  # the writer task gets it again, and handles it
                 sent = 0
             if sent == len(data):
                 return
@@ -290,7 +290,7 @@ class _Connection:
         if self._calls >= MAX_CALLS:
             raise GRPCError(
                 Status.RESOURCE_EXHAUSTED,
-                f"{name} refused: {MAX_CALLS} calls are under way on this connection; "
+                f"{name} rejected: {MAX_CALLS} calls are running on this connection; "
                 "wait for one of them, or open another connection",
             )
 
@@ -299,11 +299,11 @@ class _Connection:
             call.send(None)
         except StopIteration as done:
             self._protocol.send_reply(stream_id, done.value.SerializeToString())
-        except Exception as exc:  # whatever it is, it is the caller's answer
+        except Exception as exc:  # every error is sent to the caller
             self._fail(stream_id, name, exc)
         else:
             call.close()
-            self._fail(stream_id, name, ProtocolError(f"{name} is immediate, and waits"))
+            self._fail(stream_id, name, ProtocolError(f"{name} is immediate, but suspends"))
 
     async def _lasting_call(self, call: _Call) -> None:
         try:
@@ -318,11 +318,13 @@ class _Connection:
         try:
             with call.scope:
                 await call.handler.func(call.stream)
-        except Exception as exc:  # whatever it is, it is the caller's answer
+        except Exception as exc:  # every error is sent to the caller
             self._fail(call.stream_id, call.name, exc)
         else:
             if call.scope.cancelled_caught:
-                error = GRPCError(Status.DEADLINE_EXCEEDED, f"{call.name} was not done in time")
+                error = GRPCError(
+                    Status.DEADLINE_EXCEEDED, f"{call.name} did not finish before its deadline"
+                )
                 self._fail(call.stream_id, call.name, error)
             else:
                 self._answer(call)

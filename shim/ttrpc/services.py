@@ -1,10 +1,10 @@
-"""What a service is, whoever runs it: handlers, streams, and which requests are refused.
+"""Services without I/O: handlers, streams, and the checks of a request.
 
-The shapes are those that grpclib's plugin generates bases for.  Who reads, and
-which method runs when, is the business of :mod:`.server` (trio), :mod:`.aio`
-(asyncio) and :mod:`.blocking` (threads).
+The classes match the service bases that grpclib's plugin generates.  :mod:`.server`
+(trio), :mod:`.aio` (asyncio) and :mod:`.blocking_server` (threads) read the requests and
+run the methods.
 
-Source: grpclib.server, for the names; containerd/ttrpc server.go, for the refusals.
+Source: grpclib.server, for the names; containerd/ttrpc server.go, for the rejections.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ Service = TypeVar("Service")
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
-UNSENT_LIMIT = 1 << 20  # bytes of replies for one peer
+UNSENT_LIMIT = 1 << 20  # bytes of unsent replies to one client
 
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class HasPeer(Protocol):
-    """A socket, of whatever library."""
+    """A socket of the standard library, trio or asyncio."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 class PeerRefusedError(ShimError):
-    """The process at the other end belongs to somebody else."""
+    """The client's process belongs to another user or group."""
 
     status: ClassVar[Status] = Status.PERMISSION_DENIED
 
 
 class Stream(Generic[Request, Reply]):
-    """One call, as a method of a generated service base gets it.
+    """One call, the argument of a method of a generated service base.
 
-    ``deadline`` is on the clock of the server, infinite when the caller set none.
+    ``deadline`` is on the clock of the server, infinite if the caller set none.
     The keys of ``metadata`` are lower case.  ``lost`` is set when the call is
     cancelled because the caller's connection has ended.
     """
@@ -73,7 +73,7 @@ class Stream(Generic[Request, Reply]):
         return request
 
     async def send_message(self, message: Reply) -> None:
-        """Answer.  The reply leaves when the method returns, unless it raises."""
+        """Set the reply.  It is sent when the method returns, unless the method raises."""
         if self.reply is not None:
             raise ProtocolError("a unary method sends one reply")
         self.reply = message.SerializeToString()
@@ -87,7 +87,7 @@ def unary(
     @functools.wraps(method)
     async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
         request = await stream.recv_message()
-        assert request is not None  # nobody received it before us
+        assert request is not None  # this is the first recv_message()
         await stream.send_message(await method(service, request))
 
     return serve_stream
@@ -104,7 +104,7 @@ def handlers_of(
 ) -> dict[str, Handler]:
     """Return the methods of ``services`` by their ``/package.Service/Method``.
 
-    ``aliases`` names services (keys) that are served under another full name too.
+    ``aliases`` maps the full name of a service to another full name that serves it too.
     """
     handlers: dict[str, Handler] = {}
     for service in services:
@@ -117,9 +117,9 @@ def handlers_of(
 
 
 def check_peer(sock: HasPeer) -> None:
-    """Make sure that the process which connected is ours: same user, same group.
+    """Check that the connected process has our user and our group.
 
-    :raises PeerRefusedError: it is not.
+    :raises PeerRefusedError: it has another user or group.
     """
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     pid, uid, gid = _PEERCRED.unpack(raw)
@@ -136,9 +136,9 @@ PlainMethod: TypeAlias = "Callable[[Any], Coroutine[Any, Any, Message]]"
 def plain_methods(
     handlers: Mapping[str, Handler], names: Container[str]
 ) -> dict[str, PlainMethod]:
-    """Return those methods whose short name is in ``names`` without what :func:`unary` put around.
+    """Return the methods whose short name is in ``names``, without the wrapper of :func:`unary`.
 
-    That is the bound ``async def Kill(self, request) -> reply``.
+    Each value is the bound ``async def Kill(self, request) -> reply``.
     """
     return {
         name: MethodType(handler.func.__wrapped__, handler.func.__self__)
@@ -150,9 +150,9 @@ def plain_methods(
 def accept(
     event: RequestReceived, handlers: Mapping[str, Handler], now: float
 ) -> tuple[Handler, Stream[Any, Any]]:
-    """Return who answers the request, and the call; ``now`` is on the server's clock.
+    """Return the handler of a request, and its call; ``now`` is on the server's clock.
 
-    :raises GRPCError: nobody can; the message says why.
+    :raises GRPCError: the request is rejected; the message has the reason.
     """
     handler, request = admit(event, handlers)
     deadline = math.inf if event.timeout is None else now + event.timeout
@@ -160,9 +160,9 @@ def accept(
 
 
 def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Handler, Message]:
-    """Return who answers the request, and what is asked.
+    """Return the handler of a request, and the request's message.
 
-    :raises GRPCError: nobody can; the message says why.
+    :raises GRPCError: the request is rejected; the message has the reason.
     """
     name = f"/{event.service}/{event.method}"
     handler = handlers.get(name)
@@ -177,7 +177,7 @@ def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Hand
     except DecodeError as exc:
         text = f"the request to {name} is malformed: {exc}"
         raise GRPCError(Status.INVALID_ARGUMENT, text) from exc
-    if b"\0" in event.payload:  # seldom, and then mostly in bytes, which may have any
+    if b"\0" in event.payload:  # rare; bytes fields may have it, strings may not
         try:
             check_strings(request)
         except InvalidError as exc:
@@ -186,7 +186,7 @@ def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Hand
 
 
 def expected(exc: BaseException) -> bool:
-    """Say whether ``exc`` is an answer that a method may well give, and no bug."""
+    """Return whether ``exc`` is an error that methods raise on purpose, not a bug."""
     if isinstance(exc, BaseExceptionGroup):
         return len(exc.exceptions) == 1 and expected(exc.exceptions[0])
     return isinstance(exc, (ShimError, GRPCError, OSError))

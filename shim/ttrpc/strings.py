@@ -1,6 +1,6 @@
-"""Strings of messages: none has a NUL byte, which ends a string in every system call.
+"""Check that no string of a message has a NUL byte, which ends a string in system calls.
 
-What is behind one would be cut off, and the request would mean another file.
+The kernel would ignore the part behind the NUL byte, so a path would name another file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from shim.errors import InvalidError
 
 
 def check_strings(message: Message) -> None:
-    """:raises InvalidError: a string in ``message``, or below, has a NUL byte."""
+    """:raises InvalidError: a string in ``message``, or in a nested one, has a NUL byte."""
     for field, value in message.ListFields():
         if hasattr(value, "items"):  # a map
             values = [one for pair in value.items() for one in pair]
@@ -22,4 +22,4 @@ def check_strings(message: Message) -> None:
                 check_strings(one)
             elif isinstance(one, str) and "\0" in one:
                 name = f"{message.DESCRIPTOR.name}.{field.name}"
-                raise InvalidError(f"{name} holds a NUL byte, which no name has")
+                raise InvalidError(f"{name} holds a NUL byte; remove it")

@@ -1,4 +1,4 @@
-"""A socket that belongs to something else, met by all three faces of the library."""
+"""A socket that is not a ttrpc server, met by all three faces of the library."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ ERRORS: dict[str, tuple[type[ShimError], str]] = {
         "State failed: the shim closed the connection",
     ),
     "never answers": (TimedOutError, "no reply within"),
-    "an HTTP server": (ShimError, "belongs to something else"),
-    "an HTTP server that closes": (ShimError, "belongs to something else"),
-    "an SSH server": (ShimError, "belongs to something else"),
-    "garbage": (ShimError, "belongs to something else"),
+    "an HTTP server": (ShimError, "is not a ttrpc server"),
+    "an HTTP server that closes": (ShimError, "is not a ttrpc server"),
+    "an SSH server": (ShimError, "is not a ttrpc server"),
+    "garbage": (ShimError, "is not a ttrpc server"),
     "half a header": (TimedOutError, "no reply within"),
     "a frame cut short": (UnavailableError, "State failed: the shim closed the connection"),
     "an oversize frame": (ShimError, "over the limit"),
     "no Response": (ShimError, "not a ttrpc Response"),
     "no StateResponse": (ShimError, r"not a containerd\.task\.v3\.StateResponse"),
-    "a stream nobody opened": (ShimError, "belongs to something else"),
-    "an even stream": (ShimError, "belongs to something else"),
+    "a stream nobody opened": (ShimError, "is not a ttrpc server"),
+    "an even stream": (ShimError, "is not a ttrpc server"),
     "another kind of frame": (TimedOutError, "no reply within"),
 }
 

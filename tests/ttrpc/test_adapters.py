@@ -308,7 +308,7 @@ def test_something_else_than_a_shim_is_said_to_be_that(tmp_path: Path) -> None:
         for face in (in_loop, in_thread):
             thread = threading.Thread(target=chatter)
             thread.start()
-            with pytest.raises(GRPCError, match="belongs to something else"):
+            with pytest.raises(GRPCError, match="is not a ttrpc server"):
                 face()
             thread.join(PATIENCE)
             assert not thread.is_alive()

@@ -100,7 +100,7 @@ async def test_a_failure_of_an_immediate_method_has_its_own_status() -> None:
 async def test_a_method_that_waits_though_it_is_called_immediate_costs_its_own_call() -> None:
     async with served(FakeTask(), "Wait") as stream, open_channel(stream) as channel:
         stub = TaskStub(channel)
-        with pytest.raises(GRPCError, match="Wait is immediate, and waits"):
+        with pytest.raises(GRPCError, match="Wait is immediate, but suspends"):
             await stub.Wait(WaitRequest(id="c1"), timeout=5)
         assert (await stub.State(StateRequest(id="c1"), timeout=5)).id == "c1"
 
