@@ -213,6 +213,22 @@ async def test_a_daemon_that_lets_go_leaves_a_file_of_another_alone(tmp_path: Pa
     assert path.stat().st_size > 0
 
 
+@pytest.mark.parametrize("other", [None, b"another's"], ids=["removed", "replaced"])
+async def test_a_journal_that_lost_its_place_is_not_written_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, other: bytes | None
+) -> None:
+    monkeypatch.setattr(journal_module, "SIZE", 1000)
+    path = tmp_path / "events.journal"
+    async with publishing(tmp_path) as publisher:
+        publish(publisher, 1)
+        path.rename(tmp_path / "old")
+        if other is not None:
+            path.write_bytes(other)
+        publish(publisher, *range(2, 50))  # more than fits: the file is to be written anew
+        assert (path.read_bytes() if path.exists() else None) == other
+    assert "cannot be written" in said()
+
+
 # -- bad input -------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from shim.api.task_pb2 import (
 )
 from shim.container.container import Container
 from shim.container.host import Host
+from shim.errors import NotFoundError
 from shim.events.publisher import NullPublisher
 from shim.linux.sockets import connect, socket_address, socket_path
 from shim.reaper import open_reaper
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api.task_pb2 import CreateTaskRequest
+    from shim.cgroup.find import Cgroup
     from shim.reaper import Child, Reaper
 
 
@@ -301,8 +303,17 @@ class _Hasty:
         return await self._reaper.adopt(pid)
 
 
+def _no_cgroup(pid: int) -> Cgroup:
+    raise NotFoundError(f"process {pid} has no cgroup of its own")
+
+
 @pytest.mark.usefixtures("subreaper")
-async def test_a_create_given_up_at_its_very_end_leaves_nothing(rig: Rig) -> None:
+@pytest.mark.parametrize("has_cgroup", [True, False])
+async def test_a_create_given_up_at_its_very_end_leaves_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, has_cgroup: bool
+) -> None:
+    if not has_cgroup:
+        monkeypatch.setattr("shim.container.container.cgroup_of", _no_cgroup)
     bundle = rig.bundle("c1", "sleep", "1000")
     scope = trio.CancelScope()
     async with open_reaper() as reaper, trio.open_nursery() as nursery:
