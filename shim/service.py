@@ -125,7 +125,7 @@ class TaskService(TaskBase):
     def _reserve(self, id_: str) -> None:
         if id_ in self._containers:
             raise ExistsError(f"container {id_} already exists in this shim")
-        if not self._containers:  # a waiter waits until this container is released
+        if not self._containers:  # wait_unused() waits for the end of this use
             self._unused = trio.Event()
         self._containers[id_] = None
         self._in_use.set()
@@ -187,8 +187,8 @@ class TaskService(TaskBase):
             finally:
                 del self._creating[request.id]
                 creation.ended.set()
-                # A manager that disconnected does not send a Shutdown, and one that sent
-                # it does not repeat it.
+                # After every kind of failure: a manager that disconnected does not send a
+                # Shutdown, and one that sent it does not repeat it.
                 if creation.is_cancelled and not self._containers and not self._waiting:
                     self._shutdown.set()
             self._containers[request.id] = container
