@@ -231,3 +231,28 @@ def test_an_oversize_response_is_an_error_of_its_own_call() -> None:
 def test_a_client_ignores_what_is_not_a_response() -> None:
     data = Frame(1, Kind.DATA, b"x").encode() + Frame(1, 77, b"x").encode() + request(1)
     assert ClientProtocol().receive_data(data) == []
+
+
+@pytest.mark.parametrize(("stream_id", "foreign"), [(1, False), (2, True), (3, False), (5, True)])
+def test_an_answer_on_a_stream_that_was_never_opened_is_foreign(
+    stream_id: int, foreign: bool
+) -> None:
+    client = ClientProtocol()
+    for _ in range(2):  # streams 1 and 3
+        client.encode_request("s.S", "M", b"")
+    client.receive_data(Frame(stream_id, Kind.RESPONSE, b"").encode())
+    assert client.foreign is foreign
+
+
+def test_unsent_is_how_many_bytes_there_are_to_send() -> None:
+    server = ServerProtocol()
+    assert server.unsent == 0
+    server.send_reply(1, b"reply")
+    server.send_error(3, Status.INTERNAL, "error")
+    unsent, data = server.unsent, server.data_to_send()
+    assert (unsent, server.unsent) == (len(data), 0)
+    server.put_back(data[4:])  # the socket took four bytes
+    server.send_reply(5, b"")
+    unsent, rest = server.unsent, server.data_to_send()
+    assert unsent == len(rest)
+    assert rest.startswith(data[4:])
