@@ -1,7 +1,7 @@
-"""The failures a caller can act on, and the ttrpc status of each.
+"""The errors on which a caller can act, and the ttrpc status of each.
 
-Source of the statuses: containerd pkg/errgrpc, which turns them back into its
-own errors on the other side.
+Source of the statuses: containerd pkg/errgrpc, with which the client converts them
+back into containerd's errors.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from shim.text import explain
 
 
 class ShimError(Exception):
-    """A failure the caller can act on.  Subclasses choose the status."""
+    """An error on which the caller can act.  Subclasses set the status."""
 
     status: ClassVar[Status] = Status.UNKNOWN
 
 
 class InvalidError(ShimError):
-    """The request can never be served, whatever the state."""
+    """The request is invalid in every state of the container."""
 
     status = Status.INVALID_ARGUMENT
 
@@ -34,31 +34,31 @@ class NotFoundError(ShimError):
 
 
 class ExistsError(ShimError):
-    """The id is taken."""
+    """The id or the address is in use."""
 
     status = Status.ALREADY_EXISTS
 
 
 class WrongStateError(ShimError):
-    """The request is fine, the process is just not in a state to serve it."""
+    """The request is valid, but not in the current state of the process."""
 
     status = Status.FAILED_PRECONDITION
 
 
 class UnsupportedError(ShimError):
-    """This host, kernel or runtime cannot do it."""
+    """This host, kernel or runtime does not support the request."""
 
     status = Status.UNIMPLEMENTED
 
 
 class TimedOutError(ShimError):
-    """Something we waited for did not come within its bound."""
+    """An operation did not finish within its time limit."""
 
     status = Status.DEADLINE_EXCEEDED
 
 
 class UnavailableError(ShimError):
-    """The other side is not there, or went away."""
+    """The peer does not listen, or closed the connection."""
 
     status = Status.UNAVAILABLE
 
@@ -82,7 +82,7 @@ _BY_ERRNO = {
 
 
 def status_of(exc: BaseException) -> tuple[Status, str]:
-    """Return the status and the one line that tell a caller about ``exc``."""
+    """Return the status of ``exc`` for the caller, and its text in one line."""
     match exc:
         case BaseExceptionGroup(exceptions=[only]):
             return status_of(only)

@@ -1,16 +1,16 @@
-"""What this host's administrator chose, and what a container's annotations change of it.
+"""The host's settings file, and the container annotations that override it.
 
-The file is TOML and there need not be one::
+The file is TOML and optional::
 
     [output]
     policy = "spool"                   # block, spool or drop
-    limit = "64MiB"                    # a stream, on disk
-    max-limit = "1GiB"                 # what an annotation may ask for
+    limit = "64MiB"                    # for each stream, on disk
+    max-limit = "1GiB"                 # the largest limit of an annotation
     directory = "/var/lib/trio-shim"
 
-It is read for every container that is created, so that a correction is seen by
-the next one.  A key that is not known is an error: a misspelt one would be
-obeyed by nobody, and missed only when it is needed.
+It is read at each Create, so that a correction applies to the next container.
+An unknown key is an error: a misspelt setting would otherwise have no effect, and
+the administrator would notice that only when the setting is needed.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)")
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 # Bytes of the file that are read at most.
 _LONGEST = 1 << 16
-# Less than this would hold no line, and more than that no disk.
+# The smallest and the largest limit, in bytes: one long line, and more than a disk has.
 _LEAST, _MOST = 4096, 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What becomes of output that nobody reads.
+    """The settings for output that no reader has taken.
 
-    ``limit`` is how many bytes of one stream may wait on disk, ``max_limit`` the
-    most that an annotation may make of it, ``directory`` the place for them;
-    all are for ``spool`` alone.
+    ``limit`` is the number of bytes of one stream that may wait on disk, ``max_limit``
+    the largest ``limit`` that an annotation may set, ``directory`` the directory for the
+    bytes.  These three apply to the policy ``spool`` only.
     """
 
     policy: str = BLOCK
@@ -52,9 +52,9 @@ class Output:
     directory: str = "/var/lib/trio-shim"
 
     def annotated(self, annotations: Mapping[str, str]) -> Output:
-        """Return this as a container's annotations change it.
+        """Return a copy with the overrides of a container's annotations.
 
-        :raises InvalidError: an annotation of ours has a value it cannot have.
+        :raises InvalidError: an annotation of this shim has an invalid value.
         """
         output = self
         if names.OUTPUT_POLICY in annotations:
@@ -73,10 +73,10 @@ class Output:
 
 
 def read_output(environ: Mapping[str, str]) -> Output:
-    """Return what the host's file says of output; without a file, the defaults.
+    """Return the output settings of the host's file; without a file, the defaults.
 
-    :raises InvalidError: the file cannot be read or has a mistake in it, or the
-        environment names one that is not there.
+    :raises InvalidError: the file cannot be read or is malformed, or the environment
+        names a file that does not exist.
     """
     path = environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
     try:
@@ -88,28 +88,28 @@ def read_output(environ: Mapping[str, str]) -> Output:
             f"{names.HOST_FILE_VARIABLE} names {path}, which does not exist"
         ) from None
     except OSError as exc:
-        raise InvalidError(f"{path} cannot be read: {exc.strerror}") from None
+        raise InvalidError(f"cannot read {path}: {exc.strerror}") from None
     return parse(data, path)
 
 
 def _read(path: str) -> bytes:
-    # The daemon stands still meanwhile: no fifo may hold it, and nothing fill it.
+    # The daemon blocks during the read: a fifo must not block it, and the size is limited.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         is_fifo = stat.S_ISFIFO(os.fstat(fd).st_mode)
         if is_fifo or len(data := os.read(fd, _LONGEST + 1)) > _LONGEST:
-            raise InvalidError(f"{path} is no file of settings; remove it or name another")
+            raise InvalidError(f"{path} is not a settings file; remove it or name another")
     finally:
         os.close(fd)
     return data
 
 
 def parse(data: bytes, path: str = names.HOST_FILE) -> Output:
-    """Parse the host's file, which is called ``path`` in what is said of it.
+    """Parse the host's file; errors name it ``path``.
 
-    :raises InvalidError: with the one line that says what to change in it.
+    :raises InvalidError: the file is malformed; the text names the key and the remedy.
     """
-    import tomllib  # 4 ms for those only who have such a file
+    import tomllib  # takes 4 ms, only on hosts with such a file
 
     try:
         tables = tomllib.loads(data.decode())
@@ -140,7 +140,7 @@ def _check_keys(table: Mapping[str, object], known: tuple[str, ...], path: str, 
     for key in table:
         if key not in known:
             names = ", ".join(at + name for name in known)
-            raise InvalidError(f"{path}: {_shown(at + key)} is not known; there is {names}")
+            raise InvalidError(f"{path}: {_shown(at + key)} is unknown; known keys: {names}")
 
 
 def _policy(value: Any, where: str) -> str:

@@ -1,4 +1,4 @@
-"""What ``-info`` and ``features`` answer: who we are, and what the OCI runtime below can do.
+"""The output of ``-info`` and ``features``: the shim's version and the runtime's features.
 
 Source: containerd core/runtime/v2/task_manager.go, CRI-O pkg/config/config.go,
 and the OCI runtime-spec's features.md.
@@ -27,8 +27,9 @@ _LIMIT = 5.0
 def info(stdin: bytes) -> bytes:
     """Return a RuntimeInfo for the options in ``stdin``, an Any or nothing.
 
-    :raises RuntimeMissingError: there is no such runtime.  One that cannot tell its
-        features is answered without them.
+    If the runtime has no command ``features``, the reply has none.
+
+    :raises RuntimeMissingError: there is no such runtime.
     """
     try:
         options = AnyMessage.FromString(stdin)
@@ -45,10 +46,10 @@ def info(stdin: bytes) -> bytes:
 
 
 def features() -> int:
-    """Let the runtime print its features, as CRI-O asks of a runtime; return its status.
+    """Let the runtime print its features, as CRI-O expects; return its exit status.
 
     :raises NotFoundError: there is no such runtime.
-    :raises TimedOutError: it does not come to an end.
+    :raises TimedOutError: it did not end within the limit.
     """
     return trio.run(_print_features, Options().runtime("").binary)
 
@@ -70,6 +71,6 @@ async def _features(binary: str) -> bytes:
         except RuntimeMissingError:
             raise
         except (ShimError, ValueError) as exc:
-            log.debug("the runtime tells no features", error=exc)
+            log.debug("cannot read the runtime's features", runtime=binary, error=exc)
             return b""
         return text.encode()

@@ -1,12 +1,12 @@
-"""JSON as managers and images have it, read and written without loss.
+"""Read and write the JSON of managers and images without loss.
 
-The OCI runtimes take what Python's module refuses or cannot hold: a byte that is no
-UTF-8, a number of any length, values of any depth.  Here such a byte is a surrogate,
-as in :func:`os.fsdecode`, and such a number or value is kept as :class:`Verbatim`.
-:func:`dumps` writes back the very bytes.
+The OCI runtimes accept JSON that Python's module rejects or cannot represent: invalid
+UTF-8, numbers of any length, values of any depth.  Here an invalid byte becomes a
+surrogate, as in :func:`os.fsdecode`, and such a number or value becomes a
+:class:`Verbatim`.  :func:`dumps` writes the same bytes back.
 
-Source: RFC 8259; Go's encoding/json for what runc takes, which reads a byte that is no
-UTF-8 and half a surrogate pair as U+FFFD each.
+Source: RFC 8259; Go's encoding/json for the input of runc, which reads an invalid byte
+and half a surrogate pair as U+FFFD each.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 # Digits of a number that becomes an int; CPython's own limit can be set to 640.
 _DIGITS = 400
-# Characters of a number that a float surely holds without loss.
+# Characters of a number that a float always represents without loss.
 _PRECISE = 15
 _INFINITE = (float("inf"), float("-inf"))
-# Levels of arrays and objects that are read where Python's module does not read all.
+# Levels of arrays and objects that are parsed if Python's module cannot parse all of them.
 _LEVELS = 64
 
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Surrogates that do not stand for a byte.
+# Surrogates that do not represent a byte.
 _HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Verbatim:
-    """A number, or a value inside many others, as the text it was read from."""
+    """A number, or a deeply nested value, as the text from which it was read."""
 
     text: str
 
@@ -45,10 +45,9 @@ class Verbatim:
 
 
 def loads(data: bytes | str, *, nulls: bool = True) -> Any:
-    """Read one JSON value; without ``nulls`` an object has no members that are null.
+    """Parse one JSON value; without ``nulls``, leave out object members that are null.
 
-    :raises ValueError: it is not well formed, as far as it was read: not within a
-        :class:`Verbatim`.
+    :raises ValueError: it is malformed.  The text of a :class:`Verbatim` is not checked.
     """
     text = data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
     hook = None if nulls else _without_nulls
@@ -59,9 +58,9 @@ def loads(data: bytes | str, *, nulls: bool = True) -> Any:
 
 
 def dumps(value: object) -> bytes:
-    """Write ``value``, which is as :func:`loads` returns values.
+    """Return ``value`` as JSON; its types are those that :func:`loads` returns.
 
-    :raises TypeError: something in it is not.
+    :raises TypeError: ``value`` contains another type.
     """
     try:
         text = _ENCODER.encode(value)
@@ -72,7 +71,7 @@ def dumps(value: object) -> bytes:
 
 
 def as_runc_reads(text: str) -> str:
-    """Return a string of :func:`loads` as programs in Go have it."""
+    """Return a string of :func:`loads` as Go's encoding/json reads it."""
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -91,7 +90,7 @@ def _constant(text: str) -> NoReturn:
 
 
 class _VerbatimError(Exception):
-    """There is one: Python's encoder cannot write it."""
+    """The value contains a :class:`Verbatim`, which Python's encoder cannot write."""
 
 
 def _default(value: object) -> NoReturn:
@@ -118,7 +117,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_defaul
 
 
 def _decode_deep(text: str, hook: _Hook) -> Any:
-    """Read ``text`` with each value below ``_LEVELS`` others replaced by a number nobody wrote."""
+    """Parse ``text``, with each value below ``_LEVELS`` others replaced by an unused number."""
     salt = 10**9
     while f"e{salt}" in text:
         salt += 1
@@ -138,7 +137,7 @@ def _decode_deep(text: str, hook: _Hook) -> Any:
                 pieces.append(name)
             depth -= 1
     if depth > _LEVELS:
-        raise ValueError("it ends inside a value")
+        raise ValueError("the JSON text ends inside a value")
     pieces.append(text[end:])
     return _decoder(partial(_kept, kept), hook).decode("".join(pieces))
 
@@ -148,7 +147,7 @@ def _kept(kept: dict[str, Verbatim], text: str) -> float | Verbatim:
 
 
 def _written(value: object) -> Iterable[str]:
-    """Write what Python's encoder cannot, without recursion."""
+    """Encode a value that Python's encoder cannot encode, without recursion."""
     waiting: list[object] = [value]
     while waiting:
         one = waiting.pop()

@@ -1,11 +1,11 @@
-"""The shim's own log: key=value lines into containerd's fifo, which never block.
+"""The shim's log: key=value lines, written to containerd's fifo without blocking.
 
-containerd opens ``<bundle>/log`` before it runs us and copies what arrives into
-its own log.  When it stops reading, 64 KiB later a blocking write would freeze
-the shim; so lines that do not fit are dropped, and counted.
+containerd opens ``<bundle>/log`` before it starts the shim, and copies the lines into its
+own log.  If containerd stops reading, the fifo is full after 64 KiB and a blocking write
+would stop the shim; so lines that do not fit are dropped and counted.
 
-Source: containerd pkg/shim (log fifo); the line format is logrus' text format, which
-containerd's log and people's tools expect.
+Source: containerd pkg/shim (log fifo).  The line format is logrus' text format, which
+containerd's log and log tools parse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NAMES = ("debug", "info", "warning", "error")
 
 
 class Log:
-    """Where lines go, and from which level on.  ``fd`` is borrowed, not owned."""
+    """The fd for the lines, and the lowest level to write.  ``fd`` is not owned."""
 
     def __init__(self, fd: int = 2, level: int = INFO) -> None:
         self.fd = fd
@@ -37,7 +37,7 @@ class Log:
         line = f"time={_quoted(stamp)} level={_NAMES[level]} msg={_quoted(message)}"
         line += "".join(f" {key}={_quoted(_shown(value))}" for key, value in fields.items())
         try:
-            # One write of less than PIPE_BUF is taken whole or not at all.
+            # A write of less than PIPE_BUF bytes succeeds whole or not at all.
             os.write(self.fd, line.encode(errors="replace")[:4000] + b"\n")
         except OSError:
             self.dropped += 1
@@ -60,13 +60,13 @@ _log = Log()
 
 
 def configure(fd: int, level: int) -> None:
-    """Send every later line of this process to ``fd``, from ``level`` on."""
+    """Write later lines of this process with at least ``level`` to ``fd``."""
     _log.fd = fd
     _log.level = level
 
 
 def fileno() -> int:
-    """Return the fd that lines go to, which is not owned."""
+    """Return the fd for the lines, which is not owned."""
     return _log.fd
 
 
@@ -87,6 +87,6 @@ def error(message: str, **fields: object) -> None:
 
 
 def crash(message: str, exc: BaseException, **fields: object) -> None:
-    """Log an error that should not have happened, with where it came from."""
+    """Log an unexpected error ``exc``, with the place where it was raised."""
     trace = "".join(traceback.format_exception(exc)).strip()
     _log.write(ERROR, message, fields | {"error": explain(exc), "trace": trace})

@@ -13,7 +13,7 @@ RUNTIME = "io.containerd.trio.v2"
 # The file name of RUNTIME's executable, by containerd's rule.
 EXECUTABLE = "containerd-shim-trio-v2"
 
-# The administrator's choices for this host, and the variable that names another file.
+# The host's settings file, and the environment variable that names another file.
 HOST_FILE = "/etc/trio-shim.toml"
 HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
 
@@ -47,5 +47,8 @@ def type_name(type_url: str) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Tell whether ``text`` can name a container, an exec or a namespace, and so a file."""
+    """Return whether ``text`` is a valid id of a container, an exec or a namespace.
+
+    A valid id is also a valid file name.
+    """
     return len(text) <= ID_MAX and _ID.fullmatch(text) is not None

@@ -1,12 +1,13 @@
-"""Runs a short piece of work that a disk may hold for ever, and waits for it within a bound.
+"""Run a short operation in a thread, and wait for it with a time limit.
 
-The work is done by a thread that ends with it.  The thread has a table of fds, a
-working directory and a umask of its own, so nothing of the daemon stays open when
-the daemon is killed while a disk holds the thread.  Its pid stays until then: what
-may be held for long, as a log file may, is done by a process instead
-(``shim.stdio.filehelper``).
+A hung disk can block the operation without end.  The thread ends with the operation.  It
+does not share fds, working directory and umask with the daemon.  So if the daemon is
+killed while a disk blocks the thread, the daemon's other fds are closed.  The daemon's
+pid exists until the thread ends; therefore operations that may block for long, such as
+writes to a log file, run in a separate process (``shim.stdio.filehelper``).
 
-In the thread ``/proc/self`` is still the daemon; its own fds are in ``/proc/thread-self``.
+In the thread, ``/proc/self`` is still the daemon; the thread's fds are in
+``/proc/thread-self``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ T = TypeVar("T")
 
 
 class _Work(Generic[T]):
-    """One piece of work, and what became of it."""
+    """One operation and its result."""
 
     def __init__(
         self, work: Callable[[], T], late: Callable[[], object], done: int, keep: Sequence[int]
@@ -42,34 +43,34 @@ class _Work(Generic[T]):
         self._done = done
         self._keep = keep
         self._lock = _thread.allocate_lock()
-        self._settled = False
+        self._finished = False
         self.given_up = False
         self._result: list[T] = []
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """In the thread: do the work and say so."""
+        """Run the operation in the thread, and notify the caller."""
         try:
             own_fds(self._done, *self._keep)
             if self.given_up:
-                return  # its caller may have closed what it was to keep
+                return  # the caller may have closed the fds to keep
             self._result.append(self._work())
         except BaseException as exc:
             self._error = exc
         with self._lock:
-            self._settled = True
+            self._finished = True
             if not self.given_up:
                 os.eventfd_write(self._done, 1)
                 return
         try:
             self._late()
         except Exception as exc:
-            log.warning("work that came too late could not be undone", error=exc)
+            log.warning("cannot undo an operation that finished too late", error=exc)
 
     def give_up(self) -> bool:
-        """Leave the work to itself; say whether it was not done before."""
+        """Stop waiting for the operation; return whether it had not finished."""
         with self._lock:
-            self.given_up = not self._settled
+            self.given_up = not self._finished
         return self.given_up
 
     def result(self) -> T:
@@ -79,16 +80,16 @@ class _Work(Generic[T]):
 
 
 def own_fds(*keep: int) -> None:
-    """Give the calling thread a table of fds of its own: ``keep``, 0 to 2 and the log's.
+    """Give the calling thread a separate fd table with ``keep``, 0 to 2 and the log's fd.
 
-    The thread receives no signals any more: the handler would write to the event
-    loop's wakeup fd, which the thread does not have, and the loop would sleep on.
+    The thread receives no signals any more: a signal handler would write to the event
+    loop's wakeup fd, which the thread does not have, and the loop would not wake up.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         libc.unshare_files()
-    except OSError as exc:  # a filter of system calls forbids it: the table is the daemon's
-        log.debug("a thread shares the daemon's files", error=exc)
+    except OSError as exc:  # a seccomp filter forbids it: the thread shares the daemon's fds
+        log.debug("cannot unshare the fds of a thread", error=exc)
         return
     first = 3
     for fd in sorted({fd for fd in (*keep, log.fileno()) if fd >= first}):
@@ -98,10 +99,10 @@ def own_fds(*keep: int) -> None:
 
 
 class Worker:
-    """A thread that does one operation after the other, until :meth:`close`.
+    """A thread that runs one operation after the other, until :meth:`close`.
 
-    Its caller waits for each one within a bound, and gives no other while one is late.
-    Fds are shared with the daemon, which passes pipes to it.
+    The caller waits for each operation with a time limit, and starts no other while one
+    is late.  The thread shares the daemon's fds, since the daemon passes pipes to it.
     """
 
     def __init__(self) -> None:
@@ -112,7 +113,7 @@ class Worker:
 
     @property
     def stuck(self) -> bool:
-        """Whether an operation is late and not done yet."""
+        """Whether an operation is late and has not finished."""
         if self._late:
             with suppress(Empty):
                 self._done.get_nowait()
@@ -120,12 +121,12 @@ class Worker:
         return self._late
 
     def do(self, operation: Callable[[], T], wait: float, late: Callable[[T], object]) -> T:
-        """Return what ``operation`` returns.
+        """Return the result of ``operation``.
 
-        ``late`` is given the result in the thread if that comes after ``wait`` seconds.
+        If it finishes after ``wait`` seconds, the thread passes the result to ``late``.
 
-        :raises OSError: ETIMEDOUT, it was not done within ``wait`` seconds, or an
-            earlier one is late still.
+        :raises OSError: ETIMEDOUT, it did not finish within ``wait`` seconds, or an
+            earlier operation is still late.
         """
         if self.stuck:
             raise OSError(errno.ETIMEDOUT, "the disk does not respond")
@@ -160,7 +161,7 @@ class Worker:
         return results[0]
 
     def close(self) -> None:
-        """End the thread, when what it does is done."""
+        """End the thread after its current operation."""
         self._work.put(None)
 
     def _run(self) -> None:
@@ -168,7 +169,7 @@ class Worker:
             try:
                 work()
             except Exception as exc:
-                log.crash("work that came too late failed", exc)
+                log.crash("cannot undo an operation that finished too late", exc)
 
 
 async def run_off_thread(
@@ -179,12 +180,12 @@ async def run_off_thread(
     late: Callable[[], object] = lambda: None,
     keep: Sequence[int] = (),
 ) -> T:
-    """Return what ``work`` returns; it runs in a thread that holds the fds ``keep``.
+    """Run ``work`` in a thread that has the fds ``keep``, and return its result.
 
-    ``what`` names the action and its object in the error.  ``late`` is run in the
-    thread when ``work`` ends after its caller was cancelled or has given up.
+    ``what`` names the action and its object in the error.  The thread runs ``late`` if
+    ``work`` finishes after the limit, or after the caller was cancelled.
 
-    :raises TimedOutError: it was not done within ``limit`` seconds.
+    :raises TimedOutError: it did not finish within ``limit`` seconds.
     """
     done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     piece = _Work(work, late, done, keep)
@@ -192,7 +193,7 @@ async def run_off_thread(
         _thread.start_new_thread(piece.run, ())
     except RuntimeError:
         os.close(done)
-        raise OSError(11, "the host has no room for a thread", what) from None
+        raise OSError(11, "cannot start a thread: a limit of the host is reached", what) from None
     try:
         with trio.move_on_after(limit):
             await trio.lowlevel.wait_readable(done)
@@ -201,6 +202,6 @@ async def run_off_thread(
         os.close(done)
     if gave_up:
         raise TimedOutError(
-            f"{what}: not done within {limit:g} s; check the disk or the server behind it"
+            f"{what}: not finished within {limit:g} s; check the disk or its file server"
         )
     return piece.result()

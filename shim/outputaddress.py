@@ -1,10 +1,10 @@
-"""Where a manager wants a stream to go: a path, or a URL with a scheme.
+"""Parse a manager's stdout address: a path, or a URL with a scheme.
 
-Percent-encoded octets are bytes and need not be UTF-8; such a byte is a surrogate in
-the path and the arguments, as in :func:`os.fsdecode`.
+Percent-encoded octets are bytes and need not be UTF-8; an invalid byte becomes a surrogate
+in the path and the arguments, as in :func:`os.fsdecode`.
 
 Source: containerd-shim-runc-v2 process/io.go (createIO) and process/io_util.go
-(NewBinaryCmd); Go's net/url (Parse) for what is a URL.
+(NewBinaryCmd); Go's net/url (Parse) for the syntax of a URL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SCHEMES = ("fifo", "file", "binary", "binary-v2")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A stdout address taken apart.  ``scheme`` is path, file, binary or binary-v2."""
+    """A parsed stdout address.  ``scheme`` is path, file, binary or binary-v2."""
 
     scheme: str
     path: str
@@ -30,10 +30,9 @@ class Address:
 
 
 def parse_address(stdout: str) -> Address:
-    """Take a stdout address apart.
+    """Parse a stdout address.
 
-    :raises InvalidError: its scheme is unknown, or its path or an argument is one that
-        no file and no program can have.
+    :raises InvalidError: its scheme is unknown, or its path or an argument is invalid.
     """
     url = _URL.fullmatch(stdout)
     if url is None:
@@ -47,7 +46,7 @@ def parse_address(stdout: str) -> Address:
     if _CONTROL.search(stdout):
         raise InvalidError(f"{stdout!r}: a URL has no control characters; write them as %XX")
     before, _, query = url["rest"].partition("#")[0].partition("?")
-    if before.startswith("//"):  # a host, which is ignored
+    if before.startswith("//"):  # a host name, which is ignored
         before = "".join(before[2:].partition("/")[1:])
     path = _checked(unquote_to_bytes(before).decode(errors="surrogateescape"), stdout)
     if not path.startswith("/"):

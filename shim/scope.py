@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def background(*tasks: Callable[[], Awaitable[object]]) -> AsyncIterator[trio.Nursery]:
-    """Run ``tasks`` beside the block and cancel them when it ends.
+    """Run ``tasks`` during the block and cancel them at its end.
 
-    More can be started in the nursery, and end with the block too.
+    The nursery can start more tasks; they are cancelled at the end of the block too.
 
-    An error raised by the block comes out as itself, not in an ExceptionGroup:
-    that tasks ran beside it is our business, not the caller's.  An error in a
-    task cancels the block and comes out in a group, as from any nursery.
+    An error of the block is raised unchanged, not in an ExceptionGroup: the tasks are an
+    internal matter that the caller need not handle.  An error of a task cancels the block
+    and is raised in a group, as from any nursery.
     """
     error: BaseException | None = None
     async with trio.open_nursery() as nursery:

@@ -1,10 +1,10 @@
-"""Text from others, shown: a terminal must not obey it, and one line stays one line.
+"""Show text of other programs safely on one line of a terminal or a log.
 
-A container, an image and a peer choose names and messages.  ESC and U+009B begin
-commands to a terminal; U+202E and its like change the order of what is shown.
+Containers, images and peers choose names and messages.  ESC and U+009B begin
+commands to a terminal; U+202E and similar characters change the order of the shown text.
 
 Source: ECMA-48 for the commands; Unicode Standard Annex 9 for the order; Go's
-strconv.Quote for the escapes, which readers of logfmt undo.
+strconv.Quote for the escapes, which logfmt parsers decode.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NAMED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
 def printable(text: str) -> str:
-    """Escape every character that is not printable; a surrogate stands for a byte."""
+    """Escape every character that is not printable; a surrogate is shown as its byte."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -21,7 +21,7 @@ def printable(text: str) -> str:
 
 def _escaped(char: str) -> str:
     code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:  # of a byte that is no UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not valid UTF-8
         return f"\\x{code - 0xDC00:02x}"
     if code < 0x80:
         return _NAMED.get(char, f"\\x{code:02x}")
@@ -29,9 +29,9 @@ def _escaped(char: str) -> str:
 
 
 class doing:  # noqa: N801 - a context manager, which costs the launcher no contextlib
-    """Name the action and its object in an OSError that is raised in the block.
+    """Add the action and its object to an OSError that is raised in the block.
 
-    The innermost block counts; :func:`explain` shows it.
+    :func:`explain` shows those of the innermost block.
     """
 
     def __init__(self, action: str, target: object) -> None:
@@ -46,10 +46,10 @@ class doing:  # noqa: N801 - a context manager, which costs the launcher no cont
 
 
 def explain(exc: BaseException) -> str:
-    """Return what went wrong in one line.
+    """Return the text of ``exc`` in one line.
 
-    An OSError reads as in Go: ``open /run/x: no space left on device``, with the
-    action where :class:`doing` named it, and with the path where there is one.
+    The text of an OSError is as in Go: ``open /run/x: no space left on device``, with the
+    action if :class:`doing` added one, and with the path if there is one.
     """
     if not isinstance(exc, OSError) or not exc.strerror:
         return str(exc) or type(exc).__name__

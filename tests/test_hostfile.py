@@ -82,10 +82,13 @@ def test_a_size_that_is_none_is_refused_by_name(text: str) -> None:
         ("[output]\ndirectory = ''", "output.directory must be an absolute path"),
         ("[output]\ndirectory = 7", "output.directory must be an absolute path"),
         ('[output]\ndirectory = "/a\\u0000"', "output.directory must be an absolute path"),
-        ("[output]\npolcy = 'drop'", "'output.polcy' is not known; there is output.policy, "),
-        ('[output]\n"a\\nb" = 1', "'output.a\\nb' is not known"),
-        ("[outputs]\npolicy = 'drop'", "'outputs' is not known; there is output"),
-        ("policy = 'drop'", "'policy' is not known"),
+        (
+            "[output]\npolcy = 'drop'",
+            "'output.polcy' is unknown; known keys: output.policy, ",
+        ),
+        ('[output]\n"a\\nb" = 1', "'output.a\\nb' is unknown"),
+        ("[outputs]\npolicy = 'drop'", "'outputs' is unknown; known keys: output"),
+        ("policy = 'drop'", "'policy' is unknown"),
         ("output = 'drop'", "output must be a table, [output]"),
         ("[[output]]\npolicy = 'drop'", "output must be a table, [output]"),
         ("[output\n", "is not TOML: "),
@@ -131,7 +134,7 @@ def test_a_file_that_is_named_and_not_there_is_a_mistake(tmp_path: Path) -> None
 
 
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(InvalidError, match="cannot be read: Is a directory"):
+    with pytest.raises(InvalidError, match=r"cannot read .*: Is a directory"):
         read_output({"TRIO_SHIM_CONFIG": str(tmp_path)})
 
 
@@ -140,7 +143,7 @@ def test_what_has_no_end_is_no_file_and_holds_nobody_up(tmp_path: Path) -> None:
     (tmp_path / "huge").touch()
     os.truncate(tmp_path / "huge", 1 << 40)
     for path in (tmp_path / "fifo", "/dev/zero", tmp_path / "huge"):
-        with pytest.raises(InvalidError, match="is no file of settings"):
+        with pytest.raises(InvalidError, match="is not a settings file"):
             read_output({"TRIO_SHIM_CONFIG": str(path)})
 
 

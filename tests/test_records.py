@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.records import ExitRecord, exit_file, forget_exit, read_exit, write_exit
+from shim.records import ExitRecord, exit_file, read_exit, remove_exit, write_exit
 from tests.events.disks import listening, mounted
 
 SEVEN = ExitRecord(4711, 7, 1_700_000_000_123_456_789)
@@ -77,8 +77,8 @@ def test_a_later_one_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     write_exit(str(tmp_path), SEVEN)
     write_exit(str(tmp_path), ExitRecord(1, 2, 3))
     assert read_exit(str(tmp_path)) == ExitRecord(1, 2, 3)
-    forget_exit(str(tmp_path))
-    forget_exit(str(tmp_path))
+    remove_exit(str(tmp_path))
+    remove_exit(str(tmp_path))
     assert read_exit(str(tmp_path)) is None
 
 
@@ -146,11 +146,11 @@ def test_a_name_cannot_lead_out_of_the_bundle(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
     with listening() as said:
         write_exit(str(tmp_path / "gone"), SEVEN)
-        assert "an exit is forgotten" in said()
+        assert "cannot write an exit record" in said()
         (tmp_path / "init.exit").mkdir()
         (tmp_path / "init.exit/full").touch()
         write_exit(str(tmp_path), SEVEN)
-        assert "an exit is forgotten" in said()
+        assert "cannot write an exit record" in said()
     assert [path.name for path in tmp_path.iterdir()] == ["init.exit"]
 
 
@@ -160,7 +160,7 @@ def test_the_record_before_stays_when_there_is_no_room_for_another(tmp_path: Pat
         write_exit(str(disk.path), SEVEN)
         disk.fill()
         write_exit(str(disk.path), ExitRecord(1, 2, 3))
-        assert "an exit is forgotten" in said()
+        assert "cannot write an exit record" in said()
         assert read_exit(str(disk.path)) == SEVEN
         assert sorted(path.name for path in disk.path.iterdir()) == ["filler", "init.exit"]
 
@@ -170,6 +170,6 @@ def test_on_a_read_only_disk_there_is_none_and_no_error(tmp_path: Path) -> None:
     with mounted(tmp_path / "disk") as disk, listening() as said:
         disk.protect()
         write_exit(str(disk.path), SEVEN)
-        assert "an exit is forgotten" in said()
-        forget_exit(str(disk.path))
+        assert "cannot write an exit record" in said()
+        remove_exit(str(disk.path))
         assert read_exit(str(disk.path)) is None

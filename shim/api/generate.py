@@ -2,9 +2,9 @@
 
     python -m shim.api.generate [--check]
 
-Messages come from protoc (grpcio-tools).  Stubs and service bases come from
-grpclib's own plugin, told that the client and server modules are ours, which
-load neither asyncio nor h2, nor trio: one set of stubs serves every channel.
+protoc (grpcio-tools) generates the messages.  grpclib's plugin generates the stubs and
+service bases, with this project's client and server modules in the place of grpclib's.
+These load neither asyncio nor h2 nor trio, so that one set of stubs serves every channel.
 
 Run from the source tree; needs the ``dev`` dependencies.
 """
@@ -55,7 +55,7 @@ plugin.main()
 def generate(out: Path) -> list[Path]:
     """Write every generated module below ``out``; return their paths relative to it.
 
-    :raises subprocess.CalledProcessError: protoc refused a file, and said why.
+    :raises subprocess.CalledProcessError: protoc rejected a file; its stderr has the reason.
     """
     with tempfile.TemporaryDirectory() as scratch:
         plugin = Path(scratch) / "protoc-gen-ttrpc"
@@ -77,7 +77,7 @@ def generate(out: Path) -> list[Path]:
 
 
 def stale() -> list[Path]:
-    """Return the generated files that differ from what would be generated now."""
+    """Return the generated files that are stale."""
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch)
         return [

@@ -18,7 +18,7 @@ from shim.jsontext import as_runc_reads
 from shim.linux.files import read_whole
 from shim.linux.libc import is_in_memory
 from shim.linux.modes import write_file
-from shim.records import forget_exit
+from shim.records import remove_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -195,7 +195,7 @@ class Bundle:
     def remove_exit_files(self, exec_id: str = "") -> None:
         """Remove what an earlier process of this name left: there is another, or none."""
         self.remove_pid_files(exec_id)
-        forget_exit(str(self.path), exec_id)
+        remove_exit(str(self.path), exec_id)
 
     def remove_exec_files(self, exec_id: str) -> None:
         """Remove what an exec left behind."""

@@ -12,7 +12,7 @@ from shim.container.lifecycle import Lifecycle, Op, State
 from shim.errors import ShimError, WrongStateError
 from shim.offthread import run_off_thread
 from shim.reaper import Exit
-from shim.records import ExitRecord, exit_file, forget_exit, write_exit
+from shim.records import ExitRecord, exit_file, remove_exit, write_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,7 +90,7 @@ class Process:
     def _remove_late_record(self, bundle: str) -> None:
         """Remove a record that was written after Delete: another process may have the name."""
         if self.state is State.DELETED:
-            forget_exit(bundle, self.id)
+            remove_exit(bundle, self.id)
 
     def set_exit(self, exit_: Exit) -> None:
         """Record the exit, and answer everyone who waits for it."""

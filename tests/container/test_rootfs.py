@@ -173,7 +173,7 @@ async def test_a_kernel_without_the_call_is_named(
 
 async def test_a_mapping_the_kernel_refuses_is_named(work: Path, reaper: Reaper) -> None:
     twice = ["uidmap=0:100000:10,5:200000:10", IDS[1]]
-    with pytest.raises(InvalidError, match="refuses the uid_map 0 100000 10,5 200000 10"):
+    with pytest.raises(InvalidError, match="cannot write the uid_map 0 100000 10,5 200000 10"):
         await mount_rootfs([Mount("tmpfs", "x", "", twice)], str(work / "rootfs"), reaper)
 
 
