@@ -186,6 +186,9 @@ async def test_after_a_restart_the_containers_are_found_again(rig: Rig) -> None:
         container.restart()
     # Ends while nobody is connected, and its second line finds no reader.
     await wait_dead(ends)
+    await ends.update_status()  # connects, and opens the fifo for reading
+    # The exit is published after the output was read, which is later than the death.
+    assert await ends.exit_code() == 9
     statuses: list[StateResponse] = [
         await container.update_status() for container in (ended, ends, stays)
     ]
