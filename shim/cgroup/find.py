@@ -9,11 +9,12 @@ for " (deleted)"; containerd/cgroups cgroup1/paths.go for PidPath and StaticPath
 
 from __future__ import annotations
 
+import os
 from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import TYPE_CHECKING, TypeAlias
 
-from shim.cgroup.files import read_file
+from shim.cgroup.files import list_names, read_file
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
 from shim.errors import NotFoundError, UnsupportedError
@@ -162,3 +163,13 @@ def cgroup_at(path: str) -> Cgroup:
             f"cannot find the cgroup {path}: no cgroups are mounted below /sys/fs/cgroup"
         )
     return CgroupV1({name: f"{mount.point}{path}" for name, mount in hierarchies.items()})
+
+
+def existing_directories(path: str) -> frozenset[str]:
+    """Return the directories of the control group ``path``, in any hierarchy, that exist.
+
+    Reads no mount table, and so takes microseconds.
+    """
+    path = normpath("/" + path.lstrip("/"))
+    mounts = [_TOP, *(f"{_TOP}/{name}" for name in list_names(_TOP))]
+    return frozenset(found for mount in mounts if os.path.lexists(found := f"{mount}{path}"))

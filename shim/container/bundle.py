@@ -45,6 +45,7 @@ class Config:
     root: str
     annotations: dict[str, str]
     own_pid_namespace: bool
+    cgroups_path: str | None = None  # None without a ``linux`` section
 
     @classmethod
     def parse(cls, text: str | bytes) -> Config:
@@ -54,7 +55,11 @@ class Config:
         except ValueError as exc:
             raise InvalidError(f"config.json is not JSON: {exc}") from None
         process = _value(spec, "process", dict)
-        namespaces = _value(_value(spec, "linux", dict), "namespaces", list)
+        linux = _value(spec, "linux", dict)
+        namespaces = _value(linux, "namespaces", list)
+        cgroups_path = None
+        if spec.get("linux") is not None:
+            cgroups_path = as_runc_reads(str(linux.get("cgroupsPath") or ""))
         annotations = _value(spec, "annotations", dict)
         return cls(
             terminal=bool(process.get("terminal")),
@@ -68,6 +73,7 @@ class Config:
                 isinstance(ns, dict) and ns.get("type") == "pid" and not ns.get("path")
                 for ns in namespaces
             ),
+            cgroups_path=cgroups_path,
         )
 
     @property

@@ -175,7 +175,7 @@ class Container:
         state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
-        failed_create = FailedCreate(self.bundle, self.id)
+        failed_create = FailedCreate(self.id, self._config.cgroups_path)
         self._write_cleanup_record()
         try:
             child = await create_process(

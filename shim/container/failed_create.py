@@ -15,9 +15,9 @@ import trio
 
 from shim import log
 from shim.cgroup.files import subtree, subtree_pids
-from shim.cgroup.find import cgroup_at, cgroup_of, hybrid_directory
+from shim.cgroup.find import cgroup_at, cgroup_of, existing_directories, hybrid_directory
 from shim.cgroup.v1 import CgroupV1
-from shim.container.orphaned import cgroup_names, cgroups_path, container_part, own_part
+from shim.container.orphaned import cgroup_names, container_part, own_part
 from shim.errors import ShimError
 from shim.linux import membership
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from shim.cgroup.find import Cgroup
-    from shim.container.bundle import Bundle
     from shim.reaper import Reaper
 
 # Seconds for killed processes to leave their cgroup.
@@ -36,17 +35,20 @@ _PAUSE = 0.01
 class FailedCreate:
     """What the runtime of the container ``id_`` made before it was killed."""
 
-    def __init__(self, bundle: Bundle, id_: str) -> None:
-        self._bundle = bundle
+    def __init__(self, id_: str, cgroups_path: str | None) -> None:
         self._id = id_
+        self._path = cgroups_path
         self._directories: dict[str, None] = {}
+        # Another container may use the same cgroupsPath.  Only an absolute path can be
+        # looked up before the runtime runs: the runtime begins any other at its own cgroup.
+        self._existing: frozenset[str] = frozenset()
+        if cgroups_path is not None and cgroups_path.startswith("/"):
+            self._existing = existing_directories(cgroups_path)
 
     def find(self, pids: Iterable[int]) -> None:
         """Find the cgroup by ``pids``, the runtime and its descendants, about to be killed."""
-        try:
-            path = cgroups_path(self._bundle)
-        except (ShimError, OSError) as exc:
-            log.debug("the cgroup is not known", id=self._id, error=exc)
+        path = self._path
+        if path is None:
             return
         names = cgroup_names(path, self._id)
         for pid in pids:
@@ -68,14 +70,19 @@ class FailedCreate:
             self._directories[directory] = None
 
     async def remove(self, reaper: Reaper) -> None:
-        """Remove the cgroup, and kill the orphans in it that are ours."""
+        """Remove the cgroup, and kill the orphans in it that are ours.
+
+        A cgroup that existed before the create stays, with its processes.
+        """
         self.find(())  # a runtime that another process killed
         with trio.move_on_after(_EXIT):
             for directory in self._directories:
                 if os.getpid() in subtree_pids(directory):
                     continue  # the shim's own, whose name contains the container's
-                while not _removed(directory):
-                    for pid in subtree_pids(directory):
+                if directory in self._existing:
+                    continue
+                while (pids := subtree_pids(directory)) or not _removed(directory):
+                    for pid in pids:
                         reaper.kill_orphan(pid)
                     await trio.sleep(_PAUSE)
             return
