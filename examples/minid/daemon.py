@@ -64,12 +64,14 @@ async def run(file: Path) -> None:
     with open_state(settings.state), Ledger(settings.state / "exits.jsonl") as ledger:
         async with trio.open_nursery() as nursery:
             minid = Minid(file, settings, ledger, nursery)
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as come:
+            with trio.open_signal_receiver(
+                signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+            ) as signals:
                 minid.restore()  # before the shims send the events that they kept
                 await nursery.start(shimctl.serve_events, minid.place.events, minid.take_event)
                 await nursery.start(control.serve, settings.state / "control.sock", minid.do)
                 log_line(f"{len(minid.containers)} containers, state in {settings.state}")
-                async for number in come:
+                async for number in signals:
                     if number != signal.SIGHUP:
                         break
                     try:

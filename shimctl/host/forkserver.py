@@ -45,10 +45,10 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 class Health(Enum):
     """The health of a fork server."""
 
-    UP = "up"
-    STALE = "stale"
-    SILENT = "silent"
-    UNTRUSTED = "untrusted"
+    UP = "up"  # it answers
+    STALE = "stale"  # no server listens on the socket
+    SILENT = "silent"  # the server gives no answer, or an invalid one
+    UNTRUSTED = "untrusted"  # another user could have made the socket
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,7 @@ static int identify(void)
     return !filtered;
 }
 
-/* Return whether path is ours and no other user may write to it: launcher.distrust. */
+/* Return whether path belongs to this user and no other has rights: launcher.distrust. */
 static int trusted(const char *path, mode_t kind)
 {
     struct stat info;
