@@ -202,9 +202,13 @@ class Container:
         with trio.move_on_after(UNDO, shield=True) as scope:
             try:
                 await self._runc.run("delete", "--force", self.id)
+            except ForeignContainerError:
+                pass  # the runtime refused ours for it, so the cgroup is that container's
             except (ShimError, OSError) as exc:
                 log.debug("nothing to undo", id=self.id, error=exc)
-            await failed_create.remove(self._host.reaper)
+                await failed_create.remove(self._host.reaper)
+            else:
+                await failed_create.remove(self._host.reaper)
         if scope.cancelled_caught:
             log.error("a failed creation could not be undone", id=self.id)
         self._stop_oom()
