@@ -251,8 +251,8 @@ def test_unsent_is_how_many_bytes_there_are_to_send() -> None:
     server.send_error(3, Status.INTERNAL, "error")
     unsent, data = server.unsent, server.data_to_send()
     assert (unsent, server.unsent) == (len(data), 0)
-    server.put_back(data[4:])  # the socket took four bytes
     server.send_reply(5, b"")
+    server.put_back(data[4:])  # the socket took four bytes
     unsent, rest = server.unsent, server.data_to_send()
     assert unsent == len(rest)
     assert rest.startswith(data[4:])
