@@ -137,8 +137,8 @@ class Ring:
         return count
 
     def write_to(self, sink: Fd) -> int:
-        # Reads few bytes that the sink does not take.  A fifo that holds small writes
-        # takes less than this difference.
+        # Reads little more than the sink accepts.  A fifo that holds small writes
+        # accepts less than this difference.
         room = max(SMALL, fifos.PIPE_SIZE - fifos.unread(sink))
         count = min(room, self.used, self._limit - self._start, len(self._buffer))
         count = self._preadv(self._buffer[:count], self._start)
