@@ -112,7 +112,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            await nursery.start(_shutdown_unless_reported, ready, shutdown)
+            await nursery.start(_shutdown_unless_reported, ready, service, shutdown)
             log.debug("serving", id=settings.id, pid=os.getpid())
         with trio.move_on_after(FLUSH) as scope:
             await publisher.flush()
@@ -132,9 +132,10 @@ async def _shutdown_on_signal(
 
 
 async def _shutdown_unless_reported(
-    ready: Ready, shutdown: trio.Event, task_status: trio.TaskStatus[None]
+    ready: Ready, service: TaskService, shutdown: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
-    if not await ready(task_status):
+    # Another ``start`` of the pod may have been given the address, and used it.
+    if not await ready(task_status) and service.is_unused:
         log.info("shutting down: the caller of start ended before it received the address")
         shutdown.set()
 

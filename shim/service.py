@@ -108,6 +108,11 @@ class TaskService(TaskBase):
         self._waiting = 0  # calls of Create that wait for a cancelled one of their id
         self._cancelled: set[str] = set()  # ids of which the last Create was cancelled
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether there is no container, and none is being created."""
+        return not self._containers
+
     async def wait_unused(self, seconds: float) -> None:
         """Return once there has been no container for ``seconds``.
 

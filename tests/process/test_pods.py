@@ -25,9 +25,10 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from shim.errors import UnavailableError
-from shim.linux.sockets import socket_address, socket_path
+from shim.linux.sockets import can_connect, socket_address, socket_path
 from tests.e2e.leftovers import processes
-from tests.process.rig import NAMESPACE, Rig, wait_gone
+from tests.e2e.waiting import PATIENCE
+from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +152,56 @@ async def test_shutting_down_twice_is_one_shutdown(rig: Rig) -> None:
     with suppress(UnavailableError):  # the end of the connection says the same to managers
         await shut_down(other)
     await wait_gone(rig.daemons, 5)
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """Yield the end of a pipe in which a writer waits."""
+    reader, writer = os.pipe()
+    try:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, bytes(1 << 16))
+        os.set_blocking(writer, True)
+        yield writer
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+async def test_a_shim_whose_start_is_killed_keeps_the_container_of_another_start(rig: Rig) -> None:
+    """The first caller of ``start`` has not had the address, which a second one was given."""
+    first = rig.bundle("pod1", "sleep", "1000", change=pod)
+    second = rig.bundle("c2", "sleep", "1000", change=pod)
+    argv = [*SHIM, "-namespace", NAMESPACE, "-address", str(rig.root / "manager")]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with full_pipe() as stdout:
+        starter = subprocess.Popen(  # noqa: ASYNC220 - it waits for nothing
+            [*argv, "-id", "pod1", "start"],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            cwd=first,
+            env=environ,
+        )
+        try:
+            with trio.fail_after(20 * PATIENCE):
+                while not can_connect(address_of(rig)):
+                    await trio.sleep(0.01)
+            task = await rig.start(second)
+            await rig.run(task, second)
+            caller = Path(f"/proc/{rig.daemons[0]}/fd/4")  # the connection to the starter
+            assert caller.readlink()
+        finally:
+            starter.kill()
+            starter.wait()
+    # The daemon has seen the end of the starter when it has closed the connection.
+    with trio.fail_after(10 * PATIENCE):
+        while caller.is_symlink():
+            await trio.sleep(0.01)
+    assert (await task.State(StateRequest(id="c2"), timeout=5)).status == process_pb2.RUNNING
+    another = await rig.connect()
+    assert (await another.State(StateRequest(id="c2"), timeout=5)).status == process_pb2.RUNNING
 
 
 # A shim of another make that answers the look whether somebody is there, and
