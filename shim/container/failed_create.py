@@ -9,6 +9,7 @@ Source: runc libcontainer/process_linux.go, initProcess.start().
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -37,6 +38,8 @@ class FailedCreate:
 
     def __init__(self, id_: str, cgroups_path: str | None) -> None:
         self._id = id_
+        if cgroups_path is not None and "\0" in cgroups_path:
+            cgroups_path = None  # it names no cgroup, and the runtime refuses it
         self._path = cgroups_path
         self._directories: dict[str, None] = {}
         # Another container may use the same cgroupsPath.  Only an absolute path can be
@@ -58,8 +61,9 @@ class FailedCreate:
             except (ShimError, OSError):
                 continue  # it has ended, or is in the shim's own cgroup
         if path.startswith("/"):  # from the root; any other begins at the runtime's own group
-            self._add(cgroup_at(path))
-            self._add_hybrid(path)
+            with suppress(ShimError, OSError):  # there are no cgroups here
+                self._add(cgroup_at(path))
+                self._add_hybrid(path)
 
     def _add(self, cgroup: Cgroup) -> None:
         found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
@@ -77,16 +81,22 @@ class FailedCreate:
         self.find(())  # a runtime that another process killed
         with trio.move_on_after(_EXIT):
             for directory in self._directories:
-                if os.getpid() in subtree_pids(directory):
-                    continue  # the shim's own, whose name contains the container's
-                if directory in self._existing:
-                    continue
-                while (pids := subtree_pids(directory)) or not _removed(directory):
-                    for pid in pids:
-                        reaper.kill_orphan(pid)
-                    await trio.sleep(_PAUSE)
+                try:
+                    await self._remove(directory, reaper)
+                except OSError as exc:  # no group can have this path, for example
+                    log.debug("no cgroup to remove", id=self._id, error=exc)
             return
         log.warning("a cgroup of a failed creation is left", id=self._id)
+
+    async def _remove(self, directory: str, reaper: Reaper) -> None:
+        if os.getpid() in subtree_pids(directory):
+            return  # the shim's own, whose name contains the container's
+        if directory in self._existing:
+            return
+        while (pids := subtree_pids(directory)) or not _removed(directory):
+            for pid in pids:
+                reaper.kill_orphan(pid)
+            await trio.sleep(_PAUSE)
 
 
 def _removed(directory: str) -> bool:

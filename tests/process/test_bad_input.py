@@ -95,6 +95,20 @@ async def test_a_config_runc_refuses_in_runcs_own_words(rig: Rig, task: TaskStub
     assert "no such file or directory" in str(error.message)
 
 
+@pytest.mark.parametrize("path", ["/a" * 3000, "/a\0b"])
+async def test_a_cgroup_path_that_is_none_in_runcs_own_words(
+    rig: Rig, task: TaskStub, path: str
+) -> None:
+    """The shim looks at the path, too, when it undoes what runc could not do."""
+
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["cgroupsPath"] = path
+
+    bad = rig.bundle("bad", "true", change=change)
+    error = await refused(task.Create(rig.create_request(bad)))
+    assert "OCI runtime create failed" in str(error.message)
+
+
 async def test_a_bundle_that_is_not_there(rig: Rig, task: TaskStub) -> None:
     error = await refused(task.Create(rig.create_request(rig.root / "bad")))
     assert error.status is Status.NOT_FOUND
