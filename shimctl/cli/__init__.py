@@ -1,9 +1,9 @@
 """The command line of shimctl, from the arguments to the exit code.
 
-The library never imports this package, except for ``python -m shimctl``.
-Only argparse is imported here, so that ``--help`` is quick, and Tab in a shell.
-What can be said is declared in :mod:`shimctl.cli.arguments`, and done in
-:mod:`shimctl.cli.commands`.
+:mod:`shimctl.cli.arguments` declares the commands and their arguments,
+:mod:`shimctl.cli.commands` runs them.  The library never imports this package, except
+for ``python -m shimctl``.  Only argparse is imported here, so that ``--help`` and a
+shell's completion are quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from shimctl.cli.arguments import parser
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# What a shell's completion asks; it is in no help.
+# The arguments that a shell's completion script passes; no help lists them.
 _COMPLETE = ["__complete", "--"]
 
 
@@ -28,23 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:2] == _COMPLETE:
         return _complete(argv[2:])
     args = parser().parse_args(argv)
-    # Late, because trio and protobuf take as long as everything else together.
+    # Late: trio and protobuf take as long to load as everything else together.
     from shimctl.cli import commands
 
     return commands.run(args)
 
 
 def _open_missing() -> None:
-    """Open /dev/null where we were started without stdin, stdout or stderr.
+    """Open /dev/null as stdin, stdout or stderr if shimctl was started without it.
 
-    The next file we open would be it otherwise: a fifo of a container, to which
-    we would write its own output back.
+    Otherwise the next file that shimctl opens would get its number.  That may be a fifo
+    of a container, and the container's output would be written back into it.
     """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(fd)
         except OSError:
-            # The lowest free number is this one, as those below are open.
+            # open() returns the lowest free number, which is fd: the lower ones are open.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
@@ -55,7 +55,7 @@ def _complete(words: Sequence[str]) -> int:
     from shimctl.cli.completion import complete
 
     for candidate in complete(parser(), words, _lookup):
-        # What can only be typed in another way is no help; a tab is before what explains it.
+        # Skip words that cannot be typed as they are.  A tab separates a word and its help.
         if str(candidate).replace("\t", "").isprintable():
             print(candidate)
     return 0

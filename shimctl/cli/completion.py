@@ -1,11 +1,11 @@
-"""What a shell may complete: words out of the parser, and a script for each shell.
+"""Shell completion: candidates from the parser, and a script for each shell.
 
-The scripts are thin.  On every Tab they ask ``shimctl __complete``, with the
-words before the cursor, and get a line for each candidate, a tab and its help
-after it; ``:files`` or ``:directories`` leaves the rest to the shell.  So what
-is offered is what this very version understands.
+On every Tab a shell's script runs ``shimctl __complete`` with the words before the
+cursor.  It gets a line for each candidate: the word, a tab and its help.  The lines
+``:files`` and ``:directories`` request the shell's own completion of names.  So the
+candidates are always those of the installed version.
 
-Words in, words out: nothing here reads a file or the environment.
+All functions here are pure: they read no file and no environment variable.
 
 Source: bash(1), "Programmable Completion"; zshcompsys(1); fish's complete(1).
 """
@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    # Of "id", "namespace" or "signal": what there is, and a word about each.
+    # Maps "id", "namespace" or "signal" to the existing values, each with its help.
     Lookup = Callable[[str, dict[str, list[str]]], Iterable[tuple[str, str]]]
 
-# What an argument is, by the name it has in the usage.
+# The kind of an argument, by its name in the usage line.
 _KINDS = {
     "ID": "id",
     "SIGNAL": "signal",
@@ -35,7 +35,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A word that could stand at the cursor, or ``:files``."""
+    """A word that may be inserted at the cursor, or ``:files`` or ``:directories``."""
 
     word: str
     help: str = ""
@@ -46,7 +46,7 @@ class Candidate:
 
 @dataclass(slots=True)
 class _Line:
-    """What was typed of one command before the cursor."""
+    """The words of one command before the cursor."""
 
     parser: argparse.ArgumentParser
     given: dict[str, list[str]] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class _Line:
     only_positionals: bool = False
 
     def take(self, word: str) -> None:
-        """Read a whole word."""
+        """Process one complete word."""
         if self.waiting is not None:
             self._note(self.waiting, word)
             self.waiting = None
@@ -93,7 +93,7 @@ class _Line:
         self.given.setdefault(action.dest, []).append(value)
 
     def option(self, name: str) -> argparse.Action | None:
-        """Return the option of that name; a unique beginning of it will do."""
+        """Return the option with this name, or with a name that only it begins with."""
         named = {text: action for action in self.options() for text in action.option_strings}
         if name in named:
             return named[name]
@@ -101,11 +101,11 @@ class _Line:
         return next(iter(close.values())) if len(close) == 1 and len(name) > 2 else None
 
     def options(self) -> list[argparse.Action]:
-        """Return every option there is."""
+        """Return every option of the command."""
         return [action for action in self.parser._actions if action.option_strings]
 
     def positional(self, at: int) -> argparse.Action | None:
-        """Return what the ``at``-th positional argument is; the last may take many."""
+        """Return the action of the ``at``-th positional argument; the last may take several."""
         actions = [action for action in self.parser._actions if not action.option_strings]
         if at < len(actions):
             return actions[at]
@@ -116,10 +116,10 @@ class _Line:
 def complete(
     parser: argparse.ArgumentParser, words: Sequence[str], lookup: Lookup
 ) -> list[Candidate]:
-    """Return what could stand in place of the last of ``words``, the name of the program left out.
+    """Return the candidates for the last of ``words``, which exclude the program's name.
 
-    ``lookup`` tells the ids, namespaces and signals there are; it is asked only
-    when one of them is wanted, with the options given so far.
+    ``lookup`` returns the existing ids, namespaces or signals.  It is called only if one
+    of these is expected, with the options before the cursor.
     """
     *before, current = words or [""]
     line = _Line(parser)
@@ -174,16 +174,16 @@ def _values(line: _Line, action: argparse.Action, lookup: Lookup) -> list[Candid
 
 
 def script(shell: str) -> str:
-    """Return what ``shell`` (bash, zsh or fish) has to read."""
+    """Return the completion script for ``shell``: bash, zsh or fish."""
     return _SCRIPTS[shell].lstrip("\n")
 
 
 _BASH = r"""
-# bash completion for shimctl; put it where bash-completion looks, or:
+# bash completion for shimctl; put it into bash-completion's directory, or run:
 #   source <(shimctl completion bash)
 _shimctl() {
     local words=() word index cut="" line
-    # Readline cuts words at "=", too; --output=js is one word to us.
+    # Readline also splits words at "="; shimctl expects --output=js as one word.
     for ((index = 1; index <= COMP_CWORD; index++)); do
         word=${COMP_WORDS[index]}
         if [[ $word == "=" && ${#words[@]} -gt 0 && ${words[-1]} == --* ]]; then
@@ -213,7 +213,7 @@ complete -F _shimctl shimctl
 
 _ZSH = r"""
 #compdef shimctl
-# zsh completion for shimctl; put it into a directory of $fpath as _shimctl, or:
+# zsh completion for shimctl; put it into a directory of $fpath as _shimctl, or run:
 #   source <(shimctl completion zsh)
 _shimctl() {
     local line files="" directories=""
@@ -241,7 +241,7 @@ fi
 """
 
 _FISH = r"""
-# fish completion for shimctl; put it into ~/.config/fish/completions, or:
+# fish completion for shimctl; put it into ~/.config/fish/completions, or run:
 #   shimctl completion fish | source
 function __shimctl_complete
     set -l words (commandline -opc)

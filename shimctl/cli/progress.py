@@ -1,7 +1,6 @@
-"""How far an image has got, as one line that is written over again.
+"""Show the progress of unpacking an image as one line that is overwritten.
 
-The line is made by a pure function; the writer knows the terminal, and writes
-nothing where there is none.
+A pure function makes the line.  The writer prints it, if stderr is a terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 _EVERY = 0.1  # s between two lines
 _CLEAR = "\r\x1b[K"
-_NARROWEST = 10  # columns of a bar that tells anything
+_NARROWEST = 10  # the fewest columns of a useful bar
 
 
 def line(step: Step, width: int) -> str:
@@ -43,7 +42,7 @@ def line(step: Step, width: int) -> str:
 
 @contextmanager
 def open_progress() -> Iterator[Callable[[Step], None] | None]:
-    """Give what shows steps on stderr for the block, None where stderr is no terminal."""
+    """Yield a function that shows a step on stderr, or None if stderr is not a terminal."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield None
         return

@@ -1,6 +1,6 @@
-"""What people and programs see: aligned tables, JSON and YAML.
+"""Format values as aligned tables, JSON and YAML.
 
-Text out of values; nothing here reads a clock, a file or a terminal.
+All functions are pure: they read no clock, no file and no terminal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Colour(StrEnum):
-    """What a terminal is told, to show what follows so.  Source: ECMA-48, SGR."""
+    """The escape sequences that set a terminal's text style.  Source: ECMA-48, SGR."""
 
     RED = "\x1b[31m"
     GREEN = "\x1b[32m"
@@ -34,7 +34,7 @@ class Colour(StrEnum):
 
 _PLAIN = "\x1b[0m"
 
-# By the first word of what a table says of a container or a shim.
+# The colour of a status, by its first word.
 _STATUSES = {
     "running": Colour.GREEN,
     "up": Colour.GREEN,
@@ -51,14 +51,14 @@ _STATUSES = {
 
 @dataclass(frozen=True, slots=True)
 class Coloured:
-    """A cell of a table, and how to show it where colours are wanted."""
+    """The text of a table's cell, and its colour for a terminal with colours."""
 
     text: str
     colour: Colour | None
 
 
 def status(text: str) -> Coloured:
-    """Show a status in its colour; one we do not know has none."""
+    """Return a status with its colour; an unknown status has none."""
     words = text.replace(",", " ").split()
     return Coloured(text, _STATUSES.get(words[0]) if words else None)
 
@@ -66,10 +66,10 @@ def status(text: str) -> Coloured:
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, colours: bool = False
 ) -> str:
-    """Align ``rows`` under ``headers``, a line each; absent values are ``-``.
+    """Align ``rows`` under ``headers``, one line a row; an absent value is ``-``.
 
-    Control characters are shown escaped: what a container or a peer named
-    itself must not move the reader's cursor.
+    Control characters are escaped, so that a name chosen by a container or a peer cannot
+    control the reader's terminal.
     """
     grid = [[Coloured(name, Colour.BOLD) for name in headers]]
     grid += [[_cell(value) for value in row] for row in rows]
@@ -102,7 +102,7 @@ def _text(value: object) -> str:
 
 
 def size(count: float | None) -> str | None:
-    """Show bytes as people read them: ``512B``, ``1.5MiB``."""
+    """Format a number of bytes with a unit: ``512B``, ``1.5MiB``."""
     if count is None:
         return None
     if count < 1024:
@@ -116,7 +116,7 @@ def size(count: float | None) -> str | None:
 
 
 def seconds(number: float) -> str:
-    """Show a duration: ``0.012s``, ``75.2s``, ``2h05m``."""
+    """Format a duration in seconds: ``0.012s``, ``75.2s``, ``2h05m``."""
     if number < 10:
         return f"{number:.3f}s"
     if number < 3600:
@@ -126,22 +126,22 @@ def seconds(number: float) -> str:
 
 
 def as_json(value: object, *, indent: int | None = 2) -> str:
-    """Show any of our values as JSON; ``indent=None`` gives one line.
+    """Format a value of the library as JSON; ``indent=None`` gives one line.
 
-    Times are RFC 3339, enumerations their names, tuples lists, absence null.
+    Times become RFC 3339, enumerations their values, tuples lists, None becomes null.
     """
     return _escaped(json.dumps(_plain(value), indent=indent, ensure_ascii=False), _json_escape)
 
 
 def as_yaml(value: object) -> str:
-    """Show any of our values as YAML, with the names and values of :func:`as_json`."""
-    import yaml  # late: only this needs it, and it takes as long as a probe
+    """Format a value of the library as YAML, with the names and values of :func:`as_json`."""
+    import yaml  # late: only this needs it, and it loads as slowly as a probe takes
 
     class Dumper(yaml.SafeDumper):
         pass
 
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-        # Only within double quotes is there an escape.
+        # Only double-quoted YAML strings can contain escapes.
         style = '"' if _unprintable(value) else None
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
@@ -151,7 +151,7 @@ def as_yaml(value: object) -> str:
 
 
 def _unprintable(text: str) -> set[str]:
-    """Return the characters in ``text`` that a terminal may obey; a line may end."""
+    """Return the characters in ``text`` that may control a terminal, except newline."""
     return set() if text.isprintable() else {c for c in text if not c.isprintable()} - {"\n"}
 
 

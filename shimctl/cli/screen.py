@@ -1,7 +1,7 @@
-"""A terminal that shows one page, again and again, and takes single keys.
+"""Show a page that is updated on a terminal, and read single keys.
 
-The page is on the alternate screen, so that what was there comes back on every
-way out of the block.  Source: console_codes(4), xterm's private mode 1049.
+The page is on the alternate screen.  Every exit from the block restores the previous
+contents.  Source: console_codes(4), xterm's private mode 1049.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _HOME, _TO_END_OF_LINE, _TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class Screen:
-    """What :func:`open_screen` gives."""
+    """A page on the terminal and its keys; made by :func:`open_screen`."""
 
     def show(self, page: str) -> None:
-        """Show the lines of ``page`` that fit; a line may have colours, and may be cut."""
+        """Show ``page``, cut to the terminal's size; its lines may contain colours."""
         width, height = os.get_terminal_size(sys.stdout.fileno())
         lines = [cut(line, width) + _TO_END_OF_LINE for line in page.split("\n")[:height]]
         sys.stdout.write(_HOME + "\r\n".join(lines) + _TO_END)
         sys.stdout.flush()
 
     async def wait_key(self) -> str:
-        """Wait for a key; for ever where there is no keyboard."""
+        """Wait for a key and return it; without a keyboard, wait until cancelled."""
         fd = sys.stdin.fileno()
         if not os.isatty(fd):
             await trio.sleep_forever()
@@ -43,7 +43,7 @@ class Screen:
 
 
 def cut(line: str, width: int) -> str:
-    """Shorten ``line`` to ``width`` characters, not counting its colours, which end with it."""
+    """Cut ``line`` to ``width`` characters, colour codes not counted; reset colours at its end."""
     shown, at, coloured = 0, 0, False
     while at < len(line):
         if line[at] == "\x1b":
@@ -60,7 +60,7 @@ def cut(line: str, width: int) -> str:
 
 @contextmanager
 def open_screen() -> Iterator[Screen]:
-    """Take over the terminal on stdout, and the keyboard on stdin, for the block."""
+    """Use the terminal on stdout for pages, and that on stdin for keys, in the block."""
     with _keys(sys.stdin.fileno()):
         sys.stdout.write(_ENTER)
         try:
@@ -72,7 +72,7 @@ def open_screen() -> Iterator[Screen]:
 
 @contextmanager
 def _keys(fd: int) -> Iterator[None]:
-    """Have each key at once and unechoed.  Ctrl-C still interrupts; Ctrl-Z does nothing."""
+    """Read each key immediately and without echo.  Ctrl-C interrupts; Ctrl-Z has no effect."""
     if not os.isatty(fd):
         yield
         return

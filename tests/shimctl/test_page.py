@@ -14,7 +14,7 @@ from shimctl.cli.arguments.builder import FAILED, FORMATS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/shimctl.md").read_text()
-SHARED, *_ = PAGE.partition("\n## What there is")
+SHARED, *_ = PAGE.partition("\n## Listing containers")
 
 
 def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -1,7 +1,7 @@
-"""What can be said to shimctl: a module for each group of commands.
+"""The arguments of shimctl's commands, one module for each group of commands.
 
-A group's ``add_to`` declares its commands; the module of the same name in
-:mod:`shimctl.cli.commands` does them.  Only argparse is imported here, so that
+A group's ``add_to`` declares its commands.  The module of the same name in
+:mod:`shimctl.cli.commands` runs them.  Only argparse is imported here, so that
 ``--help`` is quick.
 """
 
@@ -30,7 +30,7 @@ from shimctl.cli.arguments.builder import Builder, Help, Parser
 if TYPE_CHECKING:
     import argparse
 
-# In the order of ``--help``.
+# In the order of ``shimctl --help``.
 _GROUPS = (
     *(listing, inspecting, watching, running, attaching, creating, lifecycle, limits),
     *(images, events, shims, host, completing),
@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="shimctl",
         formatter_class=Help,
-        description="Drive the containerd shims of this host, whoever wrote them.",
-        epilog="`shimctl COMMAND --help` shows an example of each.",
+        description="Control the containerd shims of this host, of any implementation.",
+        epilog="`shimctl COMMAND --help` shows the command's options and an example.",
     )
     top.add_argument("--version", action="version", version=f"shimctl {VERSION}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

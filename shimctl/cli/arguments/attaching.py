@@ -1,4 +1,4 @@
-"""attach, logs: what a container that runs without us shows."""
+"""attach, logs: the stdio and the log of a detached container."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.attaching`."""
     attach = commands.add_for_one(
         "attach",
-        "be at the terminal, or the pipes, of a container that runs",
+        "attach to a running container's stdio",
         "shimctl attach redis",
-        "Several can be at once: all see the same, and all may type.  A terminal has the\n"
-        "size of who was active last.  Ctrl-P Ctrl-Q leaves a terminal, Ctrl-C anything\n"
-        "else; the container goes on.  Exits as the container does, and 0 when left.",
+        "Several clients can attach at once: all get the same output, and all may type.\n"
+        "A terminal has the size of the client that was active last.  Ctrl-P Ctrl-Q\n"
+        "detaches from a terminal, Ctrl-C without one; the container keeps running.\n"
+        "Exits with the container's exit status, or with 0 after detaching.",
     )
-    attach.add_argument("--no-stdin", action="store_true", help="only watch")
+    attach.add_argument("--no-stdin", action="store_true", help="do not forward stdin")
     add_detach_keys(attach)
     logs = commands.add_for_one(
         "logs",
-        "show what a container has written",
+        "show the output of a container",
         "shimctl logs -f --since 10m redis",
-        "Of containers that `shimctl run -d` started, or whose output goes into a file.\n"
-        "An ID with a / in it is a log file, say one below /var/log/pods.",
+        "The container was started by `shimctl run -d`, or its output goes to a file.\n"
+        "An ID with a / in it is the path of a log file, such as one below /var/log/pods.",
     )
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until it has ended")
+    logs.add_argument("-f", "--follow", action="store_true", help="follow until it exits")
     logs.add_argument("--since", default="", metavar="TIME", help="10m, 1h30m, or RFC 3339")
-    logs.add_argument("--tail", default="all", metavar="N", help="only the last lines")
-    logs.add_argument("-t", "--timestamps", action="store_true", help="the time before each line")
+    logs.add_argument("--tail", default="all", metavar="N", help="show only the last N lines")
+    logs.add_argument("-t", "--timestamps", action="store_true", help="show each line's time")
 
 
 def add_detach_keys(sub: argparse.ArgumentParser) -> None:
-    """Add the keys that let go of a terminal."""
+    """Declare ``--detach-keys``."""
     sub.add_argument(
         "--detach-keys",
         default=DETACH_KEYS,
         metavar="KEYS",
-        help=f"what leaves a terminal, say ctrl-],q; '' for nothing (default: {DETACH_KEYS})",
+        help=f"the keys that detach, such as ctrl-],q; '' for none (default: {DETACH_KEYS})",
     )

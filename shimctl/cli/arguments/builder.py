@@ -1,4 +1,4 @@
-"""How a command is declared: its help with an example, and what most of them share."""
+"""Declare commands: the help with its example, and the options that commands share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
 
-FAILED = 125  # the exit code of a failure of ours
+FAILED = 125  # the exit code of a failure of shimctl or of the shim
 FORMATS = ("table", "wide", "json", "yaml")
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaint is one line, and whose exit code is ours."""
+    """A parser that reports an error in one line and exits with ``FAILED``."""
 
-    # Of a command whose last argument is another command, with options of its own:
-    # tells whether what was found cannot be that, so that the options are ours.
+    # Set for a command whose last argument is a command line with its own options.
+    # Returns True if the parsed arguments have no such command line: the options that
+    # follow are then shimctl's.
     options_may_follow: Callable[[argparse.Namespace], bool] | None = None
 
     def parse_known_args(  # type: ignore[override]  # typeshed has overloads for one function
@@ -38,13 +39,13 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        # It quotes what was typed, and is to stay one line.
+        # The message quotes the arguments; escaping keeps it on one line.
         print(f"{self.prog}: {printable(message)}; see `{self.prog} --help`", file=sys.stderr)
         raise SystemExit(FAILED)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help whose description and example stay as they are written."""
+    """A help formatter that does not re-wrap the description and the example."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_width())
@@ -52,12 +53,12 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 @cache
 def _width() -> int:
-    # argparse asks for every argument it is told of, which is slower than the rest.
+    # argparse calls this for every argument; without the cache this takes longest of all.
     return shutil.get_terminal_size().columns - 2
 
 
 class Builder:
-    """Declares the commands of one group, which ``shimctl.cli.commands.<group>`` does."""
+    """Declares the commands of one group; ``shimctl.cli.commands.<group>`` runs them."""
 
     def __init__(self, commands: argparse._SubParsersAction[Parser], group: str) -> None:
         self._commands = commands
@@ -81,7 +82,7 @@ class Builder:
             epilog=f"example:\n  {example}",
             formatter_class=Help,
             parents=[common],
-            add_help=False,  # the parent has it
+            add_help=False,  # the parent declares it
         )
         sub.set_defaults(group=self._group)
         return sub
@@ -89,19 +90,19 @@ class Builder:
     def add_for_one(self, name: str, text: str, example: str, more: str = "") -> ArgumentParser:
         """Declare a command about one container."""
         sub = self.add(name, text, example, more)
-        sub.add_argument("id", metavar="ID", help="the container's id, or enough of its beginning")
+        sub.add_argument("id", metavar="ID", help="the container's id, or a unique prefix")
         return sub
 
 
 @cache
 def _printing() -> Parser:
-    """Return the options of every command."""
+    """Return a parser with the options of every command."""
     common = Parser(formatter_class=Help)
     common.add_argument(
         *("-o", "--output"),
         choices=FORMATS,
         default="table",
-        help="how to print (default: table); wide has more columns",
+        help="the output format (default: table); wide has more columns",
     )
     common.add_argument(
         "--json", action="store_const", dest="output", const="json", help="the same as -o json"
@@ -111,14 +112,16 @@ def _printing() -> Parser:
 
 @cache
 def _looking() -> Parser:
-    """Return the options of every command that looks for containers."""
+    """Return a parser with the options of every command that searches for containers."""
     common = Parser(formatter_class=Help, parents=[_printing()], add_help=False)
-    common.add_argument("-n", "--namespace", default="", help="look only there (default: any)")
+    common.add_argument(
+        "-n", "--namespace", default="", help="search only this one (default: all)"
+    )
     common.add_argument(
         "--state",
         metavar="DIR",
         action="append",
         default=[],
-        help="another state directory of containerd to look in; may be repeated",
+        help="search another state directory of containerd; may be repeated",
     )
     return common

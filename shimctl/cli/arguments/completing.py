@@ -1,4 +1,4 @@
-"""completion: a script that makes a shell complete our commands."""
+"""completion: the shell scripts that complete shimctl's commands."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.completing`."""
     completion = commands.add_plain(
         "completion",
-        "print what makes a shell complete commands, options and ids",
+        "print the script that completes commands, options and ids in a shell",
         "shimctl completion bash > /etc/bash_completion.d/shimctl",
-        "For this shell only: source <(shimctl completion bash), or zsh;\n"
+        "For the current shell only: source <(shimctl completion bash), or zsh in zsh;\n"
         "in fish: shimctl completion fish | source",
     )
-    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="for which shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell")

@@ -1,4 +1,4 @@
-"""create, checkpoint, restore: containers that do not run yet, and that did before."""
+"""create, checkpoint, restore: containers before their start, and on disk."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.creating`."""
     create = commands.add(
         "create",
-        "create a container that does not run yet, print its id",
+        "create a container without starting it, and print its id",
         "shimctl create --id redis ./bundle && shimctl start redis",
-        "As `shimctl run -d`, up to the point where `shimctl start` goes on.",
+        "`shimctl start` then starts it.  Together they do the same as `shimctl run -d`.",
     )
     add_bundle(create)
     add_stdio(create)
@@ -29,26 +29,28 @@ def add_to(commands: Builder) -> None:
             "checkpoint",
             "write the memory of a running container to disk, and end it",
             "shimctl checkpoint redis --image-path /var/tmp/redis",
-            "Its runtime does it, with criu.  `shimctl restore` goes on from there.",
+            "The container's runtime does this with criu.  `shimctl restore` restores it.",
         )
     )
     restore = commands.add(
         "restore",
-        "go on with a container from a checkpoint, print its id",
+        "restore a container from a checkpoint, and print its id",
         "shimctl restore --image-path /var/tmp/redis --id redis ./bundle",
-        "The bundle is the one that was checkpointed; the container runs on without us.",
+        "BUNDLE is the bundle of the checkpointed container.  The container runs detached.",
     )
     add_bundle(restore)
     add_stdio(restore)
     restore.add_argument(
-        "--image-path", metavar="DIR", required=True, help="what `shimctl checkpoint` wrote"
+        "--image-path", metavar="DIR", required=True, help="the checkpoint's directory"
     )
-    restore.add_argument("--work-path", metavar="DIR", help="where criu leaves its log")
+    restore.add_argument("--work-path", metavar="DIR", help="the directory for criu's log")
 
 
 def _checkpoint(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--image-path", metavar="DIR", required=True, help="where to write it")
-    sub.add_argument("--work-path", metavar="DIR", help="where criu leaves its log")
+    sub.add_argument(
+        "--image-path", metavar="DIR", required=True, help="the directory to write to"
+    )
+    sub.add_argument("--work-path", metavar="DIR", help="the directory for criu's log")
     sub.add_argument(
         "--parent-path",
         metavar="DIR",
@@ -56,7 +58,9 @@ def _checkpoint(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--leave-running", action="store_true", help="do not end the container")
     sub.add_argument("--tcp-established", action="store_true", help="allow open TCP connections")
-    sub.add_argument("--ext-unix-sk", action="store_true", help="allow unix sockets to outside")
+    sub.add_argument(
+        "--ext-unix-sk", action="store_true", help="allow unix sockets connected to outside"
+    )
     sub.add_argument("--shell-job", action="store_true", help="allow a terminal from outside")
     sub.add_argument("--file-locks", action="store_true", help="allow locked files")
     sub.add_argument(
@@ -64,11 +68,11 @@ def _checkpoint(sub: argparse.ArgumentParser) -> None:
         metavar="KIND",
         action="append",
         default=[],
-        help="restore this namespace empty, say network; may be repeated",
+        help="restore this namespace empty, for example network; may be repeated",
     )
     sub.add_argument(
         "--manage-cgroups-mode",
         choices=("soft", "full", "strict", "ignore"),
         default="",
-        help="what of its cgroups criu restores",
+        help="criu's mode for restoring cgroups",
     )

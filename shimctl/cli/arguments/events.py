@@ -1,4 +1,4 @@
-"""events: the receiving end of a manager."""
+"""events: receive and print events."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def add_to(commands: Builder) -> None:
         "events",
         "print the events of containers that `shimctl run` started",
         "shimctl events --json | tee events.log",
-        "Runs until interrupted.  Shims that keep their events send those from before, too.\n"
-        "The shims of containerd send their events to containerd: see `ctr events`.",
+        "Runs until interrupted.  Trio shims also send their earlier events that were not\n"
+        "acknowledged.  Shims of containerd send events to containerd: see `ctr events`.",
     )

@@ -1,4 +1,4 @@
-"""forkserver, install: what a host has for all its shims."""
+"""forkserver, install: the fork servers and the executables of this host."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def add_to(commands: Builder) -> None:
     _forkserver(
         commands.add_plain(
             "forkserver",
-            "show, stop or start the warm parents of this host's trio shims",
+            "show, stop or start the fork servers of this host's trio shims",
             "shimctl forkserver status",
-            "Each forks the shims of one kind of caller: same build, user, namespaces, cgroup.\n"
-            "The first shim leaves one behind, so `warm` only spares the first one its wait.",
+            "A fork server forks the shims of callers with the same build, user, namespaces\n"
+            "and cgroup.  The first shim starts one too; after `warm` also that shim is fast.",
         )
     )
     _install(
         commands.add_plain(
             "install",
-            "put the shim where containerd finds it, with the fastest launcher there is",
+            "install the shim where containerd finds it, with the fastest available launcher",
             "shimctl install --prefix /usr/local",
-            "The programs run this very interpreter, without site and the environment's say.\n"
-            "Install again after an upgrade of Python, or of the shim.",
+            "The installed executables run this interpreter with -I -S.\n"
+            "Install again after an upgrade of Python or of the shim.",
         )
     )
 
@@ -37,14 +37,14 @@ def _forkserver(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "action",
         choices=("status", "stop", "warm"),
-        help="list them; end them, their shims stay; leave one for callers like us",
+        help="list them; stop them, their shims stay; start one for callers like this one",
     )
     sub.add_argument(
         "--like",
         metavar="PID",
         type=int,
         default=0,
-        help="with warm: for callers in the cgroup of this process, say containerd",
+        help="with warm: for callers in the cgroup of this process, such as containerd",
     )
 
 
@@ -53,12 +53,12 @@ def _install(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--name",
         default=names.EXECUTABLE,
-        help="of the shim's executable (default: containerd-shim-trio-v2)",
+        help="the name of the shim's executable (default: containerd-shim-trio-v2)",
     )
     sub.add_argument(
         "--native",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="build the native launcher, or do not (default: where there is a C compiler)",
+        help="build the native launcher, or do not (default: if there is a C compiler)",
     )
-    sub.add_argument("--uninstall", action="store_true", help="remove what was installed")
+    sub.add_argument("--uninstall", action="store_true", help="remove the installed files")

@@ -1,4 +1,4 @@
-"""images: what `shimctl run` has unpacked; and how a container is made from an image."""
+"""images: the unpacked images; and the options for a container made from an image."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ def add_to(commands: Builder) -> None:
         "images",
         "list, unpack or remove the images that containers are made from",
         "shimctl images rm --unused",
-        "They lie in SHIMCTL_IMAGES, or /var/lib/trio-shim/images.  An image that a container\n"
-        "uses is not removed.",
+        "Their directory is SHIMCTL_IMAGES, or /var/lib/trio-shim/images.  An image that a\n"
+        "container uses is not removed.",
     )
     verbs = images.add_subparsers(
-        dest="verb", metavar="VERB", title="verbs", help="`shimctl images VERB --help` says more"
+        dest="verb", metavar="VERB", title="verbs", help="`shimctl images VERB --help` shows more"
     )
     _add_output(verbs.add_parser("ls", help="list them, as without a verb"))
-    pull = verbs.add_parser("prepare", help="unpack an image, for the containers to come")
+    pull = verbs.add_parser("prepare", help="unpack an image for later containers")
     pull.add_argument("image", metavar="IMAGE", help="as for `shimctl run`")
     pull.add_argument("--platform", default="", metavar="OS/ARCH", help="default: this machine's")
     _add_output(pull)
-    remove = verbs.add_parser("rm", help="remove some, and print their digests")
+    remove = verbs.add_parser("rm", help="remove images, and print their digests")
     remove.add_argument(
         "images",
         metavar="IMAGE",
         nargs="*",
-        help="a reference, a digest, or enough of a digest's beginning",
+        help="a reference, a digest, or a unique prefix of a digest",
     )
-    remove.add_argument("--unused", action="store_true", help="all that no container uses")
+    remove.add_argument("--unused", action="store_true", help="all images that no container uses")
     _add_output(remove)
 
 
 def _add_output(sub: argparse.ArgumentParser) -> None:
-    # Without defaults, which would hide what was said before the verb.
+    # Without defaults, which would override the options before the verb.
     sub.add_argument("-o", "--output", choices=FORMATS, default=argparse.SUPPRESS)
     sub.add_argument(
         *("--json",),
@@ -60,7 +60,7 @@ def _is_bundle(found: argparse.Namespace) -> bool:
 
 
 def add_image_options(sub: argparse.ArgumentParser) -> None:
-    """Add what can be said about a container that is made from an image."""
+    """Declare the options of a container that is made from an image."""
     if isinstance(sub, Parser):
         sub.options_may_follow = _is_bundle
     group = sub.add_argument_group(
@@ -75,35 +75,41 @@ def add_image_options(sub: argparse.ArgumentParser) -> None:
         "--user",
         metavar="USER[:GROUP]",
         default="",
-        help="who it runs as, by name or number",
+        help="the user that it runs as, by name or number",
     )
-    add("--entrypoint", metavar="PROGRAM", help="instead of the image's; '' for none")
+    add("--entrypoint", metavar="PROGRAM", help="replaces the image's entrypoint; '' for none")
     add("--hostname", metavar="NAME", default="", help="default: the container's id")
     add(
         *("-v", "--volume"),
         metavar="SRC:DST[:ro]",
         action="append",
         default=[],
-        help="show a file or directory of the host at DST",
+        help="mount a file or directory of the host at DST",
     )
-    add("--memory", type=types.size, metavar="SIZE", default=0, help="the most it may use")
-    add("--cpus", type=types.cpus, metavar="N", default=0, help="the most it may use, say 1.5")
+    add("--memory", type=types.size, metavar="SIZE", default=0, help="limit of its memory")
+    add(
+        "--cpus",
+        type=types.cpus,
+        metavar="N",
+        default=0,
+        help="limit of its cpu time in cpus, such as 1.5",
+    )
     add(
         "--pids-limit",
         type=types.integer(1, 1 << 22),
         metavar="N",
         default=0,
-        help="the most processes and threads it may have",
+        help="limit of its processes and threads",
     )
-    add("--read-only", action="store_true", help="it writes nowhere but in volumes")
+    add("--read-only", action="store_true", help="make all but its volumes read-only")
     add(
         "--network",
         choices=("none", "host"),
         default="none",
-        help="a loopback of its own (default), or the host's network",
+        help="a private loopback (default), or the host's network",
     )
-    add("--platform", default="", metavar="OS/ARCH", help="of an image for several machines")
+    add("--platform", default="", metavar="OS/ARCH", help="the platform, if the image has several")
     args = sub.add_argument(
-        "args", metavar="COMMAND", nargs=argparse.REMAINDER, help="with an image: what to run"
+        "args", metavar="COMMAND", nargs=argparse.REMAINDER, help="with an image: the command line"
     )
-    args.required = False  # else argparse, told of no BUNDLE, would ask for this as well
+    args.required = False  # else argparse's error for a missing BUNDLE would name COMMAND too

@@ -12,7 +12,7 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.inspecting`."""
     commands.add_for_one(
         "inspect",
-        "show everything there is to know of a container and its shim",
+        "show all facts about a container and its shim",
         "shimctl inspect -o yaml redis",
-        "With -o wide also its environment, mounts and where its output goes.",
+        "With -o wide it also shows the environment, mounts, limits and stdio paths.",
     )

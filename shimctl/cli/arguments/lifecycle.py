@@ -1,4 +1,4 @@
-"""start, kill, wait, pause, resume, delete: the steps of a container's life."""
+"""start, kill, wait, pause, resume, delete: change or await a container's state."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ if TYPE_CHECKING:
 
 def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.lifecycle`."""
-    commands.add_for_one("start", "start a container that was created", "shimctl start redis")
+    commands.add_for_one("start", "start a created container", "shimctl start redis")
     kill = commands.add_for_one("kill", "send a signal to a container", "shimctl kill redis HUP")
     kill.add_argument(
         "signal", metavar="SIGNAL", nargs="?", default="", help="default: the image's, or TERM"
     )
-    kill.add_argument("-a", "--all", action="store_true", help="to every process in it")
+    kill.add_argument("-a", "--all", action="store_true", help="signal every process in it")
     commands.add_for_one(
-        "wait", "wait for a container to end", "shimctl wait redis; echo $?", "Exits as it did."
+        "wait",
+        "wait until a container exits",
+        "shimctl wait redis; echo $?",
+        "Exits with the container's exit status.",
     )
     commands.add_for_one("pause", "freeze a container", "shimctl pause redis")
     commands.add_for_one("resume", "thaw a paused container", "shimctl resume redis")
     delete = commands.add_for_one(
         "delete",
-        "delete a container that has ended",
+        "delete an exited container",
         "shimctl delete redis",
-        "Its shim goes too, and what `shimctl run` made for it.",
+        "Its shim exits, and the files that `shimctl run` made for it are removed.",
     )
     delete.add_argument("-f", "--force", action="store_true", help="kill it first if it runs")

@@ -1,4 +1,4 @@
-"""update: other limits for a container."""
+"""update: change a container's resource limits."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ def add_to(commands: Builder) -> None:
         "update",
         "change the limits of a container",
         "shimctl update redis --memory 512MiB --cpus 1.5",
-        "What is not named stays as it is.  Sizes are bytes, or end in KiB, MiB, GiB, TiB.",
+        "Other limits do not change.  Sizes are bytes, or end in KiB, MiB, GiB, TiB.",
     )
     for name, text in (
-        ("--memory", "the most it may use; max for no limit"),
-        ("--memory-swap", "the most of memory and swap together; max for no limit"),
-        ("--memory-reservation", "what it keeps when memory is scarce"),
+        ("--memory", "limit of its memory; max for no limit"),
+        ("--memory-swap", "limit of memory and swap together; max for no limit"),
+        ("--memory-reservation", "the memory it keeps when memory is scarce"),
     ):
         update.add_argument(name, type=types.limit, metavar="SIZE", help=text)
-    update.add_argument("--cpus", type=types.cpus, metavar="N", help="cpus' worth of time: 0.5, 2")
+    update.add_argument(
+        "--cpus", type=types.cpus, metavar="N", help="limit of its cpu time in cpus: 0.5, 2"
+    )
     update.add_argument(
         "--cpu-shares",
         type=types.integer(2, 262_144),
         metavar="N",
-        help="its share when cpus are scarce, 2 to 262144; 1024 is usual",
+        help="its share when cpus are busy, 2 to 262144; 1024 is usual",
     )
     update.add_argument(
         "--cpuset-cpus", type=types.cpu_set, metavar="LIST", help="the cpus it may run on: 0-3,7"
@@ -41,7 +43,7 @@ def add_to(commands: Builder) -> None:
         "--pids-limit",
         type=types.count_limit,
         metavar="N",
-        help="the most processes and threads; max for no limit",
+        help="limit of its processes and threads; max for no limit",
     )
     update.add_argument(
         "--blkio-weight",

@@ -1,4 +1,4 @@
-"""run, exec: processes with our stdin, stdout and stderr."""
+"""run, exec: processes attached to shimctl's stdin, stdout and stderr."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ def add_to(commands: Builder) -> None:
             "run",
             "run an image, or an OCI bundle, without a container manager",
             "shimctl run -t oci:./layout:latest sh",
-            "Exits as the container did; the third Ctrl-C kills it.  The bundle is left alone.\n"
-            "Ctrl-P Ctrl-Q leaves a terminal and the container running; `shimctl attach` comes\n"
-            "back.  Detached, `shimctl logs` shows its output.",
+            "Exits with the container's exit status; the third Ctrl-C kills the container.\n"
+            "The bundle is not changed.  Ctrl-P Ctrl-Q detaches from a terminal;\n"
+            "`shimctl attach` attaches again.  `shimctl logs` shows a detached container's\n"
+            "output.",
         )
     )
     _exec(
@@ -30,25 +31,27 @@ def add_to(commands: Builder) -> None:
             "exec",
             "run a command in a container",
             "shimctl exec -it redis sh",
-            "Exits as the command did.",
+            "Exits with the command's exit status.",
         )
     )
 
 
 def add_bundle(sub: argparse.ArgumentParser) -> None:
-    """Add what every command that makes a container has."""
+    """Declare the arguments of every command that creates a container."""
     sub.add_argument("bundle", metavar="BUNDLE", help="a directory with a config.json")
-    sub.add_argument("--id", default="", help="the container's id (default: made up)")
+    sub.add_argument("--id", default="", help="the container's id (default: generated)")
     sub.add_argument("--runtime", default="", help="name or path (default: io.containerd.trio.v2)")
     sub.add_argument(
-        "--binary", default="", metavar="FILE", help="what the shim runs instead of runc"
+        "--binary", default="", metavar="FILE", help="the OCI runtime, instead of runc"
     )
     sub.add_argument("--debug", action="store_true", help="print the shim's log to stderr")
 
 
 def _run(sub: argparse.ArgumentParser) -> None:
     add_bundle(sub)
-    sub.add_argument("-d", "--detach", action="store_true", help="leave it running, print its id")
+    sub.add_argument(
+        "-d", "--detach", action="store_true", help="run it in the background, print its id"
+    )
     add_stdio(sub)
     add_detach_keys(sub)
     sub.add_argument("--events", action="store_true", help="print its events to stderr, as JSON")
@@ -56,34 +59,37 @@ def _run(sub: argparse.ArgumentParser) -> None:
 
 
 def add_stdio(sub: argparse.ArgumentParser) -> None:
-    """Add what becomes of the stdio of a container that nobody is at."""
+    """Declare the options for the stdio of a detached container."""
     sub.add_argument(
-        "-i", "--interactive", action="store_true", help="detached: a stdin for who attaches"
+        "-i", "--interactive", action="store_true", help="detached: a stdin for attached clients"
     )
     sub.add_argument(
-        "-t", "--tty", action="store_true", help="a terminal; without -d the bundle says it too"
+        "-t",
+        "--tty",
+        action="store_true",
+        help="a terminal; without -d also if the bundle has one",
     )
-    sub.add_argument("--log", metavar="FILE", help="detached: a file for its output, as it is")
+    sub.add_argument("--log", metavar="FILE", help="detached: write its raw output to this file")
     sub.add_argument(
         "--log-limit",
         type=types.size,
         default=None,
         metavar="SIZE",
-        help="detached: of each of the two files that `shimctl logs` reads (default: 10MiB)",
+        help="detached: size of each of the two files for `shimctl logs` (default: 10MiB)",
     )
     sub.add_argument(
         "--output-policy",
         choices=("block", "spool", "drop"),
         default="",
-        help="what becomes of output while nobody is attached, instead of a log",
+        help="handling of output while no client is attached, instead of a log",
     )
 
 
 def _exec(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("-i", "--interactive", action="store_true", help="give it our stdin")
+    sub.add_argument("-i", "--interactive", action="store_true", help="forward stdin to it")
     sub.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
     sub.add_argument("--cwd", default="", metavar="DIR", help="its working directory")
-    sub.add_argument("--user", default="", metavar="UID[:GID]", help="who it runs as")
+    sub.add_argument("--user", default="", metavar="UID[:GID]", help="the user that it runs as")
     sub.add_argument(
         "-e",
         "--env",
@@ -92,4 +98,4 @@ def _exec(sub: argparse.ArgumentParser) -> None:
         default=[],
         help="set a variable; may be repeated",
     )
-    sub.add_argument("args", metavar="COMMAND", nargs=argparse.REMAINDER, help="what to run")
+    sub.add_argument("args", metavar="COMMAND", nargs=argparse.REMAINDER, help="the command line")

@@ -1,4 +1,4 @@
-"""shutdown, version: the shims themselves, and this program."""
+"""shutdown, version: a container's shim, and shimctl itself."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.shims`."""
     shutdown = commands.add_for_one(
         "shutdown",
-        "ask the shim of a container to leave",
+        "ask the shim of a container to exit",
         "shimctl shutdown redis",
-        "A shim that has containers stays, and that is said; delete them first.",
+        "A shim that has containers does not exit, and the command fails; delete them first.",
     )
-    shutdown.add_argument("--now", action="store_true", help="ask it not to wait for anything")
+    shutdown.add_argument("--now", action="store_true", help="ask it to exit without waiting")
     version = commands.add(
         "version",
-        "show the version of this program, or of the shim of a container",
+        "show the version of shimctl, or of a container's shim",
         "shimctl version redis",
-        "A shim is asked itself, and so is the executable it was started from.",
+        "For a shim, shows the version of the running daemon and of its executable.",
     )
     version.add_argument("id", metavar="ID", nargs="?", default="", help="the container's id")

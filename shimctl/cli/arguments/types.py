@@ -1,6 +1,6 @@
-"""What an argument may look like: sizes, numbers in a range, lists of cpus.
+"""Parse arguments: sizes, numbers in a range, lists of cpus, durations.
 
-Each function reads a text, or says in one line what is wrong with it.
+Each function converts a text, or raises ArgumentTypeError with a message of one line.
 """
 
 from __future__ import annotations
@@ -16,68 +16,68 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re
 _SET = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_LARGEST = (1 << 63) - 1  # what the runtimes can count
+_LARGEST = (1 << 63) - 1  # the runtimes' integers have 64 bits
 
 UNLIMITED = -1
 
 
 def size(text: str) -> int:
-    """Read bytes: ``1048576``, ``512MiB``, ``1.5G``; every unit is a power of 1024."""
+    """Parse a number of bytes: ``1048576``, ``512MiB``, ``1.5G``; units are powers of 1024."""
     found = _SIZE.fullmatch(text.strip())
     if found is None:
-        raise ArgumentTypeError(f"{text!r} is no size; say 512MiB, 1.5G, or a number of bytes")
+        raise ArgumentTypeError(f"{text!r} is not a size; use 512MiB, 1.5G, or a number of bytes")
     power = " KMGT".index((found[2] or " ").upper())
     count = int(float(found[1]) * 1024**power) if "." in found[1] else int(found[1]) * 1024**power
     if count > _LARGEST:
-        raise ArgumentTypeError(f"{text!r} is more than any machine has")
+        raise ArgumentTypeError(f"{text!r} is too large; the limit is {_LARGEST} bytes")
     return count
 
 
 def limit(text: str) -> int:
-    """Read a size, or ``max`` (or -1) for none."""
+    """Parse a size in bytes; ``max`` or -1 is no limit."""
     return UNLIMITED if text in ("max", "-1") else size(text)
 
 
 def count_limit(text: str) -> int:
-    """Read a number of things from 1 up, or ``max`` (or -1) for no limit."""
+    """Parse a number of at least 1; ``max`` or -1 is no limit."""
     return UNLIMITED if text in ("max", "-1") else integer(1, _LARGEST)(text)
 
 
 def integer(least: int, most: int) -> Callable[[str], int]:
-    """Return what reads a whole number from ``least`` to ``most``."""
+    """Return a parser for whole numbers from ``least`` to ``most``."""
 
     def read(text: str) -> int:
         if text.isascii() and text.isdecimal() and least <= int(text[:20]) <= most:
             return int(text[:20])
         upper = f" to {most}" if most < _LARGEST else " up"
-        raise ArgumentTypeError(f"{text!r} is no whole number from {least}{upper}")
+        raise ArgumentTypeError(f"{text!r} is not a whole number from {least}{upper}")
 
     return read
 
 
 def cpus(text: str) -> float:
-    """Read how many cpus' worth of time: ``0.5``, ``2``."""
+    """Parse an amount of cpu time, in cpus: ``0.5``, ``2``."""
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    # A thousandth is what the kernel can do: 1 ms of its longest period.
+    # The kernel's smallest share is a thousandth: 1 ms of its longest period, 1 s.
     if not 0.001 <= number <= 100_000:
-        raise ArgumentTypeError(f"{text!r} is no number of cpus; say 0.5, or 2")
+        raise ArgumentTypeError(f"{text!r} is not a number of cpus; use 0.5 or 2, for example")
     return number
 
 
 def cpu_set(text: str) -> str:
     """Check a list of cpus, or of memory nodes: ``0-3,7``."""
     if not _SET.fullmatch(text):
-        raise ArgumentTypeError(f"{text!r} is no list of numbers; say 0-3,7")
+        raise ArgumentTypeError(f"{text!r} is not a list of numbers; use 0-3,7, for example")
     return text
 
 
 def seconds(text: str) -> float:
-    """Read a duration: ``2``, ``0.5``, ``500ms``, ``1m``."""
+    """Parse a duration in seconds: ``2``, ``0.5``, ``500ms``, ``1m``."""
     found = _DURATION.fullmatch(text)
     number = float(found[1]) * _SECONDS[found[2] or "s"] if found else 0.0
     if not 0.1 <= number <= 86_400:
-        raise ArgumentTypeError(f"{text!r} is no time from 100ms to 24h; say 2, 0.5s, or 1m")
+        raise ArgumentTypeError(f"{text!r} is not a time from 100ms to 24h; use 2, 0.5s or 1m")
     return number

@@ -1,4 +1,4 @@
-"""top: what containers use, as they run."""
+"""top: show the resource usage of running containers continuously."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def add_to(commands: Builder) -> None:
     """Declare the commands of :mod:`shimctl.cli.commands.watching`."""
     top = commands.add(
         "top",
-        "watch what containers use, or the processes of one",
+        "show the resource usage of containers, or of one container's processes, continuously",
         "shimctl top -d 500ms --sort memory",
-        "On a terminal until q or Ctrl-C; c, m, p, i and n sort by cpu, memory, processes,\n"
-        "input and output, and name.  Elsewhere it prints one table after the other.",
+        "On a terminal q or Ctrl-C ends it; c, m, p, i and n sort by cpu, memory, processes,\n"
+        "input and output, and name.  Without a terminal it prints one table after another.",
     )
     top.add_argument("id", metavar="ID", nargs="?", default="", help="show its processes instead")
     top.add_argument(
@@ -27,15 +27,15 @@ def add_to(commands: Builder) -> None:
         type=types.seconds,
         default=2.0,
         metavar="SECONDS",
-        help="between two looks (default: 2)",
+        help="the time between two measurements (default: 2)",
     )
     top.add_argument(
         *("-i", "--iterations"),
         type=types.integer(1, 1_000_000),
         default=0,
         metavar="N",
-        help="look so many times (default: until interrupted)",
+        help="stop after N measurements (default: until interrupted)",
     )
     top.add_argument(
-        "--sort", choices=SORTS, default="cpu", help="what comes first (default: cpu)"
+        "--sort", choices=SORTS, default="cpu", help="the column to sort by (default: cpu)"
     )
