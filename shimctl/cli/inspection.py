@@ -1,7 +1,7 @@
-"""Everything there is to know of a container: from its shim, its bundle and the host.
+"""Collect all facts about a container from its shim, its bundle and the host.
 
-Each part is asked for on its own, so that a shim that is gone, or a bundle that
-cannot be read, costs its own part only.
+Each part is collected independently: if the shim is dead or the bundle cannot be read,
+only that part is missing.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from shimctl.discover import Found
     from shimctl.values import Exited, Pid, TaskState
 
-_TIMEOUT = 5.0  # s for each question to the shim
+_TIMEOUT = 5.0  # s for each call to the shim
 
 
 @dataclass(frozen=True, slots=True)
 class ShimFacts:
-    """The shim.  ``pid`` is 0, ``version`` empty and ``api_version`` 0 where it did not answer."""
+    """The shim.  If it did not answer, ``pid`` and ``api_version`` are 0, ``version`` is empty."""
 
     address: str
     executable: str
@@ -52,7 +52,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the bundle's config.json says of the container."""
+    """The main values of the bundle's config.json."""
 
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -71,7 +71,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything.  None stands for what nobody could tell."""
+    """All facts about a container; a part that could not be collected is None."""
 
     namespace: str
     id: str
@@ -89,7 +89,7 @@ class Inspection:
 
 
 async def inspect(found: Found, exited: Exited | None = None) -> Inspection:
-    """Collect what there is about ``found``; ``exited`` is its exit record, if it has one."""
+    """Collect the facts about ``found``; ``exited`` is its exit record, if it has one."""
     state: TaskState | None = None
     pids: tuple[Pid, ...] = ()
     execs: tuple[TaskState, ...] = ()
@@ -137,19 +137,19 @@ async def _pids(shim: Shim, container: str) -> tuple[Pid, ...]:
     try:
         return await shim.task(container).pids(timeout=_TIMEOUT)
     except ShimError:
-        return ()  # it has ended, or this runtime cannot tell
+        return ()  # the container exited, or its runtime cannot list processes
 
 
 async def _execs(shim: Shim, container: str, pids: tuple[Pid, ...]) -> tuple[TaskState, ...]:
     states = []
     for name in sorted({one.exec_id for one in pids if one.exec_id}):
-        with suppress(ShimError):  # it has ended since
+        with suppress(ShimError):  # the exec was deleted meanwhile
             states.append(await Task(shim, container, name).state(timeout=_TIMEOUT))
     return tuple(states)
 
 
 def config_of(config: Mapping[str, Any]) -> Config:
-    """Return what matters of an OCI config; what is missing or malformed is left empty."""
+    """Return the main values of an OCI config; a missing or malformed value is empty."""
     process, root, linux = (_dict(config.get(name)) for name in ("process", "root", "linux"))
     user = _dict(process.get("user"))
     return Config(

@@ -74,13 +74,13 @@ def test_a_volume_is_found_from_where_we_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert volume_of(".:/x:rw") == Volume(str(tmp_path), "/x")
-    with pytest.raises(NotFoundError, match=r"there is no .*/nothing to show"):
+    with pytest.raises(NotFoundError, match=r"there is no .*/nothing"):
         volume_of("nothing:/x")
 
 
 @pytest.mark.parametrize("text", ["/tmp", ":/x", "/tmp:", "/tmp:x", "/tmp:/x:rwx", "/tmp:/x:ro:z"])
 def test_what_is_no_volume_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError, match=r"is no volume; say SRC:/DST"):
+    with pytest.raises(InvalidError, match=r"is not a volume; use SRC:/DST"):
         volume_of(text)
 
 

@@ -273,7 +273,7 @@ def test_what_is_wrong_with_an_image_is_one_line_and_leaves_nothing(
     assert "it is damaged" in host.fails("oci:damaged:a")
     assert "must begin with /" in host.fails("--workdir", "x", good)
     assert "there is no /nowhere" in host.fails("-v", "/nowhere:/x", good)
-    assert "is no volume" in host.fails("-v", "/tmp:x", good)
+    assert "is not a volume" in host.fails("-v", "/tmp:x", good)
     assert "is not a platform" in host.fails("--platform", "a/b/c/d", good)
 
 
@@ -311,10 +311,10 @@ def test_images_are_listed_prepared_and_removed_by_digest_or_name(
     table = host.shimctl("images", "-o", "wide").stdout.splitlines()
     assert [line.split()[0] for line in table] == ["DIGEST", *(d[7:19] for d in digests)]
     for argv, why in (
-        (["rm"], "say which images"),
-        (["rm", "--unused", "x"], "say which images"),
+        (["rm"], "needs images or --unused"),
+        (["rm", "--unused", "x"], "needs images or --unused"),
         (["rm", "oci:layout:c"], "there is no image oci:layout:c"),
-        (["rm", "123"], "too little of a digest"),
+        (["rm", "123"], "too short for a digest"),
         (["rm", "feedfeedfeed"], "there is no image feedfeedfeed"),
     ):
         done = host.shimctl("images", *argv)

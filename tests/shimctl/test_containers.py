@@ -68,7 +68,7 @@ def test_a_shim_with_a_container_stays_and_says_so(
     for flags in ((), ("--now",)):
         done = place.shimctl("shutdown", *namespace, "still", *flags)
         assert (done.returncode, done.stdout) == (125, "")
-        assert "stays, as it has containers" in done.stderr
+        assert "does not exit because it has containers" in done.stderr
     assert place.json("state", *namespace, "still")["status"] == "running"
 
 

@@ -81,7 +81,7 @@ def test_a_record_of_not_knowing_is_said_as_that(alone: Place) -> None:
     write(alone, ExitRecord(pid=42, exit_status=255, exited_at=WHEN, reason="somebody reaped it"))
     done = alone.shimctl("wait", "gone")
     assert (done.returncode, done.stdout) == (125, "")
-    assert "nobody knows how gone ended: somebody reaped it" in done.stderr
+    assert "the exit status of gone is unknown: somebody reaped it" in done.stderr
     assert "exited ?, no shim" in alone.done("ps", "-n", "ns")
 
 

@@ -97,7 +97,7 @@ def test_a_foreground_terminal_is_resized_interrupted_left_and_come_back_to(
     terminal.expect("interrupted")
     terminal.type(LEAVE)
     assert terminal.code(left) == 0
-    terminal.expect("left fg running; `shimctl attach fg` comes back")
+    terminal.expect("detached, fg keeps running; `shimctl attach fg` attaches again")
     assert terminal.settings() == before
     assert host.json("state", "-n", NAMESPACE, "fg")["status"] == "running"
     back = begin(host, terminal, attach(host, "fg"))

@@ -1,7 +1,7 @@
-"""The commands of shimctl: each finds its container, asks its shim, prints.
+"""The commands of shimctl: each finds its container, calls its shim, prints the result.
 
-A module holds the commands of one group, by name in its ``COMMANDS``, and is
-imported when one of them is asked for.
+A module has the commands of one group; its ``COMMANDS`` maps their names to functions.
+It is imported when one of its commands runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run(args: Namespace) -> int:
-    """Run the command that was parsed; return the exit code."""
+    """Run the parsed command; return the exit code."""
     try:
         return trio.run(command(args.group, args.command), args)
     except KeyboardInterrupt:
@@ -30,14 +30,14 @@ def run(args: Namespace) -> int:
     except (Exception, BaseExceptionGroup) as exc:
         error = only(exc)
         if isinstance(error, BrokenPipeError):
-            # Nobody reads our output any more; Python would complain again at exit.
+            # The reader closed our output.  Without this, Python's flush at exit fails again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         return report(error, args)
 
 
 def command(group: str, name: str) -> Callable[[Namespace], Awaitable[int]]:
-    """Return what does command ``name`` of ``group``: given the arguments, it exits so."""
+    """Return the function for command ``name`` of ``group``; it returns the exit code."""
     commands: dict[str, Callable[[Namespace], Awaitable[int]]]
     commands = import_module(f"{__name__}.{group}").COMMANDS
     return commands[name]

@@ -1,4 +1,4 @@
-"""attach, logs: what a container that runs without us shows."""
+"""attach, logs: the stdio and the log of a detached container."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ async def _attach(args: Namespace) -> int:
 
 
 def print_detached(container: str) -> None:
-    """Say what to do next to somebody who has just let go of a container."""
+    """Print to stderr that the client detached, and how to attach again."""
     name = printable(container)
     print(
-        f"shimctl: left {name} running; `shimctl attach {name}` comes back",
+        f"shimctl: detached, {name} keeps running; `shimctl attach {name}` attaches again",
         file=sys.stderr,
     )
 
@@ -89,9 +89,9 @@ def _tail(text: str) -> int | None:
 
 
 async def _log_of(found: Found) -> tuple[Path, bool]:
-    """Return where a container's log is, and whether it has times.
+    """Return the path of a container's log, and whether it is in CRI format, with times.
 
-    :raises NotFoundError: it has none.
+    :raises NotFoundError: the container has no log.
     """
     if found.managed:
         own = log_in(Path(found.bundle))
@@ -105,15 +105,15 @@ async def _log_of(found: Found) -> tuple[Path, bool]:
     if address.scheme == "file":
         return Path(address.path), False
     if found.managed and address.scheme == "binary":
-        return log_in(Path(found.bundle)), True  # it has written nothing yet
-    where = "goes nowhere" if not stdio.stdout else "is kept by whoever reads it, not in a file"
+        return log_in(Path(found.bundle)), True  # the logger has written nothing yet
+    where = "goes to /dev/null" if not stdio.stdout else "goes to its reader, not to a file"
     hint = f"; `shimctl attach {found.id}` reads it" if found.managed else ""
     raise NotFoundError(f"{found.id} has no log: its output {where}{hint}")
 
 
 @asynccontextmanager
 async def _ending(found: Found) -> AsyncIterator[Callable[[], bool]]:
-    """Give, for the block, what tells whether the container has ended; so has a shim's."""
+    """Yield a function that returns whether the container, or its shim, has exited."""
     over = False
 
     async def wait() -> None:
@@ -122,7 +122,7 @@ async def _ending(found: Found) -> AsyncIterator[Callable[[], bool]]:
             async with open_found(found) as task:
                 await task.wait()
         except ShimError:
-            pass  # then nobody is left who could tell
+            pass  # the shim is dead, so its container counts as exited
         over = True
 
     async with background(wait):

@@ -1,4 +1,4 @@
-"""completion: a script that makes a shell complete our commands."""
+"""completion: print the shell scripts that complete shimctl's commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the id on the command line to a conversation with its shim."""
+"""Connect to the shim of the container that the command line names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def open_task(args: Namespace) -> AsyncIterator[Task]:
 async def open_found(found: Found) -> AsyncIterator[Task]:
     """Connect to the shim of ``found``.
 
-    :raises UnavailableError: it has none.
+    :raises UnavailableError: the container has no shim, or the connection fails.
     """
     if not found.address:
         raise UnavailableError(f"{found.id} has no shim; `shimctl delete -f {found.id}` cleans up")
@@ -41,7 +41,7 @@ async def open_found(found: Found) -> AsyncIterator[Task]:
 
 
 async def state_of(found: Found) -> TaskState:
-    """Ask for the state of a container; where its shim is gone, read its exit record."""
+    """Return a container's state; if its shim is dead, make it from the exit record."""
     try:
         async with open_found(found) as task:
             return await task.state()
@@ -62,15 +62,18 @@ async def state_of(found: Found) -> TaskState:
 
 
 async def wait_for(found: Found) -> Exited:
-    """Wait for the end of a container; where its shim is gone, read its exit record."""
+    """Wait until a container exits; if its shim is dead, read the exit record."""
     try:
         async with open_found(found) as task:
-            await task.state()  # in time, which a stranger that says nothing could not
+            # Unlike Wait, this has a timeout, which ends the wait for a hung shim.
+            await task.state()
             return await task.wait()
     except (UnavailableError, NotFoundError):
         exited = read_exit(found.bundle) if found.bundle else None
         if exited is None:
             raise
         if exited.reason:
-            raise UnavailableError(f"nobody knows how {found.id} ended: {exited.reason}") from None
+            raise UnavailableError(
+                f"the exit status of {found.id} is unknown: {exited.reason}"
+            ) from None
         return exited

@@ -1,6 +1,6 @@
-"""create, checkpoint, restore: containers that do not run yet, and that did before.
+"""create, checkpoint, restore: containers before their start, and on disk.
 
-Source: containerd api/types/runc/options/oci.proto for what a checkpoint is told.
+Source: containerd api/types/runc/options/oci.proto for the options of a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from shimctl.standalone.run import Run
 
-_TIMEOUT = 600  # s; the memory of a large container goes to disk
+_TIMEOUT = 600  # s for a checkpoint, which writes the container's memory to disk
 
 
 async def _create(args: Namespace) -> int:
@@ -46,7 +46,7 @@ async def _checkpoint(args: Namespace) -> int:
 
 
 def options_of(args: Namespace) -> AnyMessage:
-    """Return what the options of ``checkpoint`` say, in the words of the runtime."""
+    """Return the runtime's options message for the arguments of ``checkpoint``."""
     options = make_message(
         CheckpointOptions,
         exit=not args.leave_running,
@@ -65,7 +65,7 @@ def options_of(args: Namespace) -> AnyMessage:
 
 async def _restore(args: Namespace) -> int:
     image = Path(args.image_path)
-    if not (image / "inventory.img").is_file():  # criu writes one into each
+    if not (image / "inventory.img").is_file():  # criu writes this file in every checkpoint
         raise NotFoundError(f"there is no checkpoint in {image}; `shimctl checkpoint` writes one")
     work_path = Path(args.work_path) if args.work_path else None
     wanted = replace(run_of(args), checkpoint=image, work_path=work_path)

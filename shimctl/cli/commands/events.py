@@ -35,7 +35,7 @@ async def _events(args: Namespace) -> int:
 
 
 def json_line(event: Event) -> str:
-    """Show an event as JSON, on one line."""
+    """Format an event as one line of JSON."""
     return render.as_json(event, indent=None)
 
 

@@ -1,4 +1,4 @@
-"""A container from an image, as `shimctl run` and `shimctl create` are asked for one."""
+"""Prepare the image that the arguments of `shimctl run` or `shimctl create` name."""
 
 from __future__ import annotations
 
@@ -27,19 +27,21 @@ _STOP_SIGNAL = "org.opencontainers.image.stopSignal"
 
 
 async def with_image(args: Namespace, wanted: Run) -> Run:
-    """Unpack the image that is asked for, and say so in ``wanted``; nothing for a bundle.
+    """Unpack the image that ``args`` names; return ``wanted`` with its config and rootfs.
 
-    :raises InvalidError: an argument makes no sense, or not with a bundle.
+    For a bundle, return ``wanted`` unchanged.
+
+    :raises InvalidError: an argument is invalid, or needs an image but BUNDLE is a bundle.
     :raises NotFoundError: there is neither a bundle nor an image of that name.
     """
     if not is_reference(args.bundle):
         if not Path(args.bundle).exists():
             hint = hint_for(args.bundle)
             raise NotFoundError(f"there is no bundle {args.bundle}; for an image {hint}")
-        said = [name for name in _FOR_IMAGES if getattr(args, name) not in (None, "", 0, [])]
-        if args.args or said or args.network != "none":
-            what = f"--{said[0].replace('_', '-')}" if said else "a command, or --network,"
-            raise InvalidError(f"{what} is for an image; a bundle has it in its config.json")
+        given = [name for name in _FOR_IMAGES if getattr(args, name) not in (None, "", 0, [])]
+        if args.args or given or args.network != "none":
+            what = f"--{given[0].replace('_', '-')}" if given else "a command, or --network,"
+            raise InvalidError(f"{what} needs an image; for a bundle, change its config.json")
         return wanted
     overrides = overrides_of(args, wanted)
     with open_progress() as progress:
@@ -52,14 +54,14 @@ async def with_image(args: Namespace, wanted: Run) -> Run:
 
 
 def overrides_of(args: Namespace, wanted: Run) -> Overrides:
-    """Return what :func:`add_image_options` was told."""
+    """Return the overrides in the arguments that :func:`add_image_options` declares."""
     entrypoint = args.entrypoint
     return Overrides(
         args=args.args[1:] if args.args[:1] == ["--"] else args.args,
         entrypoint=entrypoint if entrypoint is None else [entrypoint] if entrypoint else [],
         env=[variable for entry in args.env for variable in _variable(entry)],
         working_dir=args.workdir,
-        # No longer than the kernel's, which is Linux's limit for a host name.
+        # Linux limits a host name to 64 bytes.
         hostname=args.hostname or wanted.container[:64],
         volumes=[volume_of(text) for text in args.volume],
         memory=args.memory,
@@ -73,30 +75,30 @@ def overrides_of(args: Namespace, wanted: Run) -> Overrides:
 
 
 def volume_of(text: str) -> Volume:
-    """Read ``SRC:DST[:ro|rw]``.
+    """Parse ``SRC:DST[:ro|rw]``.
 
-    :raises InvalidError: it is not that, or DST is not absolute.
-    :raises NotFoundError: there is no SRC.
+    :raises InvalidError: the text has another form, or DST is not absolute.
+    :raises NotFoundError: SRC does not exist.
     """
     source, _, rest = text.partition(":")
     destination, _, mode = rest.partition(":")
     if not source or not destination.startswith("/") or mode not in ("", "ro", "rw"):
-        raise InvalidError(f"{text!r} is no volume; say SRC:/DST or SRC:/DST:ro")
+        raise InvalidError(f"{text!r} is not a volume; use SRC:/DST or SRC:/DST:ro")
     path = Path(source).absolute()
     if not path.exists():
-        raise NotFoundError(f"there is no {path} to show as a volume")
+        raise NotFoundError(f"cannot mount the volume {text}: there is no {path}")
     return Volume(str(path), destination, read_only=mode == "ro")
 
 
 def _variable(entry: str) -> list[str]:
-    # A name alone is ours, if we have it: as docker's.
+    # A name without = takes its value from our environment, as with docker.
     if "=" in entry:
         return [entry]
     return [f"{entry}={os.environ[entry]}"] if entry in os.environ else []
 
 
 def stop_signal(bundle: str) -> str:
-    """Return what the image of the container in ``bundle`` wants for a TERM; empty if nothing."""
+    """Return the stop signal of the image of the container in ``bundle``, or an empty string."""
     try:
         annotations = workdir.read_config(Path(bundle)).get("annotations")
     except (InvalidError, NotFoundError):

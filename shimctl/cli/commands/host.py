@@ -1,4 +1,4 @@
-"""forkserver, install: what a host has for all its shims."""
+"""forkserver, install: the fork servers and the executables of this host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""images: what `shimctl run` has unpacked, unpacked beforehand, and removed again."""
+"""images: list, prepare and remove unpacked images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shimctl.images.store import Record, Use
 
 _SHOWN = 12  # digits of a digest in a table
-_LEAST = 4  # digits that are enough to mean one
+_LEAST = 4  # the fewest digits of a digest's prefix
 
 
 async def _images(args: Namespace) -> int:
@@ -73,7 +73,7 @@ async def _prepare(args: Namespace) -> int:
 
 async def _remove(args: Namespace) -> int:
     if bool(args.images) == args.unused:
-        raise InvalidError("say which images to remove, or --unused")
+        raise InvalidError("`shimctl images rm` needs images or --unused, not both")
     store = Store()
     removed: list[str] = []
     if store.path.is_dir():
@@ -93,7 +93,7 @@ async def _remove_unused(store: Store) -> list[str]:
     used = {use.digest for use in store.uses()}
     for record in store.records():
         if record.digest not in used:
-            with suppress(WrongStateError):  # a container came meanwhile
+            with suppress(WrongStateError):  # a new container uses it
                 await store.remove(record)
                 removed.append(record.digest)
     await store.remove_strays()
@@ -101,7 +101,7 @@ async def _remove_unused(store: Store) -> list[str]:
 
 
 async def _remove_these(store: Store, texts: list[str]) -> list[str]:
-    # All are looked for before the first one goes.
+    # Find all before removing the first, so that a mistyped name removes nothing.
     records = store.records()
     found = list(dict.fromkeys(_find(records, text) for text in texts))
     for record in found:
@@ -110,10 +110,10 @@ async def _remove_these(store: Store, texts: list[str]) -> list[str]:
 
 
 def _find(records: list[Record], text: str) -> Record:
-    """Return the image with this reference, or with this beginning of a digest.
+    """Return the image with this reference, or with this prefix of its digest.
 
-    :raises NotFoundError: there is none.
-    :raises InvalidError: there are several.
+    :raises NotFoundError: there is no such image.
+    :raises InvalidError: the prefix matches several images, or is too short.
     """
     if is_reference(text):
         name = str(parse(text).absolute())
@@ -121,12 +121,12 @@ def _find(records: list[Record], text: str) -> Record:
     else:
         digits = text.rpartition(":")[2]
         if len(digits) < _LEAST:
-            raise InvalidError(f"{text!r} is too little of a digest")
+            raise InvalidError(f"{text!r} is too short for a digest; use {_LEAST} digits or more")
         found = [r for r in records if r.digest.rpartition(":")[2].startswith(digits)]
     if not found:
         raise NotFoundError(f"there is no image {text}; `shimctl images` lists them")
     if len(found) > 1:
-        raise InvalidError(f"{text} is the beginning of {len(found)} digests; say more of it")
+        raise InvalidError(f"{text} matches {len(found)} digests; use more digits")
     return found[0]
 
 

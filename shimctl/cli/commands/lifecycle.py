@@ -1,4 +1,4 @@
-"""start, kill, wait, pause, resume, delete: the steps of a container's life."""
+"""start, kill, wait, pause, resume, delete: change or await a container's state."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ async def _start(args: Namespace) -> int:
 async def _kill(args: Namespace) -> int:
     number = signal_number(args.signal or "TERM")
     async with open_task(args) as task:
-        if not args.signal and (said := stop_signal((await task.state()).bundle)):
-            number = signal_number(said)
+        if not args.signal and (name := stop_signal((await task.state()).bundle)):
+            number = signal_number(name)
         await task.kill(number, everyone=args.all)
     return 0
 
 
 def signal_number(text: str) -> int:
-    """Read a signal as people write it: ``9``, ``KILL``, ``SIGKILL``, ``RTMIN+3``.
+    """Parse a signal's number or name: ``9``, ``KILL``, ``SIGKILL``, ``RTMIN+3``.
 
     :raises InvalidError: there is no such signal.
     """
@@ -89,7 +89,7 @@ async def _check_ended(found: Found) -> None:
             state = await task.state()
     except ShimError:
         if found.managed:
-            return  # its shim is gone, and with it what could refuse
+            return  # the shim is dead, and dispose() handles any state
         raise
     if state.status not in (Status.STOPPED, Status.CREATED):
         raise WrongStateError(f"{found.id} is {state.status.value}; kill it first, or use --force")

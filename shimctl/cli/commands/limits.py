@@ -1,4 +1,4 @@
-"""update: other limits for a container.
+"""update: change a container's resource limits.
 
 Source: OCI runtime specification, config-linux.md, "Control groups".
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _PERIOD = 100_000  # us, the kernel's own default
 
-# Where the value of each option goes.
+# Each option, and the group and name of its value in linux.resources.
 _PLACES = (
     ("memory", "memory", "limit"),
     ("memory_swap", "memory", "swap"),
@@ -41,9 +41,9 @@ async def _update(args: Namespace) -> int:
 
 
 def resources_of(args: Namespace) -> dict[str, Any]:
-    """Return the ``linux.resources`` that the options ask for; they win over the file.
+    """Return the ``linux.resources`` for the arguments; options override ``--resources``.
 
-    :raises InvalidError: they ask for nothing, or the file holds no such object.
+    :raises InvalidError: the arguments set no limit, or the file has no such object.
     :raises NotFoundError: there is no such file.
     """
     resources = _read(args.resources) if args.resources else {}
@@ -69,7 +69,7 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(resources, dict) or not all(
         isinstance(resources.get(group, {}), dict) for _, group, _ in _PLACES
     ):
-        raise InvalidError(f"{name} must hold the linux.resources object of an OCI config")
+        raise InvalidError(f"{name} must contain the linux.resources object of an OCI config")
     return resources
 
 

@@ -1,4 +1,4 @@
-"""ps, state, pids, stats: what there is and how it does."""
+"""ps, state, pids, stats: list containers, and show their state and usage."""
 
 from __future__ import annotations
 

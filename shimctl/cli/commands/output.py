@@ -1,6 +1,6 @@
-"""What a command prints, in the format that was asked for.
+"""Print a command's result in the format that ``-o`` selects.
 
-Colours are for a terminal that has them, unless NO_COLOR is set.
+A table has colours if stdout is a terminal with colours and NO_COLOR is not set.
 Source: https://no-color.org.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show(args: Namespace, value: object, text: Callable[[], str] | None = None) -> None:
-    """Print ``value`` as JSON or YAML if asked to, and else ``text``, if there is one."""
+    """Print ``value`` as JSON or YAML if ``-o`` selects it; otherwise print ``text``, if given."""
     match args.output:
         case "json":
             print(render.as_json(value))
@@ -37,19 +37,22 @@ def show_table(
     *,
     wide: int = 0,
 ) -> None:
-    """Print ``value`` like :func:`show`, or a table whose last ``wide`` columns are for wide."""
+    """Print ``value`` as :func:`show` does, or a table.
+
+    The last ``wide`` columns are printed only with ``-o wide``.
+    """
     show(args, value, lambda: table(args, headers, rows, wide=wide))
 
 
 def table(
     args: Namespace, headers: Sequence[str], rows: Iterable[Sequence[object]], *, wide: int = 0
 ) -> str:
-    """Make the table, coloured if stdout is for it."""
+    """Return the table, with colours if stdout should have them."""
     columns = len(headers) - (0 if args.output == "wide" else wide)
     shown = [row[:columns] for row in rows]
     return render.table(headers[:columns], shown, colours=colours(sys.stdout.isatty()))
 
 
 def colours(terminal: bool) -> bool:
-    """Tell whether what goes to a ``terminal``, or to something else, is to have colours."""
+    """Return whether output has colours; ``terminal`` is whether it goes to a terminal."""
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,8 +1,8 @@
-"""What became of a command that failed: one line on stderr and an exit code.
+"""Report the failure of a command: one line on stderr and an exit code.
 
-125 is a failure of ours, 126 and 127 are as in a shell for a command that cannot
-be run or is not there, 128 + signal is for what was called off.  From ``wait``,
-``exec`` and ``run`` any other number is the process's own.
+125 is a failure of shimctl or the shim.  126 and 127 are those of a shell for a command
+that cannot be run or does not exist.  128 + signal is for a command that a signal ended.
+Any other exit code of ``wait``, ``exec`` and ``run`` is the exit status of the process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
-# What runtimes say when the command cannot be run.  Source: Go's os/exec and
-# syscall messages as runc passes them on; crun container.c and libcrun/utils.c.
-_SAYINGS = (
+# The runtimes' messages for a command that cannot be run, in lower case.  Source: Go's
+# os/exec and syscall messages, which runc passes on; crun container.c, libcrun/utils.c.
+_MESSAGES = (
     (NOT_FOUND, ("executable file not found in $path", "executable file `")),
     (NOT_EXECUTABLE, ("permission denied", "is a directory", "exec format error")),
     (NOT_FOUND, ("no such file or directory",)),
@@ -48,9 +48,10 @@ def only(exc: BaseException) -> BaseException:
 
 
 def report(exc: BaseException, args: Namespace) -> int:
-    """Say what went wrong, in one line on stderr; return the exit code.
+    """Print the error in one line on stderr; return the exit code.
 
-    What is no failure of a shim, a file or an argument is a bug, and raised again.
+    An exception that is not a failure of a shim, a file or an argument is a bug; it is
+    raised again.
     """
     exc = only(exc)
     if isinstance(exc, KeyboardInterrupt):
@@ -64,25 +65,25 @@ def report(exc: BaseException, args: Namespace) -> int:
 
 
 def hint(exc: ShimError | OSError, args: Namespace) -> str:
-    """Return what to try next, unless ``exc`` says so itself."""
+    """Return a remedy to append to the message of ``exc``, unless it has one."""
     message = str(exc)
     if isinstance(exc, (PermissionError, NotFoundError)) and os.geteuid():
-        return "; try again as root: containers belong to it"
+        return "; try again as root, which owns the containers"
     if "; " in message or "`" in message or isinstance(exc, CalledOffError):
         return ""
     name = getattr(args, "id", None)
     name = name if name and isinstance(name, str) else "ID"
     match exc:
         case UnavailableError():
-            return "; try `shimctl ps`, which shows what lives"
+            return "; try `shimctl ps`, which shows the live shims"
         case WrongStateError() | ExistsError():
             return f"; try `shimctl state {name}`"
         case TimedOutError():
-            return "; try again, or look into the shim's log"
+            return "; try again, or read the shim's log"
         case UnsupportedError():
-            return f"; `shimctl version {name}` tells what its shim is"
+            return f"; `shimctl version {name}` shows which shim it has"
         case OSError(errno=errno.ENOSPC):
-            return "; try again when there is room"
+            return "; try again after freeing space"
         case OSError(errno=errno.EROFS):
             return "; try another directory, such as SHIMCTL_STATE=/tmp/state"
     return ""
@@ -92,7 +93,7 @@ def exit_code_for(message: str) -> int:
     """Return the exit code for a command that the runtime could not run."""
     lowered = message.lower()
     if "exec" in lowered:
-        for code, sayings in _SAYINGS:
-            if any(saying in lowered for saying in sayings):
+        for code, messages in _MESSAGES:
+            if any(known in lowered for known in messages):
                 return code
     return FAILED

@@ -1,4 +1,4 @@
-"""run, exec: processes with our stdin, stdout and stderr."""
+"""run, exec: processes attached to shimctl's stdin, stdout and stderr."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 async def _run(args: Namespace) -> int:
     if args.log and not args.detach:
-        raise InvalidError("--log is for --detach; without it the output comes here")
+        raise InvalidError("--log needs --detach; without it the output goes to stdout")
     if args.log_limit is not None and not args.detach:
-        raise InvalidError("--log-limit is for --detach; without it there is no log")
+        raise InvalidError("--log-limit needs --detach; without it there is no log")
     keys = parse_keys(args.detach_keys)
     if args.events and args.detach:
-        raise InvalidError("--events ends with us; with --detach use `shimctl events`")
+        raise InvalidError("--events excludes --detach; use `shimctl events`")
     wanted = await with_image(args, run_of(args))
     if args.detach:
         pid = await run_detached(wanted)
@@ -53,7 +53,7 @@ async def _run(args: Namespace) -> int:
 
 
 def run_of(args: Namespace) -> Run:
-    """Return what the options that :func:`add_bundle` declares ask for."""
+    """Return the Run for the arguments that :func:`add_bundle` and others declare."""
     bundle = Path(args.bundle)
     return Run(
         bundle=bundle,

@@ -1,4 +1,4 @@
-"""shutdown, version: the shims themselves, and this program."""
+"""shutdown, version: a container's shim, and shimctl itself."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from shimctl.host.executable import executable_of, version_of
 if TYPE_CHECKING:
     from argparse import Namespace
 
-_LEAVING = 20.0  # s; that of containerd tries 15 to deliver its last events
-_STAYING = 1.0  # s for one that still has the container, so will not leave
+_LEAVING = 20.0  # s for a shim to exit; containerd's publishes its last events for up to 15
+_STAYING = 1.0  # s for a shim that still has the container, and so will not exit
 
 
 async def _shutdown(args: Namespace) -> int:
@@ -39,10 +39,11 @@ async def _shutdown(args: Namespace) -> int:
         finally:
             os.close(fd)
     if scope.cancelled_caught and patience == _LEAVING:
-        raise TimedOutError(f"the shim of {task.id} has not left within {_LEAVING:.0f} s")
+        raise TimedOutError(f"the shim of {task.id} did not exit within {_LEAVING:.0f} s")
     if scope.cancelled_caught:
         raise WrongStateError(
-            f"the shim of {task.id} stays, as it has containers; try `shimctl delete {task.id}`"
+            f"the shim of {task.id} does not exit because it has containers; "
+            f"try `shimctl delete {task.id}`"
         )
     show(args, {"id": task.id, "shim_pid": pid})
     return 0
@@ -50,7 +51,7 @@ async def _shutdown(args: Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What a shim, its executable, and their process tell."""
+    """The versions of a running shim and of its executable."""
 
     id: str
     namespace: str
@@ -70,7 +71,7 @@ async def _version(args: Namespace) -> int:
     async with open_found(found) as task:
         who = await task.shim.connect(task.id)
         bundle = found.bundle
-        with suppress(ShimError):  # the bundle, where only the socket was found
+        with suppress(ShimError):  # the bundle is unknown if only the socket was found
             bundle = bundle or (await task.state()).bundle
         executable = executable_of(bundle, who.shim_pid)
         said = await version_of(executable) if executable else ""

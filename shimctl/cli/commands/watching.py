@@ -1,4 +1,4 @@
-"""top: what containers use, as they run."""
+"""top: show the resource usage of running containers continuously."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
     from shimctl.host.usage import ProcessUsage, Usage
 
     class View(Protocol):
-        """What is looked at again and again."""
+        """A source of measurements: all containers, or the processes of one."""
 
         async def look(self) -> None:
-            """Measure, and remember it."""
+            """Measure and store the result."""
 
         def value(self, sort: str) -> object:
-            """Return what was measured last, for programs."""
+            """Return the last measurement for JSON and YAML."""
 
         def page(self, sort: str) -> str:
-            """Return what was measured last, as a table."""
+            """Return the last measurement as a table."""
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
-_FIRST = 0.5  # s at most before the first page: a rate needs two looks
+_FIRST = 0.5  # s at most before the first page: a rate needs two measurements
 _SORTS = {"c": "cpu", "m": "memory", "p": "pids", "i": "io", "n": "id"}
 
 
@@ -81,9 +81,9 @@ def _print(args: Namespace, view: View) -> None:
 
 
 async def _on_screen(args: Namespace, view: View) -> None:
-    """Show page after page, until a key, a signal or the last iteration ends it."""
+    """Show pages until a key, a signal or the last iteration ends this."""
     caught = 0
-    # Before the screen is ours, or a signal could leave it like that.
+    # Receive signals before changing the screen: a signal could otherwise prevent its reset.
     with trio.open_signal_receiver(*_SIGNALS) as arriving, open_screen() as screen:
         async with trio.open_nursery() as nursery:
 
@@ -127,7 +127,7 @@ def _draw(args: Namespace, view: View, screen: Screen) -> None:
 
 
 class Containers:
-    """All containers that run."""
+    """All running containers."""
 
     def __init__(self, args: Namespace) -> None:
         self._args = args
@@ -135,7 +135,7 @@ class Containers:
         self._usages: list[Usage] = []
 
     async def look(self) -> None:
-        """Measure every container at once."""
+        """Measure all containers concurrently."""
         shims = await list_shims(states=self._args.state)
         shims = [found for found in shims if self._measurable(found)]
         seen: dict[tuple[str, str, int], Sample] = {}
@@ -173,11 +173,11 @@ class Containers:
         return running and self._args.namespace in ("", found.namespace)
 
     def value(self, sort: str) -> object:
-        """Return what was measured last, for programs."""
+        """Return the last measurement for JSON and YAML."""
         return ordered(self._usages, sort)
 
     def page(self, sort: str) -> str:
-        """Return what was measured last, as a table."""
+        """Return the last measurement as a table."""
         headers = (
             *("NAMESPACE", "ID", "STATUS", "CPU%", "MEMORY", "LIMIT", "MEM%", "PIDS", "LIMIT"),
             *("READ/s", "WRITTEN/s", "PID", "CPU", "SHIM", "ITS MEMORY", "PROBLEM"),
@@ -213,11 +213,11 @@ class Processes:
             self._usages = self._sampler.sample(await task.pids(), init)
 
     def value(self, sort: str) -> object:
-        """Return what was measured last, for programs."""
+        """Return the last measurement for JSON and YAML."""
         return ordered_processes(self._usages, sort)
 
     def page(self, sort: str) -> str:
-        """Return what was measured last, as a table."""
+        """Return the last measurement as a table."""
         headers = (
             *("PID", "USER", "STATE", "CPU%", "MEMORY", "CPU", "EXEC", "COMMAND"),
             *("PARENT", "THREADS"),
