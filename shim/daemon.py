@@ -165,10 +165,10 @@ async def _warm_up() -> None:
     async with (
         sock,
         open_reaper() as reaper,
-        open_publisher("/nonexistent", "rehearsal") as publisher,
+        open_publisher("/nonexistent", "warmup") as publisher,
         trio.open_nursery() as nursery,
     ):
-        host = Host("rehearsal", reaper, publisher, nursery, LIMIT)
+        host = Host("warmup", reaper, publisher, nursery, LIMIT)
         handlers = handlers_of(TaskService(host, shutdown), aliases=ALIASES)
         await nursery.start(_shutdown_on_signal, shutdown)
         serving = partial(serve, shutdown=shutdown, drain=0, cancellable=CANCELLABLE)

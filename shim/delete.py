@@ -88,10 +88,10 @@ def delete(flags: Flags) -> bytes:
     return _reply(bundle, pid)
 
 
-def rehearse() -> None:
-    """Do what can be done of a ``delete`` without ending anything, as ``daemon.rehearse``."""
+def warm_up() -> None:
+    """Do what can be done of a ``delete`` without ending anything, as ``daemon.warm_up``."""
     bundle = Bundle(Path("/nonexistent"))
-    _is_clean(Flags(namespace="rehearsal", id="nobody"), bundle, 0)
+    _is_clean(Flags(namespace="warmup", id="nobody"), bundle, 0)
     _reply(bundle, 0)
 
 

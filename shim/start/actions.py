@@ -74,7 +74,7 @@ def _run(name: str, argv: list[str], warning: str) -> int:
         case "forkserver":
             from shim.start import forkserver
 
-            return forkserver.serve_here(name)
+            return forkserver.serve_in_foreground(name)
         case "":
             raise ShimError(f"no action; {_USAGE}")
         case unknown:
@@ -90,18 +90,18 @@ def _start(name: str, flags: Flags, warning: str) -> int:
     from shim.start import bootstrap, forkserver, launcher
     from shim.start.flags import invocation_of, read_stdin
 
-    with _quiet():
+    with _silenced_output():
         invocation = invocation_of(flags, os.environ, read_stdin(), warning)
         connection, answer = bootstrap.start(invocation, name)
     with connection:
-        status = launcher.give(connection, answer)
+        status = launcher.print_answer(connection, answer)
     if status == 0:
-        forkserver.leave_behind(name)
+        forkserver.start_in_background(name)
     return status
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silenced_output() -> Iterator[None]:
     """Let fds 1 and 2 be /dev/null in the block."""
     kept = {}
     for number in (1, 2):

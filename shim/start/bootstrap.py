@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from shim.start.flags import Invocation
 
 # Seconds for a new daemon to serve.
-READY = 10.0
+READY_TIMEOUT = 10.0
 
 
 def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
-    """Start a daemon in a process of its own; return what :func:`launcher.give` wants.
+    """Start a daemon in a process of its own; return what :func:`launcher.print_answer` wants.
 
     :raises UnavailableError: the daemon died, or was silent for too long.
     """
@@ -51,15 +51,17 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
         ours.close()
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
-    ours.settimeout(READY)
+    ours.settimeout(READY_TIMEOUT)
     with suppress(TimeoutError, ConnectionError):
-        if answer := ours.recv(launcher.ANSWER):
+        if answer := ours.recv(launcher.MAX_ANSWER):
             return ours, answer
     ours.close()
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    raise UnavailableError(f"the shim did not start within {READY:g} s; see the manager's log")
+    raise UnavailableError(
+        f"the shim did not start within {READY_TIMEOUT:g} s; see the manager's log"
+    )
 
 
 def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoReturn:
@@ -96,7 +98,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 caller.answer(answer)
                 answered = True
                 task_status.started()
-                return await caller.wait_told()
+                return await caller.wait_acknowledged()
 
             daemon.run(settings, serving, ready)
         status = 0
@@ -110,13 +112,13 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
         os._exit(status)
 
 
-def rehearse(invocation: Invocation) -> None:
-    """Do what can be done of a ``start`` without leaving a trace, as :func:`daemon.rehearse`."""
+def warm_up(invocation: Invocation) -> None:
+    """Do what can be done of a ``start`` without leaving a trace, as :func:`daemon.warm_up`."""
     checked_id(invocation.id)
     config = Config.parse(
         b'{"process": {}, "root": {"path": "rootfs"}, "annotations": {"a": "b"}}'
     )
-    address = sockets.socket_address("/run", "rehearsal", config.group or invocation.id)
+    address = sockets.socket_address("/run", "warmup", config.group or invocation.id)
     encode_answer(invocation, address, 3)
     Options.decode(invocation.options)
     with suppress(OSError):

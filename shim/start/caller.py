@@ -30,13 +30,13 @@ class Caller:
 
         :raises OSError: the caller has given up.
         """
-        self.connection.send(launcher.pack(0, data))
+        self.connection.send(launcher.encode_answer(0, data))
 
     def refuse(self, text: str) -> None:
         """Say why there is no daemon, in one line."""
-        self.connection.send(launcher.pack(1, errors=printable(text).encode() + b"\n"))
+        self.connection.send(launcher.encode_answer(1, errors=printable(text).encode() + b"\n"))
 
-    async def wait_told(self) -> bool:
+    async def wait_acknowledged(self) -> bool:
         """Wait until the caller has printed the answer; say whether it has."""
         with self.connection:
             self.connection.setblocking(False)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 # Seconds for a caller that was told that its call is taken to say go.
-_GO = 5.0
+_GO_TIMEOUT = 5.0
 # Bytes of a call that one packet takes; longer ones do not come from a manager.
-_PACKET = 1 << 16
+_MAX_PACKET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +50,19 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Spare:
+class SpareChild:
     """A child that stands by, seen from the server.  It leaves when ``sock`` is closed."""
 
     pid: int
     sock: socket.socket
 
-    def take(self, call: Call) -> bool:
+    def send(self, call: Call) -> bool:
         """Say whether it takes ``call``, whose fds are copied.
 
         If it dies with the call, the caller's connection ends without an answer.
         """
         words = b"\0".join([b"%d" % call.pid, *map(os.fsencode, call.argv)])
-        if len(words) > _PACKET:
+        if len(words) > _MAX_PACKET:
             return False
         try:
             socket.send_fds(
@@ -73,34 +73,32 @@ class Spare:
         return True
 
 
-def stand_by(sock: socket.socket) -> NoReturn:
+def wait_for_call(sock: socket.socket) -> NoReturn:
     """In a spare child: wait for a call and do it, or leave with the server."""
-    _rehearse()
-    words, fds, _, _ = socket.recv_fds(sock, _PACKET, 3)
+    _warm_up()
+    words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
     sock.close()
     if len(fds) != 3:
         os._exit(0)  # the server is gone; or the call is not whole, and its caller will know
     pid, *argv = words.split(b"\0")
     status, *rest = fds
-    become(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest))
+    run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest))
 
 
-def _rehearse() -> None:
+def _warm_up() -> None:
     """Write to what a call will write to, and leave no trace."""
-    _take_after(os.getpid())
-    flags = parse_flags(
-        ["-namespace", "rehearsal", "-id", "nobody", "-bundle", "/nowhere", "start"]
-    )
-    bootstrap.rehearse(invocation_of(flags, {}, b""))
+    _copy_attributes(os.getpid())
+    flags = parse_flags(["-namespace", "warmup", "-id", "nobody", "-bundle", "/nowhere", "start"])
+    bootstrap.warm_up(invocation_of(flags, {}, b""))
     daemon.warm_up()
-    delete.rehearse()
+    delete.warm_up()
 
 
-def become(call: Call) -> NoReturn:
+def run_call(call: Call) -> NoReturn:
     """In the child: be what the caller would have become, and do what it asked for."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     connection = socket.socket(fileno=call.status)
-    if not _is_told_to_go(connection):
+    if not _wait_for_go(connection):
         os._exit(0)
     os.dup2(call.stdin, 0)
     os.close(call.stdin)
@@ -108,27 +106,27 @@ def become(call: Call) -> NoReturn:
     code, output, errors = 1, b"", b""
     try:
         # The caller waits for us; if it does not any more, so is our purpose gone.
-        manager = _take_after(call.pid)
-        if not _is_still(call, connection):
+        manager = _copy_attributes(call.pid)
+        if not _is_callers_pid(call, connection):
             os._exit(0)
         if call.argv[-1] == "start":
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
             bootstrap.become_daemon(invocation, name, Caller(connection, manager))
-        with _collected() as collected:
+        with _captured_output() as captured:
             code = actions.run(name, call.argv[1:])
-        output, errors = collected
+        output, errors = captured
     except (ShimError, OSError) as exc:
         errors = f"{name}: {printable(explain(exc))}\n".encode()
     with suppress(OSError):  # the caller is gone
-        connection.send(launcher.pack(code, output, errors))
+        connection.send(launcher.encode_answer(code, output, errors))
     os._exit(0)
 
 
-def _is_told_to_go(connection: socket.socket) -> bool:
+def _wait_for_go(connection: socket.socket) -> bool:
     """Offer to do the call; say whether the caller still wants that."""
     own = os.pidfd_open(os.getpid())
     try:
-        connection.settimeout(_GO)
+        connection.settimeout(_GO_TIMEOUT)
         socket.send_fds(connection, [b"taken %d" % os.getpid()], [own])
         if connection.recv(16) != b"go":
             return False
@@ -140,7 +138,7 @@ def _is_told_to_go(connection: socket.socket) -> bool:
     return True
 
 
-def _is_still(call: Call, connection: socket.socket) -> bool:
+def _is_callers_pid(call: Call, connection: socket.socket) -> bool:
     """Say whether all that was read of process ``call.pid`` was the caller's.
 
     A pid can be given again.  The pidfd is the caller's own, and the caller was
@@ -150,10 +148,10 @@ def _is_still(call: Call, connection: socket.socket) -> bool:
         info = _read(f"/proc/self/fdinfo/{call.caller}")
     finally:
         os.close(call.caller)
-    return b"\nPid:\t%d\n" % call.pid in info and not has_hung_up(connection)
+    return b"\nPid:\t%d\n" % call.pid in info and not is_closed(connection)
 
 
-def has_hung_up(connection: socket.socket) -> bool:
+def is_closed(connection: socket.socket) -> bool:
     """Say whether the other end is closed, so that no answer is wanted."""
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
@@ -161,19 +159,19 @@ def has_hung_up(connection: socket.socket) -> bool:
 
 
 @contextmanager
-def _collected() -> Iterator[list[bytes]]:
+def _captured_output() -> Iterator[list[bytes]]:
     """Collect what is written to fds 1 and 2 in the block; it is there after it."""
-    collected: list[bytes] = []
+    captured: list[bytes] = []
     memories = [os.memfd_create(name) for name in ("stdout", "stderr")]
     for number, memory in enumerate(memories, start=1):
         os.dup2(memory, number)
-    yield collected
+    yield captured
     sys.stdout.flush()
     sys.stderr.flush()
-    collected += [os.pread(memory, launcher.ANSWER, 0) for memory in memories]
+    captured += [os.pread(memory, launcher.MAX_ANSWER, 0) for memory in memories]
 
 
-def _take_after(pid: int) -> int:
+def _copy_attributes(pid: int) -> int:
     """Take everything a child of ``pid`` would have inherited from it; return its parent.
 
     Namespaces, cgroup, capabilities and label are the same by the socket's name.

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 SOCKET_DIR = "/run/containerd/s"
 # Seconds without daemon or caller until a fork server leaves.
-IDLE = 600.0
+DEFAULT_IDLE_TIME = 600.0
 # Bytes of stdin that are read at most; containerd's own limit.
 STDIN_LIMIT = 10 << 20
 # Seconds for the caller to close stdin.
-STDIN_PATIENCE = 10.0
+STDIN_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,12 @@ def read_stdin() -> bytes:
     """
     if os.isatty(0):
         return b""
-    deadline = time.monotonic() + STDIN_PATIENCE
+    deadline = time.monotonic() + STDIN_TIMEOUT
     data = b""
     while len(data) <= STDIN_LIMIT:
         if not select.select([0], [], [], max(0, deadline - time.monotonic()))[0]:
             raise TimedOutError(
-                f"standard input stayed open for {STDIN_PATIENCE:g} s: close it or give /dev/null"
+                f"standard input stayed open for {STDIN_TIMEOUT:g} s: close it or give /dev/null"
             )
         chunk = os.read(0, 1 << 16)
         if not chunk:
@@ -156,20 +156,20 @@ def invocation_of(
         ttrpc_address=environ.get("TTRPC_ADDRESS", ""),
         level=log.DEBUG if flags.debug else log.INFO,
         sched_core=bool(environ.get("SCHED_CORE")),
-        warning="; ".join([warning, *_remarks(environ)]).removeprefix("; "),
-        runtime_timeout=_seconds(environ, "TRIO_SHIM_RUNTIME_TIMEOUT"),
+        warning="; ".join([warning, *_environment_warnings(environ)]).removeprefix("; "),
+        runtime_timeout=_timeout_of(environ, "TRIO_SHIM_RUNTIME_TIMEOUT"),
     )
     params = _bootstrap_params(stdin, flags)
     if params is None:
         return replace(legacy, options=_any(stdin))
     check_strings(params)
-    chatty = flags.debug or params.log_level <= LOG_LEVEL_DEBUG
+    debug = flags.debug or params.log_level <= LOG_LEVEL_DEBUG
     return replace(
         legacy,
         grpc_address=params.containerd_grpc_address or legacy.grpc_address,
         ttrpc_address=params.containerd_ttrpc_address or legacy.ttrpc_address,
         socket_dir=params.socket_dir or SOCKET_DIR,
-        level=log.DEBUG if chatty else log.INFO,
+        level=log.DEBUG if debug else log.INFO,
         modern=True,
         options=_runc_options(params),
     )
@@ -182,17 +182,17 @@ def idle_time(environ: Mapping[str, str]) -> tuple[float, str]:
     """
     text = environ.get("TRIO_SHIM_FORKSERVER_IDLE", "")
     if not text:
-        return IDLE, ""
+        return DEFAULT_IDLE_TIME, ""
     with contextlib.suppress(ValueError):
         if 0 <= (seconds := float(text)) < float("inf"):
             return seconds, ""
-    return IDLE, (
+    return DEFAULT_IDLE_TIME, (
         f"TRIO_SHIM_FORKSERVER_IDLE is a number of seconds, or 0 for no limit, not {text!r}: "
-        f"{IDLE:g} is used"
+        f"{DEFAULT_IDLE_TIME:g} is used"
     )
 
 
-def _remarks(environ: Mapping[str, str]) -> list[str]:
+def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
     """Say what is wrong with the variables that only make a start faster or slower."""
     found = []
     wanted = environ.get("TRIO_SHIM_FORKSERVER", "")
@@ -204,7 +204,7 @@ def _remarks(environ: Mapping[str, str]) -> list[str]:
     return [*found, problem] if problem else found
 
 
-def _seconds(environ: Mapping[str, str], name: str) -> float | None:
+def _timeout_of(environ: Mapping[str, str], name: str) -> float | None:
     """Return the time ``name`` is set to, None if it is not set or empty."""
     text = environ.get(name, "")
     if not text:

@@ -24,13 +24,13 @@ from shim.start import identity, launcher
 from shim.start.server import Server
 
 
-def leave_behind(name: str) -> None:
+def start_in_background(name: str) -> None:
     """Fork a server, unless there is one or none is wanted; return at once.
 
     What fails is not reported here: a manager reads what ``start`` writes, and
     the next ``start`` logs why it uses no server.
     """
-    if not launcher.wanted():
+    if not launcher.is_enabled():
         return
     path = identity.socket_path()
     try:
@@ -45,7 +45,7 @@ def leave_behind(name: str) -> None:
     os._exit(status)
 
 
-def serve_here(name: str) -> int:
+def serve_in_foreground(name: str) -> int:
     """Be the server, in the foreground as a service manager wants it.
 
     :raises ExistsError: there is one already.

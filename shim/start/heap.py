@@ -55,19 +55,19 @@ _POOL, _HEADER, _STEP, _LARGEST = 16384, 48, 16, 512
 _BYTES = 33
 # Pools of one size after which this allocator is not the one we know, as with
 # PYTHONMALLOC=malloc, -X dev or a build without pymalloc.
-_TOO_MANY = 100
+_MAX_POOLS = 100
 
 _fillers: list[object] = []
 
 
-def settle() -> None:
+def arrange() -> None:
     """Arrange the heap.  To be called once, before the first fork, when all is loaded and warm."""
     gc.collect()
     if libc.has_immortals():
         libc.make_immortal(_program())
     # The largest first: to find out that the allocator is another one costs the least there.
     for size in range(_LARGEST, 0, -_STEP):
-        filler = _fill(size, _maker_of(size))
+        filler = _fill(size, _factory_of(size))
         if filler is None:
             break
         _fillers.append(filler)
@@ -96,7 +96,7 @@ def _program() -> list[object]:
     return found
 
 
-def _maker_of(size: int) -> Callable[[], object]:
+def _factory_of(size: int) -> Callable[[], object]:
     """Return what makes a new object that takes ``size`` bytes."""
     if size == 16:
         return object
@@ -116,17 +116,17 @@ def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
     # no list that grows, and no number, which takes 32 bytes.
     row: list[object] = [None] * length
     places = list(range(length))
-    for _ in range(_TOO_MANY):
+    for _ in range(_MAX_POOLS):
         for place in places:
             row[place] = make()
-        fresh = _fresh(row, size)
-        made += row[:fresh]
-        if fresh < length:
+        first_new = _first_new(row, size)
+        made += row[:first_new]
+        if first_new < length:
             return made
     return None
 
 
-def _fresh(row: list[object], size: int) -> int:
+def _first_new(row: list[object], size: int) -> int:
     """Return where in ``row`` a pool begins that was new, its length if nowhere.
 
     There is no new pool while an old one has a gap.

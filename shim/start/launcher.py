@@ -39,19 +39,19 @@ from shim.start.identity import socket_path
 # Seconds until a server that says nothing is given up, and one that has heard and has
 # many callers: a manager gives ``delete`` five seconds in all.  A server or a child
 # that is stopped is given up after two ticks.
-_HEARD = {"start": 0.9, "-info": 0.9, "delete": 0.4}
-_TAKEN = {"start": 5.0, "-info": 5.0, "delete": 0.9}
+_HEARD_TIMEOUT = {"start": 0.9, "-info": 0.9, "delete": 0.4}
+_TAKEN_TIMEOUT = {"start": 5.0, "-info": 5.0, "delete": 0.9}
 # Seconds from ``go`` to the answer: more than any action takes.
-_ANSWER = {"start": 15.0, "-info": 10.0, "delete": 4.0}
+_ANSWER_TIMEOUT = {"start": 15.0, "-info": 10.0, "delete": 4.0}
 _TICK = 0.1
 # Seconds for a child to end that was killed.
-_END = 1.0
+_KILL_TIMEOUT = 1.0
 # Bytes of a request that a socket's buffer takes at once, and of an answer.
-_REQUEST = 32768
-ANSWER = 65536
+_MAX_REQUEST = 32768
+MAX_ANSWER = 65536
 # Bytes of stdin that are read at most, and seconds for the caller to close it.
 STDIN_LIMIT = 10 << 20
-STDIN_PATIENCE = 10.0
+STDIN_TIMEOUT = 10.0
 _SOCKET, _DIRECTORY, _DEVICE = 0o140000, 0o040000, 0o020000
 
 
@@ -60,7 +60,7 @@ OFF = ("off", "0", "no")
 ON = ("", "on", "1", "yes")
 
 
-def wanted() -> bool:
+def is_enabled() -> bool:
     """Say whether a fork server may be used and left behind."""
     return os.environ.get("TRIO_SHIM_FORKSERVER", "") not in OFF
 
@@ -83,7 +83,7 @@ def distrust(path: str) -> str:
     return ""
 
 
-def ask(argv: list[str]) -> tuple[int | None, str]:
+def run_on_server(argv: list[str]) -> tuple[int | None, str]:
     """Let the fork server do it.
 
     Returns the exit status, or None and perhaps a warning if it must be done here.
@@ -105,14 +105,14 @@ def ask(argv: list[str]) -> tuple[int | None, str]:
             return None, ""  # one of our own is closed, and this would be taken for it
         if argv[-1] == "delete":
             return _converse(sock, path, argv)
-        held, problem = hold_input()
+        buffered, problem = buffer_stdin()
         if problem:
             os.write(2, f"{os.path.basename(argv[0])}: {problem}\n".encode())  # noqa: PTH119 - as above
             return 1, ""
         try:
             return _converse(sock, path, argv)
         finally:
-            if held:
+            if buffered:
                 os.lseek(0, 0, os.SEEK_SET)  # a child may have read it, and be given up
     except (TimeoutError, BlockingIOError):
         return None, f"the fork server is not used: {path} does not answer"
@@ -124,12 +124,12 @@ def ask(argv: list[str]) -> tuple[int | None, str]:
 
 def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | None, str]:
     words = b"\0".join(os.fsencode(word) for word in ["run", *argv])
-    if len(words) > _REQUEST:
+    if len(words) > _MAX_REQUEST:
         return None, ""
     began = time.monotonic()
     # Blocking, or a full backlog would be an error at once.
-    patience = int(_HEARD[argv[-1]] * 1e6)
-    timeval = bytes(8) + patience.to_bytes(8, sys.byteorder)
+    timeout = int(_HEARD_TIMEOUT[argv[-1]] * 1e6)
+    timeval = bytes(8) + timeout.to_bytes(8, sys.byteorder)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
     sock.connect(path)
     credentials = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
@@ -142,32 +142,32 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
         sock.sendmsg([words], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fds)])
     finally:
         os.close(own)
-    deadline, peer = began + _HEARD[argv[-1]], server
+    deadline, peer = began + _HEARD_TIMEOUT[argv[-1]], server
     while True:
         packet, child = _receive(sock, deadline, peer)
         word, _, rest = packet.partition(b" ")
         if child >= 0:
             break
         if word == b"heard":
-            deadline = began + _TAKEN[argv[-1]]
+            deadline = began + _TAKEN_TIMEOUT[argv[-1]]
         elif word == b"child":
             peer = int(rest)
         else:
             return None, packet.decode(errors="replace")
     try:
         sock.send(b"go")
-        deadline = time.monotonic() + _ANSWER[argv[-1]]
+        deadline = time.monotonic() + _ANSWER_TIMEOUT[argv[-1]]
         answer, _ = _receive(sock, deadline, int(rest))
         if answer.startswith(b"child "):  # the server was slower to say so than the child
             answer, _ = _receive(sock, deadline, int(rest))
         if answer:
-            status = give(sock, answer)
+            status = print_answer(sock, answer)
             os.close(child)
             return status, ""
     except BaseException:
-        end_child(child)
+        kill_child(child)
         raise
-    end_child(child)
+    kill_child(child)
     return None, ""
 
 
@@ -184,7 +184,7 @@ def _receive(sock: _socket.socket, deadline: float, peer: int) -> tuple[bytes, i
             raise TimeoutError
         sock.settimeout(min(_TICK, left))
         try:
-            packet, control, _, _ = sock.recvmsg(ANSWER, _socket.CMSG_SPACE(4))
+            packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
         except TimeoutError:
             stuck = stuck + 1 if is_stuck(peer) else 0
         else:
@@ -201,7 +201,7 @@ def is_stuck(pid: int) -> bool:
         return True
 
 
-def end_child(pidfd: int) -> None:
+def kill_child(pidfd: int) -> None:
     """Kill a child of the fork server, and wait until it is gone."""
     import select
     import signal
@@ -210,16 +210,16 @@ def end_child(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         return
-    select.select([pidfd], [], [], _END)
+    select.select([pidfd], [], [], _KILL_TIMEOUT)
 
 
-def pack(status: int, output: bytes = b"", errors: bytes = b"") -> bytes:
+def encode_answer(status: int, output: bytes = b"", errors: bytes = b"") -> bytes:
     """Return the packet that answers a caller; what is too long of ``errors`` is cut off."""
     head = bytes([status]) + len(output).to_bytes(4, "big") + output
-    return head + errors[: ANSWER - len(head)]
+    return head + errors[: MAX_ANSWER - len(head)]
 
 
-def give(sock: _socket.socket, answer: bytes) -> int:
+def print_answer(sock: _socket.socket, answer: bytes) -> int:
     """Write out what a child answered, and tell it so; return its exit status.
 
     :raises OSError: nobody reads it.
@@ -235,7 +235,7 @@ def give(sock: _socket.socket, answer: bytes) -> int:
     return answer[0]
 
 
-def hold_input() -> tuple[bool, str]:
+def buffer_stdin() -> tuple[bool, str]:
     """Make standard input a file in memory, unless it is a device.
 
     A pipe can be read only once, and a child that reads it may have to be given up.
@@ -247,12 +247,12 @@ def hold_input() -> tuple[bool, str]:
 
     memory = os.memfd_create("stdin")
     try:
-        deadline = time.monotonic() + STDIN_PATIENCE
+        deadline = time.monotonic() + STDIN_TIMEOUT
         size = 0
         while size <= STDIN_LIMIT:
             if not select.select([0], [], [], max(0, deadline - time.monotonic()))[0]:
                 return False, (
-                    f"standard input stayed open for {STDIN_PATIENCE:g} s: "
+                    f"standard input stayed open for {STDIN_TIMEOUT:g} s: "
                     "close it or give /dev/null"
                 )
             chunk = os.read(0, 1 << 16)
@@ -269,8 +269,8 @@ def hold_input() -> tuple[bool, str]:
 def main() -> int:
     """Run the executable; return its exit status, unless another process has done it all."""
     warning = ""
-    if sys.argv[-1] in _ANSWER and wanted():
-        status, warning = ask(sys.argv)
+    if sys.argv[-1] in _ANSWER_TIMEOUT and is_enabled():
+        status, warning = run_on_server(sys.argv)
         if status is not None:
             os._exit(status)  # all is written, and the interpreter's own end takes 1 ms
     from shim.start.actions import main as run_here

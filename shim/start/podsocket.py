@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from shim.start.flags import Invocation
 
 # Seconds for a running shim, which may be about to end, to say what it speaks.
-ASK = 5.0
+VERSION_TIMEOUT = 5.0
 # Shims of one pod that may end just when they are asked.
 ATTEMPTS = 5
 # Who does not know it speaks version 2.
@@ -71,7 +71,7 @@ def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket
             return sockets.listen(address), 3
         except ExistsError:
             try:
-                return None, _spoken_version(address)
+                return None, _query_version(address)
             except TimedOutError:
                 if invocation.modern:
                     raise
@@ -87,20 +87,20 @@ def encode_answer(invocation: Invocation, address: str, version: int) -> bytes:
     return BootstrapResult(version=version, address=address, protocol="ttrpc").SerializeToString()
 
 
-def _spoken_version(address: str) -> int:
+def _query_version(address: str) -> int:
     """Ask the shim that already serves ``address``, which may be another program's.
 
     :raises UnavailableError: it has ended, or is about to.
     :raises TimedOutError: it does not answer.
     :raises InvalidError: another user serves it.
     """
-    # Every start in a pod pays for this: an event loop costs more than the question.
+    # Every start in a pod pays for this: an event loop costs more than the request.
     protocol = ClientProtocol()
-    _, question = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
+    _, request = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
     try:
-        with sockets.connect_blocking(address, ASK) as sock:
+        with sockets.connect_blocking(address, VERSION_TIMEOUT) as sock:
             sockets.check_server(sock, address)
-            sock.sendall(question)
+            sock.sendall(request)
             while data := sock.recv(4096):
                 for reply in protocol.receive_data(data):
                     return 2 if reply.status is Status.UNIMPLEMENTED else 3

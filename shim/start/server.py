@@ -19,22 +19,22 @@ from shim import log
 from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
 from shim.start import heap, launcher
-from shim.start.children import Call, Spare, become, has_hung_up, stand_by
+from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
 from shim.start.flags import idle_time
-from shim.start.rehearsal import rehearse
+from shim.start.warmup import warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Seconds without a caller until another child is made ready: those who come together,
 # and the runtime that follows a ``start``, have the processors to themselves.
-QUIET = 0.05
+SPARE_DELAY = 0.05
 # Seconds a caller has to say what it wants, once it is connected, and how many may
 # be about to; the oldest are dropped.
-_PATIENCE = 1.0
-_CALLERS = 256
-_MESSAGE = 1 << 16  # bytes of a request
+_REQUEST_TIMEOUT = 1.0
+_MAX_PENDING = 256
+_MAX_REQUEST = 1 << 16  # bytes of a request
 _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -45,24 +45,24 @@ class Server:
         self._daemons: set[int] = set()
         self._stamp = code_stamp()
         self._idle, _ = idle_time(os.environ)
-        self._since = time.monotonic()
+        self._last_activity = time.monotonic()
         self._stopped = False
         self._listener: socket.socket | None = None
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
-        self._silent: dict[int, _Silent] = {}
+        self._pending: dict[int, _Pending] = {}
         self._calls: deque[tuple[socket.socket, Call]] = deque()
-        self._spare: Spare | None = None
+        self._spare: SpareChild | None = None
         self._wants_spare = True
 
     def serve(self) -> int:
-        rehearse(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
-        heap.settle()
+        warm_up(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
+        heap.arrange()
         try:
             self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
         except ExistsError:
             return 0
-        self._since = time.monotonic()  # nobody could have come before
+        self._last_activity = time.monotonic()  # nobody could have come before
         self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -72,19 +72,19 @@ class Server:
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         while not self._stopped and not self._is_idle():
-            for fd, _ in self._poll.poll(0 if self._calls else self._patience()):
+            for fd, _ in self._poll.poll(0 if self._calls else self._poll_timeout()):
                 if fd == wake:
                     os.read(wake, 4096)
                 elif fd == self._listener.fileno():
                     self._accept()
                 else:
-                    self._hear(fd)
-            self._drop_silent()
+                    self._read_request(fd)
+            self._drop_expired()
             self._reap()
             if self._calls:
                 self._run_next()
-            elif self._wants_spare and time.monotonic() >= self._since + QUIET:
-                self._keep_spare()
+            elif self._wants_spare and time.monotonic() >= self._last_activity + SPARE_DELAY:
+                self._fork_spare()
         return 0
 
     def close(self) -> None:
@@ -97,19 +97,19 @@ class Server:
     def _stop(self, *_: object) -> None:
         self._stopped = True
 
-    def _patience(self) -> float | None:
+    def _poll_timeout(self) -> float | None:
         """Milliseconds until there could be something to do by itself."""
-        waits = [QUIET] if self._wants_spare else []
+        waits = [SPARE_DELAY] if self._wants_spare else []
         if self._idle and not self._daemons:
             waits.append(self._idle)
-        times = [self._since + seconds for seconds in waits]
-        times += [silent.deadline for silent in self._silent.values()]
+        times = [self._last_activity + seconds for seconds in waits]
+        times += [pending.deadline for pending in self._pending.values()]
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
     def _is_idle(self) -> bool:
         if self._daemons or not self._idle:
             return False
-        return time.monotonic() >= self._since + self._idle
+        return time.monotonic() >= self._last_activity + self._idle
 
     def _reap(self) -> None:
         """Wait for daemons that ended, and for what they in turn left to us."""
@@ -119,64 +119,66 @@ class Server:
                     self._drop_spare()
                 elif pid in self._daemons:
                     self._daemons.discard(pid)
-                    self._since = time.monotonic()
+                    self._last_activity = time.monotonic()
 
     def _accept(self) -> None:
         assert self._listener is not None
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
-                self._since = time.monotonic()
+                self._last_activity = time.monotonic()
                 self._wants_spare = self._spare is None
                 connection.setblocking(False)
-                self._silent[connection.fileno()] = _Silent(connection, self._since + _PATIENCE)
+                self._pending[connection.fileno()] = _Pending(
+                    connection, self._last_activity + _REQUEST_TIMEOUT
+                )
                 self._poll.register(connection, select.POLLIN)
-                if len(self._silent) > _CALLERS:
-                    self._forget(next(iter(self._silent)))
+                if len(self._pending) > _MAX_PENDING:
+                    self._drop(next(iter(self._pending)))
 
-    def _hear(self, fd: int) -> None:
+    def _read_request(self, fd: int) -> None:
         """Do what the caller at ``fd``, which says something now, wants."""
-        if (silent := self._silent.get(fd)) is None:
+        if (pending := self._pending.get(fd)) is None:
             return  # forgotten since the poll
         self._poll.unregister(fd)
-        del self._silent[fd]
+        del self._pending[fd]
         try:
-            call = self._converse(silent.connection)
+            call = self._handle_request(pending.connection)
         except (OSError, ValueError) as exc:
             log.debug("a caller of the fork server was dropped", error=exc)
             call = None
         if call is None:
-            silent.connection.close()
+            pending.connection.close()
         else:
-            self._calls.append((silent.connection, call))
+            self._calls.append((pending.connection, call))
 
-    def _forget(self, fd: int) -> None:
+    def _drop(self, fd: int) -> None:
         self._poll.unregister(fd)
-        self._silent.pop(fd).connection.close()
+        self._pending.pop(fd).connection.close()
 
     def _run_next(self) -> None:
         """Have a child do the call that has waited longest, unless its caller is gone."""
         connection, call = self._calls.popleft()
         try:
-            if not has_hung_up(connection):
-                self._run_for(connection, call)
+            if not is_closed(connection):
+                self._assign(connection, call)
         except OSError as exc:
             log.debug("a caller of the fork server was dropped", error=exc)
         finally:
             _close(connection, call)
 
-    def _drop_silent(self) -> None:
+    def _drop_expired(self) -> None:
         now = time.monotonic()
-        for fd in [fd for fd, silent in self._silent.items() if silent.deadline <= now]:
-            self._forget(fd)
+        for fd in [fd for fd, pending in self._pending.items() if pending.deadline <= now]:
+            self._drop(fd)
 
-    def _converse(self, connection: socket.socket) -> Call | None:
+    def _handle_request(self, connection: socket.socket) -> Call | None:
         """Answer a caller, or return the call it wants a child for."""
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         pid, uid, gid = _PEERCRED.unpack(raw)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return None
-        data, fds, flags, _ = socket.recv_fds(connection, _MESSAGE, 2)
+        data, fds, flags, _ = socket.recv_fds(connection, _MAX_REQUEST, 2)
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -197,13 +199,15 @@ class Server:
             for fd in fds:
                 os.close(fd)
 
-    def _run_for(self, connection: socket.socket, call: Call) -> None:
+    def _assign(self, connection: socket.socket, call: Call) -> None:
         if code_stamp() != self._stamp:
             # The code on disk is no longer the one we hold; the caller does it itself.
             self._stopped = True
             return
         try:
-            child = self._hand_over(call) or self._fork(partial(become, call), caller=call.status)
+            child = self._use_spare(call) or self._fork(
+                partial(run_call, call), caller=call.status
+            )
         except OSError as exc:
             connection.send(
                 f"the fork server is not used: it cannot fork: {exc.strerror}".encode()
@@ -213,33 +217,33 @@ class Server:
             self._daemons.add(child)
         connection.send(b"child %d" % child)
 
-    def _hand_over(self, call: Call) -> int:
+    def _use_spare(self, call: Call) -> int:
         """Give ``call`` to the spare child; return its pid, or 0 if there is none to take it."""
         if self._spare is None:
             return 0
         spare, self._spare, self._wants_spare = self._spare, None, True
         with spare.sock:
             # One that is stopped leaves when it is continued: its socket is closed.
-            return spare.pid if not launcher.is_stuck(spare.pid) and spare.take(call) else 0
+            return spare.pid if not launcher.is_stuck(spare.pid) and spare.send(call) else 0
 
-    def _keep_spare(self) -> None:
+    def _fork_spare(self) -> None:
         self._wants_spare = False  # what fails now is not tried again before the next caller
         with suppress(OSError):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
                 unless_forked.enter_context(ours)
-                pid = self._fork(partial(stand_by, theirs), ours)
+                pid = self._fork(partial(wait_for_call, theirs), ours)
                 unless_forked.pop_all()
-                self._spare = Spare(pid, ours)
-            self._rehearse()
+                self._spare = SpareChild(pid, ours)
+            self._touch_pages()
 
-    def _rehearse(self) -> None:
+    def _touch_pages(self) -> None:
         """Take back the pages that a caller makes us write to: a fork shares them all."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            theirs.send(b"rehearse")
-            self._converse(ours)
-            has_hung_up(ours)
+            theirs.send(b"none")
+            self._handle_request(ours)
+            is_closed(ours)
         launcher.is_stuck(os.getpid())
         code_stamp()
 
@@ -264,9 +268,9 @@ class Server:
             assert self._listener is not None
             for sock in (self._listener, *ours):
                 sock.close()
-            for fd, silent in self._silent.items():
+            for fd, pending in self._pending.items():
                 if fd != caller:
-                    silent.connection.close()
+                    pending.connection.close()
             for connection, call in self._calls:
                 _close(connection, call)
             for fd in self._wake:
@@ -283,7 +287,7 @@ def _close(connection: socket.socket, call: Call) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Silent:
+class _Pending:
     """A caller that has said nothing yet, and until when it may."""
 
     connection: socket.socket

@@ -98,7 +98,7 @@ class Server:
         with trio.fail_after(10):
             while True:
                 for pid in children_of(server):
-                    # Asleep, it has rehearsed and waits.
+                    # Asleep, it has warmed up and waits.
                     if pid not in daemons and state_of(pid) == "S":
                         return pid
                 await trio.sleep(0.02)

@@ -170,7 +170,7 @@ async def test_a_server_that_never_answers_is_given_up(
         os.chmod(name, 0o600)  # noqa: PTH101
         deaf.listen(0)
         filler.connect(name)
-        assert launcher.wanted()
+        assert launcher.is_enabled()
         with trio.fail_after(20):
             await server.start(server.rig.bundle("c1", "true"))
 

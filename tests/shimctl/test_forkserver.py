@@ -71,7 +71,7 @@ async def test_where_there_was_never_a_server_none_is_listed_and_stopping_is_fin
 
 async def test_one_that_is_about_to_be_a_server_is_not_listed(shims: Shims) -> None:
     shims.directory.mkdir(mode=0o700)
-    (shims.directory / ".rehearsal-1").mkdir(mode=0o700)
+    (shims.directory / ".warmup-1").mkdir(mode=0o700)
     assert ask(shims, "status") == []
 
 

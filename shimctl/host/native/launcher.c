@@ -242,9 +242,9 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
-/* launcher.hold_input: copy stdin into a file in memory, unless it is a device.  Errors
+/* launcher.buffer_stdin: copy stdin into a file in memory, unless it is a device.  Errors
  * are printed here, since Python could not read again the bytes that were read here. */
-static void hold_input(const char *name)
+static void buffer_stdin(const char *name)
 {
     int64_t deadline = now() + STDIN_TIMEOUT;
     struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
@@ -367,7 +367,7 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
     }
 }
 
-static void end_child(int pidfd)
+static void kill_child(int pidfd)
 {
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
 
@@ -390,8 +390,8 @@ static int write_out(int fd, const char *data, size_t size)
 }
 
 /* Print the answer in text and acknowledge it; return the exit status, or -1 on failure:
- * launcher.give. */
-static int give(int sock, size_t size)
+ * launcher.print_answer. */
+static int print_answer(int sock, size_t size)
 {
     const unsigned char *head = (const unsigned char *)text;
     unsigned char status = head[0];
@@ -426,7 +426,7 @@ static int run_on_server(const char *path, const struct action *action, int argc
     if (sock <= STDERR_FILENO)
         return -1;
     if (strcmp(action->name, "delete"))
-        hold_input(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
+        buffer_stdin(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
     began = now();
     strcpy(address.sun_path, path);
     if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &send_timeout, sizeof send_timeout) ||
@@ -457,10 +457,10 @@ static int run_on_server(const char *path, const struct action *action, int argc
         if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
             got = receive(sock, deadline, pid, &none);
         if (got > 0)
-            status = give(sock, (size_t)got);
+            status = print_answer(sock, (size_t)got);
     }
     if (status < 0)
-        end_child(child); /* Python runs the command again, and two must not run at once */
+        kill_child(child); /* Python runs the command again, and two must not run at once */
     close(sock);
     return status;
 }

@@ -4,7 +4,7 @@ A forked daemon shares each page with its parent until one of the two writes to
 it.  What Python writes into on first use (specialised bytecode, the caches of
 methods and of types, what is made when it is first needed) is written here,
 before the fork.  So containers are created, started, killed and deleted, with a
-runtime that is a shell script and an audience that forgets what it is told.
+runtime that is a shell script and an event sink.
 
 No trace is left: no process, no file.  Nothing depends on the outcome.
 """
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _ROUNDS = 12
 # Seconds after which the rest is left undone.
 _LIMIT = 10.0
-_PREFIX = ".rehearsal-"
+_PREFIX = ".warmup-"
 
 # What a runtime leaves behind is a process whose pid is in a file.
 _RUNTIME = b"""#!/bin/sh
@@ -61,7 +61,7 @@ _CONFIG = {
     "ociVersion": "1.0.2",
     "process": {"terminal": False, "args": ["sh"], "env": ["PATH=/bin"], "cwd": "/"},
     "root": {"path": "rootfs"},
-    "annotations": {"rehearsal": "yes"},
+    "annotations": {"warmup": "yes"},
     "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
 }
 _STDIO = ("stdin", "stdout", "stderr")
@@ -71,26 +71,26 @@ _PROCESS = AnyMessage(
 )
 
 
-def rehearse(directory: str) -> None:
+def warm_up(directory: str) -> None:
     """Go through daemons' lives in a place in ``directory`` that is not there after.
 
     Its name begins with a dot, so that nobody takes it for a fork server, and has
-    our pid: several may rehearse at once.
+    our pid: several may warm up at once.
     """
     deadline = time.monotonic() + _LIMIT
     try:
-        _forget_the_killed(directory)
+        _remove_stale(directory)
         with _runtime() as runtime:
             for _ in range(_ROUNDS):
                 if time.monotonic() < deadline:
-                    with _place(f"{directory}/{_PREFIX}{os.getpid()}") as place:
-                        trio.run(_rehearse, place, runtime, strict_exception_groups=True)
+                    with _working_directory(f"{directory}/{_PREFIX}{os.getpid()}") as place:
+                        trio.run(_run_daemon, place, runtime, strict_exception_groups=True)
     except Exception as exc:
-        log.debug("the rehearsal was cut short", error=exc)
+        log.debug("the warm-up was cut short", error=exc)
     moving.finish()
 
 
-def _forget_the_killed(directory: str) -> None:
+def _remove_stale(directory: str) -> None:
     """Remove the places of those who were killed in the middle."""
     with suppress(FileNotFoundError):
         for path in Path(directory).glob(f"{_PREFIX}*"):
@@ -105,7 +105,7 @@ def _remove(path: str) -> None:
 
 
 @contextmanager
-def _place(path: str) -> Iterator[Path]:
+def _working_directory(path: str) -> Iterator[Path]:
     _remove(str(path))
     try:
         for directory in (os.path.dirname(path), path):  # noqa: PTH120
@@ -126,25 +126,21 @@ def _runtime() -> Iterator[str]:
         os.close(fd)
 
 
-class _Audience(EventsBase):
+class _EventSink(EventsBase):
     @unary
     async def Forward(self, request: ForwardRequest) -> Empty:  # noqa: N802 - as in the .proto
         return Empty()
 
 
-async def _rehearse(place: Path, runtime: str) -> None:
+async def _run_daemon(place: Path, runtime: str) -> None:
     over = trio.Event()
     ready = trio.Event()
     bundle = place / "b"
     _make_bundle(bundle)
-    settings = daemon.Settings(
-        "rehearsal", "rehearsal", str(bundle), f"{place}/e", f"unix://{place}/s"
-    )
-    audience = trio.SocketListener(
-        trio.socket.from_stdlib_socket(sockets.listen(f"unix://{place}/e"))
-    )
+    settings = daemon.Settings("warmup", "warmup", str(bundle), f"{place}/e", f"unix://{place}/s")
+    sink = trio.SocketListener(trio.socket.from_stdlib_socket(sockets.listen(f"unix://{place}/e")))
 
-    async def told(task_status: trio.TaskStatus[None]) -> bool:
+    async def acknowledged(task_status: trio.TaskStatus[None]) -> bool:
         ready.set()
         task_status.started()
         return True
@@ -152,15 +148,15 @@ async def _rehearse(place: Path, runtime: str) -> None:
     with trio.move_on_after(_LIMIT):
         async with trio.open_nursery() as nursery:
             listening = partial(serve, shutdown=over, drain=daemon.DRAIN)
-            await nursery.start(listening, audience, handlers_of(_Audience()))
+            await nursery.start(listening, sink, handlers_of(_EventSink()))
             listener = sockets.listen(settings.address)
-            nursery.start_soon(daemon.main, settings, listener, told)
+            nursery.start_soon(daemon.main, settings, listener, acknowledged)
             await ready.wait()
             options = Options(root=f"{place}/r", binary_name=runtime)
             async with open_channel(await sockets.connect(settings.address)) as channel:
                 task = TaskStub(channel)
-                await _live(task, "rehearsal", bundle, options)
-                await task.Shutdown(task_pb2.ShutdownRequest(id="rehearsal", now=True))
+                await _run_container(task, "warmup", bundle, options)
+                await task.Shutdown(task_pb2.ShutdownRequest(id="warmup", now=True))
             over.set()
 
 
@@ -171,7 +167,7 @@ def _make_bundle(path: Path) -> None:
         make_fifo(path / name)
 
 
-async def _live(task: TaskStub, id_: str, bundle: Path, options: Options) -> None:
+async def _run_container(task: TaskStub, id_: str, bundle: Path, options: Options) -> None:
     """Let a container and an exec of it come and go."""
     stdin, stdout, stderr = paths = [str(bundle / name) for name in _STDIO]
     readers = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in paths]
