@@ -44,7 +44,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 # What the command line and the library may take from the daemon's package.
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
-    *("shim.names", "shim.start.identity"),
+    *("shim.names", "shim.hostfile", "shim.start.identity"),
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted
 )

@@ -7,14 +7,13 @@ only that part is missing.
 from __future__ import annotations
 
 import os
-import tomllib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim import names
-from shim.errors import ShimError
+from shim import hostfile, names
+from shim.errors import InvalidError, ShimError
 from shimctl.client import Task, connect
 from shimctl.host.executable import executable_of
 from shimctl.host.processes import cgroups_of
@@ -43,11 +42,18 @@ class ShimFacts:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What becomes of output that nobody reads; ``source`` says who decided."""
+    """The handling of output without a reader, as the trio shim reads its settings.
+
+    ``limit`` is the bytes of one stream that may wait on disk, None unless the policy is
+    spool.  ``source`` is ``annotation``, the path of the host's file, or ``default`` if
+    there is no such file.  If a setting is invalid, ``policy`` is empty and ``problem`` is
+    the error with which the shim fails every Create.
+    """
 
     policy: str
-    limit: str
+    limit: int | None
     source: str
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,22 +182,23 @@ def config_of(config: Mapping[str, Any]) -> Config:
 
 
 def output_of(config: Mapping[str, Any], executable: str) -> Output | None:
-    """Return the output policy, None if nobody has one: only the trio shim knows them.
+    """Return the output policy; None for another shim than the trio shim, which has none.
 
-    The container's annotations win over the host's file.
+    The container's annotations override the host's file.  This reads the settings with the
+    shim's own parser, so the result is what the next Create with them would use.
     """
     annotations = _dict(config.get("annotations"))
-    if names.OUTPUT_POLICY in annotations:
-        limit = str(annotations.get(names.OUTPUT_LIMIT, ""))
-        return Output(str(annotations[names.OUTPUT_POLICY]), limit, "annotation")
-    if "-trio-" not in Path(executable).name:
+    annotated = names.OUTPUT_POLICY in annotations
+    if not annotated and "-trio-" not in Path(executable).name:
         return None
     path = os.environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
-    with suppress(OSError, ValueError, RecursionError):
-        table = _dict(tomllib.loads(Path(path).read_text()).get("output"))
-        if "policy" in table:
-            return Output(str(table["policy"]), str(table.get("limit", "")), path)
-    return Output("block", "", "default")
+    source = path if os.path.lexists(path) else "default"
+    try:
+        output = hostfile.read_output(os.environ).annotated(annotations)
+    except InvalidError as exc:
+        return Output("", None, source, str(exc))
+    limit = output.limit if output.policy == hostfile.SPOOL else None
+    return Output(output.policy, limit, "annotation" if annotated else source)
 
 
 def _dict(value: object) -> dict[str, Any]:

@@ -49,8 +49,9 @@ def _rows(of: Inspection, *, wide: bool) -> list[tuple[str, object]]:
     if exited:
         rows.append(("exit record", f"{exited.exit_status} at {exited.exited_at or '-'}"))
     if of.output:
-        limit = f", at most {of.output.limit}" if of.output.limit else ""
-        rows.append(("unread output", f"{of.output.policy}{limit} ({of.output.source})"))
+        limit = f", at most {render.size(of.output.limit)}" if of.output.limit else ""
+        policy = of.output.policy or f"invalid: {of.output.problem}"
+        rows.append(("unread output", f"{policy}{limit} ({of.output.source})"))
     rows += [("exec", f"{one.exec_id}, {one.status.value}, pid {one.pid}") for one in of.execs]
     rows.append(("pids", " ".join(str(one.pid) for one in of.pids)))
     rows += [("cgroup", f"{names}: {path}") for names, path in of.cgroups.items()]
