@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shim.hostfile import Output
 from shim.linux import fifos
 from shim.stdio.overflow import marker
-from shim.stdio.spool import SMALL, FirstBytes, Overflow, Ring
+from shim.stdio.spool import SMALL, FirstBytes, Overflow, Ring, ThreadedRing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,3 +139,16 @@ def test_only_the_first_directory_is_made(tmp_path: Path) -> None:
     assert isinstance(store, Ring)
     store.close()
     assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("in_memory", "kind"), [(True, Ring), (False, ThreadedRing)])
+def test_a_spool_keeps_bytes_and_leaves_no_fd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool, kind: type[Ring]
+) -> None:
+    monkeypatch.setattr("shim.stdio.spool.is_in_memory", lambda _: in_memory)
+    fds = os.listdir("/proc/self/fd")
+    store = Overflow(LIMIT, (str(tmp_path),)).open()
+    assert type(store) is kind
+    assert (store.put(b"kept"), store.used) == (4, 4)
+    store.close()
+    assert len(os.listdir("/proc/self/fd")) == len(fds)
