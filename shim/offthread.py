@@ -98,18 +98,32 @@ def own_fds(*keep: int) -> None:
     os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
+def start_thread(run: Callable[[], None], what: str) -> None:
+    """Start a thread that calls ``run``.  ``what`` names its work in the error.
+
+    :raises OSError: EAGAIN, the host has no room for a thread.
+    """
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError:
+        text = "cannot start a thread: a limit of the host is reached"
+        raise OSError(errno.EAGAIN, text, what) from None
+
+
 class Worker:
     """A thread that runs one operation after the other, until :meth:`close`.
 
     The caller waits for each operation with a time limit, and starts no other while one
     is late.  The thread shares the daemon's fds, since the daemon passes pipes to it.
+
+    :raises OSError: EAGAIN, the host has no room for a thread.
     """
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._late = False
-        _thread.start_new_thread(self._run, ())
+        start_thread(self._run, "move output")
 
     @property
     def stuck(self) -> bool:
@@ -190,10 +204,10 @@ async def run_off_thread(
     done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     piece = _Work(work, late, done, keep)
     try:
-        _thread.start_new_thread(piece.run, ())
-    except RuntimeError:
+        start_thread(piece.run, what)
+    except OSError:
         os.close(done)
-        raise OSError(11, "cannot start a thread: a limit of the host is reached", what) from None
+        raise
     try:
         with trio.move_on_after(limit):
             await trio.lowlevel.wait_readable(done)

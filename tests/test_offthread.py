@@ -1,9 +1,13 @@
-"""Threads with fds of their own take no signals away from the event loop."""
+"""Threads beside the event loop: what they take from it, and what it does without one."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # The kernel delivers a signal of the process to any thread that does not block it.  The
 # handler writes to the wakeup fd, which this thread does not have.
@@ -38,3 +42,45 @@ def test_a_signal_wakes_the_loop_though_only_a_thread_could_take_it() -> None:
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# No thread's stack fits into what is left of the address space.
+NO_ROOM = """
+import errno, resource, sys, threading
+from shim.api.envelope_pb2 import Envelope
+from shim.events.backlog import Backlog
+from shim.stdio.spool import Overflow
+import shim.events.threadedjournal
+
+threading.stack_size(512 << 20)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (128 << 20),) * 2)
+try:
+    Overflow(1 << 20, (sys.argv[1],)).open()
+except OSError as exc:
+    assert exc.errno == errno.EAGAIN, exc
+else:
+    raise AssertionError("there was room")
+backlog = Backlog(sys.argv[1] + "/journal", threaded=True)
+try:
+    backlog.load()
+except OSError:
+    pass
+backlog.append(Envelope(topic="/tasks/start"))
+assert len(backlog) == 1
+backlog.acknowledge()
+backlog.close()
+"""
+
+
+def test_without_room_for_a_thread_output_and_events_go_on(tmp_path: Path) -> None:
+    """They cannot be kept on a disk then; the relay and the publisher have no other error."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot start a thread" in done.stderr

@@ -9,7 +9,6 @@ The daemon itself writes a journal in memory, as below ``/run``, without a threa
 
 from __future__ import annotations
 
-import _thread
 import errno
 import os
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from shim import log
 from shim.events.journal import Journal
-from shim.offthread import own_fds
+from shim.offthread import own_fds, start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -131,7 +130,16 @@ class ThreadedJournal:
             self._skipped = True
             return
         if not self._running:
-            _thread.start_new_thread(self._run, ())
+            try:
+                start_thread(self._run, self._path)
+            except OSError as exc:
+                self._skipped = True
+                log.warning(
+                    "cannot write the journal, events are in memory only",
+                    path=self._path,
+                    error=exc,
+                )
+                return
             self._running = True
         self._work.put(operation)
         self._pending += 1
