@@ -58,7 +58,7 @@ async def _print_features(binary: str) -> int:
     async with open_reaper() as reaper:
         child = reaper.spawn([binary, "features"], fds={1: 1, 2: 2})
         with trio.move_on_after(_LIMIT):
-            return (await child.wait()).status
+            return (await child.wait()).exit_status
         child.signal(signal.SIGKILL)
         raise TimedOutError(f"{binary} features did not return within {_LIMIT:g} s")
 

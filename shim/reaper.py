@@ -55,14 +55,14 @@ _GENERATIONS = 32
 class Exit:
     """How and when a process ended.
 
-    ``status`` is the exit status as in a shell: the exit code, or 128 + signal.
-    ``at`` is UTC, in nanoseconds since the epoch.
-    ``reason`` is empty, or the reason why ``status`` is unknown: it is then 255,
+    ``exit_status`` is the exit status as in a shell: the exit code, or 128 + signal.
+    ``exited_at`` is UTC, in nanoseconds since the epoch.
+    ``reason`` is empty, or the reason why ``exit_status`` is unknown: it is then 255,
     containerd's "unknown exit status".
     """
 
-    status: int
-    at: int
+    exit_status: int
+    exited_at: int
     reason: str = ""
 
 

@@ -167,8 +167,8 @@ class TaskService(TaskBase):
             exec_id=process.id,
         )
         if process.exit is not None:
-            reply.exit_status = process.exit.status
-        _stamp(reply.exited_at, process.exit.at if process.exit is not None else 0)
+            reply.exit_status = process.exit.exit_status
+        _stamp(reply.exited_at, process.exit.exited_at if process.exit is not None else 0)
         return reply
 
     async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
@@ -221,8 +221,8 @@ class TaskService(TaskBase):
         pid, exit_ = await self._container(request.id).delete(request.exec_id)
         if not request.exec_id:
             self._release(request.id)
-        reply = DeleteResponse(pid=pid, exit_status=exit_.status)
-        _stamp(reply.exited_at, exit_.at)
+        reply = DeleteResponse(pid=pid, exit_status=exit_.exit_status)
+        _stamp(reply.exited_at, exit_.exited_at)
         return reply
 
     @unary
@@ -284,8 +284,8 @@ class TaskService(TaskBase):
         process = self._process(request.id, request.exec_id)
         process.check_readers()
         exit_ = await process.wait()
-        reply = WaitResponse(exit_status=exit_.status)
-        _stamp(reply.exited_at, exit_.at)
+        reply = WaitResponse(exit_status=exit_.exit_status)
+        _stamp(reply.exited_at, exit_.exited_at)
         return reply
 
     @unary

@@ -22,7 +22,7 @@ SH = "/bin/sh"
 async def test_an_exit_code_is_the_processs_own() -> None:
     async with open_reaper() as reaper:
         exit_ = await reaper.spawn([SH, "-c", "exit 7"]).wait()
-    assert (exit_.status, exit_.reason) == (7, "")
+    assert (exit_.exit_status, exit_.reason) == (7, "")
 
 
 async def test_a_killed_process_exits_with_128_plus_the_signal() -> None:
@@ -30,14 +30,14 @@ async def test_a_killed_process_exits_with_128_plus_the_signal() -> None:
         child = reaper.spawn(["sleep", "60"])
         child.signal(signal.SIGTERM)
         exit_ = await child.wait()
-    assert exit_.status == 128 + signal.SIGTERM
+    assert exit_.exit_status == 128 + signal.SIGTERM
 
 
 async def test_the_time_of_an_exit_is_utc_in_nanoseconds() -> None:
     before = time.time_ns()
     async with open_reaper() as reaper:
         exit_ = await reaper.spawn(["true"]).wait()
-    assert before <= exit_.at <= time.time_ns()
+    assert before <= exit_.exited_at <= time.time_ns()
 
 
 async def test_three_hundred_concurrent_exits_are_each_told_right() -> None:
@@ -45,7 +45,7 @@ async def test_three_hundred_concurrent_exits_are_each_told_right() -> None:
 
     async def one(number: int) -> None:
         exit_ = await reaper.spawn([SH, "-c", f"exit {number % 256}"]).wait()
-        if exit_.status != number % 256:
+        if exit_.exit_status != number % 256:
             wrong.append((number, exit_))
 
     async with open_reaper() as reaper, trio.open_nursery() as nursery:
@@ -134,7 +134,7 @@ async def test_a_child_runs_in_the_directory_it_is_given(tmp_path: Path) -> None
         for directory, expected in asked.items():
             out = os.open(tmp_path / "out", os.O_CREAT | os.O_TRUNC | os.O_RDWR)
             child = reaper.spawn(["readlink", "/proc/self/cwd"], fds={1: out}, directory=directory)
-            assert (await child.wait()).status == 0
+            assert (await child.wait()).exit_status == 0
             assert os.pread(out, 4096, 0).decode().strip() == expected
             os.close(out)
     assert os.getcwd() == here  # noqa: PTH109
@@ -149,7 +149,7 @@ async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> 
         async with open_reaper() as reaper:
             script = "import os,sys; print(sorted(map(int, os.listdir('/proc/self/fd'))))"
             child = reaper.spawn([sys.executable, "-c", script], fds={1: out, 5: theirs, 0: ours})
-            assert (await child.wait()).status == 0
+            assert (await child.wait()).exit_status == 0
     finally:
         for fd in (ours, theirs, out):
             os.close(fd)
@@ -167,7 +167,7 @@ async def test_what_a_child_is_not_given_of_0_1_and_2_is_dev_null(tmp_path: Path
     )
     async with open_reaper() as reaper:
         exit_ = await reaper.spawn([sys.executable, "-c", program, str(file)]).wait()
-    assert (exit_.status, file.read_text()) == (0, "/dev/null /dev/null /dev/null")
+    assert (exit_.exit_status, file.read_text()) == (0, "/dev/null /dev/null /dev/null")
 
 
 _OWN_INPUT = """
@@ -201,7 +201,7 @@ async def test_fds_may_swap_places(tmp_path: Path) -> None:
         async with open_reaper() as reaper:
             command = f"echo first >&{two}; echo second >&{one}"
             child = reaper.spawn(["bash", "-c", command], fds={one: two, two: one})
-            assert (await child.wait()).status == 0
+            assert (await child.wait()).exit_status == 0
     finally:
         os.close(one)
         os.close(two)
@@ -220,7 +220,7 @@ async def test_no_signal_is_ignored_or_blocked_in_a_child(tmp_path: Path) -> Non
             victim = reaper.spawn(["sleep", "60"])
             os.kill(victim.pid, 32)
             with trio.fail_after(10):
-                assert (await victim.wait()).status == 128 + 32
+                assert (await victim.wait()).exit_status == 128 + 32
     finally:
         signal.signal(signal.SIGHUP, old)
     said = dict(line.split(":\t") for line in os.pread(out, 4096, 0).decode().split("\n")[:-1])
@@ -245,7 +245,7 @@ async def test_a_child_has_default_signals_and_an_empty_mask() -> None:
     finally:
         signal.signal(signal.SIGHUP, old)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-    assert exit_.status == 0
+    assert exit_.exit_status == 0
 
 
 # A runtime as the reaper sees it: it forks, writes the pid of its child and
@@ -275,7 +275,7 @@ async def test_an_orphan_is_adopted_with_its_exit_code(tmp_path: Path) -> None:
         with reaper.runtime_running():
             await reaper.spawn(["perl", "-e", DETACH, "3", str(file)]).wait()
             child = await reaper.adopt(int(file.read_text()))
-        assert (await child.wait()).status == 3
+        assert (await child.wait()).exit_status == 3
 
 
 @pytest.mark.usefixtures("subreaper")
@@ -288,7 +288,7 @@ async def test_an_orphan_that_died_before_it_was_known_is_not_lost(tmp_path: Pat
                 await reaper.spawn(["perl", "-e", STILLBORN, str(number), str(file)]).wait()
                 child = await reaper.adopt(int(file.read_text()))
             exit_ = await child.wait()
-            if exit_.status != number:
+            if exit_.exit_status != number:
                 lost.append((number, exit_))
     assert lost == []
 
@@ -315,7 +315,7 @@ async def test_a_status_somebody_else_took_is_reported_as_unknown() -> None:
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
         exit_ = await child.wait()
-    assert exit_.status == UNKNOWN_STATUS
+    assert exit_.exit_status == UNKNOWN_STATUS
     assert "another process" in exit_.reason
 
 
@@ -329,7 +329,7 @@ async def test_a_process_whose_parent_is_about_to_end_is_waited_for(tmp_path: Pa
             child = await reaper.adopt(int(file.read_text()))
         child.signal(signal.SIGKILL)
         with trio.fail_after(10):
-            assert (await child.wait()).status == 137
+            assert (await child.wait()).exit_status == 137
 
 
 @pytest.mark.usefixtures("subreaper")

@@ -72,7 +72,7 @@ class Process:
         A bundle on a disk that hangs delays the telling by ``RECORD`` at most.
         """
         exit_ = await child.wait()
-        record = ExitRecord(child.pid, exit_.status, exit_.at, exit_.reason)
+        record = ExitRecord(child.pid, exit_.exit_status, exit_.exited_at, exit_.reason)
         path = str(bundle.path)
         if bundle.in_memory:
             write_exit(path, record, self.id)

@@ -155,9 +155,9 @@ async def _run_helper(
         finally:
             if child.exit is None:
                 await _end(child, reaper)
-        if exit_.status:
+        if exit_.exit_status:
             said = output.text().strip()[-_MESSAGE:] or "it said nothing"
-            raise MountFailedError(f"{shown} failed with exit status {exit_.status}: {said}")
+            raise MountFailedError(f"{shown} failed with exit status {exit_.exit_status}: {said}")
     finally:
         output.close()
 

@@ -84,15 +84,15 @@ class TaskEvents:
             container_id=self.id,
             id=process.id or self.id,
             pid=process.pid,
-            exit_status=exit_.status,
+            exit_status=exit_.exit_status,
         )
-        event.exited_at.FromNanoseconds(exit_.at)
+        event.exited_at.FromNanoseconds(exit_.exited_at)
         self.publisher.publish(event)
 
     def deleted(self, pid: int, exit_: Exit) -> None:
-        event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.status)
-        if exit_.at:
-            event.exited_at.FromNanoseconds(exit_.at)
+        event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.exit_status)
+        if exit_.exited_at:
+            event.exited_at.FromNanoseconds(exit_.exited_at)
         else:  # a process that never ran has no time of its end
             event.exited_at.seconds = ZERO_TIME
         self.publisher.publish(event)

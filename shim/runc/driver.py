@@ -195,9 +195,9 @@ class Runc:
         try:
             with trio.fail_after(self.limit):
                 with trio.move_on_after(_READ_AFTER if outputs else math.inf):
-                    return (await child.wait()).status
+                    return (await child.wait()).exit_status
                 async with background(*(output.follow for output in outputs)):
-                    return (await child.wait()).status
+                    return (await child.wait()).exit_status
         except trio.TooSlowError:
             raise TimedOutError(
                 f"{self.runtime.binary} {verb} did not return within {self.limit:g} s "

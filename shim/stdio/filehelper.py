@@ -129,7 +129,7 @@ class FileHelper:
             exit_ = await self._child.wait()
             if self._closing:
                 return
-            if exit_.status == 0 or not await self._replace():
+            if exit_.exit_status == 0 or not await self._replace():
                 self._close()
                 return
 

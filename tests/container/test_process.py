@@ -58,5 +58,5 @@ async def test_a_record_that_is_written_late_is_removed_if_its_process_was_delet
     with trio.fail_after(20):
         while not written.is_set() or _thread._count() > threads:
             await trio.sleep(0.01)
-    record = None if deleted else ExitRecord(child.pid, END.status, END.at)
+    record = None if deleted else ExitRecord(child.pid, END.exit_status, END.exited_at)
     assert read_exit(str(tmp_path), "e1") == record

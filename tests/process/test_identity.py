@@ -131,7 +131,7 @@ async def test_a_pid_used_again_at_once_is_another_process() -> None:
     async with open_reaper() as reaper:
         for number in range(200):
             old = reaper.spawn(["sh", "-c", f"exit {number}"])
-            assert (await old.wait()).status == number
+            assert (await old.wait()).exit_status == number
             LAST.write_text(str(old.pid - 1))
             new = reaper.spawn(
                 ["sh", "-c", f"read x; exit {number + 1}"], fds={0: (end := pipe())[0]}
@@ -142,7 +142,7 @@ async def test_a_pid_used_again_at_once_is_another_process() -> None:
                 old.signal(signal.SIGKILL)
             assert (old.exit, new.exit) == (await old.wait(), None)
             os.close(end[1])
-            assert (await new.wait()).status == number + 1
+            assert (await new.wait()).exit_status == number + 1
     assert again > 50
 
 
@@ -156,6 +156,6 @@ async def test_a_signal_for_a_whole_cgroup_does_not_reach_who_has_left_it() -> N
         stranger, member = reaper.spawn(["sleep", "60"]), reaper.spawn(["sleep", "60"])
         looks: Iterator[list[int]] = iter([[stranger.pid, member.pid], [member.pid], [member.pid]])
         signal_each(lambda: next(looks), signal.SIGKILL)
-        assert (await member.wait()).status == 137
+        assert (await member.wait()).exit_status == 137
         stranger.signal(signal.SIGTERM)
-        assert (await stranger.wait()).status == 128 + signal.SIGTERM
+        assert (await stranger.wait()).exit_status == 128 + signal.SIGTERM

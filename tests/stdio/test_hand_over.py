@@ -43,7 +43,7 @@ async def test_a_client_that_leaves_at_the_exit_has_everything(rig: Rig, ending:
         wait = await rig.run(stdio, f"head -c {HALF_A_FIFO} /dev/zero; {ending}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.read)
-            assert (await wait()).status == 0
+            assert (await wait()).exit_status == 0
             await stdio.wait_read()
             nursery.cancel_scope.cancel()
     client._fd.close()

@@ -101,7 +101,7 @@ async def test_opening_can_be_cancelled_while_a_logger_gets_ready(rig: Rig) -> N
 async def test_the_death_of_a_logger_is_a_broken_pipe(rig: Rig) -> None:
     async with rig.open(stdout=logger(rig, "exec 5>&-; read x <&3; exit 1")) as stdio:
         wait = await rig.run(stdio, "exec yes")
-        assert (await wait()).status == 128 + 13
+        assert (await wait()).exit_status == 128 + 13
 
 
 async def test_a_logger_that_does_not_end_is_asked_then_killed(
@@ -136,4 +136,4 @@ async def test_a_dead_logger_does_not_block_a_terminal(rig: Rig) -> None:
         process.close()
         await stdio.started()
         with trio.fail_after(5):
-            assert (await child.wait()).status == 0
+            assert (await child.wait()).exit_status == 0

@@ -29,7 +29,7 @@ async def test_no_streams_are_dev_null(rig: Rig) -> None:
         null = os.stat("/dev/null")  # noqa: PTH116 - compared with what an fd gives
         assert all(os.path.samestat(os.fstat(fd), null) for fd in stdio.child_fds)
         wait = await rig.run(stdio, "cat; echo out; echo err >&2")
-        assert (await wait()).status == 0
+        assert (await wait()).exit_status == 0
         await stdio.drain()
         stdio.resize(80, 25)  # which has no size, and is not the worse for it
         stdio.close_stdin()
@@ -81,7 +81,7 @@ async def test_a_reader_that_goes_away_can_come_back(rig: Rig) -> None:
             out.close()
         received += await read_all(reader(rig.path("out")))
         assert received == b"".join(b"%d\n" % i for i in range(1, 1_000_001))
-        assert (await wait()).status == 0
+        assert (await wait()).exit_status == 0
 
 
 async def test_a_late_reader_gets_what_was_written_and_the_end(rig: Rig) -> None:
@@ -103,7 +103,7 @@ async def test_waiting_for_a_reader_costs_no_cpu_time(rig: Rig) -> None:
         await trio.sleep(0.5)  # this is the measurement
         assert time.process_time() - before < 0.05
         await stdio.aclose()
-        assert (await wait()).status == 128 + 13
+        assert (await wait()).exit_status == 128 + 13
 
 
 @pytest.mark.parametrize("overflow", [None, Overflow()], ids=["block", "drop"])
@@ -199,7 +199,7 @@ async def test_a_full_disk_does_not_block_the_process(rig: Rig) -> None:
         async with rig.open(stdout=f"file://{small}/log") as stdio:
             wait = await rig.run(stdio, "head -c 3000000 /dev/zero; echo more")
             with trio.fail_after(10):
-                assert (await wait()).status == 0
+                assert (await wait()).exit_status == 0
                 await stdio.drain()
         assert (small / "log").stat().st_size == 65536
     finally:

@@ -71,7 +71,7 @@ async def run_dry(rig: Rig, stdio: Stdio, script: str) -> None:
     process = fifos.Fd(os.dup(stdio.child_fds[1]))
     wait = await rig.run(stdio, script)
     with trio.fail_after(20):
-        assert (await wait()).status == 0
+        assert (await wait()).exit_status == 0
     await wait_until(lambda: not fifos.unread(process))
     process.close()
 
@@ -97,7 +97,7 @@ async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(r
     ) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         with trio.fail_after(20):
-            assert (await wait()).status == 0
+            assert (await wait()).exit_status == 0
         with trio.fail_after(2):
             await stdio.wait_read()  # nobody reads: nobody is waited for
         received = await read_all(reader(rig.path("out")))
@@ -189,7 +189,7 @@ async def test_a_reader_that_comes_and_goes_loses_and_doubles_nothing(rig: Rig) 
                 got.update(chunk)
                 part, left = part - len(chunk), left - len(chunk)
             out.close()
-        assert (await wait()).status == 0
+        assert (await wait()).exit_status == 0
         out = reader(rig.path("out"))
         while chunk := await read_some(out, 1 << 20):
             got.update(chunk)
@@ -325,7 +325,7 @@ async def test_a_disk_that_is_full_from_the_start_makes_it_drop_and_is_tried_aga
             client = fifos.open_writer(rig.path("in"))
             os.write(client.number, b"\n")
             with trio.fail_after(10):
-                assert (await wait()).status == 0
+                assert (await wait()).exit_status == 0
             assert await read_all(out) == data
             client.close()
             assert len(said("cannot be spooled")) == 1

@@ -29,7 +29,7 @@ def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 async def run_to_end(rig: Rig, terminal: fifos.Fd, script: str) -> None:
     child = rig.reaper.spawn(["sh", "-c", script], fds={1: terminal.number})
     with trio.fail_after(20):
-        assert (await child.wait()).status == 0
+        assert (await child.wait()).exit_status == 0
 
 
 @pytest.mark.parametrize("come", ["before the exit", "after the exit"])

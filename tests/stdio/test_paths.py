@@ -83,4 +83,4 @@ async def test_a_device_may_stand_for_a_stream(rig: Rig) -> None:
     async with rig.open(os.devnull, rig.path("out"), os.devnull) as stdio:
         wait = await rig.run(stdio, "cat; echo err >&2; echo out")
         assert await read_all(out) == b"out\n"
-        assert (await wait()).status == 0
+        assert (await wait()).exit_status == 0
