@@ -66,7 +66,7 @@ _GONE = (
 # Their last arguments are the id, and for ``kill`` the signal after it.
 _ENDING = ("kill", "delete")
 
-# The commands whose "not found" can only mean the container or its process.
+# For these commands, "not found" can only mean the container or its process.
 _ABOUT_ONE = ("start", "kill", "delete", "pause", "resume")
 
 
@@ -115,8 +115,8 @@ class Runc:
 
         :raises RuntimeFailedError: it failed; the text has the runtime's message.
         :raises NotFoundError: the container or process does not exist.
-        :raises ForeignContainerError: the command would end a container whose bundle
-            is not ``directory``.
+        :raises ForeignContainerError: the command would end a container of another
+            bundle than ``directory``.
         :raises RuntimeMissingError: there is no such runtime.
         :raises TimedOutError: it took longer than the limit, and was killed.
         """

@@ -16,7 +16,7 @@ class Output:
     def __init__(self) -> None:
         self.data = bytearray()
         self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
-        # The read end only: a program whose stderr is non-blocking would lose output.
+        # The read end only: a program with a non-blocking stderr would lose output.
         os.set_blocking(self._reader, False)
 
     def started(self) -> None:
