@@ -1,1 +1,1 @@
-"""The OCI runtime: what to say to it, and how to run it."""
+"""The OCI runtime: its command lines, its messages, and the commands that run it."""
