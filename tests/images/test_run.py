@@ -284,7 +284,7 @@ def test_a_command_that_is_not_there_is_127_as_in_a_shell(host: Host, layout: La
 
 def test_what_is_for_an_image_is_not_for_a_bundle(host: Host, tmp_path: Path) -> None:
     for argv in (["--env", "A=1", "."], [".", "true"], ["--network", "host", "."]):
-        assert "a bundle has it in its config.json" in host.fails(*argv)
+        assert "for a bundle, change its config.json" in host.fails(*argv)
 
 
 def test_what_is_neither_is_told_with_what_an_image_is(host: Host) -> None:

@@ -385,7 +385,7 @@ def test_an_error_says_what_to_try() -> None:
     assert "`shimctl state redis`" in hint(WrongStateError("it runs"), args)
     assert "`shimctl version redis`" in hint(UnsupportedError("no"), args)
     assert "again" in hint(TimedOutError("slow"), args)
-    assert "room" in hint(OSError(errno.ENOSPC, "full"), args)
+    assert "space" in hint(OSError(errno.ENOSPC, "full"), args)
     assert hint(UnavailableError("gone; try this"), args) == ""
 
 
