@@ -200,6 +200,9 @@ class Container:
 
     async def _undo_creation(self, failed_create: FailedCreate) -> None:
         with trio.move_on_after(UNDO, shield=True) as scope:
+            if self.init.child is not None:  # whether the runtime can delete it or not
+                with contextlib.suppress(NotFoundError):
+                    self.init.child.signal(SIGKILL)
             try:
                 await self._runc.run("delete", "--force", self.id)
             except ForeignContainerError:

@@ -294,12 +294,14 @@ class _Hasty:
     def __init__(self, reaper: Reaper, scope: trio.CancelScope) -> None:
         self._reaper = reaper
         self._scope = scope
+        self.pid = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reaper, name)
 
     async def adopt(self, pid: int) -> Child:
         self._scope.cancel()
+        self.pid = pid
         return await self._reaper.adopt(pid)
 
 
@@ -323,6 +325,24 @@ async def test_a_create_given_up_at_its_very_end_leaves_nothing(
             await Container.create(rig.create_request(bundle), host)
         nursery.cancel_scope.cancel()
         assert not list(rig.runc_root.glob("*/*"))
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_the_init_of_a_create_given_up_ends_though_the_runtime_cannot_delete(
+    rig: Rig,
+) -> None:
+    broken = rig.wrapper("broken", 'case " $* " in *" delete "*) exit 1;; esac\nexec runc "$@"')
+    bundle = rig.bundle("c1", "sleep", "1000")
+    scope = trio.CancelScope()
+    async with open_reaper() as reaper, trio.open_nursery() as nursery:
+        hasty: Any = _Hasty(reaper, scope)
+        host = Host(NAMESPACE, hasty, NullPublisher(), nursery, 30)
+        with scope:
+            options = rig.options(binary_name=broken)
+            await Container.create(rig.create_request(bundle, options=options), host)
+        nursery.cancel_scope.cancel()
+        assert hasty.pid
+        assert not alive(hasty.pid)
 
 
 @pytest.fixture(params=["before", "inside", "after"])
