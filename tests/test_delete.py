@@ -6,16 +6,22 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from shim import delete as command
+from shim.api.events_pb2 import TaskStart
 from shim.api.task_pb2 import DeleteResponse
+from shim.container.bundle import Bundle
+from shim.events.publisher import open_publisher
 from shim.linux.libc import mount
 from shim.linux.mounts import unmount_all
 from shim.start.flags import Flags
+from tests.events.test_publisher import Manager, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,3 +123,15 @@ def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
         assert delete(bundle).exit_status == 128 + signal.SIGKILL
         process.kill()
     assert forks
+
+
+async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Path) -> None:
+    events = bundle.parent / "events"
+    async with open_publisher(str(events), "ns", Bundle(bundle).journal) as publisher:
+        publisher.publish(TaskStart(container_id="c1", pid=7))  # nobody listens yet
+    argv = [sys.executable, "-m", "shim", "-namespace", "ns", "-id", "c1", "-bundle", str(bundle)]
+    environ = {**os.environ, "TTRPC_ADDRESS": str(events)}
+    manager = Manager()
+    async with serving(events, manager):
+        await trio.run_process([*argv, "delete"], env=environ, capture_stdout=True)
+    assert manager.pids == [7]

@@ -184,7 +184,7 @@ async def test_a_lost_connection_ends_every_call() -> None:
 
 async def test_a_server_that_ends_without_reading_ends_the_calls_not_yet_sent() -> None:
     async def call(stub: TaskStub) -> None:
-        with pytest.raises(ConnectionLostError):
+        with pytest.raises(ConnectionLostError, match="connect again"):
             await stub.State(StateRequest())
 
     ours, theirs = trio.testing.lockstep_stream_pair()
