@@ -17,6 +17,7 @@ import trio
 from shim.api.task_pb2 import ShutdownRequest
 from shim.errors import UnavailableError
 from shim.start import launcher
+from shim.start.server import Server as ForkServer
 from shim.ttrpc.client import ConnectionLostError
 from tests.process.rig import NAMESPACE, wait_gone
 from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
@@ -222,3 +223,26 @@ async def test_a_caller_that_says_nothing_or_nonsense_harms_nobody(server: Serve
         assert parent_of(await server.start(bundles[1])) == pid
     finally:
         silent.close()
+
+
+@pytest.mark.parametrize("foreign", ["nothing", "user", "group"])
+def test_a_request_of_another_user_is_not_answered(tmp_path: Path, foreign: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to be another user")
+    server = ForkServer(str(tmp_path / "socket"), "name")
+    # A socket has the credentials that its process had when it was made.
+    change = {"user": os.seteuid, "group": os.setegid}.get(foreign, lambda _: None)
+    change(65534)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    finally:
+        change(0)
+    with ours, theirs:
+        theirs.setblocking(False)
+        theirs.send(b"status")
+        assert server._handle_request(ours) is None
+        if foreign == "nothing":
+            assert json.loads(theirs.recv(4096))["pid"] == os.getpid()
+        else:
+            with pytest.raises(BlockingIOError):
+                theirs.recv(4096)
