@@ -231,12 +231,16 @@ def test_a_request_of_another_user_is_not_answered(tmp_path: Path, foreign: str)
         pytest.skip("needs root to be another user")
     server = ForkServer(str(tmp_path / "socket"), "name")
     # A socket has the credentials that its process had when it was made.
-    change = {"user": os.seteuid, "group": os.setegid}.get(foreign, lambda _: None)
-    change(65534)
+    user, group = os.geteuid(), os.getegid()
     try:
+        if foreign == "group":
+            os.setegid(65534)
+        elif foreign == "user":
+            os.seteuid(65534)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     finally:
-        change(0)
+        os.seteuid(user)
+        os.setegid(group)
     with ours, theirs:
         theirs.setblocking(False)
         theirs.send(b"status")
