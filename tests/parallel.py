@@ -3,7 +3,8 @@
 A run of the whole suite has several workers (``tests/run.sh``), each in namespaces of
 its own (``tests/worker``).  The tests of one module stay together, as they share
 fixtures.  The tests of one real manager stay together across modules, so that each
-manager is started once.
+manager is started once.  Tests whose containers have fixed ids in a place that workers
+share stay together, too.
 
 A ring is a directory below ``tests``; files directly in ``tests`` form the ring "shim".
 """
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 _TESTS = Path(__file__).parent
 # The session fixtures that start a real manager; a test that takes one names it as a parameter.
 MANAGERS = ("containerd", "_session_docker", "_session_node")
+# Workers share the cgroups and the network.  These rings have containers of fixed ids in
+# the default cgroup, which has the container's id for its name.
+_FIXED_IDS = frozenset({"shimctl", "images"})
+# gVisor has an abstract socket of the container's id.
+_GVISOR = ("runsc", "gvisor")
 
 
 def ring_of(path: Path) -> str:
@@ -38,6 +44,8 @@ def group_of(item: pytest.Item) -> str:
     for fixture in MANAGERS:
         if fixture in params:
             return f"{ring_of(item.path)} under {params[fixture]}"
+    if ring_of(item.path) in _FIXED_IDS or any(name in item.name for name in _GVISOR):
+        return "fixed ids"
     return str(item.path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -30,7 +31,7 @@ def group() -> Iterator[CgroupV1]:
     present = [name for name in _CONTROLLERS if (TOP / name / "cgroup.procs").exists()]
     if os.geteuid() != 0 or "memory" not in present:
         pytest.skip("needs root and cgroup v1")
-    name = f"trio-shim-test-{os.getpid()}"
+    name = f"trio-shim-test-{secrets.token_hex(4)}"
     group = CgroupV1({c: f"{TOP}/{c}/{name}" for c in [*present, "name=systemd"]})
     group.directories["name=systemd"] = f"{TOP}/systemd/{name}"
     yield group

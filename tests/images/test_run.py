@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import secrets
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("tools")]
 
 RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", DEFAULT_RUNTIME)
 GO = "io.containerd.runc.v2"
-NAMESPACE = f"images-test-{os.getpid()}"
+NAMESPACE = f"images-test-{secrets.token_hex(4)}"
 PATIENCE = 60  # s for what should take one
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -290,7 +291,8 @@ class Rig:
 @asynccontextmanager
 async def open_rig() -> AsyncIterator[Rig]:
     """Own a directory, an event sink, and every shim and container made in it."""
-    root = Path(tempfile.mkdtemp(prefix="tst", dir="/run"))
+    root = Path("/run", f"tst{secrets.token_hex(4)}")  # may be part of an id
+    root.mkdir(0o700)
     sink = Sink()
     stop = trio.Event()
     sock = trio.socket.from_stdlib_socket(sockets.listen(f"unix://{root}/events"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def odd(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A v1 group with such a name, beside one that is called as the part before the bytes."""
     if os.geteuid() != 0 or not (TOP / "cgroup.procs").exists():
         pytest.skip("needs root and cgroup v1")
-    top = TOP / f"trio-shim-test-{os.getpid()}"
+    top = TOP / f"trio-shim-test-{secrets.token_hex(4)}"
     group, neighbour = top / os.fsdecode(request.param), top / os.fsdecode(request.param[:1])
     for path in (top, group, neighbour):
         path.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -341,7 +342,7 @@ async def test_the_native_launcher_is_static_where_there_is_a_libc_to_link_in(
 def other_group() -> Path:
     unified = Path("/sys/fs/cgroup")
     pids = unified / "pids"
-    return (pids if pids.is_dir() else unified) / f"trio-shim-test-{os.getpid()}"
+    return (pids if pids.is_dir() else unified) / f"trio-shim-test-{secrets.token_hex(4)}"
 
 
 @needs_compiler

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pty
+import secrets
 import select
 import shutil
 import signal
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", DEFAULT_RUNTIME)
-NAMESPACE = f"shimctl-test-{os.getpid()}"
+NAMESPACE = f"shimctl-test-{secrets.token_hex(4)}"
 APPLETS = ("sh", "cat", "echo", "sleep", "yes", "stty", "id", "pwd", "true", "grep", "seq")
 PATIENCE = 20  # s for what should take a fraction of one
 
