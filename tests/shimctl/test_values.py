@@ -81,7 +81,7 @@ def test_what_is_no_time_is_none(stamp: Timestamp) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_metrics_that_are_none_are_an_error_of_ours(version: str) -> None:
-    with pytest.raises(ShimError, match=r"are no io\.containerd\.cgroups") as caught:
+    with pytest.raises(ShimError, match=r"cannot decode .* as io\.containerd\.cgroups") as caught:
         values.stats_of(
             AnyMessage(type_url=f"io.containerd.cgroups.{version}.Metrics", value=b"\xff")
         )
