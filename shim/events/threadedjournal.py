@@ -95,8 +95,7 @@ class ThreadedJournal:
     def close(self, *, remove: bool) -> None:
         """As :meth:`Journal.close`; waits at most ``CLOSE`` seconds for the disk."""
         if not self._running:
-            self._journal.close(remove=remove)
-            return
+            return  # it was never opened, or its thread, which has the fd, closes it
         self._skipped = False
         self._run_in_thread(partial(self._journal.close, remove=remove), wait=CLOSE)
         self._work.put(None)

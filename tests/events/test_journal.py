@@ -17,8 +17,11 @@ from shim.events import backlog as backlog_module
 from shim.events import journal as journal_module
 from shim.events.backlog import Backlog
 from shim.events.encoding import decode, encode
+from shim.events.journal import Entry
 from shim.events.publisher import EventPublisher, open_publisher
+from shim.events.threadedjournal import ThreadedJournal
 from tests.events.test_publisher import Manager, serving
+from tests.frozen import freezable_disk
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -424,3 +427,20 @@ def test_the_lock_of_a_journal_ends_with_its_file_descriptor(tmp_path: Path) -> 
         assert not backlog.load()
     assert backlog.load()
     backlog.close()
+
+
+def test_closed_twice_while_its_disk_hangs_it_closes_no_fd_of_the_daemon(tmp_path: Path) -> None:
+    """The number of the file's fd is the thread's: here another file may have it."""
+    with freezable_disk(tmp_path / "image", tmp_path / "disk") as disk:
+        journal = ThreadedJournal(str(disk.path / "journal"))
+        first, second = Entry(b"first", is_exit=False), Entry(b"second", is_exit=False)
+        journal.write([first], first)
+        disk.freeze()
+        try:
+            journal.write([first, second], second)
+            before = os.listdir("/proc/self/fd")
+            journal.close(remove=False)
+            journal.close(remove=False)
+            assert os.listdir("/proc/self/fd") == before
+        finally:
+            disk.thaw()
