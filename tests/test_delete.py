@@ -17,9 +17,11 @@ from shim import delete as command
 from shim.api.events_pb2 import TaskStart
 from shim.api.task_pb2 import DeleteResponse
 from shim.container.bundle import Bundle
+from shim.container.cleanup_records import CleanupRecord, CleanupRecords
 from shim.events.publisher import open_publisher
 from shim.linux.libc import mount
 from shim.linux.mounts import unmount_all
+from shim.runc.command import Runtime
 from shim.start.flags import Flags
 from tests.events.test_publisher import Manager, serving
 
@@ -92,7 +94,8 @@ def test_a_shim_that_serves_or_is_about_to_end_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    "what", ["process", "state", "gvisor", "note", "mount", "socket", "elsewhere", "nonsense"]
+    "what",
+    ["process", "state", "gvisor", "note", "mount", "socket", "elsewhere", "nonsense", "empty"],
 )
 def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
     bundle: Path, forks: list[int], what: str
@@ -120,6 +123,8 @@ def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
             case "nonsense":
                 (bundle / "address").unlink()
                 (bundle / "address").mkdir()
+            case "empty":
+                (bundle / "address").write_text("")
         assert delete(bundle).exit_status == 128 + signal.SIGKILL
         process.kill()
     assert forks
@@ -135,3 +140,24 @@ async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Pa
     async with serving(events, manager):
         await trio.run_process([*argv, "delete"], env=environ, capture_stdout=True)
     assert manager.pids == [7]
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_shim_that_is_started_while_orphans_are_killed_keeps_what_is_noted(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    records = CleanupRecords(str(bundle))
+    runtime = Runtime("runc", f"{bundle.parent}/runc/ns")
+    records.write(CleanupRecord("c2", str(bundle.parent / "c2"), runtime))
+    flags = Flags(namespace="ns", id="c1", bundle=str(bundle))
+    with socket.socket(socket.AF_UNIX) as sock:
+
+        def kill_and_start(orphans: list[CleanupRecord]) -> None:
+            assert [one.id for one in orphans] == ["c1", "c2"]
+            if started:
+                sock.bind(f"{bundle.parent}/socket")
+                sock.listen()
+
+        monkeypatch.setattr(command, "kill_orphaned", kill_and_start)
+        command._clean_up(flags, Bundle(bundle))
+    assert records.ids() == (["c2"] if started else [])
