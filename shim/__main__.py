@@ -1,4 +1,4 @@
-"""``python -m shim`` is the executable ``containerd-shim-trio-v2``."""
+"""``python -m shim`` runs the executable ``containerd-shim-trio-v2``."""
 
 from __future__ import annotations
 

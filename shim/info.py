@@ -21,7 +21,7 @@ from shim.runc.command import Runtime
 from shim.runc.driver import Runc, RuntimeMissingError
 from shim.version import VERSION
 
-_LIMIT = 5.0
+_LIMIT = 5.0  # seconds for the runtime's ``features`` command
 
 
 def info(stdin: bytes) -> bytes:
@@ -60,7 +60,9 @@ async def _print_features(binary: str) -> int:
         with trio.move_on_after(_LIMIT):
             return (await child.wait()).exit_status
         child.signal(signal.SIGKILL)
-        raise TimedOutError(f"{binary} features did not return within {_LIMIT:g} s")
+        raise TimedOutError(
+            f"cannot print the features of {binary}: it did not exit within {_LIMIT:g} s"
+        )
 
 
 async def _features(binary: str) -> bytes:

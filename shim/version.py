@@ -1,3 +1,3 @@
-"""The version of the distribution, the executable and the library: one number."""
+"""The version that the distribution, the executable and the library share."""
 
 VERSION = "0.1.0"

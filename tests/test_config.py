@@ -145,7 +145,7 @@ def test_the_environment_bounds_a_runtime_command(text: str, seconds: float | No
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
 def test_a_timeout_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError, match="TRIO_SHIM_RUNTIME_TIMEOUT is a number"):
+    with pytest.raises(InvalidError, match="TRIO_SHIM_RUNTIME_TIMEOUT must be a number"):
         invocation_of(
             Flags(namespace="default", id="c1"), {"TRIO_SHIM_RUNTIME_TIMEOUT": text}, b""
         )

@@ -1,4 +1,4 @@
-"""Everything before a daemon serves: the launcher, the fork server and its children, bootstrap.
+"""The actions of the executable: the launcher, the fork server and the start of a daemon.
 
-Nothing here runs in a daemon once it has answered ``start``.
+No code of this package runs in a daemon after the launcher has printed the answer.
 """

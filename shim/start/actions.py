@@ -1,6 +1,6 @@
 """The actions of the executable: start, delete, features, forkserver, -info and -v.
 
-They work under any file name, since managers call a shim by its file name.
+They work with any file name of the executable: a manager chooses a shim by file name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from shim.start.flags import Flags
 
 _USAGE = (
-    "run me as a manager does: -namespace NS -id ID [-address SOCKET] start|delete, or -v, -info"
+    "use the flags of a manager: -namespace NS -id ID [-address SOCKET] start|delete, or -v, -info"
 )
 
 
 def main(warning: str = "") -> int:
     """Run one action in this process; return the exit status.  Errors are one line on stderr.
 
-    ``warning`` is what the launcher has to say to whoever reads the shim's log.
+    ``warning`` is the launcher's, for the shim's log.
     """
     name = Path(sys.argv[0]).name
     if name in ("__main__.py", "launcher.py"):
@@ -38,7 +38,10 @@ def main(warning: str = "") -> int:
 
 
 def run(name: str, argv: list[str], warning: str = "") -> int:
-    """Run the action in ``argv`` under the program name ``name``."""
+    """Run the action in ``argv``; return the exit status.
+
+    ``name`` is the program's name in output and errors.
+    """
     try:
         return _run(name, argv, warning)
     except (ShimError, OSError) as exc:
@@ -47,7 +50,7 @@ def run(name: str, argv: list[str], warning: str = "") -> int:
 
 
 def _run(name: str, argv: list[str], warning: str) -> int:
-    # Imported late: an answer to -v costs no protobuf.
+    # Imported where it is needed: an action loads only the modules that it uses.
     from shim.start.flags import parse_flags
 
     flags = parse_flags(argv)
@@ -76,16 +79,16 @@ def _run(name: str, argv: list[str], warning: str) -> int:
 
             return forkserver.serve_in_foreground(name)
         case "":
-            raise ShimError(f"no action; {_USAGE}")
+            raise ShimError(f"no action is given; {_USAGE}")
         case unknown:
             raise ShimError(f"unknown action {unknown!r}; {_USAGE}")
 
 
 def _start(name: str, flags: Flags, warning: str) -> int:
-    """Start a daemon, and leave a fork server behind.
+    """Start a daemon, print its answer, and start a fork server in the background.
 
-    A manager reads both streams as the answer, so until that is there nothing
-    can write to them.
+    A manager reads both output streams as the answer, so they are closed to all other
+    output until the answer is printed.
     """
     from shim.start import bootstrap, forkserver, launcher
     from shim.start.flags import invocation_of, read_stdin
@@ -102,7 +105,7 @@ def _start(name: str, flags: Flags, warning: str) -> int:
 
 @contextmanager
 def _silenced_output() -> Iterator[None]:
-    """Let fds 1 and 2 be /dev/null in the block."""
+    """Redirect fds 1 and 2 to /dev/null in the block."""
     kept = {}
     for number in (1, 2):
         with suppress(OSError):  # it is closed

@@ -1,9 +1,10 @@
-"""``start``: what a manager runs to have a shim.
+"""The action ``start``: it starts a daemon, or finds the one that serves the pod.
 
-It binds the socket, forks the daemon and answers once that serves.  The manager
-reads stdout and stderr as one and waits for every holder of that pipe, so
-nothing else may be written and the daemon must inherit none of it: it hands its
-answer to the process that the manager runs (:mod:`shim.start.launcher`).
+A forked process binds the socket, becomes the daemon and sends the answer when it
+serves.  The manager reads stdout and stderr of ``start`` from one pipe, as one
+answer, until every holder has closed it.  So the daemon must not inherit the pipe:
+it sends the answer to the process that the manager runs
+(:mod:`shim.start.launcher`), which alone writes it.
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -35,14 +36,17 @@ if TYPE_CHECKING:
 
     from shim.start.flags import Invocation
 
-# Seconds for a new daemon to serve.
+# Seconds from the fork until the daemon serves.
 READY_TIMEOUT = 10.0
 
 
 def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
-    """Start a daemon in a process of its own; return what :func:`launcher.print_answer` wants.
+    """Fork a daemon; return the connection to it and its answer.
 
-    :raises UnavailableError: the daemon died, or was silent for too long.
+    Both are the arguments of :func:`launcher.print_answer`.  ``title`` is the name of
+    the daemon's process.
+
+    :raises UnavailableError: the daemon exited, or did not answer within 10 s.
     """
     manager = os.getppid()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,14 +64,15 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise UnavailableError(
-        f"the shim did not start within {READY_TIMEOUT:g} s; see the manager's log"
+        f"cannot start the shim: no answer within {READY_TIMEOUT:g} s; see the manager's log"
     )
 
 
 def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoReturn:
-    """Serve the bundle in the working directory, in this forked process, and exit.
+    """In a forked process: become the daemon for the bundle in the working directory.
 
-    A pod whose shim runs already is answered with its address.
+    If a shim already serves the pod, send the caller its address and exit.  After an
+    error, send the caller one line and exit with status 1.
     """
     status = 1
     answered = False
@@ -84,7 +89,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 ttrpc_address=invocation.ttrpc_address,
                 address=address,
                 limit=invocation.runtime_timeout or LIMIT,
-                ended_is_killed=not invocation.grpc_address,  # of all managers, only CRI-O's
+                ended_is_killed=not invocation.grpc_address,  # only CRI-O gives no address
             )
             try:
                 serving, caller = detach(invocation, listener, caller)
@@ -104,7 +109,7 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
         status = 0
     except BaseException as exc:
         if not isinstance(exc, (ShimError, OSError)) or answered:
-            log.crash("the shim failed", exc, id=invocation.id)
+            log.crash("the daemon failed", exc, id=invocation.id)
         if not answered:
             with suppress(OSError):
                 caller.refuse(f"{title}: {explain(exc)}")
@@ -113,7 +118,10 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
 
 
 def warm_up(invocation: Invocation) -> None:
-    """Do what can be done of a ``start`` without leaving a trace, as :func:`daemon.warm_up`."""
+    """Run the parts of a ``start`` that change no file, for the same reason as daemon.warm_up.
+
+    See :func:`shim.daemon.warm_up`.
+    """
     checked_id(invocation.id)
     config = Config.parse(
         b'{"process": {}, "root": {"path": "rootfs"}, "annotations": {"a": "b"}}'
@@ -122,5 +130,5 @@ def warm_up(invocation: Invocation) -> None:
     encode_answer(invocation, address, 3)
     Options.decode(invocation.options)
     with suppress(OSError):
-        libc.disable_thp()  # as it is already
+        libc.disable_thp()  # the server has set this already
     Path("/proc/self/oom_score_adj").read_text()

@@ -1,4 +1,4 @@
-"""The process that waits for the outcome of a ``start``."""
+"""The connection of a new daemon to the process that waits for its answer."""
 
 from __future__ import annotations
 
@@ -16,28 +16,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The process that waits for the outcome of a ``start``.
+    """The process that waits for the answer of a ``start``.
 
-    ``connection`` takes one packet, the answer; its end without one means that
-    there is no daemon.  ``manager`` is the pid of the process that ran ``start``.
+    The daemon sends one packet, the answer, on ``connection``.  If the connection ends
+    without it, there is no daemon.  ``manager`` is the pid of the process that ran
+    ``start``.
     """
 
     connection: socket.socket
     manager: int
 
     def answer(self, data: bytes) -> None:
-        """Send what the caller is to print.
+        """Send ``data``, which the caller prints to its standard output.
 
-        :raises OSError: the caller has given up.
+        :raises OSError: the caller has closed the connection.
         """
         self.connection.send(launcher.encode_answer(0, data))
 
     def refuse(self, text: str) -> None:
-        """Say why there is no daemon, in one line."""
+        """Send the error ``text``, which the caller prints to standard error as one line.
+
+        :raises OSError: the caller has closed the connection.
+        """
         self.connection.send(launcher.encode_answer(1, errors=printable(text).encode() + b"\n"))
 
     async def wait_acknowledged(self) -> bool:
-        """Wait until the caller has printed the answer; say whether it has."""
+        """Wait for the caller's ``told``; return False if the connection ended without it.
+
+        The caller sends it when it has printed the answer.
+        """
         with self.connection:
             self.connection.setblocking(False)
             await trio.lowlevel.wait_readable(self.connection)

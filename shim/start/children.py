@@ -1,7 +1,8 @@
-"""What a child of the fork server does before its action: become what its caller would have.
+"""A child of the fork server: it copies its caller's attributes and runs the call.
 
-A spare child is forked before there is a caller.  By the time one comes it has
-its own copies of the pages that it writes to, which take a third of a ``start``.
+A spare child is forked before a caller connects, and writes to the pages that a
+call writes to.  So the kernel has copied these pages before the call arrives; to
+copy them takes a third of the time of a ``start``.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# Seconds for a caller that was told that its call is taken to say go.
+# Seconds from ``taken``, which a child sends, to the caller's ``go``.
 _GO_TIMEOUT = 5.0
-# Bytes of a call that one packet takes; longer ones do not come from a manager.
+# Bytes of the longest call that is sent to a spare child; managers send shorter ones.
 _MAX_PACKET = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a caller wants, and its fds.
+    """A caller's arguments, its pid and its fds.
 
-    ``status`` is the connection to it, ``stdin`` its standard input and
-    ``caller`` a pidfd of it.
+    ``status`` is the connection to the caller, ``stdin`` the caller's standard input
+    and ``caller`` a pidfd of the caller.
     """
 
     status: int
@@ -51,15 +52,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class SpareChild:
-    """A child that stands by, seen from the server.  It leaves when ``sock`` is closed."""
+    """A child that waits for a call.  It exits when the server closes ``sock``."""
 
     pid: int
     sock: socket.socket
 
     def send(self, call: Call) -> bool:
-        """Say whether it takes ``call``, whose fds are copied.
+        """Send ``call`` and copies of its fds; return whether the child can receive it.
 
-        If it dies with the call, the caller's connection ends without an answer.
+        If the child dies with the call, the caller's connection ends without an answer.
         """
         words = b"\0".join([b"%d" % call.pid, *map(os.fsencode, call.argv)])
         if len(words) > _MAX_PACKET:
@@ -74,19 +75,20 @@ class SpareChild:
 
 
 def wait_for_call(sock: socket.socket) -> NoReturn:
-    """In a spare child: wait for a call and do it, or leave with the server."""
+    """In a spare child: wait for a call and run it, or exit when the server ends."""
     _warm_up()
     words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
     sock.close()
     if len(fds) != 3:
-        os._exit(0)  # the server is gone; or the call is not whole, and its caller will know
+        # The server has ended, or fds are missing: then the caller sees its connection end.
+        os._exit(0)
     pid, *argv = words.split(b"\0")
     status, *rest = fds
     run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest))
 
 
 def _warm_up() -> None:
-    """Write to what a call will write to, and leave no trace."""
+    """Write to the pages that a call writes to; change no file and no other process."""
     _copy_attributes(os.getpid())
     flags = parse_flags(["-namespace", "warmup", "-id", "nobody", "-bundle", "/nowhere", "start"])
     bootstrap.warm_up(invocation_of(flags, {}, b""))
@@ -95,7 +97,7 @@ def _warm_up() -> None:
 
 
 def run_call(call: Call) -> NoReturn:
-    """In the child: be what the caller would have become, and do what it asked for."""
+    """In the child: take on the caller's attributes, run the call, answer and exit."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     connection = socket.socket(fileno=call.status)
     if not _wait_for_go(connection):
@@ -105,7 +107,6 @@ def run_call(call: Call) -> NoReturn:
     name = Path(call.argv[0]).name
     code, output, errors = 1, b"", b""
     try:
-        # The caller waits for us; if it does not any more, so is our purpose gone.
         manager = _copy_attributes(call.pid)
         if not _is_callers_pid(call, connection):
             os._exit(0)
@@ -117,13 +118,13 @@ def run_call(call: Call) -> NoReturn:
         output, errors = captured
     except (ShimError, OSError) as exc:
         errors = f"{name}: {printable(explain(exc))}\n".encode()
-    with suppress(OSError):  # the caller is gone
+    with suppress(OSError):  # the caller has ended
         connection.send(launcher.encode_answer(code, output, errors))
     os._exit(0)
 
 
 def _wait_for_go(connection: socket.socket) -> bool:
-    """Offer to do the call; say whether the caller still wants that."""
+    """Send ``taken`` and a pidfd of this process; return whether the caller sent ``go``."""
     own = os.pidfd_open(os.getpid())
     try:
         connection.settimeout(_GO_TIMEOUT)
@@ -139,10 +140,10 @@ def _wait_for_go(connection: socket.socket) -> bool:
 
 
 def _is_callers_pid(call: Call, connection: socket.socket) -> bool:
-    """Say whether all that was read of process ``call.pid`` was the caller's.
+    """Return whether the attributes that were read of ``call.pid`` are the caller's.
 
-    A pid can be given again.  The pidfd is the caller's own, and the caller was
-    alive all the time if it still holds its connection.
+    The kernel can give a pid to a new process.  The pidfd identifies the caller, and
+    while the caller holds its end of the connection it is alive and keeps its pid.
     """
     try:
         info = _read(f"/proc/self/fdinfo/{call.caller}")
@@ -152,7 +153,7 @@ def _is_callers_pid(call: Call, connection: socket.socket) -> bool:
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Say whether the other end is closed, so that no answer is wanted."""
+    """Return whether the other end of ``connection`` is closed."""
     poll = select.poll()
     poll.register(connection, select.POLLRDHUP)
     return bool(poll.poll(0))
@@ -160,7 +161,10 @@ def is_closed(connection: socket.socket) -> bool:
 
 @contextmanager
 def _captured_output() -> Iterator[list[bytes]]:
-    """Collect what is written to fds 1 and 2 in the block; it is there after it."""
+    """Capture the output to fds 1 and 2 in the block.
+
+    After the block the list holds the bytes of each, at most :data:`launcher.MAX_ANSWER`.
+    """
     captured: list[bytes] = []
     memories = [os.memfd_create(name) for name in ("stdout", "stderr")]
     for number, memory in enumerate(memories, start=1):
@@ -172,9 +176,10 @@ def _captured_output() -> Iterator[list[bytes]]:
 
 
 def _copy_attributes(pid: int) -> int:
-    """Take everything a child of ``pid`` would have inherited from it; return its parent.
+    """Copy the attributes that a child of ``pid`` would inherit; return the parent of ``pid``.
 
-    Namespaces, cgroup, capabilities and label are the same by the socket's name.
+    Namespaces, cgroup, capabilities and security label need no copy: they are a part of
+    the name of the server's socket (:mod:`shim.start.identity`), so they are equal.
     """
     root = f"/proc/{pid}"
     entries = _read(f"{root}/environ").split(b"\0")
@@ -203,7 +208,11 @@ def _read(path: str) -> bytes:
 
 
 def _set_environment(wanted: dict[bytes, bytes]) -> None:
-    """Make ``wanted`` the environment, most of which the server has from an earlier caller."""
+    """Make ``wanted`` the environment.
+
+    Only differences are written, since most variables are those of the server's first
+    caller.
+    """
     for key in [key for key in os.environb if key not in wanted]:
         del os.environb[key]
     for key, value in wanted.items():

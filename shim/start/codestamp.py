@@ -8,7 +8,10 @@ from functools import cache
 
 
 def code_stamp() -> list[tuple[int, int]]:
-    """Return what changes whenever a file does whose code is loaded here."""
+    """Return the inode and the modification time (ns) of each loaded file of the package.
+
+    The value changes when one of the files is replaced or edited; (0, 0) is a missing file.
+    """
     found = []
     for path in _loaded():
         try:
@@ -24,6 +27,6 @@ def code_stamp() -> list[tuple[int, int]]:
 def _loaded() -> list[bytes]:
     modules = [module for name, module in sys.modules.items() if name.startswith("shim.")]
     paths = [path for module in modules if (path := getattr(module, "__file__", None))]
-    # Copies that lie together: the modules' own are all over the heap, where each
-    # look at one would copy a page that the last child shares.
+    # Copies, which lie together in memory.  The modules' own strings are spread over the
+    # heap: reading them writes reference counts, and so copies pages shared with a child.
     return [os.fsencode(path) for path in paths]

@@ -1,4 +1,4 @@
-"""What a forked process does to become a daemon."""
+"""Makes a forked process a daemon: its fds, and its attributes in the kernel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shim.start.caller import Caller
 if TYPE_CHECKING:
     from shim.start.flags import Invocation
 
-# Where a daemon keeps what it is born with; nothing else is open then.
+# The numbers of a new daemon's fds, beside 0 to 2; all others are closed.
 _LISTENER = 3
 _CALLER = 4
 
@@ -32,12 +32,15 @@ _CALLER = 4
 def detach(
     invocation: Invocation, listener: socket.socket, caller: Caller
 ) -> tuple[socket.socket, Caller]:
-    """Leave everything the launcher came with; return what was kept under its new numbers."""
+    """Start a session, close all inherited fds but two and open the log.
+
+    Returns the listener and the caller with their new fds.
+    """
     os.setsid()
     log_fd = _open_log()
     null = os.open(os.devnull, os.O_RDWR)
     kept = (null, null, log_fd, listener.fileno(), caller.connection.fileno())
-    # Out of the way first: any of them may have one of the numbers they go to.
+    # First to high numbers, since each fd can have a number that another one gets.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in kept]
     listener.detach()
     caller.connection.detach()
@@ -51,9 +54,14 @@ def detach(
 
 
 def set_attributes(invocation: Invocation, manager: int, title: str) -> None:
-    """Become what a daemon is to the kernel.
+    """Set the attributes of a daemon's process.
 
-    Only after :func:`detach`, since what fails here is told through the caller's new fds.
+    These are its signal mask and handlers, keyring, subreaper flag, name, huge pages, OOM
+    score, cgroup, scheduling core and working directory.  ``manager`` is the pid of the
+    manager.  Call it after :func:`detach`: an error is sent through the caller's new fd.
+
+    :raises InvalidError: the cgroup of the options cannot be joined.
+    :raises UnsupportedError: SCHED_CORE is set and the kernel has no core scheduling.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
@@ -64,7 +72,7 @@ def set_attributes(invocation: Invocation, manager: int, title: str) -> None:
     libc.set_name(title)
     words = ["-namespace", invocation.namespace, "-id", invocation.id]
     libc.set_title([title, *words, "-address", invocation.grpc_address])
-    with suppress(OSError):  # a kernel without huge pages has none to keep away
+    with suppress(OSError):  # a kernel without huge pages
         libc.disable_thp()
     _adjust_oom_score(manager)
     _join_cgroup(invocation)
@@ -74,9 +82,9 @@ def set_attributes(invocation: Invocation, manager: int, title: str) -> None:
 
 
 def _open_log() -> int:
-    """Open the manager's log fifo in the bundle; without one there is no log.
+    """Open the manager's log fifo in the bundle; without a fifo, discard the log.
 
-    Both ends, so that a manager that restarts finds it alive.
+    The fd is open for reading too, so that the fifo survives a restart of the manager.
     """
     try:
         return os.open("log", os.O_RDWR | os.O_NONBLOCK | os.O_APPEND | os.O_CLOEXEC)
@@ -85,45 +93,55 @@ def _open_log() -> int:
 
 
 def _adjust_oom_score(manager: int) -> None:
-    """Let the kernel take the shim before the manager, and containers before both.
+    """Set the OOM score adjustment to the manager's plus one, at most 1000.
 
+    Then the OOM killer prefers a container to the shim, and the shim to the manager.
     Source: containerd pkg/shim/util_unix.go AdjustOOMScore.
     """
     try:
         score = int(Path(f"/proc/{manager}/oom_score_adj").read_text())
         Path("/proc/self/oom_score_adj").write_text(str(min(score + 1, 1000)))
     except (OSError, ValueError) as exc:
-        log.warning("the OOM score stays as it is", error=exc)
+        log.warning("cannot set the OOM score of the shim", error=exc)
 
 
 def _join_cgroup(invocation: Invocation) -> None:
-    """Join the cgroup of the options, which is not made here: nobody would remove it."""
+    """Join the cgroup of the option ``shim_cgroup``, in each hierarchy that has it.
+
+    It is not created here, since no process would remove it.
+
+    :raises InvalidError: it does not exist, or the kernel refuses the process.
+    """
     path = Options.decode(invocation.options).shim_cgroup
     if not path:
         return
     try:
         cgroup = cgroup_at(path)
         if not cgroup.exists():
-            raise InvalidError(f"shim_cgroup {path[:200]!r} does not exist: create it first")
+            raise InvalidError(
+                f"cannot join shim_cgroup {path[:200]!r}: it does not exist; create it first"
+            )
         if isinstance(cgroup, CgroupV1):
-            # Where it does not exist, the shim stays with the manager.
+            # In a hierarchy without it, the shim stays in the manager's cgroup.
             there = {name: one for name, one in cgroup.directories.items() if os.path.isdir(one)}  # noqa: PTH112 - the values are plain strings
             cgroup = CgroupV1(there)
         cgroup.add(os.getpid())
     except OSError as exc:
-        text = f"the shim cannot join cgroup {path[:200]!r}: {exc.strerror}"
+        text = f"cannot join the shim's cgroup {path[:200]!r}: {exc.strerror}"
         raise InvalidError(text) from None
 
 
 def _isolate_core() -> None:
-    """Share a core with no one but our containers.
+    """Get a core scheduling cookie: only the shim and its containers share a core.
 
-    :raises UnsupportedError: it cannot be had.  Who asked for it relies on it.
+    :raises UnsupportedError: the kernel has no core scheduling.  This is an error, since
+        the environment requests the isolation.
     """
     try:
         libc.create_core_cookie()
     except OSError as exc:
         raise UnsupportedError(
-            f"SCHED_CORE is set and this machine has no core scheduling ({exc.strerror}): "
+            "cannot isolate the shim's core: "
+            f"SCHED_CORE is set and this machine has no core scheduling ({exc.strerror}); "
             "unset it, or use a kernel with CONFIG_SCHED_CORE and SMT enabled"
         ) from None

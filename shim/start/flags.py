@@ -1,8 +1,8 @@
-"""What the manager said when it called the executable: flags, environment, stdin.
+"""Parses the input of the executable: flags, environment and standard input.
 
-Flags are Go's: one dash or two, ``-id x`` or ``-id=x``, and the first word that
-is no flag is the action.  What ``start`` gets on stdin is either containerd
-2.3's BootstrapParams, an Any with the runtime's options, or nothing.
+Flags have Go's syntax: one dash or two, ``-id x`` or ``-id=x``, and the first word
+that is not a flag is the action.  The standard input of ``start`` is either
+BootstrapParams (containerd 2.3), an Any with the runtime's options, or empty.
 
 Source: containerd pkg/shim/shim.go parseFlags and compat.go.
 """
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SOCKET_DIR = "/run/containerd/s"
-# Seconds without daemon or caller until a fork server leaves.
+# Seconds without a daemon and without a call until a fork server exits.
 DEFAULT_IDLE_TIME = 600.0
-# Bytes of stdin that are read at most; containerd's own limit.
+# The most bytes of stdin; containerd has the same limit.
 STDIN_LIMIT = 10 << 20
-# Seconds for the caller to close stdin.
+# Seconds until the caller must have closed stdin.
 STDIN_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The command line.  A flag that was not given is empty or false."""
+    """The command line.  A flag without a value is an empty string or False."""
 
     namespace: str = ""
     id: str = ""
@@ -64,10 +64,10 @@ _FALSE = ("0", "f", "F", "false", "FALSE", "False")
 
 
 def read_stdin() -> bytes:
-    """Read what the caller wrote to standard input; a terminal says nothing.
+    """Read standard input to its end; return nothing if it is a terminal.
 
-    :raises TimedOutError: the caller did not close it.
-    :raises InvalidError: there is no end to it.
+    :raises TimedOutError: the caller did not close it within 10 s.
+    :raises InvalidError: it is longer than 10 MiB.
     """
     if os.isatty(0):
         return b""
@@ -76,19 +76,20 @@ def read_stdin() -> bytes:
     while len(data) <= STDIN_LIMIT:
         if not select.select([0], [], [], max(0, deadline - time.monotonic()))[0]:
             raise TimedOutError(
-                f"standard input stayed open for {STDIN_TIMEOUT:g} s: close it or give /dev/null"
+                f"cannot read standard input: it was not closed within {STDIN_TIMEOUT:g} s; "
+                "close it or use /dev/null"
             )
         chunk = os.read(0, 1 << 16)
         if not chunk:
             return data
         data += chunk
-    raise InvalidError(f"standard input is longer than {STDIN_LIMIT} bytes")
+    raise InvalidError(f"cannot read standard input: it is longer than {STDIN_LIMIT} bytes")
 
 
 def parse_flags(argv: Sequence[str]) -> Flags:
     """Parse the arguments after the program's name.
 
-    :raises InvalidError: a flag is unknown, lacks its value, or has a wrong one.
+    :raises InvalidError: a flag is unknown, has no value, or has an invalid value.
     """
     values: dict[str, str | bool] = {}
     rest = list(argv)
@@ -99,11 +100,11 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         name, given, value = word[2 if word.startswith("--") else 1 :].partition("=")
         is_switch = _KINDS.get(name)
         if is_switch is None:
-            raise InvalidError(f"flag {word} is not known; see -version and the README")
+            raise InvalidError(f"unknown flag {word}; see -version and the README")
         key = name.replace("-", "_")
         if is_switch:
             if given and value not in _TRUE + _FALSE:
-                raise InvalidError(f"flag -{name} is true or false, not {value!r}")
+                raise InvalidError(f"flag -{name} must be true or false, not {value!r}")
             values[key] = not given or value in _TRUE
         elif given:
             values[key] = value
@@ -111,18 +112,17 @@ def parse_flags(argv: Sequence[str]) -> Flags:
             values[key] = rest.pop(0)
         else:
             raise InvalidError(f"flag -{name} needs a value")
-    return replace(Flags(action=rest[0] if rest else ""), **values)  # type: ignore[arg-type] # the kinds above are those of the fields
+    return replace(Flags(action=rest[0] if rest else ""), **values)  # type: ignore[arg-type] # values have the types of _KINDS, which are those of the fields
 
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """Everything ``start`` decides by, wherever it came from.
+    """The parameters of ``start``, from flags, environment and standard input.
 
-    ``modern`` says that the caller wrote BootstrapParams, so it takes a
-    protobuf answer of version 3.  ``options`` is the runtime's, or None.
-    ``warning`` is something for the shim's log, which is not open yet.
-    ``runtime_timeout`` is how many seconds one command of the runtime may take,
-    None where the environment does not say.
+    ``modern`` is true if the caller wrote BootstrapParams: then it reads a protobuf
+    answer of version 3.  ``options`` are the runtime's options, or None.  ``warning``
+    is a text for the shim's log, which is not open yet.  ``runtime_timeout`` is the
+    limit for one command of the runtime in seconds, None for the default.
     """
 
     namespace: str
@@ -141,14 +141,16 @@ class Invocation:
 def invocation_of(
     flags: Flags, environ: Mapping[str, str], stdin: bytes, warning: str = ""
 ) -> Invocation:
-    """Put together what a call of ``start`` means.
+    """Return the parameters of ``start``; BootstrapParams override flags and environment.
 
-    :raises InvalidError: it lacks a namespace or an id, the environment has a timeout
-        that is none, or a string of BootstrapParams holds a NUL byte.
+    ``warning`` is the launcher's; warnings about variables are added to it.
+
+    :raises InvalidError: the namespace or the id is missing, the runtime's timeout in the
+        environment is invalid, or a string of BootstrapParams contains a NUL byte.
     """
     for name in ("namespace", "id"):
         if not getattr(flags, name):
-            raise InvalidError(f"flag -{name} must be given and not empty")
+            raise InvalidError(f"flag -{name} is missing or empty")
     legacy = Invocation(
         namespace=flags.namespace,
         id=flags.id,
@@ -176,9 +178,9 @@ def invocation_of(
 
 
 def idle_time(environ: Mapping[str, str]) -> tuple[float, str]:
-    """Return the seconds after which an unused fork server leaves, and what is wrong with them.
+    """Return the seconds until an unused fork server exits, 0 for never, and a warning.
 
-    0 is never.
+    The warning is empty if the variable TRIO_SHIM_FORKSERVER_IDLE is valid or not set.
     """
     text = environ.get("TRIO_SHIM_FORKSERVER_IDLE", "")
     if not text:
@@ -187,37 +189,40 @@ def idle_time(environ: Mapping[str, str]) -> tuple[float, str]:
         if 0 <= (seconds := float(text)) < float("inf"):
             return seconds, ""
     return DEFAULT_IDLE_TIME, (
-        f"TRIO_SHIM_FORKSERVER_IDLE is a number of seconds, or 0 for no limit, not {text!r}: "
-        f"{DEFAULT_IDLE_TIME:g} is used"
+        f"TRIO_SHIM_FORKSERVER_IDLE must be a number of seconds, or 0 for no limit, "
+        f"not {text!r}; {DEFAULT_IDLE_TIME:g} is used"
     )
 
 
 def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
-    """Say what is wrong with the variables that only make a start faster or slower."""
+    """Return warnings for invalid fork server variables, which need not fail a start."""
     found = []
     wanted = environ.get("TRIO_SHIM_FORKSERVER", "")
     if wanted not in launcher.OFF + launcher.ON:
-        found.append(f"TRIO_SHIM_FORKSERVER is on or off, not {wanted!r}: on is used")
+        found.append(f"TRIO_SHIM_FORKSERVER must be on or off, not {wanted!r}; on is used")
     if problem := identity.directory_problem(environ.get("TRIO_SHIM_FORKSERVER_DIR", "")):
-        found.append(f"{problem}: {identity.DIRECTORY} is used")
+        found.append(f"{problem}; {identity.DIRECTORY} is used")
     _, problem = idle_time(environ)
     return [*found, problem] if problem else found
 
 
 def _timeout_of(environ: Mapping[str, str], name: str) -> float | None:
-    """Return the time ``name`` is set to, None if it is not set or empty."""
+    """Return the seconds that variable ``name`` is set to, None if it is not set or empty.
+
+    :raises InvalidError: the value is not a number, or not greater than 0.
+    """
     text = environ.get(name, "")
     if not text:
         return None
     with contextlib.suppress(ValueError):
         if 0 < (seconds := float(text)) < float("inf"):
             return seconds
-    raise InvalidError(f"{name} is a number of seconds greater than 0, not {text!r}")
+    raise InvalidError(f"{name} must be a number of seconds greater than 0, not {text!r}")
 
 
 def _bootstrap_params(stdin: bytes, flags: Flags) -> BootstrapParams | None:
-    # An Any decodes as BootstrapParams too, and the other way round; only the
-    # two fields the command line repeats can tell them apart.
+    # An Any decodes as BootstrapParams too, and BootstrapParams as an Any.  Only the two
+    # fields that the flags repeat distinguish them.
     try:
         params = BootstrapParams.FromString(stdin)
     except DecodeError:
@@ -227,11 +232,11 @@ def _bootstrap_params(stdin: bytes, flags: Flags) -> BootstrapParams | None:
 
 
 def _any(data: bytes) -> AnyMessage | None:
-    """Decode an Any.  Garbage on stdin is none of a container's business: None."""
+    """Decode an Any; return None for other data, which must not fail the container."""
     try:
         message = AnyMessage.FromString(data)
     except DecodeError:
-        log.debug("standard input is neither BootstrapParams nor an Any; ignored")
+        log.debug("cannot decode standard input as BootstrapParams or an Any; it is ignored")
         return None
     return message if message.type_url else None
 
@@ -241,5 +246,5 @@ def _runc_options(params: BootstrapParams) -> AnyMessage | None:
 
 
 def is_options(message: AnyMessage) -> bool:
-    """Say whether ``message`` is of a type of runtime options that we know."""
+    """Return whether ``message`` has one of the two known types of runtime options."""
     return names.type_name(message.type_url) in (names.RUNC_OPTIONS, names.GENERIC_OPTIONS)

@@ -1,16 +1,15 @@
-"""The warm parent: everything is imported and has run once; a daemon is one fork away.
+"""Starts the fork server: a process that has imported and run the code of a daemon.
 
-An optimisation, never a dependency.  It is left behind by the first launcher
-that finds none, does for later ones what they would have done themselves, and
-leaves when it has had no daemon and no caller for a while.  Its daemons are its
-children; when it dies they go on under init.
+With it, a ``start`` costs one fork instead of the imports.  The fork server is an
+optimisation; without one the launcher does the same work itself.  The first
+launcher that finds no server starts one in the background.  The server forks a
+child for each later call, and exits when it has had no daemon and no caller for
+the idle time.  Daemons are its children; when the server dies they continue as
+children of init or of the nearest subreaper.
 
-One spare child is kept ready, so that a caller does not even wait for the fork.
-While there is none, as when many come at once, each gets a child of its own.
-
-Single-threaded and without an event loop of its own, since it forks: a poll of
-the socket, of the signals and of the callers that have not said yet what they
-want.  It waits for none of them; see :mod:`shim.start.launcher` for the conversation.
+The server keeps one spare child, so that a caller does not wait for the fork.
+While there is no spare, as with simultaneous calls, the server forks a child for
+each call.  :mod:`shim.start.server` has its loop.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from shim.start.server import Server
 
 
 def start_in_background(name: str) -> None:
-    """Fork a server, unless there is one or none is wanted; return at once.
+    """Fork a server and return at once; do nothing if one runs or they are disabled.
 
-    What fails is not reported here: a manager reads what ``start`` writes, and
-    the next ``start`` logs why it uses no server.
+    Errors are not reported here: the manager reads the output of ``start`` as its
+    answer, and the next ``start`` logs why it uses no server.
     """
     if not launcher.is_enabled():
         return
@@ -46,22 +45,24 @@ def start_in_background(name: str) -> None:
 
 
 def serve_in_foreground(name: str) -> int:
-    """Be the server, in the foreground as a service manager wants it.
+    """Run the server in this process, for a service manager; return its exit status.
 
-    :raises ExistsError: there is one already.
-    :raises InvalidError: none can be used: its directory is not to be trusted, or
-        this process has a system call filter.
+    If a server runs already, return 0 at once.
+
+    :raises InvalidError: no process could use the server, since its directory is not
+        trusted or this process has a system call filter.
     """
     path = identity.socket_path()
     if not path:
-        raise InvalidError("no fork server: this process has a system call filter")
+        raise InvalidError("cannot start a fork server: this process has a system call filter")
     if reason := _distrust(path):
-        raise InvalidError(f"no fork server: {reason}")
+        raise InvalidError(f"cannot start a fork server: {reason}")
     _detach(name)
     return _serve(path, name)
 
 
 def _distrust(path: str) -> str:
+    """Return the result of :func:`launcher.distrust`; empty if no server has run yet."""
     try:
         return launcher.distrust(path)
     except FileNotFoundError:
@@ -77,8 +78,8 @@ def _serve(path: str, name: str) -> int:
 
 
 def _detach(name: str) -> None:
-    """Let go of the manager that happened to be first, and of everything it gave us."""
-    with suppress(PermissionError):  # a session leader already, as under a service manager
+    """Leave the session, the fds and the working directory of the calling manager."""
+    with suppress(PermissionError):  # already a session leader, as under a service manager
         os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):

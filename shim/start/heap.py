@@ -1,13 +1,13 @@
-"""The heap of a parent of daemons, arranged so that each child copies few of its pages.
+"""Arranges the heap of the fork server, so that each child copies few of its pages.
 
-A child shares a page until one side writes to it, and CPython writes into what it
-only reads: it counts references in the object itself.  Three things help.
+A child shares a page until one side writes to it.  CPython writes to objects that a
+program only reads, since each object holds its reference count.  Three steps help.
 
-- Program objects (code, functions, types, constants) are made immortal where
-  CPython has such objects, 3.12 and later: their counts are not written any more.
-- The gaps that freed objects left are filled, so that what a child makes lies
-  together on pages of its own, not on shared ones all over the heap.
-- The collector forgets what is there (``gc.freeze``).
+- Program objects (code, functions, types, constants) become immortal on CPython 3.12
+  and later, so their counts are not written any more.
+- The gaps that freed objects left are filled.  Then a child's new objects lie together
+  on new pages, and not in gaps of shared pages all over the heap.
+- The collector skips all present objects (``gc.freeze``), so it writes nothing to them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from shim.linux import libc
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What a program is made of and what it only reads.  Nothing here holds a file or
-# a lock, and none of it has a place where its end would matter.
+# The types of a program's objects and constants.  They hold no file and no lock, and
+# no code depends on their end.
 _PROGRAM = frozenset(
     {
         bytes,
@@ -48,24 +48,26 @@ _PROGRAM = frozenset(
     }
 )
 
-# CPython's small objects: pools of one size each, by steps of 16 up to 512 bytes.
+# CPython allocates small objects from pools of one size each, in steps of 16 bytes up
+# to 512.  The pools' size, their header, the step and the limit are in bytes.
 # Source: Objects/obmalloc.c.
 _POOL, _HEADER, _STEP, _LARGEST = 16384, 48, 16, 512
-# Bytes of a bytes object beside its content.
+# Bytes of a bytes object in addition to its content.
 _BYTES = 33
-# Pools of one size after which this allocator is not the one we know, as with
-# PYTHONMALLOC=malloc, -X dev or a build without pymalloc.
+# After so many pools of one size, the allocator must be another one than pymalloc, as
+# with PYTHONMALLOC=malloc, -X dev or a build without pymalloc.
 _MAX_POOLS = 100
 
 _fillers: list[object] = []
 
 
 def arrange() -> None:
-    """Arrange the heap.  To be called once, before the first fork, when all is loaded and warm."""
+    """Arrange the heap.  Call it once, after imports and warm-up and before the first fork."""
     gc.collect()
     if libc.has_immortals():
         libc.make_immortal(_program())
-    # The largest first: to find out that the allocator is another one costs the least there.
+    # The largest first: with another allocator than pymalloc, the first size fails, and
+    # this one needs the fewest objects.
     for size in range(_LARGEST, 0, -_STEP):
         filler = _fill(size, _factory_of(size))
         if filler is None:
@@ -77,7 +79,7 @@ def arrange() -> None:
 
 def _program() -> list[object]:
     """Return all program objects."""
-    pending: list[Any] = gc.get_objects()  # first, or what is made here would be among them
+    pending: list[Any] = gc.get_objects()  # first, without the objects that this function creates
     found: list[object] = []
     seen: set[int] = set()
     while pending:
@@ -88,16 +90,16 @@ def _program() -> list[object]:
         kind = type(one)
         if kind in _PROGRAM or isinstance(one, type):
             found.append(one)
-        if kind is types.ModuleType:  # which lives as long as its names
+        if kind is types.ModuleType:  # the dict of a module lives as long as the module
             found.append(vars(one))
         pending.extend(gc.get_referents(one))
-        if kind is types.CodeType:  # which the collector does not know
+        if kind is types.CodeType:  # the collector does not traverse code objects
             pending.extend((one.co_consts, one.co_names, one.co_name, one.co_qualname))
     return found
 
 
 def _factory_of(size: int) -> Callable[[], object]:
-    """Return what makes a new object that takes ``size`` bytes."""
+    """Return a callable that creates an object of ``size`` bytes."""
     if size == 16:
         return object
     if size == 32:
@@ -106,14 +108,14 @@ def _factory_of(size: int) -> Callable[[], object]:
 
 
 def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
-    """Make objects of ``size`` until no gap is left; return those that fill gaps.
+    """Create objects of ``size`` bytes until no gap is left; return those that fill gaps.
 
-    None if the allocator has no pools of that size; nothing stays then.
+    Returns None, and frees all of them, if the allocator has no pools of that size.
     """
     made: list[object] = []
     length = (_POOL - _HEADER) // size
-    # Nothing but ours is made between the first and the last of a row: no iterator,
-    # no list that grows, and no number, which takes 32 bytes.
+    # Between the first and the last object of a row, no other object is created: no
+    # iterator, no growing list, and no number, which takes 32 bytes.
     row: list[object] = [None] * length
     places = list(range(length))
     for _ in range(_MAX_POOLS):
@@ -127,9 +129,9 @@ def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
 
 
 def _first_new(row: list[object], size: int) -> int:
-    """Return where in ``row`` a pool begins that was new, its length if nowhere.
+    """Return the index in ``row`` where a new pool begins, or the length of ``row``.
 
-    There is no new pool while an old one has a gap.
+    The allocator starts a new pool only when no old pool of the size has a gap.
     """
     for place, one in enumerate(row):
         if id(one) % _POOL == _HEADER:

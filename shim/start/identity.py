@@ -1,12 +1,11 @@
-"""Which fork server a process may use: the one that has everything it would inherit.
+"""Computes the path of the fork server's socket from a process's inheritable attributes.
 
-What a child has from its parent and the parent's parent, through fork and
-execve, is listed in docs/inheritance.md.  A fork server's children take some of
-it from their caller.  The rest is here: each value is a line of the identity,
-and the identity's hash is the name of the fork server's socket, so a process
-with another value finds another server, or none.
+docs/inheritance.md lists the attributes that a child has from its ancestors through
+fork and execve.  The children of a fork server copy some of them from their caller.
+Each of the others is a line of the identity, and a hash of the identity is the name
+of the server's socket.  So a process with another value finds another server, or none.
 
-The native launcher, shimctl/native/launcher.c, computes the same text.
+The native launcher, shimctl/host/native/launcher.c, computes the same text.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import sys
 from shim.version import VERSION
 
 DIRECTORY = "/run/trio-shim-forkserver"
-# Bytes, with which the path of a socket in it is as long as the kernel takes, see unix(7).
+# The most bytes: the path of a socket in the directory must fit into sun_path, unix(7).
 _DIRECTORY_MAX = 90
-# Source: namespaces(7); those that a child gets are not always those of its parent.
+# Source: namespaces(7).  With the "for_children" ones, a child's differ from its parent's.
 _NAMESPACES = (
     *("cgroup", "ipc", "mnt", "net", "pid", "pid_for_children"),
     *("time", "time_for_children", "user", "uts"),
@@ -34,30 +33,33 @@ _FILES = (
 
 
 def directory() -> str:
-    """Return the directory of the fork servers' sockets."""
+    """Return the directory of the fork servers' sockets.
+
+    This is TRIO_SHIM_FORKSERVER_DIR, or the default if that is invalid or not set.
+    """
     given = os.environ.get("TRIO_SHIM_FORKSERVER_DIR", "")
     return DIRECTORY if directory_problem(given) else given or DIRECTORY
 
 
 def directory_problem(given: str) -> str:
-    """Say why ``given`` cannot be the directory; empty if it can."""
+    """Return why ``given`` cannot be the directory; empty if it can be, or is empty."""
     if not given or (given.startswith("/") and len(os.fsencode(given)) <= _DIRECTORY_MAX):
         return ""
     return (
-        f"TRIO_SHIM_FORKSERVER_DIR is an absolute path of at most {_DIRECTORY_MAX} bytes, "
+        f"TRIO_SHIM_FORKSERVER_DIR must be an absolute path of at most {_DIRECTORY_MAX} bytes, "
         f"not {given!r}"
     )
 
 
 def socket_path() -> str:
-    """Return where the fork server for a process like this one listens; empty for nowhere.
+    """Return the path of the socket of this process's fork server; empty if it has none.
 
-    A process with a system call filter has none: the kernel does not tell which
-    filter it is, and only its own children inherit it.
+    A process with a system call filter has none: the kernel does not show which filter
+    it is, so a server with an equal filter cannot be found.
 
-    The name is an FNV-1a hash of 64 bits, which the native launcher computes
-    too.  It keeps apart what differs by accident; that nobody else can put a
-    socket there is the directory's business.
+    The name is an FNV-1a hash of 64 bits, which the native launcher computes too.  It
+    separates processes with different attributes, and is no protection: the mode of the
+    directory prevents other users from creating sockets in it.
     """
     text = identity()
     if _FILTERED in text:
@@ -69,7 +71,10 @@ def socket_path() -> str:
 
 
 def identity() -> str:
-    """Return everything that a daemon inherits from this process and cannot take over later."""
+    """Return the attributes that a daemon inherits and that a child cannot copy later.
+
+    One attribute a line, beginning with the version, the package and the interpreter.
+    """
     package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 3 ms
     lines = [VERSION, package, sys.executable]
     root = os.stat("/")  # noqa: PTH116 - as above
@@ -94,7 +99,7 @@ def _read(path: str) -> str:
         return ""
 
 
-# What the kernel tells in no file.  Source: linux/prctl.h.
+# Attributes that are in no file of /proc.  Source: linux/prctl.h.
 _PRCTL = (
     27,  # PR_GET_SECUREBITS
     30,  # PR_GET_TIMERSLACK
@@ -108,14 +113,14 @@ _PR_SCHED_CORE, _PR_SCHED_CORE_GET = 62, 0
 # ioprio_get, sched_getattr, get_mempolicy.  Source: asm/unistd.h.
 _NUMBERS = (252, 315, 239) if os.uname().machine == "x86_64" else (31, 275, 236)
 _IOPRIO_WHO_PROCESS = 1
-# Bytes of struct sched_attr, and where its sched_nice is, which a child takes over.
+# Bytes of struct sched_attr, and the place of its sched_nice, which a child copies.
 _SCHED_ATTR, _NICE = 56, slice(16, 20)
 _NODES = 1024  # bits of a memory policy's mask
 
 
 def _attributes() -> str:
-    """Return the values of system calls, separated by spaces; a call that fails is -1."""
-    # Loading ctypes, of which this is the part in C, takes another 2 ms.
+    """Return the results of system calls, separated by spaces; -1 is a failed call."""
+    # The C part of ctypes: importing the whole module takes 2 ms more.
     import _ctypes
 
     libc = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # as dlopen(3) has it

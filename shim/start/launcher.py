@@ -1,30 +1,30 @@
-"""The executable's fast path: hand the call to a warm fork server, and wait.
+"""The executable's entry point: it sends the call to a fork server and prints the answer.
 
-Imports next to nothing: each module of the standard library costs a manager's
-``start`` milliseconds.  Where there is no fork server, or none to be trusted,
-the same work is done in this process, which takes longer and is as good.
+It imports few modules, since each module of the standard library costs a ``start``
+milliseconds.  If no fork server runs, or none that can be trusted, this process does
+the same work itself, with the same result, and takes longer.
 
-A fork server serves those that would hand the same on to a child
-(:mod:`shim.start.identity`).  What differs from call to call (arguments, environment,
-working directory, standard input, umask, nice, affinity, limits) its child
-takes from the caller.
+A process may use a fork server only if both have the same inheritable attributes
+(:mod:`shim.start.identity`).  The attributes that differ between calls (arguments,
+environment, working directory, standard input, umask, nice value, CPU affinity,
+resource limits) are copied from the caller by the server's child.
 
 The conversation, one packet each:
 
-    caller   ``run`` and its arguments, separated by NUL; its standard input and
-             a pidfd of itself
-    server   ``heard``: it is alive, and the call waits for its turn
-    server   ``child`` and the pid of the one that has it
-    child    ``taken`` and its pid; a pidfd of itself
+    caller   ``run`` and its arguments, separated by NUL; fds: its standard input
+             and a pidfd of itself
+    server   ``heard``: it has read the request, and queued it
+    server   ``child`` and the pid of the child that runs the call
+    child    ``taken`` and its pid; fd: a pidfd of itself
     caller   ``go``
     child    exit status, standard output, standard error
-    caller   ``told``
+    caller   ``told``: it has printed the answer
 
-The child does nothing before ``go``.  From then on the caller can kill it, and
-does so before it does the work itself.  So a process that is stopped at any
-point of the conversation never carries out a request that was given up.  Only
-the caller writes to its standard output and standard error.  A daemon whose
-caller ends without ``told`` ends too.
+The child does no work before ``go``.  After ``go``, if the child does not answer in
+time, the caller kills it through the pidfd before it does the work itself.  So a
+server or a child that is stopped at any point of the conversation never runs a call
+that its caller has given up.  Only the caller writes to its standard output and
+standard error.  If a daemon's caller ends without ``told``, the daemon exits.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ import time
 
 from shim.start.identity import socket_path
 
-# Seconds until a server that says nothing is given up, and one that has heard and has
-# many callers: a manager gives ``delete`` five seconds in all.  A server or a child
-# that is stopped is given up after two ticks.
+# Seconds for ``heard``, and seconds for ``taken`` from a server with queued calls.  They
+# are short for ``delete``, since containerd limits it to five seconds.  The caller gives
+# up a server or a child that is stopped after two ticks of _TICK seconds.
 _HEARD_TIMEOUT = {"start": 0.9, "-info": 0.9, "delete": 0.4}
 _TAKEN_TIMEOUT = {"start": 5.0, "-info": 5.0, "delete": 0.9}
-# Seconds from ``go`` to the answer: more than any action takes.
+# Seconds from ``go`` to the answer; every action takes less.
 _ANSWER_TIMEOUT = {"start": 15.0, "-info": 10.0, "delete": 4.0}
 _TICK = 0.1
-# Seconds for a child to end that was killed.
+# Seconds for a killed child to end.
 _KILL_TIMEOUT = 1.0
-# Bytes of a request that a socket's buffer takes at once, and of an answer.
+# Bytes of the longest request, which fits into a socket's buffer, and of an answer.
 _MAX_REQUEST = 32768
 MAX_ANSWER = 65536
-# Bytes of stdin that are read at most, and seconds for the caller to close it.
+# The most bytes of stdin, which is containerd's own limit, and seconds until its end.
 STDIN_LIMIT = 10 << 20
 STDIN_TIMEOUT = 10.0
 _SOCKET, _DIRECTORY, _DEVICE = 0o140000, 0o040000, 0o020000
@@ -61,21 +61,23 @@ ON = ("", "on", "1", "yes")
 
 
 def is_enabled() -> bool:
-    """Say whether a fork server may be used and left behind."""
+    """Return whether the environment allows to use and to start a fork server."""
     return os.environ.get("TRIO_SHIM_FORKSERVER", "") not in OFF
 
 
 def distrust(path: str) -> str:
-    """Say why the socket at ``path`` is not to be trusted; empty if it is.
+    """Return why the socket at ``path`` cannot be trusted; empty if it can be.
 
-    Whoever could have put it there could give us any exit status, and a
-    manager any address.
+    Another user who can create the socket could send this process any exit status, and
+    a manager any address.
+
+    :raises FileNotFoundError: the socket or its directory does not exist.
     """
     parent = path.rpartition("/")[0]
-    for name, kind in ((parent, _DIRECTORY), (path, _SOCKET)):
+    for name, kind, title in ((parent, _DIRECTORY, "directory"), (path, _SOCKET, "socket")):
         info = os.lstat(name)
         if info.st_mode & 0o170000 != kind:
-            return f"{name} is not what it should be"
+            return f"{name} is not a {title}"
         if info.st_uid != os.geteuid():
             return f"{name} belongs to user {info.st_uid}"
         if info.st_mode & 0o077:
@@ -84,9 +86,10 @@ def distrust(path: str) -> str:
 
 
 def run_on_server(argv: list[str]) -> tuple[int | None, str]:
-    """Let the fork server do it.
+    """Send the call to the fork server and print its answer.
 
-    Returns the exit status, or None and perhaps a warning if it must be done here.
+    Returns the exit status and an empty text.  If this process must do the work itself,
+    returns None and a warning for the log, which can be empty.
     """
     path = socket_path()
     if not path:
@@ -102,7 +105,7 @@ def run_on_server(argv: list[str]) -> tuple[int | None, str]:
     sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     try:
         if sock.fileno() < 3:
-            return None, ""  # one of our own is closed, and this would be taken for it
+            return None, ""  # fd 0, 1 or 2 is closed: the socket would be used as that fd
         if argv[-1] == "delete":
             return _converse(sock, path, argv)
         buffered, problem = buffer_stdin()
@@ -113,7 +116,7 @@ def run_on_server(argv: list[str]) -> tuple[int | None, str]:
             return _converse(sock, path, argv)
         finally:
             if buffered:
-                os.lseek(0, 0, os.SEEK_SET)  # a child may have read it, and be given up
+                os.lseek(0, 0, os.SEEK_SET)  # a child that was given up may have read it
     except (TimeoutError, BlockingIOError):
         return None, f"the fork server is not used: {path} does not answer"
     except OSError as exc:
@@ -127,7 +130,7 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
     if len(words) > _MAX_REQUEST:
         return None, ""
     began = time.monotonic()
-    # Blocking, or a full backlog would be an error at once.
+    # Blocking with a timeout: on a non-blocking socket a full backlog is an error at once.
     timeout = int(_HEARD_TIMEOUT[argv[-1]] * 1e6)
     timeval = bytes(8) + timeout.to_bytes(8, sys.byteorder)
     sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, timeval)
@@ -158,7 +161,7 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
         sock.send(b"go")
         deadline = time.monotonic() + _ANSWER_TIMEOUT[argv[-1]]
         answer, _ = _receive(sock, deadline, int(rest))
-        if answer.startswith(b"child "):  # the server was slower to say so than the child
+        if answer.startswith(b"child "):  # the server sent this after the child's ``taken``
             answer, _ = _receive(sock, deadline, int(rest))
         if answer:
             status = print_answer(sock, answer)
@@ -172,10 +175,12 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
 
 
 def _receive(sock: _socket.socket, deadline: float, peer: int) -> tuple[bytes, int]:
-    """Return the next packet and the fd that came with it, or -1; no bytes for the end.
+    """Return the next packet and its fd, -1 without one.  No bytes are the end.
 
-    :raises TimeoutError: there was none until ``deadline``, or the process
-        ``peer``, which is to send it, is stopped or has ended.
+    ``deadline`` is on the monotonic clock.
+
+    :raises TimeoutError: no packet arrived before ``deadline``, or the process with pid
+        ``peer``, the sender, is stopped or has ended.
     """
     stuck = 0
     while True:
@@ -193,7 +198,7 @@ def _receive(sock: _socket.socket, deadline: float, peer: int) -> tuple[bytes, i
 
 
 def is_stuck(pid: int) -> bool:
-    """Say whether a process is stopped, or has ended.  Source: proc_pid_stat(5)."""
+    """Return whether a process is stopped or has ended.  Source: proc_pid_stat(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"Z", b"X")
@@ -202,7 +207,7 @@ def is_stuck(pid: int) -> bool:
 
 
 def kill_child(pidfd: int) -> None:
-    """Kill a child of the fork server, and wait until it is gone."""
+    """Kill a child of the fork server, and wait for its end, at most one second."""
     import select
     import signal
 
@@ -214,15 +219,19 @@ def kill_child(pidfd: int) -> None:
 
 
 def encode_answer(status: int, output: bytes = b"", errors: bytes = b"") -> bytes:
-    """Return the packet that answers a caller; what is too long of ``errors`` is cut off."""
+    """Return the answer to a caller as one packet; ``errors`` is cut to fit into it.
+
+    The packet is one byte of exit status, four bytes (big endian) with the length of
+    ``output``, ``output``, and ``errors``.
+    """
     head = bytes([status]) + len(output).to_bytes(4, "big") + output
     return head + errors[: MAX_ANSWER - len(head)]
 
 
 def print_answer(sock: _socket.socket, answer: bytes) -> int:
-    """Write out what a child answered, and tell it so; return its exit status.
+    """Print a child's answer, acknowledge it on ``sock`` and return the exit status.
 
-    :raises OSError: nobody reads it.
+    :raises OSError: standard output or standard error cannot be written.
     """
     end = 5 + int.from_bytes(answer[1:5], "big")
     for fd, data in ((1, answer[5:end]), (2, answer[end:])):
@@ -231,15 +240,15 @@ def print_answer(sock: _socket.socket, answer: bytes) -> int:
     try:  # noqa: SIM105 - contextlib costs the launcher a millisecond
         sock.send(b"told")
     except OSError:
-        pass  # it has not waited: only a daemon does
+        pass  # the child has exited: only a daemon waits for this
     return answer[0]
 
 
 def buffer_stdin() -> tuple[bool, str]:
-    """Make standard input a file in memory, unless it is a device.
+    """Replace standard input by a copy in memory, unless it is a character device.
 
-    A pipe can be read only once, and a child that reads it may have to be given up.
-    Returns whether it is one now, and what is wrong with it, or nothing.
+    A pipe can be read only once, and a child that has read it may be given up.  Returns
+    whether standard input is a copy now, and an error, empty if there is none.
     """
     if os.fstat(0).st_mode & 0o170000 == _DEVICE:
         return False, ""
@@ -252,8 +261,8 @@ def buffer_stdin() -> tuple[bool, str]:
         while size <= STDIN_LIMIT:
             if not select.select([0], [], [], max(0, deadline - time.monotonic()))[0]:
                 return False, (
-                    f"standard input stayed open for {STDIN_TIMEOUT:g} s: "
-                    "close it or give /dev/null"
+                    f"cannot read standard input: it was not closed within {STDIN_TIMEOUT:g} s; "
+                    "close it or use /dev/null"
                 )
             chunk = os.read(0, 1 << 16)
             if not chunk:
@@ -261,28 +270,30 @@ def buffer_stdin() -> tuple[bool, str]:
                 os.dup2(memory, 0)
                 return True, ""
             size += os.write(memory, chunk)
-        return False, f"standard input is longer than {STDIN_LIMIT} bytes"
+        return False, f"cannot read standard input: it is longer than {STDIN_LIMIT} bytes"
     finally:
         os.close(memory)
 
 
 def main() -> int:
-    """Run the executable; return its exit status, unless another process has done it all."""
+    """Run the executable; return its exit status, or exit if a fork server ran the call."""
     warning = ""
     if sys.argv[-1] in _ANSWER_TIMEOUT and is_enabled():
         status, warning = run_on_server(sys.argv)
         if status is not None:
-            os._exit(status)  # all is written, and the interpreter's own end takes 1 ms
+            os._exit(status)  # the answer is written, and a regular exit takes 1 ms
     from shim.start.actions import main as run_here
 
     return run_here(warning)
 
 
 def main_alone() -> int:
-    """Run the executable after the native launcher has given up the fork server."""
+    """Run the executable without a fork server, after the native launcher has given it up."""
     from shim.start.actions import main as run_here
 
-    return run_here(f"the fork server is not used: {socket_path()} did not take the call in time")
+    return run_here(
+        f"the fork server is not used: {socket_path()} did not accept the call in time"
+    )
 
 
 if __name__ == "__main__":

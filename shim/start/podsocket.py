@@ -1,4 +1,7 @@
-"""The socket of a pod: its listener, or the version that the shim that serves it speaks."""
+"""The socket of a pod, whose listener is the lock of the pod.
+
+A ``start`` binds it, or finds the shim that serves it and queries its version.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +24,27 @@ if TYPE_CHECKING:
 
     from shim.start.flags import Invocation
 
-# Seconds for a running shim, which may be about to end, to say what it speaks.
+# Seconds for a running shim to reply to the query of its version.
 VERSION_TIMEOUT = 5.0
-# Shims of one pod that may end just when they are asked.
+# Queries, each of which can meet a shim that ends at that moment.
 ATTEMPTS = 5
-# Who does not know it speaks version 2.
+# A shim that replies UNIMPLEMENTED for this service speaks Task v2.
 _TASK = "containerd.task.v3.Task"
 
 
 def bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
-    """Return the address, its listener or None if a shim serves it, and what that speaks."""
+    """Bind the socket of the bundle's pod, and write its address to the bundle.
+
+    The bundle is the working directory.  Returns the address, the listener, and the
+    version of the Task API that the shim there speaks.  The listener is None if another
+    shim serves the address.
+
+    :raises InvalidError: the id or the bundle is invalid, or another user serves the address.
+    :raises UnavailableError: the file ``address`` cannot be written, or the shims of the
+        pod ended while they were queried.
+    :raises TimedOutError: the shim at the address does not reply, and the caller needs
+        its version.
+    """
     checked_id(invocation.id)
     config = Bundle.open(os.getcwd()).config()  # noqa: PTH109 - the value is a plain string
     address = sockets.socket_address(
@@ -41,10 +55,10 @@ def bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
     )
     listener, version = _listen_or_join(address, invocation)
     try:
-        write_file("address", address, 0o644)  # the mode that containerd gives it
+        write_file("address", address, 0o644)  # containerd's mode of the file
     except OSError as exc:
         with suppress(OSError):
-            os.unlink("address")  # noqa: PTH108 - what was written of it leads nowhere
+            os.unlink("address")  # noqa: PTH108 - an incomplete address is useless
         if listener is not None:
             remove_listener(listener, address)
         here = os.getcwd()  # noqa: PTH109 - as above
@@ -54,17 +68,19 @@ def bind(invocation: Invocation) -> tuple[str, socket.socket | None, int]:
 
 
 def remove_listener(listener: socket.socket, address: str) -> None:
-    """Close a listener that nobody has been told of, and remove its socket."""
-    # Ours without a doubt: it is alive until it is closed.
+    """Remove the socket of a listener whose address no client has, and close the listener."""
+    # No other process can have replaced the socket while its listener is open.
     with suppress(OSError):
         os.unlink(sockets.socket_path(address))  # noqa: PTH108 - a plain string
     listener.close()
 
 
 def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket | None, int]:
-    """Return the listener, or None if a shim serves ``address``, and the version spoken there.
+    """Return the listener, or None if a shim serves ``address``, and the version of that shim.
 
-    :raises TimedOutError: a shim that hangs is there, and the caller must know what it speaks.
+    A caller that does not read the version is answered with 2 if the shim does not reply.
+
+    :raises TimedOutError: the shim does not reply, and the caller reads the version.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -77,24 +93,30 @@ def _listen_or_join(address: str, invocation: Invocation) -> tuple[socket.socket
                     raise
                 return None, 2
             except UnavailableError:
-                continue  # it ended after we had looked: its address would lead nowhere
-    raise UnavailableError(f"every shim at {address} went away at once; see the manager's log")
+                continue  # the shim ended after the bind failed: its address is useless now
+    raise UnavailableError(
+        f"cannot join a shim at {address}: {ATTEMPTS} ended during the query; "
+        "see the manager's log"
+    )
 
 
 def encode_answer(invocation: Invocation, address: str, version: int) -> bytes:
+    """Return the output of ``start``: a BootstrapResult, or the address for older managers."""
     if not invocation.modern:
         return os.fsencode(address)
     return BootstrapResult(version=version, address=address, protocol="ttrpc").SerializeToString()
 
 
 def _query_version(address: str) -> int:
-    """Ask the shim that already serves ``address``, which may be another program's.
+    """Return the version of the Task API that the shim at ``address`` speaks, 2 or 3.
 
-    :raises UnavailableError: it has ended, or is about to.
-    :raises TimedOutError: it does not answer.
-    :raises InvalidError: another user serves it.
+    The shim can be another program than this one.
+
+    :raises UnavailableError: the shim has ended, or ends before it replies.
+    :raises TimedOutError: the shim does not reply within 5 s.
+    :raises InvalidError: another user serves the socket.
     """
-    # Every start in a pod pays for this: an event loop costs more than the request.
+    # Blocking calls: every ``start`` in a pod queries, and an event loop costs more.
     protocol = ClientProtocol()
     _, request = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
     try:
@@ -105,7 +127,9 @@ def _query_version(address: str) -> int:
                 for reply in protocol.receive_data(data):
                     return 2 if reply.status is Status.UNIMPLEMENTED else 3
     except BlockingIOError:
-        raise TimedOutError(f"the shim at {address} does not answer; end it and retry") from None
+        raise TimedOutError(
+            f"cannot query the shim at {address}: it does not answer; end it and retry"
+        ) from None
     except ConnectionError:
         pass
-    raise UnavailableError(f"the shim at {address} went away before it answered")
+    raise UnavailableError(f"cannot query the shim at {address}: it ended before it answered")

@@ -1,4 +1,9 @@
-"""The fork server's loop: it accepts callers and forks a child for each."""
+"""The fork server's loop: it accepts connections and gives each call to a child.
+
+The process forks, so it has one thread and no event loop: it polls its socket,
+a pipe that signals write to, and the connections that have sent no request yet.
+No client can block it.  :mod:`shim.start.launcher` describes the conversation.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +32,12 @@ from shim.start.warmup import warm_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Seconds without a caller until another child is made ready: those who come together,
-# and the runtime that follows a ``start``, have the processors to themselves.
+# Seconds after the last connection until a spare child is forked: the fork must not
+# compete for processors with simultaneous calls, or with the runtime command that
+# follows a ``start``.
 SPARE_DELAY = 0.05
-# Seconds a caller has to say what it wants, once it is connected, and how many may
-# be about to; the oldest are dropped.
+# Seconds from a connection to its request, and the most connections without a request;
+# beyond that number the oldest are closed.
 _REQUEST_TIMEOUT = 1.0
 _MAX_PENDING = 256
 _MAX_REQUEST = 1 << 16  # bytes of a request
@@ -39,6 +45,8 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class Server:
+    """A fork server that listens on ``path``; ``name`` is the executable's name."""
+
     def __init__(self, path: str, name: str) -> None:
         self._path = path
         self._name = name
@@ -56,13 +64,17 @@ class Server:
         self._wants_spare = True
 
     def serve(self) -> int:
+        """Warm up, listen and serve until a signal, ``stop`` or the idle time; return 0.
+
+        If another server listens on the socket already, return at once.
+        """
         warm_up(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         heap.arrange()
         try:
             self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
         except ExistsError:
             return 0
-        self._last_activity = time.monotonic()  # nobody could have come before
+        self._last_activity = time.monotonic()  # no caller could connect before
         self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
@@ -88,6 +100,7 @@ class Server:
         return 0
 
     def close(self) -> None:
+        """End the spare child, stop listening and remove the socket."""
         self._drop_spare()
         if self._listener is not None:
             self._listener.close()
@@ -98,7 +111,7 @@ class Server:
         self._stopped = True
 
     def _poll_timeout(self) -> float | None:
-        """Milliseconds until there could be something to do by itself."""
+        """Return the milliseconds until the next deadline, None if there is no deadline."""
         waits = [SPARE_DELAY] if self._wants_spare else []
         if self._idle and not self._daemons:
             waits.append(self._idle)
@@ -112,7 +125,7 @@ class Server:
         return time.monotonic() >= self._last_activity + self._idle
 
     def _reap(self) -> None:
-        """Wait for daemons that ended, and for what they in turn left to us."""
+        """Reap ended daemons, and the orphans of daemons: the server is their subreaper."""
         with suppress(ChildProcessError):
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 if self._spare is not None and pid == self._spare.pid:
@@ -137,15 +150,15 @@ class Server:
                     self._drop(next(iter(self._pending)))
 
     def _read_request(self, fd: int) -> None:
-        """Do what the caller at ``fd``, which says something now, wants."""
+        """Read the request on connection ``fd``, and queue it if a child must run it."""
         if (pending := self._pending.get(fd)) is None:
-            return  # forgotten since the poll
+            return  # closed since the poll
         self._poll.unregister(fd)
         del self._pending[fd]
         try:
             call = self._handle_request(pending.connection)
         except (OSError, ValueError) as exc:
-            log.debug("a caller of the fork server was dropped", error=exc)
+            log.debug("cannot read a request to the fork server", error=exc)
             call = None
         if call is None:
             pending.connection.close()
@@ -157,13 +170,13 @@ class Server:
         self._pending.pop(fd).connection.close()
 
     def _run_next(self) -> None:
-        """Have a child do the call that has waited longest, unless its caller is gone."""
+        """Give the oldest queued call to a child, unless its caller has hung up."""
         connection, call = self._calls.popleft()
         try:
             if not is_closed(connection):
                 self._assign(connection, call)
         except OSError as exc:
-            log.debug("a caller of the fork server was dropped", error=exc)
+            log.debug("cannot give a call to a child of the fork server", error=exc)
         finally:
             _close(connection, call)
 
@@ -173,7 +186,7 @@ class Server:
             self._drop(fd)
 
     def _handle_request(self, connection: socket.socket) -> Call | None:
-        """Answer a caller, or return the call it wants a child for."""
+        """Reply to a request of the own user and group; return the call of a ``run``."""
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
         pid, uid, gid = _PEERCRED.unpack(raw)
         if (uid, gid) != (os.geteuid(), os.getegid()):
@@ -201,7 +214,7 @@ class Server:
 
     def _assign(self, connection: socket.socket, call: Call) -> None:
         if code_stamp() != self._stamp:
-            # The code on disk is no longer the one we hold; the caller does it itself.
+            # The files on disk are newer than the loaded code: the caller does the work.
             self._stopped = True
             return
         try:
@@ -218,16 +231,16 @@ class Server:
         connection.send(b"child %d" % child)
 
     def _use_spare(self, call: Call) -> int:
-        """Give ``call`` to the spare child; return its pid, or 0 if there is none to take it."""
+        """Send ``call`` to the spare child; return its pid, or 0 if none can run it."""
         if self._spare is None:
             return 0
         spare, self._spare, self._wants_spare = self._spare, None, True
         with spare.sock:
-            # One that is stopped leaves when it is continued: its socket is closed.
+            # A spare that is stopped exits when it is continued, since its socket is closed.
             return spare.pid if not launcher.is_stuck(spare.pid) and spare.send(call) else 0
 
     def _fork_spare(self) -> None:
-        self._wants_spare = False  # what fails now is not tried again before the next caller
+        self._wants_spare = False  # after a failure, retry only after the next connection
         with suppress(OSError):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
@@ -238,7 +251,7 @@ class Server:
             self._touch_pages()
 
     def _touch_pages(self) -> None:
-        """Take back the pages that a caller makes us write to: a fork shares them all."""
+        """Write to the pages that a request writes to: the fork has shared them all."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             theirs.send(b"none")
@@ -253,10 +266,7 @@ class Server:
             self._spare = None
 
     def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket, caller: int = -1) -> int:
-        """Fork a child that does ``work``; return its pid.
-
-        Of the server's fds it keeps that of ``caller``.
-        """
+        """Fork a child that runs ``work`` and has of the server's fds only ``caller``."""
         child = os.fork()
         if child:
             return child
@@ -264,7 +274,7 @@ class Server:
             signal.set_wakeup_fd(-1)
             for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(caught, signal.SIG_DFL)
-            # Who connects after the server's death must not wait for us.
+            # If the child held the listener, a client could connect to a dead server.
             assert self._listener is not None
             for sock in (self._listener, *ours):
                 sock.close()
@@ -288,7 +298,7 @@ def _close(connection: socket.socket, call: Call) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Pending:
-    """A caller that has said nothing yet, and until when it may."""
+    """A connection without a request; ``deadline`` is on the monotonic clock."""
 
     connection: socket.socket
     deadline: float

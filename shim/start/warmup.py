@@ -1,12 +1,13 @@
-"""Everything a daemon does in its life, done beforehand by the parent of daemons.
+"""Runs the code of a daemon in the fork server, before the first fork.
 
-A forked daemon shares each page with its parent until one of the two writes to
-it.  What Python writes into on first use (specialised bytecode, the caches of
-methods and of types, what is made when it is first needed) is written here,
-before the fork.  So containers are created, started, killed and deleted, with a
-runtime that is a shell script and an event sink.
+A forked daemon shares each page with its parent until one of the two writes to it.
+Python writes to memory when code runs for the first times: it specialises bytecode,
+fills the caches of methods and types, and creates objects on first use.  Here this
+happens before the fork, so the daemon shares these pages.  The warm-up runs the
+daemon itself, and creates, starts, kills and deletes containers in it, with a shell
+script as the runtime and a server that discards the events.
 
-No trace is left: no process, no file.  Nothing depends on the outcome.
+It leaves no process and no file.  An error of it has no effect.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ if TYPE_CHECKING:
 
     from shim.api.forward_pb2 import ForwardRequest
 
-# CPython specialises what has run eight times, and some of it only after more.
+# CPython specialises code that has run eight times, and some of it after more runs.
 _ROUNDS = 12
-# Seconds after which the rest is left undone.
+# Seconds after which no further round begins, and after which a round is cancelled.
 _LIMIT = 10.0
 _PREFIX = ".warmup-"
 
-# What a runtime leaves behind is a process whose pid is in a file.
+# For create and exec, a runtime starts a process and writes its pid to a file.
 _RUNTIME = b"""#!/bin/sh
 for word; do
     [ "$last" != --pid-file ] || { sleep 5 & echo $! >"$word"; }
@@ -72,10 +73,10 @@ _PROCESS = AnyMessage(
 
 
 def warm_up(directory: str) -> None:
-    """Go through daemons' lives in a place in ``directory`` that is not there after.
+    """Run daemons with a working directory in ``directory``, which is removed afterwards.
 
-    Its name begins with a dot, so that nobody takes it for a fork server, and has
-    our pid: several may warm up at once.
+    The name of the working directory begins with a dot, which tells it from the sockets
+    of fork servers, and has this process's pid, since several can warm up at once.
     """
     deadline = time.monotonic() + _LIMIT
     try:
@@ -86,12 +87,12 @@ def warm_up(directory: str) -> None:
                     with _working_directory(f"{directory}/{_PREFIX}{os.getpid()}") as place:
                         trio.run(_run_daemon, place, runtime, strict_exception_groups=True)
     except Exception as exc:
-        log.debug("the warm-up was cut short", error=exc)
+        log.debug("cannot finish the warm-up of the fork server", error=exc)
     moving.finish()
 
 
 def _remove_stale(directory: str) -> None:
-    """Remove the places of those who were killed in the middle."""
+    """Remove the working directories of processes that were killed during their warm-up."""
     with suppress(FileNotFoundError):
         for path in Path(directory).glob(f"{_PREFIX}*"):
             pid = path.name.removeprefix(_PREFIX)
@@ -117,7 +118,7 @@ def _working_directory(path: str) -> Iterator[Path]:
 
 @contextmanager
 def _runtime() -> Iterator[str]:
-    """Make the runtime; where it lies, files can be executed whatever the mounts' options are."""
+    """Create the runtime in memory, where no mount option forbids to execute it."""
     fd = os.memfd_create("runtime", 0)
     try:
         os.write(fd, _RUNTIME)
@@ -168,7 +169,7 @@ def _make_bundle(path: Path) -> None:
 
 
 async def _run_container(task: TaskStub, id_: str, bundle: Path, options: Options) -> None:
-    """Let a container and an exec of it come and go."""
+    """Create a container and an exec, query, kill and delete them."""
     stdin, stdout, stderr = paths = [str(bundle / name) for name in _STDIO]
     readers = [os.open(path, os.O_RDWR | os.O_NONBLOCK) for path in paths]
     try:
@@ -184,7 +185,7 @@ async def _run_container(task: TaskStub, id_: str, bundle: Path, options: Option
             await task.Connect(task_pb2.ConnectRequest(id=id_))
             await task.State(task_pb2.StateRequest(id=id_))
             await task.Pids(task_pb2.PidsRequest(id=id_))
-            with suppress(GRPCError):  # it has no cgroup of its own
+            with suppress(GRPCError):  # the container has no cgroup
                 await task.Stats(task_pb2.StatsRequest(id=id_))
             add = task_pb2.ExecProcessRequest(
                 id=id_, exec_id="e", spec=_PROCESS, stdin=stdin, stdout=stdout, stderr=stderr

@@ -173,7 +173,7 @@ async def test_a_cgroup_that_does_not_exist_is_named_and_not_made(
         bundle, "-id", "c1", "start", stdin=_start_options(shim_cgroup=cgroup_name)
     )
     assert (done.returncode, done.stdout) == (1, b"")
-    assert f"{cgroup_name!r} does not exist: create it first" in done.stderr.decode()
+    assert f"{cgroup_name!r}: it does not exist; create it first" in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
     assert not cgroup_at(cgroup_name).exists()
     assert not os.path.exists(socket_path((bundle / "address").read_text()))  # noqa: PTH110

@@ -339,5 +339,5 @@ async def test_a_variable_with_a_senseless_value_is_named_in_the_log_of_the_shim
         said = os.read(keep, 65536).decode()
     finally:
         os.close(keep)
-    assert f"{name} is " in said
+    assert f"{name} must be " in said
     assert value[:20] in said

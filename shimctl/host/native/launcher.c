@@ -261,8 +261,8 @@ static void buffer_stdin(const char *name)
     while (size <= STDIN_LIMIT) {
         int64_t left = deadline - now();
         if (poll(&input, 1, left > 0 ? (int)left : 0) == 0) {
-            fprintf(stderr, "%s: standard input stayed open for %d s: close it or give /dev/null\n",
-                    name, STDIN_TIMEOUT / 1000);
+            fprintf(stderr, "%s: cannot read standard input: it was not closed within %d s; "
+                    "close it or use /dev/null\n", name, STDIN_TIMEOUT / 1000);
             exit(1);
         }
         got = read(STDIN_FILENO, text, sizeof text);
@@ -278,7 +278,8 @@ static void buffer_stdin(const char *name)
             break;
         size += (size_t)got;
     }
-    fprintf(stderr, "%s: standard input is longer than %d bytes\n", name, STDIN_LIMIT);
+    fprintf(stderr, "%s: cannot read standard input: it is longer than %d bytes\n", name,
+            STDIN_LIMIT);
     exit(1);
 }
 
