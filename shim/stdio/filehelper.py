@@ -130,8 +130,22 @@ class FileHelper:
             if self._closing:
                 return
             if exit_.exit_status == 0 or not await self._replace():
+                self._log_failed_open()
                 self._close()
                 return
+
+    def _log_failed_open(self) -> None:
+        """Log the error of a process that replaced another and could not open the file."""
+        message = b""
+        for _ in range(2):  # an error of the socket, GO was not read, comes before a message
+            with contextlib.suppress(OSError):
+                message = message or self._control.recv(1 << 12)
+        if message not in {filecopy.OPENED, filecopy.DRAINED, b""}:
+            log.error(
+                "cannot open a file again: output is lost",
+                path=self.path,
+                error=filecopy.decode_error(message, self.path),
+            )
 
     async def _replace(self) -> bool:
         log.error("the process that copies to a file was killed: starting another", path=self.path)

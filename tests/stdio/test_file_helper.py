@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from shim.linux.fifos import Fd
 from shim.stdio.filehelper import open_writer
+from tests.frozen import file_helpers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,3 +39,22 @@ async def test_a_wait_for_what_is_written_ends_with_the_process(
             with trio.fail_after(10):
                 await helper.wait_drained()
             assert path.read_bytes() == b"said"
+
+
+async def test_a_file_that_cannot_be_opened_again_is_named_in_the_log(
+    reaper: Reaper, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The process that copies was killed, and the file is gone; the writer sees EPIPE."""
+    path = tmp_path / "log"
+    path.touch()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    async with trio.open_nursery() as nursery:
+        helper = await open_writer(str(path), [Fd(reader)], reaper, create=False, timeout=10)
+        helper.start(nursery)
+        path.unlink()
+        (pid,) = file_helpers(tmp_path)
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"said")
+    os.close(writer)
+    assert "cannot open a file again" in capfd.readouterr().err
