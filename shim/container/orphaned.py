@@ -18,14 +18,13 @@ import time
 from posixpath import normpath
 from typing import TYPE_CHECKING
 
-from shim import jsontext, log
+from shim import log
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2
 from shim.container.cleanup_records import CleanupRecord
 from shim.container.options import Options
 from shim.errors import NotFoundError, ShimError
-from shim.jsontext import as_runc_reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,8 +78,10 @@ def cleanup_record_of(bundle: Bundle, id_: str, namespace: str) -> CleanupRecord
     runtime = Options.read(bundle.path / "options.json").runtime(namespace)
     pid, cgroups, own_pid_namespace = bundle.read_pid(), [], False
     try:
-        own_pid_namespace = bundle.config().own_pid_namespace
-        cgroups = cgroup_names(cgroups_path(bundle), id_)
+        config = bundle.config()
+        own_pid_namespace = config.own_pid_namespace
+        if config.cgroups_path is not None:
+            cgroups = cgroup_names(config.cgroups_path, id_)
     except (ShimError, OSError) as exc:
         log.debug("no process is surely the container's", id=id_, error=exc)
     return CleanupRecord(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
@@ -100,18 +101,6 @@ def cgroup_names(path: str, id_: str) -> list[str]:
             return [f"{prefix}-{name}.scope" if prefix else f"{name}.scope"]
         case _:
             return [normpath(path).strip("/")]
-
-
-def cgroups_path(bundle: Bundle) -> str:
-    """Return config.json's ``cgroupsPath``, "" without one.
-
-    :raises NotFoundError: there is no such file, or it has no ``linux`` section.
-    """
-    try:
-        linux = jsontext.loads((bundle.path / "config.json").read_bytes())["linux"]
-        return as_runc_reads(str(linux.get("cgroupsPath") or ""))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise NotFoundError(f"{bundle.path}/config.json names no cgroup") from None
 
 
 def container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
