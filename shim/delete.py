@@ -1,9 +1,9 @@
-"""``delete``: what a manager runs when it believes a shim gone, or never there.
+"""``delete``: ends a container without its daemon, and removes its remains.
 
-It needs nothing from the shim, whose death may be the reason.  Of a pod's first
-container it ends the others too, if nobody serves them any more.  What the shim
-knew and could not tell any more, it left in the bundle: how the container ended,
-and the events that nobody acknowledged.
+A manager runs it when the daemon has died, or was never started.  For the first container
+of a pod it also ends the others, unless a daemon still serves them.  The exit and the
+events that the manager has not acknowledged are read from the files that the daemon left
+in the bundle.
 
 Source: containerd core/runtime/v2/binary.go, and
 cmd/containerd-shim-runc-v2/manager/manager_linux.go.
@@ -46,25 +46,25 @@ if TYPE_CHECKING:
     from shim.container.cleanup_records import CleanupRecord
     from shim.reaper import Reaper
 
-# Seconds the runtime has to delete containers, and all of ``delete`` then takes
-# at most: containerd kills it after five, in which the interpreter has to start too.
+# Seconds for the runtime to delete the containers, and for the whole clean-up: containerd
+# kills ``delete`` after five seconds, which include the start of the interpreter.
 RUNTIME = 2.5
 DELETE = 3.5
-# Seconds of it for the events of a journal on a disk.
+# Seconds to deliver the events of a journal on a disk.
 DELIVER = 2.0
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
-# What the manager is told of a container that ended without a witness: it was
-# killed, by us if by nobody else, and it was now.
+# The exit status to report when no exit record exists: the container is killed now, if
+# it was not before.
 KILLED = 128 + signal.SIGKILL
 
 
 def delete(flags: Flags) -> bytes:
-    """Clean up after a container whose shim is gone, or never was; return a DeleteResponse.
+    """End the container and remove its remains; return an encoded DeleteResponse.
 
-    Says the same however often it is called, and in time whatever hangs.  What
-    cannot be cleaned is logged on stderr, which the manager copies into its log.
+    Each call returns the same reply, within four seconds even if the runtime or a disk
+    hangs.  A failure is logged on stderr, which the manager copies into its log.
 
-    :raises InvalidError: the flags name no container.
+    :raises InvalidError: the id in the flags is not valid.
     """
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
@@ -73,7 +73,7 @@ def delete(flags: Flags) -> bytes:
     def deliver() -> None:
         if is_in_memory(str(bundle.path)):
             _deliver_undelivered(flags, bundle)
-        else:  # the journal may be on a disk that hangs
+        else:  # the journal is on a disk, which may hang
             _run_bounded(
                 lambda: _deliver_undelivered(flags, bundle),
                 flags.id,
@@ -89,7 +89,7 @@ def delete(flags: Flags) -> bytes:
 
 
 def warm_up() -> None:
-    """Do what can be done of a ``delete`` without ending anything, as ``daemon.warm_up``."""
+    """Run the parts of ``delete`` that change nothing, to warm up a fork server's child."""
     bundle = Bundle(Path("/nonexistent"))
     _is_clean(Flags(namespace="warmup", id="nobody"), bundle, 0)
     _reply(bundle, 0)
@@ -120,8 +120,8 @@ def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
         return {record.id: record.bundle for record in CleanupRecords(str(bundle.path)).read()}
 
     def publishes_exit(id_: str) -> bool:
-        # A container that was added without a ``start`` has no ``delete`` either:
-        # containerd leaves the id of its sandbox in the bundle then.
+        # containerd calls no ``delete`` for a container that it created without a
+        # ``start``.  It writes the id of the sandbox into that container's bundle.
         here = bundles().get(id_, str(bundle.path.parent / id_))
         if id_ == flags.id:
             return True
@@ -133,16 +133,16 @@ def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
             bundle.journal, address, publishes_exit=publishes_exit, fork=_fork_detached
         )
     except Exception as exc:
-        log.crash("events are left", exc, id=flags.id)
+        log.crash("cannot deliver all events; they stay in the journal", exc, id=flags.id)
 
 
 def _fork_detached(work: Callable[[], object], fd: int) -> None:
-    """Do ``work``, which nobody waits for, in a process of its own; it needs ``fd``."""
+    """Do ``work`` in a new process, which is not waited for and keeps only ``fd`` open."""
     if os.fork():
         return
     try:
         os.setsid()
-        # As below: whoever waits for us knows us to be done by what we hold open.
+        # The manager waits for the end of the output: close it, and all other fds.
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for number in range(3):
             os.dup2(null, number)
@@ -161,10 +161,10 @@ def _run_bounded(
     *,
     seconds: float = DELETE,
 ) -> None:
-    """Do ``work`` in a process of its own, which is left behind if the kernel keeps it.
+    """Do ``work`` in a new process, and return after at most ``seconds``.
 
-    A runtime or an unmount that waits for a dead disk cannot even be killed.
-    ``meanwhile``, which has a bound of its own, is done here.
+    A process that waits for a dead disk, such as a runtime or an unmount, cannot be killed:
+    it is left running.  This process does ``meanwhile``, which must be bounded.
     """
     deadline = time.monotonic() + seconds
     reader, writer = os.pipe()
@@ -174,50 +174,52 @@ def _run_bounded(
     except OSError as exc:
         os.close(reader)
         os.close(writer)
-        log.warning("the clean-up is not bounded: no process to be had", id=id_, error=exc)
+        log.warning("cannot fork; the clean-up runs without a time limit", id=id_, error=exc)
         work()
         meanwhile()
         return
     if pid == 0:
         try:
-            # A request whose process was killed is given up, and is not carried out later.
+            # If the manager kills ``delete``, the clean-up must not continue.
             libc.die_with_parent()
             if os.getppid() != parent:
                 os._exit(1)
-            # The manager waits for the end of our output, so that is not held here.
+            # The manager waits for the end of the output: do not keep it open here.
             null = os.open(os.devnull, os.O_RDWR)
             for number, fd in enumerate((null, null, writer)):
                 os.dup2(fd, number)
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))
             work()
         except BaseException as exc:
-            log.crash("the clean-up failed", exc, id=id_)
+            log.crash("cannot clean up the container", exc, id=id_)
         finally:
             os._exit(0)
     os.close(writer)
     try:
         meanwhile()
-        said, ended = read_until(reader, deadline - time.monotonic())
+        output, ended = read_until(reader, deadline - time.monotonic())
     finally:
         os.close(reader)
     with suppress(OSError):
-        os.write(2, said)
+        os.write(2, output)
     if not ended:
-        log.warning("the clean-up is not done yet: something hangs", id=id_)
+        log.warning(
+            "cannot finish the clean-up in time: the runtime, a mount or a disk hangs", id=id_
+        )
         os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):  # whoever started us may have SIGCHLD ignored
+    with suppress(ChildProcessError):  # SIGCHLD may be ignored, which is inherited
         os.waitpid(pid, 0 if ended else os.WNOHANG)
 
 
 def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
-    """Say whether the shim left nothing to end or to remove, and so nothing that could hang.
+    """Return whether nothing is left to end or to remove, so that no step can hang.
 
-    That is the rule: a shim that was told to shut down has done it all.
+    This is the usual case: a daemon that received Shutdown has removed everything.
     """
     try:
         root = Options.read(bundle.path / "options.json").runtime(flags.namespace).root
         return (
-            # Where nothing hangs, not even the look at it.
+            # In memory, so that the check itself cannot hang.
             root.startswith(("/run/", "/var/run/"))
             and not _process_exists(pid)
             and not has_state(root, flags.id)
@@ -230,7 +232,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
 
 
 def _process_exists(pid: int) -> bool:
-    """Say whether a process has this pid, whosever it is by now."""
+    """Return whether any process has this pid."""
     if not pid:
         return False
     try:
@@ -241,7 +243,7 @@ def _process_exists(pid: int) -> bool:
 
 
 def _has_dead_socket(bundle: Bundle) -> bool:
-    """Say whether a shim died there; one that is alive, if only to end, removes its own."""
+    """Return whether the bundle's socket has no listener.  A live daemon removes its socket."""
     try:
         address = _address(bundle)
     except FileNotFoundError:
@@ -253,16 +255,16 @@ def _clean_up(flags: Flags, bundle: Bundle) -> None:
     own = cleanup_record_of(bundle, flags.id, flags.namespace)
     records = CleanupRecords(str(bundle.path))
     orphans = [] if _is_served(bundle) else records.read()
-    # They end first, so that no runtime that hangs keeps one of them alive.
+    # Kill all before the first runtime command, which may hang.
     kill_orphaned([own, *orphans])
-    # Whoever was started since under one of these names has a shim again.
+    # A new daemon may have started since, and serves new containers with these ids.
     known = [own] if _is_served(bundle) else [own, *orphans]
     failed = trio.run(_delete_in_runtimes, known)
     for record in known:
         try:
             unmount_all(str(Bundle(Path(record.bundle)).rootfs))
         except (ShimError, OSError) as exc:
-            log.warning("the rootfs is still mounted", id=record.id, error=exc)
+            log.warning("cannot unmount the rootfs", id=record.id, error=exc)
         else:
             if record is not own and record.id not in failed:
                 records.remove(record.id)
@@ -275,7 +277,7 @@ def _address(bundle: Bundle) -> str:
 
 
 def _is_served(bundle: Bundle) -> bool:
-    """Say whether somebody serves the pod of ``bundle``.  Who cannot be asked may be there."""
+    """Return whether a daemon serves the pod of ``bundle``; True if that is not known."""
     try:
         return sockets.can_connect(_address(bundle))
     except (ShimError, OSError):
@@ -283,7 +285,10 @@ def _is_served(bundle: Bundle) -> bool:
 
 
 async def _delete_in_runtimes(records: list[CleanupRecord]) -> list[str]:
-    """Have the runtimes delete ``records``, side by side; return the ids they could not."""
+    """Delete the containers of ``records`` in their runtimes; return the ids that failed.
+
+    The runtime commands run in parallel.
+    """
     failed: list[str] = []
 
     async def force(record: CleanupRecord, reaper: Reaper) -> None:
@@ -291,9 +296,9 @@ async def _delete_in_runtimes(records: list[CleanupRecord]) -> list[str]:
             runc = Runc(record.runtime, reaper, RUNTIME, directory=record.bundle)
             await runc.run("delete", "--force", record.id)
         except ForeignContainerError as exc:
-            log.warning("the runtime's container is left alone", id=record.id, error=exc)
+            log.warning("the container in the runtime is left alone", id=record.id, error=exc)
         except (ShimError, OSError) as exc:
-            log.warning("the runtime could not delete the container", id=record.id, error=exc)
+            log.warning("cannot delete the container in the runtime", id=record.id, error=exc)
             failed.append(record.id)
 
     known = [record for record in records if has_state(record.runtime.root, record.id)]

@@ -1,1 +1,1 @@
-"""A container and its processes: the state of each, and what may be done to it."""
+"""A container and its processes: their states, and the operations on them."""

@@ -1,7 +1,7 @@
-"""A bundle on disk: what the manager put there, and the files the shim adds.
+"""A bundle on disk: config.json, and the files that the shim adds.
 
-Source: OCI runtime-spec bundle.md; the names of the added files are those of
-containerd-shim-runc-v2, which managers and people look for.
+Source: OCI runtime-spec bundle.md; the added files have the names that
+containerd-shim-runc-v2 gives them, since managers and users read them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def checked_id(text: str, what: str = "container id") -> str:
-    """Return ``text`` if it can name a container or an exec.
+    """Return ``text`` if it is a valid id; ``what`` names it in the error.
 
-    :raises InvalidError: it cannot; it would also be a dangerous file name.
+    :raises InvalidError: it is not valid; it could name a file outside the bundle.
     """
     if not names.is_id(text):
         raise InvalidError(
@@ -39,7 +39,7 @@ def checked_id(text: str, what: str = "container id") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The part of config.json a shim decides by."""
+    """The fields of config.json that the shim uses."""
 
     terminal: bool
     root: str
@@ -49,7 +49,10 @@ class Config:
 
     @classmethod
     def parse(cls, text: str | bytes) -> Config:
-        """:raises InvalidError: this is not an OCI runtime configuration."""
+        """Decode config.json.
+
+        :raises InvalidError: ``text`` is not an OCI runtime configuration.
+        """
         try:
             spec = jsontext.loads(text)
         except ValueError as exc:
@@ -67,8 +70,8 @@ class Config:
             annotations={
                 as_runc_reads(key): as_runc_reads(str(value)) for key, value in annotations.items()
             },
-            # A pid namespace with a path is somebody else's: killing its init
-            # is not what ends it.
+            # A pid namespace with a path has another init process: the exit of the
+            # container's does not end the namespace.
             own_pid_namespace=any(
                 isinstance(ns, dict) and ns.get("type") == "pid" and not ns.get("path")
                 for ns in namespaces
@@ -78,7 +81,7 @@ class Config:
 
     @property
     def group(self) -> str:
-        """The group this container's shim serves, or "" for one of its own."""
+        """The id of the pod that one daemon serves, or "" for a daemon per container."""
         return next((self.annotations[a] for a in names.GROUPS if a in self.annotations), "")
 
 
@@ -103,10 +106,10 @@ _PATH_LONGEST = 4096  # bytes of a path; linux/limits.h PATH_MAX
 class Bundle:
     """A directory with a config.json.
 
-    The names of an exec's files are plain strings: a Path keeps each of its parts
-    in the table of interned strings, and CPython 3.12 lost them there until 3.12.7.
+    The names of an exec's files are plain strings: pathlib interns each part of a Path,
+    and CPython 3.12 before 3.12.7 leaks interned strings.
 
-    ``in_memory`` is true if no write in it can wait for a disk.
+    ``in_memory`` is true if the file system is in memory, so that no write waits for a disk.
     """
 
     path: Path
@@ -114,7 +117,11 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str) -> Bundle:
-        """:raises NotFoundError: there is no such directory."""
+        """Return the bundle at ``path``.
+
+        :raises InvalidError: ``path`` is empty.
+        :raises NotFoundError: there is no such directory.
+        """
         if not path:
             raise InvalidError("the request names no bundle")
         bundle = cls(Path(path), is_in_memory(path))
@@ -123,7 +130,11 @@ class Bundle:
         return bundle
 
     def config(self) -> Config:
-        """:raises NotFoundError, InvalidError: config.json is missing, or broken."""
+        """Read config.json.
+
+        :raises NotFoundError: the file is missing.
+        :raises InvalidError: it is not an OCI runtime configuration.
+        """
         try:
             return Config.parse((self.path / "config.json").read_bytes())
         except FileNotFoundError:
@@ -131,22 +142,22 @@ class Bundle:
 
     @property
     def journal(self) -> str:
-        """The events that the manager has not acknowledged yet, of all of the shim's."""
+        """The path of the events that the manager has not acknowledged yet."""
         return f"{self.path}/events.journal"
 
     @property
     def rootfs(self) -> Path:
-        """Where the manager's mounts go."""
+        """The directory where the mounts of a Create request are made."""
         return self.path / "rootfs"
 
     @property
     def log(self) -> str:
-        """What the runtime said when it created the container: lines of JSON."""
+        """The path of the runtime's log of the create: lines of JSON."""
         return f"{self.path}/log.json"
 
     @property
     def work(self) -> Path:
-        """Where criu keeps its own log, unless the manager names another place."""
+        """The directory of criu's log, unless the manager names another."""
         return self.path / "work"
 
     def pid_file(self, exec_id: str = "") -> str:
@@ -159,17 +170,19 @@ class Bundle:
         return f"{self.path}/{exec_id}.process.json"
 
     def write_shim_files(self, address: str, first: str) -> list[str]:
-        """Write where the container's shim is, where it is missing; return the new files.
+        """Write the missing files by which containerd finds the shim; return their paths.
 
-        containerd 2.3 calls no ``start`` for a pod's further containers, and keeps the
-        address in a file of its own.  After a downgrade an older one looks for these,
-        and deletes a container without them.  ``first`` is the bundle of the container
-        that the shim was started for, in which the manager has left the executable's path.
+        containerd 2.3 calls no ``start`` for the later containers of a pod, and keeps the
+        address in another file.  After a downgrade, an older containerd reads ``address``
+        and ``shim-binary-path``, and deletes a container without them.  ``first`` is the
+        bundle of the pod's first container, where containerd wrote ``shim-binary-path``.
+
+        :raises OSError: a file cannot be written.
 
         Source: containerd core/runtime/v2/shim_load.go, and 1.6's runtime/v2/shim_load.go.
         """
         written = []
-        with suppress(FileNotFoundError):  # of the first bundle, too
+        with suppress(FileNotFoundError):  # also if the first bundle was removed
             executable = read_whole(f"{first}/shim-binary-path", _PATH_LONGEST)
             if _write_missing(f"{self.path}/shim-binary-path", executable, 0o600):
                 written.append(f"{self.path}/shim-binary-path")
@@ -181,7 +194,7 @@ class Bundle:
         write_file(self.exec_spec(exec_id), jsontext.dumps(spec))
 
     def read_pid(self, exec_id: str = "") -> int:
-        """Return the pid the runtime wrote, or 0 if there is none to be read."""
+        """Return the pid that the runtime wrote, or 0 if there is no valid pid file."""
         try:
             pid = int(read_whole(self.pid_file(exec_id), _PID_LONGEST))
         except (OSError, ValueError):
@@ -189,29 +202,29 @@ class Bundle:
         return pid if 0 < pid <= _PID_MAX else 0
 
     def remove_files(self, paths: Iterable[str]) -> None:
-        """Remove files of a creation that failed."""
+        """Remove the files of a failed create."""
         for path in paths:
             _remove(path)
 
     def remove_pid_files(self, exec_id: str = "") -> None:
-        """Remove the pid file, and the one runc writes first and leaves when it is killed."""
+        """Remove the pid file, and the temporary one that a killed runc leaves."""
         _remove(self.pid_file(exec_id))
         _remove(self.pid_file(f".{exec_id or 'init'}"))
 
     def remove_exit_files(self, exec_id: str = "") -> None:
-        """Remove what an earlier process of this name left: there is another, or none."""
+        """Remove the pid files and the exit record of an earlier process with this id."""
         self.remove_pid_files(exec_id)
         remove_exit(str(self.path), exec_id)
 
     def remove_exec_files(self, exec_id: str) -> None:
-        """Remove what an exec left behind."""
+        """Remove all files of an exec."""
         self.remove_exit_files(exec_id)
         _remove(self.exec_log(exec_id))
         _remove(self.exec_spec(exec_id))
 
 
 def _write_missing(path: str, data: bytes, mode: int) -> bool:
-    """Write the file unless it is there; return whether it was not."""
+    """Write the file unless it exists; return whether it was written."""
     if os.path.lexists(path):
         return False
     write_file(path, data, mode)

@@ -1,4 +1,4 @@
-"""Checkpoints: a container dumped to disk by the runtime and criu.
+"""Writes the checkpoint of a container, by the runtime and criu.
 
 Source: containerd-shim-runc-v2 process/init.go, checkpoint.
 """
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
     from shim.container.bundle import Bundle
     from shim.runc.driver import Runc
 
-# Seconds criu's log may take to be copied, and its directory to be made or removed.
+# Seconds to copy criu's log, and to make or remove its directory.
 FILES = 10.0
-# Bytes that are kept of criu's log: its last lines hold the error.
+# Bytes of criu's log that are kept: its last lines hold the error.
 _KEPT = 4 << 20
-# Seconds a dump may take: the memory of a large container goes to disk.
+# Seconds a checkpoint may take: the memory of a large container is written to disk.
 LIMIT = 600.0
 
 
 async def checkpoint(
     runc: Runc, id_: str, bundle: Bundle, request: task_pb2.CheckpointTaskRequest
 ) -> str:
-    """Dump the container ``id_`` as ``request`` asks; return the image's path.
+    """Write the checkpoint that ``request`` describes; return the path of the image.
 
-    :raises ShimError: it failed; criu's own log is kept in the bundle then.
+    :raises ShimError: the runtime failed; criu's log is kept in the bundle as
+        ``criu-dump.log``, and the text names it.
     """
     wanted = checkpoint_of(request)
     own_work = bundle.work / "criu-work"
@@ -65,7 +66,7 @@ async def checkpoint(
 
 
 async def _off_thread(work: Callable[[], object], what: str) -> None:
-    """Do ``work``, which may wait for the disk of criu's directory, off the daemon's thread."""
+    """Do ``work``, which may wait for a disk, in another thread; ``what`` names it in errors."""
     with trio.CancelScope(shield=True):
         await run_off_thread(work, what, limit=FILES)
 

@@ -1,12 +1,12 @@
-"""The other containers of a pod, noted where a clean-up after its shim finds them.
+"""The records by which ``delete`` ends the other containers of a pod.
 
-A manager that took an answer of version 3 knows one shim for a pod: when that
-dies, it calls ``delete`` for the container the shim was started for, and for no
-other.  So for each other one a file ``members/ID`` lies in the bundle of that
-first container, from before it is made until it is deleted, with what ends it:
-its own bundle may be gone by then.
+A manager that accepts the bootstrap reply of version 3 knows one daemon for a pod.  When
+that daemon dies, the manager calls ``delete`` for the first container only.  So the
+daemon writes a file ``members/ID`` for each other container into the bundle of the first
+one.  The file exists from before the container's create until its delete.  It holds
+everything that is needed to end the container: the container's bundle may be removed first.
 
-Not here: the ending, which is ``shim.container.orphaned`` and ``shim.delete``.
+``shim.container.orphaned`` and ``shim.delete`` end the containers.
 
 Source: containerd core/runtime/v2/shim_manager.go, Start and cleanupShim.
 """
@@ -37,10 +37,10 @@ _LONGEST = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class CleanupRecord:
-    """What a container is known and ended by, without its shim and its bundle.
+    """What is needed to end a container without its daemon and its bundle.
 
-    ``pid`` is 0 while there is no init.  ``cgroups`` are what its cgroup may be
-    called, from the end of the path.
+    ``pid`` is that of the init process, 0 before it exists.  ``cgroups`` are the possible
+    names of the container's cgroup: each is one or more last components of its path.
     """
 
     id: str
@@ -52,7 +52,10 @@ class CleanupRecord:
 
     @classmethod
     def parse(cls, text: str | bytes) -> CleanupRecord:
-        """:raises InvalidError: this is no record's note."""
+        """Decode the JSON of a record.
+
+        :raises InvalidError: ``text`` is not a valid record.
+        """
         match _json(text):
             case {
                 "id": str(id_),
@@ -68,11 +71,11 @@ class CleanupRecord:
             } if all(isinstance(name, str) for name in cgroups):
                 checked_id(id_)
                 if "\0" in bundle + root + binary or not bundle.startswith("/") or not binary:
-                    raise InvalidError("the note's paths are none")
+                    raise InvalidError("invalid cleanup record: a path is not valid")
                 runtime = Runtime(binary, root, flag)
                 return cls(id_, bundle, runtime, pid, tuple(cgroups), own)
             case _:
-                raise InvalidError("the note is not a record's")
+                raise InvalidError("invalid cleanup record: a field is missing or of a wrong type")
 
 
 def _json(text: str | bytes) -> object:
@@ -84,7 +87,7 @@ def _json(text: str | bytes) -> object:
 
 
 def cgroup_names_of(cgroup: Cgroup | None) -> tuple[str, ...]:
-    """Return the directories of ``cgroup`` as names of a :class:`CleanupRecord`'s."""
+    """Return the directories of ``cgroup`` as names for :attr:`CleanupRecord.cgroups`."""
     if cgroup is None:
         return ()
     found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
@@ -93,53 +96,60 @@ def cgroup_names_of(cgroup: Cgroup | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class CleanupRecords:
-    """The notes in ``bundle``, the first container's.  Without a bundle there are none."""
+    """The records in ``bundle``, that of the pod's first container.
+
+    Without a bundle no record is written.
+    """
 
     bundle: str = ""
 
     def write(self, record: CleanupRecord) -> None:
-        """Write down what is known of ``record``, over what was known before.
+        """Write ``record``, in the place of an earlier one.
 
-        Nothing for the first container itself, which has its bundle.  A note
-        that cannot be written is no reason to be without the container.
+        The first container needs none: its bundle has the same facts.  If the record
+        cannot be written, a warning is logged, and the container is still created.
         """
         if not self.bundle or os.path.realpath(record.bundle) == self.bundle:
             return
-        # Torn by our own death it would be worse than the one it replaces.  No
-        # container's name begins with a dot.
+        # Written beside its place and renamed: if the daemon dies during the write, the
+        # earlier record stays whole.  No container id begins with a dot.
         draft = self._path(f".{record.id}")
         try:
-            # Not its parents: whose bundle is gone, is gone with its pod's clean-up.
+            # Without its parents: a removed bundle must not be made again.
             make_directory(draft.parent, 0o711, exist_ok=True)
             write_file(draft, json.dumps(asdict(record)))
             draft.replace(self._path(record.id))
         except FileNotFoundError as exc:
-            log.debug("the bundle of the first container is gone", id=record.id, error=exc)
+            log.debug("cannot write the cleanup record: no bundle", id=record.id, error=exc)
         except OSError as exc:
-            log.warning("if the shim dies, a container may stay", id=record.id, error=exc)
+            log.warning(
+                "cannot write the cleanup record: a dead shim may leave this container",
+                id=record.id,
+                error=exc,
+            )
 
     def remove(self, id_: str) -> None:
-        """Remove the note of ``id_``, if there is one."""
+        """Remove the record of ``id_``, if there is one."""
         if self.bundle:
             with suppress(OSError):
                 self._path(id_).unlink()
 
     def read(self) -> list[CleanupRecord]:
-        """Return what is noted; what makes no sense is left out."""
+        """Return the records; an invalid one is logged and left out."""
         records = []
         for name in self.ids():
             path = self._path(name)
             try:
                 record = CleanupRecord.parse(read_whole(str(path), _LONGEST))
             except (OSError, InvalidError) as exc:
-                log.warning("a note of the pod's shim is unreadable", path=path, error=exc)
+                log.warning("cannot read a cleanup record", path=path, error=exc)
                 continue
             if record.id == name:
                 records.append(record)
         return records
 
     def ids(self) -> list[str]:
-        """Return the ids that something is noted of, whether it makes sense or not."""
+        """Return the container ids that have a record, valid or not."""
         if not self.bundle:
             return []
         try:

@@ -1,7 +1,7 @@
-"""A container: its init, its execs, and everything a manager may ask of it.
+"""A container: its init process, its execs, and the operations of the Task API on them.
 
-Nothing here holds a lock across a runtime command that another request could
-need: State, Pids, Stats, Wait and signals never wait for a command.
+No lock that another request needs is held during a runtime command: State, Pids,
+Stats, Wait and signals never wait for a command.
 
 Source: containerd-shim-runc-v2 runc/container.go and process/*.go.
 """
@@ -49,18 +49,18 @@ if TYPE_CHECKING:
     from shim.container.host import Host
     from shim.reaper import Child, Exit
 
-# Seconds to undo a creation that failed; then something is left, and we say so.
+# Seconds to undo a failed create; after that an error is logged.
 UNDO = 10.0
-# Seconds the exits of execs may take to follow the one of their init.
+# Seconds between the exit of the init process and the exits of its execs.
 EXECS_EXIT = 10.0
 
 
-# The signals that ask for an end: SIGKILL and SIGTERM.
+# The signals that managers stop a container with: SIGKILL and SIGTERM.
 _ENDING = (9, 15)
 
 
 class Container:
-    """Made by :meth:`create`.  ``execs`` are by exec id, and without the init."""
+    """Created by :meth:`create`.  ``execs`` maps exec ids to execs, without the init process."""
 
     def __init__(
         self,
@@ -97,16 +97,16 @@ class Container:
         self._freezer = Freezer(self.id, self.init, self._runc, self._events)
         self._ending = False
 
-    # -- coming to life ----------------------------------------------------------
+    # -- create and restore ------------------------------------------------------
 
     @classmethod
     async def create(cls, request: task_pb2.CreateTaskRequest, host: Host) -> Container:
-        """Mount the rootfs and create the container; its init waits for :meth:`start`.
+        """Mount the rootfs and create the container; its init process waits for :meth:`start`.
 
-        With a checkpoint in the request nothing runs before Start restores it.
+        If the request names a checkpoint, Start restores it, and no process runs before.
 
-        :raises ShimError, OSError: as the runtime, the mounts, the stdio or the
-            bundle had it; nothing is left then.
+        :raises ShimError, OSError: the runtime, a mount, the stdio or the bundle
+            failed; everything that was made is undone.
         """
         checked_id(request.id)
         bundle = Bundle.open(request.bundle)
@@ -171,7 +171,7 @@ class Container:
         await self._run_create("restore", args)
 
     async def _run_create(self, verb: str, args: list[str]) -> None:
-        # A container of this id that is not ours must survive our failure.
+        # The undoing of a failed create must not delete an earlier container of this id.
         state = self._runtime_state
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
@@ -186,8 +186,8 @@ class Container:
             if self._cgroup is not None:
                 self._oom = OomReporter(self._cgroup, self.bundle, self._events)
                 await self._host.nursery.start(self._oom.run)
-            # A caller whose connection has ended by now is not answered: undo.  The end
-            # is read in the first of these turns of the scheduler, at the latest.
+            # If the client has closed its connection, it gets no reply: these checkpoints
+            # let the server read the close and cancel the create, which is then undone.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         except BaseException:
@@ -200,20 +200,24 @@ class Container:
 
     async def _undo_creation(self, failed_create: FailedCreate) -> None:
         with trio.move_on_after(UNDO, shield=True) as scope:
-            if self.init.child is not None:  # whether the runtime can delete it or not
+            if self.init.child is not None:  # the runtime may fail to delete it
                 with contextlib.suppress(NotFoundError):
                     self.init.child.signal(SIGKILL)
             try:
                 await self._runc.run("delete", "--force", self.id)
             except ForeignContainerError:
-                pass  # the runtime refused ours for it, so the cgroup is that container's
+                pass  # the runtime rejected the create, and that container has the cgroup
             except (ShimError, OSError) as exc:
-                log.debug("nothing to undo", id=self.id, error=exc)
+                log.debug("cannot delete a failed create in the runtime", id=self.id, error=exc)
                 await failed_create.remove(self._host.reaper)
             else:
                 await failed_create.remove(self._host.reaper)
         if scope.cancelled_caught:
-            log.error("a failed creation could not be undone", id=self.id)
+            log.error(
+                f"cannot undo a failed create within {UNDO:g} s: delete the "
+                "container in the runtime by hand",
+                id=self.id,
+            )
         self._stop_oom()
         self._cgroup = None
         self.init.child, self.init.pid = None, 0
@@ -228,10 +232,10 @@ class Container:
         try:
             cgroup = cgroup_of(child.pid)
         except (ShimError, OSError) as exc:
-            log.debug("no cgroup", id=self.id, error=exc)
+            log.debug("cannot find the cgroup of the container", id=self.id, error=exc)
             return
-        # A cgroup that is ours too (gVisor run without any) is not the
-        # container's to be measured by, let alone to be killed as a whole.
+        # gVisor without cgroups runs in the daemon's own cgroup.  That must not be
+        # measured as the container's, nor be killed as a whole.
         if os.getpid() in cgroup.pids():
             return
         self._cgroup = cgroup
@@ -239,7 +243,7 @@ class Container:
             enable_controllers(cgroup)
 
     def _write_cleanup_record(self) -> None:
-        """Write down what ends this container if the shim cannot."""
+        """Write the record by which ``delete`` ends this container without the daemon."""
         record = CleanupRecord(
             self.id,
             str(self.bundle.path),
@@ -253,15 +257,15 @@ class Container:
     # -- execs -------------------------------------------------------------------
 
     def add_exec(self, request: task_pb2.ExecProcessRequest) -> None:
-        """Reserve an exec; :meth:`start` runs it.
+        """Add an exec; :meth:`start` runs it.
 
-        :raises ExistsError: the id is taken, by an exec that was not deleted yet.
+        :raises ExistsError: an exec of this id exists and is not deleted yet.
         :raises InvalidError: the id or the spec is not well formed.
-        :raises WrongStateError: the container is paused or has ended.
+        :raises WrongStateError: the container is paused or has exited.
         """
         exec_id = checked_id(request.exec_id, "exec id")
         if exec_id == "init":
-            raise InvalidError("exec id init is the name of the container's own process")
+            raise InvalidError("exec id init is reserved for the init process: use another id")
         if exec_id in self.execs:
             raise ExistsError(f"exec {exec_id} already exists in {self.id}")
         self._check_exec()
@@ -298,7 +302,8 @@ class Container:
             await process.discard_stdio()
             raise
         if self.init.exit is not None:
-            # Its init is dead and told so: an exec of it can never be told as begun.
+            # The exit of the init process is published: no exec may be published as
+            # started after it.
             with contextlib.suppress(NotFoundError):
                 child.signal(SIGKILL)
             process.child, process.pid = None, 0
@@ -308,10 +313,13 @@ class Container:
         self._events.exec_started(process.id, child.pid)
         self._host.go(lambda: self._follow_exec(process, child))
 
-    # -- what a manager asks -----------------------------------------------------
+    # -- the Task API ------------------------------------------------------------
 
     def process(self, exec_id: str) -> Process:
-        """:raises NotFoundError: there is no such exec."""
+        """Return the exec ``exec_id``, or the init process for "".
+
+        :raises NotFoundError: there is no such exec.
+        """
         if not exec_id:
             return self.init
         try:
@@ -320,12 +328,15 @@ class Container:
             raise NotFoundError(f"exec {exec_id} does not exist in {self.id}: not found") from None
 
     def state_of(self, process: Process) -> State:
-        """The state to report: while a container is paused, so are its execs."""
+        """Return the state to report: the execs of a paused container are paused, too."""
         paused = self.init.state is State.PAUSED and process.state is State.RUNNING
         return State.PAUSED if paused else process.state
 
     async def start(self, exec_id: str) -> int:
-        """Start the init or an exec; return its pid."""
+        """Start the init process or an exec; return its pid.
+
+        :raises ShimError: the state does not allow it, or the runtime failed.
+        """
         process = self.process(exec_id)
         async with process.busy:
             process.life.check(Op.START)
@@ -335,8 +346,8 @@ class Container:
             if self._image.image_path:
                 await self._restore_init()
             else:
-                # The caller may give up, the container starts all the same: its
-                # state must say so.  The runtime's own limit bounds this.
+                # If the call is cancelled, the container still starts, and its state
+                # must be RUNNING.  The limit of a runtime command bounds this.
                 with trio.CancelScope(shield=True):
                     await self._runc.run("start", self.id)
             process.life.apply(Op.START)
@@ -346,10 +357,11 @@ class Container:
             return process.pid
 
     async def delete(self, exec_id: str) -> tuple[int, Exit]:
-        """Delete the container or an exec that has ended; return its pid and exit.
+        """Delete an exited container or exec; return its pid and exit.
 
-        What the process wrote before it ended has reached its readers then, or
-        ten seconds have passed.
+        Waits at most ten seconds until readers have read the output of the process.
+
+        :raises ShimError: the state does not allow it, or the runtime failed.
         """
         process = self.process(exec_id)
         await self._end_unstarted(process)
@@ -360,7 +372,7 @@ class Container:
             if process is self.init:
                 await self._delete_container(exit_)
             else:
-                # The container may have been deleted meanwhile, and all its execs.
+                # A concurrent Delete of the container may have deleted all its execs.
                 self.execs.pop(exec_id, None)
                 self.bundle.remove_exec_files(exec_id)
             process.life.apply(Op.DELETE)
@@ -369,8 +381,8 @@ class Container:
 
     async def _end_unstarted(self, process: Process) -> None:
         if process.state is not State.CREATED:
-            return  # it never is again
-        async with process.busy:  # a Start under way decides first
+            return  # no process returns to CREATED
+        async with process.busy:  # a concurrent Start completes first
             if process.state is not State.CREATED or process.child is None:
                 return
             with contextlib.suppress(NotFoundError):
@@ -378,19 +390,23 @@ class Container:
         await process.wait()
 
     async def _delete_container(self, exit_: Exit) -> None:
-        # Beside the runtime, so that nothing but the answer is left when it returns.
+        # Runs beside the runtime's delete, to shorten this call.
         self._host.go(self.init.close_stdio)
         self._stop_oom()
         try:
             await self._runc.run("delete", self.id)
         except ForeignContainerError as exc:
-            log.warning("the runtime's container is left alone", id=self.id, error=exc)
+            log.warning("the container in the runtime is left alone", id=self.id, error=exc)
         except NotFoundError:
-            # Somebody was here before: what counts is that it is gone.
+            # Another process deleted the container in the runtime.
             if self._runtime_state.exists():
                 raise
         except ShimError as exc:
-            log.warning("runtime delete failed, forcing it", id=self.id, error=exc)
+            log.warning(
+                "cannot delete the container in the runtime: trying with --force",
+                id=self.id,
+                error=exc,
+            )
             await self._runc.run("delete", "--force", self.id)
         if self._mounted:
             await unmount_rootfs(str(self.bundle.rootfs))
@@ -402,10 +418,11 @@ class Container:
         self._events.deleted(self.init.pid, exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
-        """Send a signal to one process, or to all of the container.
+        """Send a signal to one process, or to all processes of the container.
 
-        :raises NotFoundError: the process has ended, and the manager is not one
-            that takes this for a failure: see :attr:`Host.ended_is_killed`.
+        :raises NotFoundError: the process has exited.  Not raised if the manager
+            treats it as a failure of its stop: see :attr:`Host.ended_is_killed`.
+        :raises InvalidError: there is no such signal.
         """
         process = self.process(exec_id)
         try:
@@ -428,42 +445,48 @@ class Container:
             process.signal(number)
 
     async def pause(self) -> None:
-        """Freeze the container, its execs too."""
+        """Freeze the container with its execs."""
         await self._freezer.pause()
 
     async def resume(self) -> None:
-        """Let it go on."""
+        """Thaw the container with its execs."""
         await self._freezer.resume()
 
     async def update(self, resources: AnyMessage) -> None:
-        """:raises InvalidError: ``resources`` is not the JSON of LinuxResources."""
+        """Change the limits of the container.
+
+        :raises InvalidError: ``resources`` is not the JSON of LinuxResources.
+        """
         self.init.life.check(Op.UPDATE)
         data = jsontext.dumps(json_of(resources, "LinuxResources"))
         await self._runc.run("update", "--resources", "-", self.id, stdin=data)
 
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
-        """Dump the container into ``request.path``; it goes on unless ``exit`` is asked."""
+        """Write a checkpoint to ``request.path``; the option ``exit`` ends the container."""
         self.init.life.check(Op.CHECKPOINT)
         image = await checkpoint(self._runc, self.id, self.bundle, request)
         self._events.checkpointed(image)
 
     def pids(self) -> list[int]:
-        """Every process in the container, or else its init, though it may have ended.
+        """Return the pids in the container, or that of an exited init process.
 
-        Never empty once there was an init: a containerd that restarts takes a
-        shim without processes for one that never made its container, and
-        deletes it together with the exit status nobody has read yet.
+        The list is never empty once there was an init process.  A containerd that restarts
+        assumes that a shim without processes never created its container, and deletes
+        the container before any client has read the exit status.
         """
         found = self._cgroup.pids() if self._cgroup is not None else []
         return found or ([self.init.pid] if self.init.pid else [])
 
     def stats(self) -> AnyMessage:
-        """:raises NotFoundError: there is no cgroup, or no longer."""
+        """Return the metrics of the cgroup.
+
+        :raises NotFoundError: there is no cgroup, or it was removed.
+        """
         if self._cgroup is None:
             raise NotFoundError(f"container {self.id} has no cgroup to measure")
         return self._cgroup.metrics()
 
-    # -- what happens by itself --------------------------------------------------
+    # -- exits -------------------------------------------------------------------
 
     def _follow_init(self) -> None:
         child = self.init.child
@@ -474,38 +497,44 @@ class Container:
         exit_ = await self.init.record_exit(child, self.bundle)
         self._ending = True
         if self._oom is not None:
-            self._oom.report()  # before systemd, where it looks after the cgroup, removes it
+            self._oom.report()  # before systemd removes a cgroup that it manages
         await self.init.wait_output_read()
-        # A Start that is under way is told first.
+        # A concurrent Start publishes its event first.
         async with self.init.busy:
             if not self._config.own_pid_namespace:
                 await self._kill_remaining()
             with trio.move_on_after(EXECS_EXIT) as scope:
                 await self._wait_for_execs()
             if scope.cancelled_caught:
-                log.error("an exec outlives its init", id=self.id)
+                log.error(
+                    "an exec did not exit after the init process; its exit follows later",
+                    id=self.id,
+                )
             if self._oom is not None:
                 self._oom.report()
             self.init.set_exit(exit_)
             self._events.exited(self.init, exit_)
 
     async def _kill_remaining(self) -> None:
-        """End what the kernel does not: without a pid namespace init was no init."""
+        """Kill the remaining processes of a container without its own pid namespace.
+
+        In a pid namespace the kernel kills them when the init process exits.
+        """
         try:
             if self._cgroup is not None:
                 self._cgroup.signal_all(SIGKILL)
             else:
                 await self._runc.run("kill", "--all", self.id, str(SIGKILL))
         except (ShimError, OSError) as exc:
-            log.warning("cannot kill what init left", id=self.id, error=exc)
+            log.warning("cannot kill the remaining processes", id=self.id, error=exc)
 
     async def _wait_for_execs(self) -> None:
         late = [one for one in self.execs.values() if one.state is State.CREATED]
         for process in late:
-            async with process.busy:  # a Start under way
+            async with process.busy:  # a concurrent Start
                 pass
         if late and not self._config.own_pid_namespace:
-            await self._kill_remaining()  # what came into the container since
+            await self._kill_remaining()  # also the execs that started meanwhile
         for process in list(self.execs.values()):
             if process.state is not State.CREATED:
                 await process.wait()

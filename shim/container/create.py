@@ -1,4 +1,4 @@
-"""How a process comes into the world: the runtime makes it, and we take it over."""
+"""Creates an init process or an exec: the runtime makes it, and the reaper adopts it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from shim.reaper import Child
     from shim.runc.driver import Runc
 
-# Seconds between two looks at whether the init still lives while an exec is
-# being made.  Few take so long that there is a single one.
-_LOOK = 0.5
+# Seconds between two checks, while an exec is created, that the init process still runs.
+# Most execs are created before the first check.
+_CHECK = 0.5
 
 # Processes that must fit into the cgroup of an exec for its move to be prepared.
-# The threads of the runtime's init count there as soon as it has been moved; one that
-# is moved early starts them inside the limit, and fails at it.
+# The threads of ``runc init`` count in that cgroup once it has been moved there.  After an
+# early move it starts its threads inside the limit of processes, and may fail.
 _ROOM = 128
 
 
@@ -39,14 +39,15 @@ async def create_process(
     before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     started: Callable[[], None] | None = None,
 ) -> Child:
-    """Run ``verb`` (create, restore or exec), which leaves ``process`` behind.
+    """Run the runtime command ``verb`` (create, restore or exec), and adopt its process.
 
-    ``started`` is called while the runtime is being loaded, by default to prepare the
-    move between cgroups.  On any failure the process it left, if any, is killed; what is around an
-    init is the runtime's to delete.  ``before_kill`` is called with the pids of a runtime
-    that is given up, and of its descendants, before they are killed.
+    ``started`` is called while the runtime is being loaded; by default it prepares the
+    move between cgroups.  ``before_kill`` is called with the pids of the runtime command
+    and its descendants before a command that takes too long, or is cancelled, is killed.
+    After a failure the created process, if any, is killed; the caller deletes the
+    container in the runtime.
 
-    :raises ShimError: as the runtime had it, or the terminal did not come.
+    :raises ShimError: the runtime failed, or it sent no terminal.
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
     bundle.remove_exit_files(process.id)
@@ -79,16 +80,18 @@ async def create_exec(
     host: Host,
     cgroup: Cgroup | None,
 ) -> Child:
-    """Run ``exec`` as :func:`create_process` does, and give it up when ``init`` ends meanwhile.
+    """Run ``exec`` as :func:`create_process` does, and cancel it when ``init`` exits meanwhile.
 
-    It could not succeed any more.  And its process, dead but not waited for
-    while the birth goes on, would keep the init from ending.
+    The command can no longer succeed then.  Its process is a zombie that the reaper leaves
+    alone during a create, and the init process of a pid namespace cannot exit before all
+    zombies in the namespace are reaped.
 
-    :raises WrongStateError: that happened.
+    :raises WrongStateError: the init process exited.
+    :raises ShimError: as :func:`create_process`.
     """
     creating, watching = trio.CancelScope(), trio.CancelScope()
-    # Beside us and not in a nursery of ours, whose end could be cancelled and
-    # lose the process that was just born.
+    # In the daemon's nursery: leaving a local nursery is a checkpoint, where a
+    # cancellation would lose the process that was just created.
     host.go(partial(_cancel_when_init_ends, init, creating, watching))
     with creating:
         try:
@@ -108,7 +111,7 @@ async def _cancel_when_init_ends(
 ) -> None:
     with watching:
         while True:
-            await trio.sleep(_LOOK)
+            await trio.sleep(_CHECK)
             if init.child is not None and init.child.is_ending():
                 creating.cancel()
                 return

@@ -1,7 +1,7 @@
-"""The cgroup of a container whose create was killed half way.
+"""Removes the cgroup that a killed create command has left.
 
-A runtime makes it before it writes its own state, and runs hooks in between: its
-``delete`` knows of no container then, and removes nothing.
+A runtime makes the cgroup before it writes its state, and runs hooks in between.  Without
+a state the runtime's ``delete`` finds no container, and removes nothing.
 
 Source: runc libcontainer/process_linux.go, initProcess.start().
 """
@@ -28,18 +28,22 @@ if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
     from shim.reaper import Reaper
 
-# Seconds for killed processes to leave their cgroup.
+# Seconds for killed processes to leave their cgroup, and between two checks.
 _EXIT = 2.0
 _PAUSE = 0.01
 
 
 class FailedCreate:
-    """What the runtime of the container ``id_`` made before it was killed."""
+    """The cgroup that the runtime of the container ``id_`` may have made.
+
+    ``cgroups_path`` is config.json's ``cgroupsPath``; None if it has no ``linux`` section.
+    Constructed before the runtime runs.
+    """
 
     def __init__(self, id_: str, cgroups_path: str | None) -> None:
         self._id = id_
         if cgroups_path is not None and "\0" in cgroups_path:
-            cgroups_path = None  # it names no cgroup, and the runtime refuses it
+            cgroups_path = None  # the runtime rejects it
         self._path = cgroups_path
         self._directories: dict[str, None] = {}
         # Another container may use the same cgroupsPath.  Only an absolute path can be
@@ -49,7 +53,7 @@ class FailedCreate:
             self._existing = existing_directories(cgroups_path)
 
     def find(self, pids: Iterable[int]) -> None:
-        """Find the cgroup by ``pids``, the runtime and its descendants, about to be killed."""
+        """Find the cgroup by ``pids``: the runtime and its descendants, before they are killed."""
         path = self._path
         if path is None:
             return
@@ -59,9 +63,9 @@ class FailedCreate:
                 self._add(container_part(cgroup_of(pid), names))
                 self._add_hybrid(own_part(membership.read(pid).get("", "/"), names))
             except (ShimError, OSError):
-                continue  # it has ended, or is in the shim's own cgroup
-        if path.startswith("/"):  # from the root; any other begins at the runtime's own group
-            with suppress(ShimError, OSError):  # there are no cgroups here
+                continue  # it has exited, or is in the daemon's own cgroup
+        if path.startswith("/"):
+            with suppress(ShimError, OSError):  # this host has no cgroups
                 self._add(cgroup_at(path))
                 self._add_hybrid(path)
 
@@ -74,23 +78,24 @@ class FailedCreate:
             self._directories[directory] = None
 
     async def remove(self, reaper: Reaper) -> None:
-        """Remove the cgroup, and kill the orphans in it that are ours.
+        """Remove the cgroup, and kill the orphans in it that are this daemon's children.
 
-        A cgroup that existed before the create stays, with its processes.
+        A cgroup that existed before the create stays, with its processes.  Takes two
+        seconds at most, and logs a warning if the cgroup is still there.
         """
-        self.find(())  # a runtime that another process killed
+        self.find(())  # without pids: another process may have killed the runtime
         with trio.move_on_after(_EXIT):
             for directory in self._directories:
                 try:
                     await self._remove(directory, reaper)
-                except OSError as exc:  # no group can have this path, for example
-                    log.debug("no cgroup to remove", id=self._id, error=exc)
+                except OSError as exc:  # for example, a path that no cgroup can have
+                    log.debug("cannot remove a cgroup", id=self._id, error=exc)
             return
-        log.warning("a cgroup of a failed creation is left", id=self._id)
+        log.warning("cannot remove the cgroup of a failed create: it is in use", id=self._id)
 
     async def _remove(self, directory: str, reaper: Reaper) -> None:
         if os.getpid() in subtree_pids(directory):
-            return  # the shim's own, whose name contains the container's
+            return  # the daemon's own, whose path contains the container's
         if directory in self._existing:
             return
         while (pids := subtree_pids(directory)) or not _removed(directory):
@@ -100,7 +105,7 @@ class FailedCreate:
 
 
 def _removed(directory: str) -> bool:
-    """Remove ``directory`` and the groups below it; False while a process is in one."""
+    """Remove ``directory`` and the groups below it; return False if a process is in one."""
     for group in reversed(list(subtree(directory))):
         try:
             os.rmdir(group)  # noqa: PTH106 - a plain string

@@ -1,7 +1,6 @@
-"""A container standing still: pause, resume, and the signals that only a runtime can give then.
+"""Pause, resume, and the signals for a paused container, which only the runtime can send.
 
-What is frozen cannot be killed by the kernel alone under cgroup v1: SIGKILL waits
-for the thaw, which the runtime does.
+On cgroup v1 a frozen process dies of a SIGKILL only after the thaw, which the runtime does.
 
 Source: containerd-shim-runc-v2 process/init_state.go; runc's kill and pause.
 """
@@ -25,44 +24,52 @@ if TYPE_CHECKING:
     from shim.runc.driver import Runc
 
 SIGKILL = 9
-# Seconds to thaw what a pause that failed may have frozen.
+# Seconds to thaw a container that a failed pause may have frozen.
 _THAW = 10.0
 
 
 class Freezer:
-    """Of the container ``id_``, whose first process is ``init``."""
+    """Pauses and resumes the container ``id_``, whose init process is ``init``."""
 
     def __init__(self, id_: str, init: Process, runc: Runc, events: TaskEvents) -> None:
         self._id = id_
         self._init = init
         self._runc = runc
         self._events = events
-        # A pause and a resume take turns; who comes second finds what the first did.
+        # Pause and resume exclude each other; the second finds the state the first has set.
         self._lock = trio.Lock()
 
     async def pause(self) -> None:
-        """:raises WrongStateError: the container does not run, or stands still already."""
+        """Freeze the container.
+
+        :raises WrongStateError: the container does not run, or is paused already.
+        :raises ShimError: the runtime failed.
+        """
         async with self._lock:
             self._init.life.check(Op.PAUSE)
             try:
                 await self._runc.run("pause", self._id)
             except BaseException:
-                # It may be frozen already; a frozen process cannot even be killed.
+                # The container may be frozen already, and could not be killed then.
                 with trio.move_on_after(_THAW, shield=True), contextlib.suppress(ShimError):
                     await self._runc.run("resume", self._id)
                 raise
             self._init.life.apply(Op.PAUSE)
-            if self._init.state is State.PAUSED:  # it may have ended meanwhile
+            if self._init.state is State.PAUSED:  # it may have exited meanwhile
                 self._events.paused()
 
     async def resume(self) -> None:
-        """:raises WrongStateError: the container is not paused."""
+        """Thaw the container.
+
+        :raises WrongStateError: the container is not paused.
+        :raises ShimError: the runtime failed.
+        """
         async with self._lock:
             self._init.life.check(Op.RESUME)
             try:
                 await self._runc.run("resume", self._id)
             except RuntimeFailedError as exc:
-                # An earlier attempt, given up by its caller, had thawed it.
+                # An earlier, cancelled resume has thawed it.
                 if "not paused" not in str(exc):
                     raise
             self._init.life.apply(Op.RESUME)
@@ -70,20 +77,23 @@ class Freezer:
                 self._events.resumed()
 
     def needs_runtime(self, number: int, cgroup: Cgroup | None) -> bool:
-        """Say whether only the runtime can give the init this signal."""
+        """Return whether only the runtime can send this signal to the init process."""
         if self._init.state is State.PAUSED:
             return True
-        # Somebody else may have frozen it; we were never told.
+        # A program other than the manager may have frozen the cgroup.
         return number == SIGKILL and isinstance(cgroup, CgroupV1) and cgroup.is_frozen()
 
     async def kill(self, number: int, *, all_: bool) -> None:
-        """Send a signal through the runtime, which thaws the container for a SIGKILL."""
+        """Send a signal through the runtime, which thaws the container for a SIGKILL.
+
+        :raises ShimError: the runtime failed.
+        """
         args = (*(["--all"] if all_ else []), self._id, str(number))
         try:
             await self._runc.run("kill", *args)
         except RuntimeFailedError:
             if number != SIGKILL or self._init.state is not State.PAUSED:
                 raise
-            # gVisor signals nothing that is paused.
+            # gVisor sends no signal to a paused container.
             await self._runc.run("resume", self._id)
             await self._runc.run("kill", *args)

@@ -1,4 +1,4 @@
-"""What all containers of one daemon share."""
+"""The objects and settings that all containers of one daemon share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Host:
-    """``limit`` is how long one command of a runtime may take, in seconds.
+    """``limit`` bounds one runtime command, in seconds.
 
-    ``cleanup_records`` is where to note what is left to do if this daemon dies, and ``address``
-    where it listens; without one nobody looks for it.
-    ``ended_is_killed`` is for CRI-O, which cannot stop a container that has ended
-    where a SIGTERM or SIGKILL for it is answered with NOT_FOUND; Kata answers
-    success.  containerd and Docker need the NOT_FOUND.
+    ``cleanup_records`` are for the ``delete`` that runs after this daemon's death.
+    ``address`` is where the daemon listens; "" writes no address into the bundles.
+    ``ended_is_killed`` is for CRI-O: its stop fails if the reply to a SIGTERM or SIGKILL
+    for an exited container is NOT_FOUND, and Kata replies success.  containerd and
+    Docker need the NOT_FOUND.
     """
 
     namespace: str
@@ -38,10 +38,10 @@ class Host:
     ended_is_killed: bool = False
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
-        """Run ``task`` beside everything else.
+        """Run ``task`` in the daemon's nursery.
 
-        An error in it is logged and costs this one task: a fault of one
-        container's must not end the daemon of all the others in its pod.
+        An error in it is logged and ends this task only: a fault in one container
+        must not end the daemon, which the other containers of the pod share.
         """
         self.nursery.start_soon(_guarded, task)
 
@@ -50,4 +50,4 @@ async def _guarded(task: Callable[[], Awaitable[object]]) -> None:
     try:
         await task()
     except Exception as exc:
-        log.crash("a task of a container failed", exc)
+        log.crash("a background task of a container failed", exc)

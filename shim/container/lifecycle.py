@@ -1,6 +1,6 @@
-"""Where a process is in its life, and what may be done to it there.
+"""The states of a process, and the operations that each state allows.
 
-One table for a container's init and for its execs.  Nothing here does any work.
+One table serves init processes and execs.  This module is pure.
 
 Source: containerd-shim-runc-v2 process/init_state.go and exec_state.go.
 """
@@ -13,7 +13,7 @@ from shim.errors import NotFoundError, WrongStateError
 
 
 class State(Enum):
-    """``CREATED`` is a container whose init waits for Start, or an exec not yet started."""
+    """``CREATED``: the init process waits for Start, or the exec is not started yet."""
 
     CREATED = "created"
     RUNNING = "running"
@@ -23,7 +23,7 @@ class State(Enum):
 
 
 class Op(Enum):
-    """What a caller, or the process itself, may do."""
+    """An operation of a manager, or the exit of the process."""
 
     START = "start"
     EXEC = "exec in"
@@ -37,8 +37,8 @@ class Op(Enum):
     DELETE = "delete"
 
 
-# What is not in a row is refused.  A process may be resized and killed as long
-# as it lives; only what has ended, or has never begun, can be deleted.
+# An operation that is not in the row is refused.  A process can be resized and killed
+# until it exits; it can be deleted before its start and after its exit.
 TABLE: dict[State, dict[Op, State]] = {
     State.CREATED: {
         Op.START: State.RUNNING,
@@ -74,21 +74,21 @@ _ENDED = (State.STOPPED, State.DELETED)
 
 
 class Lifecycle:
-    """Where one process is in ``TABLE``.
+    """The state of one process.
 
-    Ask :meth:`check` before the real work and call :meth:`apply` after it: if
-    ``runc pause`` fails, the container was never paused.
+    Call :meth:`check` before the work and :meth:`apply` after it: if ``runc pause``
+    fails, the container was not paused.
     """
 
     def __init__(self, state: State = State.CREATED) -> None:
         self.state = state
 
     def check(self, operation: Op) -> None:
-        """Raise unless ``operation`` is allowed now.
+        """Raise unless the state allows ``operation``.
 
-        :raises NotFoundError: a signal for a process that has ended, which is
-            what callers take as "it is already gone"; anything to a deleted one.
-        :raises WrongStateError: everything else that is not in the table.
+        :raises NotFoundError: a signal for an exited process, since callers match on
+            that status; any operation on a deleted process.
+        :raises WrongStateError: any other operation that is not in the table.
         """
         if operation in TABLE[self.state]:
             return
@@ -99,9 +99,9 @@ class Lifecycle:
         raise WrongStateError(f"cannot {operation.value} a {self.state.value} process")
 
     def apply(self, operation: Op) -> None:
-        """Record that ``operation`` has happened.
+        """Change the state as ``operation`` does.
 
-        The world does not ask first: a process may have ended while the work
-        was done.  What the table does not allow then changes nothing.
+        An operation that the table does not allow changes nothing: the process may
+        have exited during the work.
         """
         self.state = TABLE[self.state].get(operation, self.state)

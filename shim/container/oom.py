@@ -1,4 +1,4 @@
-"""Tells of the OOM kills in a container, each growth of their number once.
+"""Publishes an OOM event each time the number of OOM kills in a container grows.
 
 Source: containerd-shim-runc-v2, and CRI-O's internal/oci/runtime_vm.go for the file.
 """
@@ -33,7 +33,7 @@ class OomReporter:
         self._scope = trio.CancelScope()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Report as kills happen; started once none can be missed."""
+        """Publish as kills happen; ``started`` is called once no kill can be missed."""
         with self._scope:
             try:
                 async with open_oom_watch(self._cgroup) as self._watch:
@@ -42,26 +42,27 @@ class OomReporter:
                         await self._watch.wait_kill()
                         self.report()
             except Exception as exc:
-                # A container without a watch is better than none, and than
-                # ending the daemon of all the others in the pod.
-                log.crash("OOM kills are not seen", exc, id=self._events.id)
+                # The container runs on without OOM events: an error must not end the
+                # daemon, which other containers of the pod share.
+                log.crash("cannot watch for OOM kills", exc, id=self._events.id)
                 if self._watch is None:
                     task_status.started()
 
     def report(self) -> None:
-        """Tell of what happened since the last time; never fails."""
+        """Publish an event if the number of kills has grown; never raises."""
         try:
             count = self._watch.count() if self._watch is not None else 0
         except OSError as exc:
-            log.warning("OOM kills are not known", id=self._events.id, error=exc)
+            log.warning("cannot read the number of OOM kills", id=self._events.id, error=exc)
             return
         if count <= self._published:
             return
         self._published = count
-        # CRI-O looks for this file when a container ends with an error.
+        # CRI-O checks for this file when a container exits with an error.
         with contextlib.suppress(OSError):
             write_file(self._bundle.path / "oom", "", 0o644)
         self._events.oom()
 
     def stop(self) -> None:
+        """End :meth:`run`."""
         self._scope.cancel()

@@ -1,8 +1,8 @@
-"""How a container wants its runtime run: the manager's options, in one value.
+"""The runtime options of a Create request.
 
-They come as containerd.runc.v1.Options, or under any other runtime name than
-runc's as runtimeoptions.v1.Options around a TOML text.  A type we do not know
-is ignored, as its sender must expect of a shim that is not theirs.
+For the runtime name of runc, managers send containerd.runc.v1.Options.  For any other name
+they send runtimeoptions.v1.Options, which hold a TOML text or the path of one.  A message
+of an unknown type is ignored.
 
 Source: containerd api/types/runc/options/oci.proto; the TOML keys are those of
 the CRI plugin's and Docker's configuration files.
@@ -37,7 +37,7 @@ _LONGEST = 1 << 20  # bytes of a file of options
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options by their protobuf names.  ``root`` is without the namespace."""
+    """The options, with their names in the .proto.  ``root`` is without the namespace."""
 
     no_pivot_root: bool = False
     no_new_keyring: bool = False
@@ -52,7 +52,10 @@ class Options:
 
     @classmethod
     def decode(cls, message: AnyMessage | None) -> Options:
-        """:raises InvalidError: the bytes, the TOML or a value in it is not well formed."""
+        """Return the options in ``message``, or the defaults without a message.
+
+        :raises InvalidError: the bytes, the TOML or a value in it is not well formed.
+        """
         if message is None or not message.type_url:
             return cls()
         match names.type_name(message.type_url):
@@ -65,7 +68,7 @@ class Options:
                 _parse(generic, message.value)
                 return cls._from_generic(generic)
             case other:
-                log.warning("runtime options of an unknown type are ignored", type=other)
+                log.warning("ignoring runtime options of an unknown type", type=other)
                 return cls()
 
     @classmethod
@@ -82,8 +85,11 @@ class Options:
 
     @classmethod
     def from_toml(cls, text: str) -> Options:
-        """Read keys such as ``BinaryName``; a key that is not ours is left alone."""
-        import tomllib  # 4 ms that only CRI users need
+        """Read keys such as ``BinaryName``; ignore unknown keys.
+
+        :raises InvalidError: the text is not TOML, or a value is of a wrong type.
+        """
+        import tomllib  # takes 4 ms, and only CRI managers send TOML
 
         try:
             table = tomllib.loads(text)
@@ -93,18 +99,22 @@ class Options:
 
     @classmethod
     def read(cls, path: Path) -> Options:
-        """Read what :meth:`write` wrote; without a readable file, the defaults.
+        """Read the file that :meth:`write` wrote; return the defaults if it is unreadable.
 
-        ``delete`` runs after a crash, when half of everything may be missing.
+        ``delete`` runs after a crash, when any file may be missing.
         """
         try:
             table = json.loads(read_whole(str(path), _LONGEST))
             return cls(**_checked(table, {f.name: f.name for f in fields(cls)}))
         except (OSError, ValueError, RecursionError, InvalidError) as exc:
-            log.debug("no options are recorded", error=exc)
+            log.debug("cannot read the runtime options; using the defaults", error=exc)
             return cls()
 
     def write(self, path: Path) -> None:
+        """Write the options as JSON.
+
+        :raises OSError: the file cannot be written.
+        """
         write_file(path, json.dumps(asdict(self)))
 
     def runtime(self, namespace: str) -> Runtime:
@@ -140,6 +150,6 @@ def _checked(table: Any, names: dict[str, str]) -> dict[str, Any]:
             if type(value) is not kinds[name]:
                 raise InvalidError(f"runtime option {key} must be a {kinds[name].__name__}")
             if "\0" in str(value):
-                raise InvalidError(f"runtime option {key} holds a NUL byte, which no name has")
+                raise InvalidError(f"runtime option {key} holds a NUL byte")
             values[name] = value
     return values

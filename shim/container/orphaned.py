@@ -1,10 +1,11 @@
-"""Kills containers whose shim is gone, whatever their runtime does or does not.
+"""Kills the containers of a dead daemon without their runtime, which may hang.
 
-An init is known by a number in a file, which may be anybody's by now.  A process
-in the cgroup that config.json, or a note, gives the container is the container's.
+The pid of an init process is read from a file, and another process may have the pid by
+now.  So a process is killed only if it is in the cgroup that config.json, or the cleanup
+record, names for the container.
 
-Not here: gVisor without cgroups and the like, whose processes only the runtime
-can tell from ours.
+Runtimes without cgroups, such as gVisor started so, are out of scope: only the runtime
+can identify their processes.
 
 Source: runc libcontainer/specconv and cgroups/systemd for what cgroupsPath means.
 """
@@ -32,14 +33,15 @@ if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
     from shim.container.bundle import Bundle
 
-# Seconds for all killed inits to end; their children end before they do.
+# Seconds for all killed init processes to exit; their children exit before them.
 _EXIT = 0.5
 
 
 def kill_orphaned(records: Iterable[CleanupRecord]) -> None:
-    """Kill the inits of ``records``, and what lived in a pid namespace not its own.
+    """Kill the init processes of ``records``, and wait up to half a second for their exits.
 
-    Where no process is surely the container's, nothing happens.
+    Of a container without its own pid namespace all processes in the cgroup are killed.
+    If the processes of a container cannot be identified, none is killed.
     """
     killed: list[int] = []
     try:
@@ -54,27 +56,30 @@ def kill_orphaned(records: Iterable[CleanupRecord]) -> None:
 
 
 def _kill(record: CleanupRecord) -> list[int]:
-    """Kill one container; return the pidfd of its init, if that was one."""
+    """Kill one container; return the pidfd of its init process, if there is one."""
     if record.pid <= 0:
         return []
     try:
         pidfd = os.pidfd_open(record.pid)
-    except (OSError, OverflowError):  # the number is whatever was written there
+    except (OSError, OverflowError):  # the file may hold any number
         return []
     try:
         cgroup = container_part(cgroup_of(record.pid), record.cgroups)
-        # If the number was given to another process since the pidfd was opened,
-        # then the pidfd's own is dead, and this fails.
+        # If another process got the pid after the pidfd was opened, the pidfd's process
+        # has exited, and this fails.
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if not record.own_pid_namespace:
             cgroup.signal_all(signal.SIGKILL)
     except (ShimError, OSError) as exc:
-        log.debug("the init is left to the runtime", id=record.id, pid=record.pid, error=exc)
+        log.debug("cannot kill the init process", id=record.id, pid=record.pid, error=exc)
     return [pidfd]
 
 
 def cleanup_record_of(bundle: Bundle, id_: str, namespace: str) -> CleanupRecord:
-    """Return what the files of ``bundle`` tell of its container, some of which may be gone."""
+    """Return the record of the container of ``bundle``, made from the files in the bundle.
+
+    Files may be missing; then the record has no pid or no cgroups.
+    """
     runtime = Options.read(bundle.path / "options.json").runtime(namespace)
     pid, cgroups, own_pid_namespace = bundle.read_pid(), [], False
     try:
@@ -83,12 +88,12 @@ def cleanup_record_of(bundle: Bundle, id_: str, namespace: str) -> CleanupRecord
         if config.cgroups_path is not None:
             cgroups = cgroup_names(config.cgroups_path, id_)
     except (ShimError, OSError) as exc:
-        log.debug("no process is surely the container's", id=id_, error=exc)
+        log.debug("cannot find the cgroup of the container", id=id_, error=exc)
     return CleanupRecord(id_, str(bundle.path), runtime, pid, tuple(cgroups), own_pid_namespace)
 
 
 def cgroup_names(path: str, id_: str) -> list[str]:
-    """Return what the cgroup of a container may be called, from the end of its path.
+    """Return the possible names of a container's cgroup, as in :class:`CleanupRecord`.
 
     ``path`` is config.json's ``cgroupsPath``, which may be empty.
     """
@@ -104,9 +109,9 @@ def cgroup_names(path: str, id_: str) -> list[str]:
 
 
 def container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
-    """Return the group of one of these names that ``cgroup`` is, or is below.
+    """Return ``cgroup`` or the cgroup above it that has one of ``names``.
 
-    :raises NotFoundError: there is none.
+    :raises NotFoundError: no such cgroup exists.
     """
     if isinstance(cgroup, CgroupV2):
         if _is_group(directory := own_part(cgroup.directory, names)):
@@ -119,7 +124,10 @@ def container_part(cgroup: Cgroup, names: Sequence[str]) -> Cgroup:
 
 
 def _is_group(directory: str) -> bool:
-    """Whether it is one that can be a container's: an id may be "memory", or "cgroup"."""
+    """Return whether ``directory`` is a cgroup below a hierarchy's root.
+
+    An id may be "memory" or "cgroup", which are the names of mount points.
+    """
     return os.path.isfile(f"{directory}/cgroup.procs") and not os.path.ismount(directory)  # noqa: PTH113 - a plain string all along
 
 

@@ -1,4 +1,4 @@
-"""One process of a container, its init or an exec: identity, state, stdio, exit."""
+"""One process of a container, init process or exec: identity, state, stdio, exit."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from shim.reaper import Child
     from shim.stdio.streams import Stdio, StdioSpec
 
-# Seconds for the exit record to be on a disk, before the exit is told without.
+# Seconds to write the exit record to a disk; after that the exit is published without.
 RECORD = 5.0
-# Seconds for what is still in the pipes after the exit to reach the manager.
+# Seconds after the exit for the output in the pipes to reach the manager.
 DRAIN = 10.0
 
-# What Delete and Wait answer for an exec, or a restore, that was never started: the
-# status 0 and no time, as Go's shim.
+# The exit that Delete and Wait return for an exec or a restore that was never started:
+# the status 0 and no time, as Go's shim.
 NEVER_STARTED = Exit(0, 0, "the process was never started")
 
 
 class Process:
-    """``id`` is the exec's id, empty for the init.  ``pid`` is 0 until it is known.
+    """``id`` is the exec's id, empty for the init process.  ``pid`` is 0 until it is known.
 
-    ``busy`` is held while the process is started or deleted, and nothing a
-    reader or a signal needs waits for it.  The end of the process is told only
-    while it is free, so that a start is always told before it.
+    ``busy`` is held while the process is started or deleted.  No State, Wait or signal
+    waits for it.  The exit of an init process is published while ``busy`` is free, so that
+    its start is always published first.
     """
 
     def __init__(self, id_: str, spec: StdioSpec) -> None:
@@ -56,20 +56,20 @@ class Process:
         return self.life.state
 
     def set_stdio(self, stdio: Stdio) -> None:
-        """Own ``stdio`` from now on."""
+        """Take over ``stdio``, which this process closes from now on."""
         self._stdio = stdio
         if self._stdin_closed:
             stdio.close_stdin()
 
     def set_child(self, child: Child) -> None:
-        """Record the process the runtime made."""
+        """Set the process that the runtime created."""
         self.child = child
         self.pid = child.pid
 
     async def record_exit(self, child: Child, bundle: Bundle) -> Exit:
-        """Wait for the end of ``child``, and write it down before anybody is told.
+        """Wait for the exit of ``child``, and write its record before it is published.
 
-        A bundle on a disk that hangs delays the telling by ``RECORD`` at most.
+        A disk that hangs delays the return by ``RECORD`` seconds at most.
         """
         exit_ = await child.wait()
         record = ExitRecord(child.pid, exit_.exit_status, exit_.exited_at, exit_.reason)
@@ -84,33 +84,33 @@ class Process:
                 write, f"write {exit_file(path, self.id)}", limit=RECORD, late=remove
             )
         except (ShimError, OSError) as exc:
-            log.error("an exit is told before its record is on disk", error=exc)
+            log.error("cannot write the exit record; the exit is published without", error=exc)
         return exit_
 
     def _remove_late_record(self, bundle: str) -> None:
-        """Remove a record that was written after Delete: another process may have the name."""
+        """Remove a record that was written after Delete: another process may have its name."""
         if self.state is State.DELETED:
             remove_exit(bundle, self.id)
 
     def set_exit(self, exit_: Exit) -> None:
-        """Record the exit, and answer everyone who waits for it."""
+        """Set the exit and the state STOPPED, and let every :meth:`wait` return."""
         self.life.apply(Op.EXIT)
         self.exit = exit_
         if self._stdio is not None:
-            # A terminal hangs up only because we say so: the process may have
-            # had successors, and managers wait for the end of output.
+            # Managers wait for the end of the output.  Children that outlive the process
+            # may keep its terminal open, so the relay ends here.
             self._stdio.exited()
         self._done.set()
 
     async def wait(self) -> Exit:
-        """Wait for the end; return at once if it came, or if the process is deleted."""
+        """Wait for the exit; return at once after it, or if the process is deleted."""
         await self._done.wait()
         return self.exit or NEVER_STARTED
 
     def signal(self, number: int) -> None:
-        """Send a signal through the pidfd; 0 only asks whether the process lives.
+        """Send a signal through the pidfd; 0 sends none, and checks that the process runs.
 
-        :raises NotFoundError: it has ended.
+        :raises NotFoundError: the process has exited.
         :raises WrongStateError: it has not been started.
         """
         self.life.check(Op.KILL)
@@ -119,21 +119,24 @@ class Process:
         self.child.signal(number)
 
     def resize(self, width: int, height: int) -> None:
-        """:raises WrongStateError: there is no terminal, or no longer a process on it."""
+        """Set the size of the terminal, in columns and rows.
+
+        :raises WrongStateError: the process has not been started, or has exited.
+        """
         self.life.check(Op.RESIZE)
         if self._stdio is None:
             raise WrongStateError("cannot resize a process that has not been started")
         self._stdio.resize(width, height)
 
     def close_stdin(self) -> None:
-        """Let the process see the end of its input once the manager's side is closed too."""
+        """Close the shim's end of stdin; the input ends once the manager closes its end, too."""
         self._stdin_closed = True
         if self._stdio is not None:
             self._stdio.close_stdin()
 
     @property
     def fds(self) -> Mapping[int, int]:
-        """What the runtime gets as its stdio, which the process inherits."""
+        """The stdio of the runtime command, which the process inherits: fd numbers to fds."""
         assert self._stdio is not None
         return dict(enumerate(self._stdio.child_fds))
 
@@ -143,37 +146,37 @@ class Process:
         return self._stdio.console_socket
 
     async def connect_stdio(self) -> None:
-        """The runtime has returned: let output flow."""
+        """Start the relays of the stdio, after the runtime command has returned."""
         assert self._stdio is not None
         await self._stdio.started()
 
     def check_readers(self) -> None:
-        """Look now for readers of what is left: a manager that asks may have opened its ends."""
+        """Check now for readers of the output: a manager that calls may have opened its fifos."""
         if self._stdio is not None:
             self._stdio.check_readers()
 
     async def wait_output_read(self) -> None:
-        """Let whoever is reading have what the process wrote; some seconds at most."""
+        """Wait until readers have read the output, ten seconds at most."""
         if self._stdio is not None:
             await self._stdio.wait_read()
 
     async def drain(self) -> None:
-        """Wait until what the process wrote has left the shim, for ``DRAIN`` at most."""
+        """Wait until the output has left the shim, ``DRAIN`` seconds at most."""
         if self._stdio is not None:
             await self._stdio.drain(DRAIN)
 
     async def close_stdio(self) -> None:
-        """Begin what :meth:`dispose` waits for: everything is drained."""
+        """Close the drained stdio; :meth:`dispose` waits for the end of this."""
         if self._stdio is not None:
             await self._stdio.aclose()
 
     async def dispose(self) -> None:
-        """Let go of stdio, and of everyone who still waits."""
+        """Close stdio, and let every :meth:`wait` return."""
         await self.discard_stdio()
         self._done.set()
 
     async def discard_stdio(self) -> None:
-        """A start failed: close what it opened.  Another start opens it again."""
+        """Close the stdio of a failed start; another start opens it again."""
         stdio, self._stdio = self._stdio, None
         if stdio is not None:
             await stdio.aclose()

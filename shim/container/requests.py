@@ -1,4 +1,4 @@
-"""What the messages of a manager mean, in our own terms.  No work is done here."""
+"""Converts the messages of a manager into the shim's own values.  This module is pure."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def stdio_of(request: task_pb2.CreateTaskRequest | task_pb2.ExecProcessRequest) 
 
 
 def json_of(message: AnyMessage, kind: str) -> dict[str, object]:
-    """Return the object in ``message``, whose value is JSON whatever its type says.
+    """Return the JSON object in ``message``, whose type must be ``kind``.
 
-    CleanupRecords that are null are left out, on every level, as Go's shim leaves them
-    out by decoding and encoding: runc 1.1 panics on a limit that is null.
+    Fields that are null are dropped on every level.  Go's shim drops them by decoding and
+    encoding, and runc 1.1 panics on a limit that is null.
 
-    :raises InvalidError: it is of another type, or not an object.
+    :raises InvalidError: the message is of another type, or its value is not a JSON object.
     """
     if message.type_url.rpartition("/")[2] != kind:
         raise InvalidError(f"expected the JSON of a {kind}, got {message.type_url or 'nothing'!r}")
@@ -48,11 +48,11 @@ def json_of(message: AnyMessage, kind: str) -> dict[str, object]:
 
 
 def process_of(request: task_pb2.ExecProcessRequest) -> dict[str, object]:
-    """Return what an exec runs; ``terminal`` is the request's, whatever the spec says.
+    """Return the spec of an exec, with ``terminal`` from the request.
 
     :raises InvalidError: the spec is not the JSON of a Process.
     """
-    # As Go's decoder, a runtime takes Terminal for terminal.
+    # Runtimes in Go decode names without regard to case: Terminal is terminal.
     spec = {
         name: value
         for name, value in json_of(request.spec, "Process").items()
@@ -62,7 +62,7 @@ def process_of(request: task_pb2.ExecProcessRequest) -> dict[str, object]:
 
 
 def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:
-    """Return what to dump; ``work_path`` is empty unless the request names one.
+    """Return the settings of a checkpoint; ``work_path`` is empty if the request has none.
 
     :raises InvalidError: the options are not well formed, or there is no path.
     """
@@ -71,7 +71,7 @@ def checkpoint_of(request: task_pb2.CheckpointTaskRequest) -> Checkpoint:
         try:
             options.ParseFromString(request.options.value)
         except DecodeError:
-            raise InvalidError("the checkpoint's options are not well formed") from None
+            raise InvalidError("the checkpoint options are not well formed") from None
         check_strings(options)
     image = request.path or options.image_path
     if not image:

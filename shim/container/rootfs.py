@@ -1,6 +1,6 @@
-"""The mounts of a rootfs, those included that need another process.
+"""Makes and removes the mounts of a rootfs, including those that need another process.
 
-An id-mapped mount needs a user namespace, and the namespace a process that makes it.
+An id-mapped mount needs a user namespace, which only a new process can have.
 A mount of type ``fuse.NAME`` or ``fuse3.NAME`` is made by mount.fuse or mount.fuse3.
 
 Source: containerd core/mount/mount_linux.go mountWithHelper, mount_idmapped_utils_linux.go;
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from shim.linux.mounts import Mount
     from shim.reaper import Child, Reaper
 
-# Seconds a helper may take to mount; a file system that answers does it within one.
+# Seconds for a helper to mount; a file system that responds takes less than one.
 HELPER = 30.0
-# Seconds to make the mounts that the kernel makes, and to undo all.
+# Seconds to make the mounts that need no helper, and to unmount all.
 MOUNT = 20.0
 UNMOUNT = 10.0
-# Seconds between SIGKILL and giving it up.
+# Seconds to wait for a killed helper.
 _KILLED = 5.0
 _MESSAGE = 1000  # characters of the helper's output in an error
 
 
 class MountFailedError(ShimError):
-    """A mount helper failed.  The text has the helper's own words."""
+    """A mount helper failed.  The text contains the helper's output."""
 
 
 async def mount_rootfs(
@@ -56,17 +56,18 @@ async def mount_rootfs(
     directory: str | None = None,
     limit: float = HELPER,
 ) -> None:
-    """Make ``mounts`` in order.  After a failure some may be left, for unmount_rootfs.
+    """Make ``mounts`` in order.  After a failure the caller calls :func:`unmount_rootfs`.
 
-    Mounts that a disk holds are given up after ``MOUNT``, and undone when it responds.
+    Mounts that wait for a disk fail after ``MOUNT`` seconds, and are undone when the disk
+    responds.  ``directory`` is the working directory of helpers, ``limit`` their bound in
+    seconds.
 
-    ``directory`` is the working directory of helpers, ``limit`` their bound in seconds.
-
-    :raises OSError: the kernel refused one.
-    :raises ShimError: an option is malformed, this host cannot do it, or a helper failed.
+    :raises OSError: the kernel rejected a mount.
+    :raises ShimError: an option is malformed, this host cannot do it, a helper failed, or
+        a limit was exceeded.
     """
     for mount in mounts:
-        mount.parsed()  # no mount is made if a later one can only be refused
+        mount.parsed()  # a malformed mount fails before any mount is made
     for helper, group in itertools.groupby(mounts, _helper_of):
         if not helper:
             await _mount_group(list(group), rootfs, reaper)
@@ -85,7 +86,7 @@ async def _mount_group(mounts: list[Mount], rootfs: str, reaper: Reaper) -> None
         for idmap in _idmaps(mounts):
             namespaces[idmap] = user_namespace(reaper, idmap)
             stack.callback(os.close, namespaces[idmap])
-        # A disk may hold a mount for ever.
+        # The call may wait for a disk without end, so another thread makes it.
         await run_off_thread(
             partial(mount_all, mounts, rootfs, namespaces),
             f"mount {rootfs}",
@@ -96,15 +97,17 @@ async def _mount_group(mounts: list[Mount], rootfs: str, reaper: Reaper) -> None
 
 
 async def unmount_rootfs(rootfs: str) -> None:
-    """Unmount what is on ``rootfs`` and below; what a disk holds ends when it responds.
+    """Unmount everything on ``rootfs`` and below, ``UNMOUNT`` seconds at most.
 
-    :raises OSError: the kernel refused.
+    If a disk does not respond, the unmount continues in the background.
+
+    :raises OSError: the kernel rejected an unmount.
     """
     with trio.CancelScope(shield=True):
         try:
             await run_off_thread(partial(unmount_all, rootfs), f"unmount {rootfs}", limit=UNMOUNT)
         except TimedOutError as exc:
-            log.error("the rootfs is unmounted later", error=exc)
+            log.error("cannot unmount the rootfs in time; the unmount continues", error=exc)
 
 
 def _idmaps(mounts: Iterable[Mount]) -> set[IdMap]:
@@ -112,10 +115,10 @@ def _idmaps(mounts: Iterable[Mount]) -> set[IdMap]:
 
 
 def user_namespace(reaper: Reaper, idmap: IdMap) -> int:
-    """Return the fd of a new user namespace with this mapping.  It takes 0.4 ms.
+    """Return the fd of a new user namespace with this mapping.  Takes 0.4 ms.
 
-    :raises InvalidError: the kernel does not take the mapping.
-    :raises OSError: this host has no user namespaces, or no room for one.
+    :raises InvalidError: the kernel rejects the mapping.
+    :raises OSError: this host has no user namespaces, or their limit is reached.
     """
     try:
         with reaper.ended(CLONE_NEWUSER) as pid:
@@ -126,7 +129,7 @@ def user_namespace(reaper: Reaper, idmap: IdMap) -> int:
 
 
 def _helper_of(mount: Mount) -> str:
-    """Return the program that makes this mount; it is empty where the kernel does."""
+    """Return the program that makes this mount, or "" if the kernel makes it."""
     kind, dot, _ = mount.type.partition(".")
     return f"mount.{kind}" if dot and kind in {"fuse", "fuse3"} else ""
 
@@ -146,7 +149,7 @@ async def _run_helper(
         output.started()
         try:
             with trio.fail_after(limit):
-                # The file system it leaves behind may keep our pipe: its end is not awaited.
+                # The file system's process may hold the pipe open: its end is not awaited.
                 async with background(output.follow):
                     exit_ = await child.wait()
         except trio.TooSlowError:
@@ -156,14 +159,16 @@ async def _run_helper(
             if child.exit is None:
                 await _end(child, reaper)
         if exit_.exit_status:
-            said = output.text().strip()[-_MESSAGE:] or "it said nothing"
-            raise MountFailedError(f"{shown} failed with exit status {exit_.exit_status}: {said}")
+            message = output.text().strip()[-_MESSAGE:] or "no output"
+            raise MountFailedError(
+                f"{shown} failed with exit status {exit_.exit_status}: {message}"
+            )
     finally:
         output.close()
 
 
 async def _end(child: Child, reaper: Reaper) -> None:
-    """Kill a helper with its children: it runs the file system in one of them."""
+    """Kill a helper and its children, one of which may run the file system."""
     with trio.move_on_after(_KILLED, shield=True):
         family = _descendants(child.pid)
         with contextlib.suppress(NotFoundError):
@@ -174,7 +179,7 @@ async def _end(child: Child, reaper: Reaper) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    """Return the children of ``pid`` and theirs; none on a kernel that does not list them."""
+    """Return the descendants of ``pid``; none on a kernel without /proc/PID/task/TID/children."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():

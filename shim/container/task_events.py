@@ -1,4 +1,4 @@
-"""What a container tells its manager: each event made of what it must say.
+"""Publishes the events of a container, each with the fields that managers expect.
 
 Source: containerd api/events/task.proto.
 """
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from shim.reaper import Exit
 
 
-# Go's zero time, year 1, in seconds since 1970: there was no end.
+# Go's zero time, year 1, in seconds since 1970: the process did not exit.
 ZERO_TIME = -62_135_596_800
 
 
 @dataclass(frozen=True, slots=True)
 class TaskEvents:
-    """Publishes for the container ``id``.  Never waits, never fails."""
+    """Publishes for the container ``id``.  Never waits and never raises."""
 
     id: str
     publisher: Publisher
@@ -79,7 +79,7 @@ class TaskEvents:
         self.publisher.publish(TaskOOM(container_id=self.id))
 
     def exited(self, process: Process, exit_: Exit) -> None:
-        """The init is told by the container's own id, an exec by its exec id."""
+        """Publish an exit; ``id`` is the exec id, or the container's for an init process."""
         event = TaskExit(
             container_id=self.id,
             id=process.id or self.id,
@@ -93,6 +93,6 @@ class TaskEvents:
         event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.exit_status)
         if exit_.exited_at:
             event.exited_at.FromNanoseconds(exit_.exited_at)
-        else:  # a process that never ran has no time of its end
+        else:  # a process that was never started has no exit time
             event.exited_at.seconds = ZERO_TIME
         self.publisher.publish(event)
