@@ -39,7 +39,7 @@ STDIN_TIMEOUT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The command line.  A flag without a value is an empty string or False."""
+    """The command line.  A flag that is not on it is an empty string or False."""
 
     namespace: str = ""
     id: str = ""

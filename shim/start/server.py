@@ -214,7 +214,7 @@ class Server:
 
     def _assign(self, connection: socket.socket, call: Call) -> None:
         if code_stamp() != self._stamp:
-            # The files on disk are newer than the loaded code: the caller does the work.
+            # The files on disk differ from the loaded code: the caller does the work itself.
             self._stopped = True
             return
         try:
