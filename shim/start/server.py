@@ -68,6 +68,8 @@ class Server:
 
         If another server listens on the socket already, return at once.
         """
+        # The warm-up runs a daemon, which would take a signal to the server for one to itself.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         warm_up(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         heap.arrange()
         try:
@@ -81,6 +83,7 @@ class Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         while not self._stopped and not self._is_idle():

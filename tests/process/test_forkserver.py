@@ -15,8 +15,9 @@ import trio
 from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
 from shim.start import identity
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import alive, wait_gone
-from tests.process.servers import ROOT, Server, parent_of
+from tests.process.servers import LAUNCH, ROOT, Server, parent_of
 
 if TYPE_CHECKING:
     import pytest
@@ -249,3 +250,26 @@ async def test_a_daemon_with_a_container_shares_most_of_its_memory_with_the_serv
     # Measured: 35 % with CPython 3.11, 17 % where it has immortal objects.
     share = kibibytes(daemon, "Private_Dirty") / kibibytes(pid, "Anonymous")
     assert share < (0.25 if libc.has_immortals() else 0.45)
+
+
+async def test_a_signal_in_its_warm_up_ends_a_server(server: Server) -> None:
+    """The warm-up runs a daemon, which has a handler of its own for the signal."""
+    with subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
+        [*LAUNCH, "forkserver"],
+        cwd=server.rig.root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        try:
+            with trio.fail_after(30 * PATIENCE):
+                while not _catches(process.pid, signal.SIGTERM):
+                    await trio.sleep(0.001)
+            process.terminate()
+            assert process.wait(30 * PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def _catches(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text().split("\n")
+    caught = next(line.split()[1] for line in status if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
