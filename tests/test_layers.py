@@ -94,8 +94,6 @@ def test_imports_point_down(path: Path) -> None:
     assert level is not None, f"{own} has no layer"
     for name in imports_of(path):
         assert not name.startswith("shimctl"), f"{own} imports {name}"
-        if (own, name) == ("shim.start.launcher", "shim.__main__.main"):
-            continue  # both ends of the executable: the fast path falls through to the slow one
         below = layer_of(name)
         assert below is None or below >= level, f"{own} imports {name}, which is above it"
 
