@@ -66,9 +66,9 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     run_bounded = command._run_bounded
 
-    def counted(*args: object) -> None:
+    def counted(*args: object, **options: object) -> None:
         seen.append(1)
-        run_bounded(*args)  # type: ignore[arg-type]
+        run_bounded(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(command, "_run_bounded", counted)
     return seen
