@@ -2,13 +2,15 @@
 # The whole test suite, on a Debian machine as root.  Installs what is missing,
 # starts no system service, and can be run again.
 #
-#   tests/run.sh                          every ring, in parallel workers (tests/worker)
+#   tests/run.sh                          every ring, in a worker (tests/worker)
 #   tests/run.sh --fast                   the rings without processes, lint and types: a minute
 #   tests/run.sh tests/ttrpc -x           one pytest with these arguments, no workers
 #
 #   --all-managers    every release of each manager, not the oldest and the newest alone
 #   --python VERSION  with this Python, such as 3.13, in an environment of its own
-#   --workers N       so many workers (two a processor); 0 is one pytest without workers
+#   --workers N       so many workers side by side (1); 0 is one pytest without workers.
+#                     Two a processor take a third of the time, but workers share processors
+#                     and cgroups: a test with a time limit may fail, and pass when run alone.
 #   --setup-only      only install; print the environment's directory
 #   The remaining arguments are pytest's.
 #
@@ -168,7 +170,7 @@ fi
 
 # A run that names tests is one process, as a debugger wants it.
 if [ -z "$workers" ]; then
-    workers=$((2 * $(nproc)))
+    workers=1
     for argument in "${arguments[@]}"; do
         [ ! -e "${argument%%::*}" ] || workers=0
     done

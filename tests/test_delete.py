@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -33,9 +34,10 @@ _MS_BIND = 4096
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """Below /run, where runtimes keep their state."""
-    path = Path(f"/run/trio-shim-test-{os.getpid()}")
-    path.mkdir()
+    """In memory, like /run, where runtimes keep their state."""
+    path = Path(f"/run/trio-shim-test-{secrets.token_hex(4)}")
+    path.mkdir(0o700)
+    mount("tmpfs", str(path), "tmpfs", 0)
     yield path
     unmount_all(str(path))
     subprocess.run(["rm", "-rf", path], check=True)

@@ -23,6 +23,7 @@ from tests.bench.figures import BY_KEY, FIGURES
 from tests.bench.report import Report, markdown, number, plain
 from tests.bench.samples import Samples, percentile, ratio_of, verdict
 from tests.bench.scenarios import SCENARIOS
+from tests.e2e.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 GO = f"/usr/bin/{cli.GO_SHIM}"
@@ -238,7 +239,7 @@ def test_a_tiny_run_measures_both_shims_and_leaves_nothing(tmp_path: Path) -> No
     assert medians["runc alone"].keys() == {"create", "run", "exec", "delete", "sum"}
     assert "| Create | ms |" in table.read_text()
     ET.fromstring(picture.read_text())
-    assert leftovers() <= before
+    wait_until("nothing is left", lambda: leftovers() <= before)
 
 
 @pytest.mark.e2e
@@ -253,4 +254,4 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert b"interrupted" in process.communicate(timeout=60)[1]
     assert process.returncode == cli.INTERRUPTED
-    assert leftovers() <= before
+    wait_until("nothing is left", lambda: leftovers() <= before)

@@ -87,7 +87,7 @@ runc "$@" || exit
 case " $* " in *" {verb} "*) echo {stranger} > {bundles[1]}/{name}.pid; esac
 """
         options = rig.options(binary_name=rig.wrapper(f"lying{number}", script))
-        with pytest.raises(GRPCError, match=f"names process {stranger}") as caught:
+        with pytest.raises(GRPCError, match=f"cannot watch process {stranger}") as caught:
             await run_and_exec(rig, task, bundles[1], options)
         assert caught.value.status is Status.NOT_FOUND
         assert alive(stranger)

@@ -46,7 +46,7 @@ def test_a_file_with_an_unknown_key_is_shown_with_the_error_of_create(host_file:
     shown = output_of({}, SHIM)
     assert shown is not None
     assert (shown.policy, shown.limit, shown.source) == ("", None, str(host_file))
-    assert f"{host_file}: 'output.limits' is not known" in shown.problem
+    assert f"{host_file}: 'output.limits' is unknown" in shown.problem
 
 
 def test_an_annotation_beyond_the_files_limit_is_shown_with_its_error(host_file: Path) -> None:

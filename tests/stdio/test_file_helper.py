@@ -12,7 +12,6 @@ import trio
 
 from shim.linux.fifos import Fd
 from shim.stdio.filehelper import open_writer
-from tests.frozen import file_helpers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +51,7 @@ async def test_a_file_that_cannot_be_opened_again_is_named_in_the_log(
         helper = await open_writer(str(path), [Fd(reader)], reaper, create=False, timeout=10)
         helper.start(nursery)
         path.unlink()
-        (pid,) = file_helpers(tmp_path)
-        os.kill(pid, signal.SIGKILL)
+        helper._child.signal(signal.SIGKILL)
     with pytest.raises(BrokenPipeError):
         os.write(writer, b"said")
     os.close(writer)
