@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTION = "--repeat-managers"
-RINGS = frozenset({"e2e", "docker", "cri"})
+# Beside the rings of managers, those that run the stock shim, a manager or a benchmark in
+# the cgroups and with the loop devices that all tests of a machine share.
+RINGS = frozenset({"e2e", "docker", "cri", "examples", "shimctl", "minid", "bench"})
 _REASON = 300  # characters
 
 

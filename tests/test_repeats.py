@@ -75,8 +75,8 @@ def test_nothing_is_repeated_unless_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_test_elsewhere_that_takes_a_manager_drives_one() -> None:
-    assert drives_a_manager(TESTS / "examples/test_it.py", ["tmp_path", "containerd"])
-    assert not drives_a_manager(TESTS / "examples/test_it.py", ["tmp_path"])
+    assert drives_a_manager(TESTS / "stdio/test_it.py", ["tmp_path", "containerd"])
+    assert not drives_a_manager(TESTS / "stdio/test_it.py", ["tmp_path"])
 
 
 def test_the_projects_own_run_repeats_nothing_else() -> None:

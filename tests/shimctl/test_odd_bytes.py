@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.e2e
 __all__ = ["_needs", "host"]
 
 NEST = b"[" * 9000 + b"]" * 9000
+ID = f"odd{secrets.token_hex(3)}"  # the name of a cgroup, which workers share
 
 
 def make_odd(path: Path) -> None:
@@ -45,10 +47,10 @@ def test_a_bundle_that_the_runtime_takes_is_run(host: Host) -> None:
 def test_a_process_in_it_is_run_too(host: Host) -> None:
     bundle = host.bundle("sleep", "1000")
     make_odd(bundle / "config.json")
-    assert host.run("-d", "--id", "c1", bundle).returncode == 0
-    done = host.shimctl("exec", "c1", "sh", "-c", 'printf "%s" "$ODD"')
+    assert host.run("-d", "--id", ID, bundle).returncode == 0
+    done = host.shimctl("exec", ID, "sh", "-c", 'printf "%s" "$ODD"')
     assert (done.returncode, done.stdout, done.stderr) == (0, "caf\ufffd", "")
-    assert host.shimctl("delete", "-f", "c1").returncode == 0
+    assert host.shimctl("delete", "-f", ID).returncode == 0
 
 
 def test_the_copy_of_a_config_has_the_same_bytes(
@@ -86,14 +88,14 @@ def test_no_name_in_a_container_is_a_command_to_the_terminal(host: Host) -> None
     config["mounts"].append({"destination": f"/{HOSTILE}", "type": "tmpfs", "source": "tmpfs"})
     text = json.dumps(config, ensure_ascii=False)
     (bundle / "config.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert host.run("-d", "--id", "c1", bundle).returncode == 0
+    assert host.run("-d", "--id", ID, bundle).returncode == 0
     for form in ("table", "wide", "json", "yaml"):
-        for argv in (["top", "--iterations", "1", "c1"], ["inspect", "c1"], ["pids", "c1"]):
+        for argv in (["top", "--iterations", "1", ID], ["inspect", ID], ["pids", ID]):
             done = host.shimctl(*argv, "-o", form)
             assert (done.returncode, done.stderr) == (0, "")
             assert done.stdout.replace("\n", "").isprintable(), (argv, form)
-    assert "202e" in host.shimctl("top", "--iterations", "1", "c1", "-o", "json").stdout
-    assert host.shimctl("delete", "-f", "c1").returncode == 0
+    assert "202e" in host.shimctl("top", "--iterations", "1", ID, "-o", "json").stdout
+    assert host.shimctl("delete", "-f", ID).returncode == 0
 
 
 async def test_no_line_of_a_shims_log_is_one_either(
@@ -115,8 +117,8 @@ def test_a_runtime_may_have_any_name(host: Host) -> None:
     place.mkdir()
     shim = place / "containerd-shim-odd-v1"
     shim.symlink_to(find_runtime(RUNTIME))
-    host.ids.append("c1")
-    argv = host.run_command("--id", "c1", host.bundle("true"))[3:]
+    host.ids.append(ID)
+    argv = host.run_command("--id", ID, host.bundle("true"))[3:]
     argv[argv.index(RUNTIME)] = str(shim)
     done = host.shimctl(*argv)
     assert (done.returncode, done.stderr) == (0, "")
