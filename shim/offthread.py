@@ -31,17 +31,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The objects of operations that were given up and have not ended, one entry for each.
+_unfinished: list[str] = []
+# Seconds between two looks at this list.  It is empty unless a disk is slow.
+_PAUSE = 0.01
+
 
 class _Work(Generic[T]):
-    """One operation and its result."""
+    """One operation and its result.  ``changes`` names the object that it changes."""
 
     def __init__(
-        self, work: Callable[[], T], late: Callable[[], object], done: int, keep: Sequence[int]
+        self,
+        work: Callable[[], T],
+        late: Callable[[], object],
+        done: int,
+        keep: Sequence[int],
+        changes: str,
     ) -> None:
         self._work = work
         self._late = late
         self._done = done
         self._keep = keep
+        self._changes = changes
         self._lock = _thread.allocate_lock()
         self._finished = False
         self.given_up = False
@@ -50,6 +61,13 @@ class _Work(Generic[T]):
 
     def run(self) -> None:
         """Run the operation in the thread, and notify the caller."""
+        try:
+            self._run()
+        finally:
+            if self.given_up:
+                _unfinished.remove(self._changes)
+
+    def _run(self) -> None:
         try:
             own_fds(self._done, *self._keep)
             if self.given_up:
@@ -70,7 +88,9 @@ class _Work(Generic[T]):
     def give_up(self) -> bool:
         """Stop waiting for the operation; return whether it had not finished."""
         with self._lock:
-            self.given_up = not self._finished
+            if not self._finished:
+                _unfinished.append(self._changes)
+                self.given_up = True
         return self.given_up
 
     def result(self) -> T:
@@ -193,16 +213,18 @@ async def run_off_thread(
     limit: float,
     late: Callable[[], object] = lambda: None,
     keep: Sequence[int] = (),
+    changes: str = "",
 ) -> T:
     """Run ``work`` in a thread that has the fds ``keep``, and return its result.
 
     ``what`` names the action and its object in the error.  The thread runs ``late`` if
-    ``work`` finishes after the limit, or after the caller was cancelled.
+    ``work`` finishes after the limit, or after the caller was cancelled.  ``changes`` is
+    the object for :func:`wait_unchanged`.
 
     :raises TimedOutError: it did not finish within ``limit`` seconds.
     """
     done = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    piece = _Work(work, late, done, keep)
+    piece = _Work(work, late, done, keep, changes)
     try:
         start_thread(piece.run, what)
     except OSError:
@@ -219,3 +241,18 @@ async def run_off_thread(
             f"{what}: not finished within {limit:g} s; check the disk or its file server"
         )
     return piece.result()
+
+
+async def wait_unchanged(name: str, limit: float) -> None:
+    """Wait until no operation that was given up can still change the object ``name``.
+
+    :raises TimedOutError: one has not ended within ``limit`` seconds.
+    """
+    with trio.move_on_after(limit):
+        while name in _unfinished:  # noqa: ASYNC110 - a thread without an event loop ends it
+            await trio.sleep(_PAUSE)
+        return
+    raise TimedOutError(
+        f"cannot use {name}: an earlier operation on it has not ended within {limit:g} s; "
+        "check the disk or its file server"
+    )

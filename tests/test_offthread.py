@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.errors import TimedOutError
+from shim.offthread import run_off_thread, wait_unchanged
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,3 +91,31 @@ def test_without_room_for_a_thread_output_and_events_go_on(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stderr
     assert "cannot start a thread" in done.stderr
+
+
+async def test_an_operation_given_up_changes_its_object_until_it_is_undone() -> None:
+    blocked, undo, undone = threading.Event(), threading.Event(), threading.Event()
+
+    def late() -> None:
+        undo.wait(30)
+        undone.set()
+
+    with pytest.raises(TimedOutError, match="first"):
+        await run_off_thread(
+            lambda: blocked.wait(30), "first", limit=0.01, late=late, changes="/rootfs"
+        )
+    await wait_unchanged("/another", 0)
+    blocked.set()
+    with pytest.raises(TimedOutError, match="/rootfs: an earlier operation"):
+        await wait_unchanged("/rootfs", 0.05)
+    undo.set()
+    with trio.fail_after(30):
+        await wait_unchanged("/rootfs", 30)
+    assert undone.is_set()
+
+
+async def test_a_finished_or_failed_operation_changes_its_object_no_more() -> None:
+    await run_off_thread(lambda: None, "first", limit=30, changes="/rootfs")
+    with pytest.raises(ZeroDivisionError):
+        await run_off_thread(lambda: 1 // 0, "second", limit=30, changes="/rootfs")
+    await wait_unchanged("/rootfs", 0)

@@ -23,7 +23,7 @@ from shim.errors import NotFoundError, ShimError, TimedOutError
 from shim.linux.idmap import open_namespace
 from shim.linux.libc import CLONE_NEWUSER
 from shim.linux.mounts import mount_all, resolve, unmount_all
-from shim.offthread import run_off_thread
+from shim.offthread import run_off_thread, wait_unchanged
 from shim.runc.output import Output
 from shim.scope import background
 
@@ -68,6 +68,8 @@ async def mount_rootfs(
     """
     for mount in mounts:
         mount.parsed()  # a malformed mount fails before any mount is made
+    # Mounts that were given up are undone later: that must not undo the new ones.
+    await wait_unchanged(rootfs, MOUNT)
     for helper, group in itertools.groupby(mounts, _helper_of):
         if not helper:
             await _mount_group(list(group), rootfs, reaper)
@@ -93,6 +95,7 @@ async def _mount_group(mounts: list[Mount], rootfs: str, reaper: Reaper) -> None
             limit=MOUNT,
             late=partial(unmount_all, rootfs),
             keep=list(namespaces.values()),
+            changes=rootfs,
         )
 
 
@@ -105,7 +108,12 @@ async def unmount_rootfs(rootfs: str) -> None:
     """
     with trio.CancelScope(shield=True):
         try:
-            await run_off_thread(partial(unmount_all, rootfs), f"unmount {rootfs}", limit=UNMOUNT)
+            await run_off_thread(
+                partial(unmount_all, rootfs),
+                f"unmount {rootfs}",
+                limit=UNMOUNT,
+                changes=rootfs,
+            )
         except TimedOutError as exc:
             log.error("cannot unmount the rootfs in time; the unmount continues", error=exc)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from shim.linux.idmap import parse_idmap
 from shim.linux.layers import layers_of
 from shim.linux.mountinfo import mounts_below, read
 from shim.linux.mounts import Mount, is_mounted, mount_all, unmount_all
+from shim.offthread import wait_unchanged
 from shim.reaper import Reaper, open_reaper
 from tests.kernel import maps_owners
 
@@ -411,6 +413,38 @@ async def test_a_target_inside_a_file_system_that_hangs_holds_no_other_task(
     finally:
         os.kill(server, signal.SIGCONT)
     await unmount_rootfs(str(work / "rootfs"))
+
+
+async def test_a_late_undo_of_a_mount_leaves_a_newer_mount_alone(
+    work: Path, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that responds after the limit, while the manager has tried again."""
+    entered, respond = threading.Event(), threading.Event()
+
+    def hanging(*args: str | int) -> None:
+        entered.set()
+        respond.wait(30)
+        mount(*args)  # type: ignore[arg-type]
+
+    mount = libc.mount
+    rootfs = str(work / "rootfs")
+    monkeypatch.setattr(rootfs_module, "MOUNT", 0.2)
+    monkeypatch.setattr(libc, "mount", hanging)
+    with pytest.raises(TimedOutError):
+        await mount_rootfs([Mount("tmpfs", "old")], rootfs, reaper)
+    assert entered.is_set()
+    await unmount_rootfs(rootfs)
+    monkeypatch.setattr(libc, "mount", mount)
+    with pytest.raises(TimedOutError, match="an earlier operation on it has not ended"):
+        await mount_rootfs([Mount("tmpfs", "new")], rootfs, reaper)
+    assert not is_mounted(rootfs)
+    monkeypatch.setattr(rootfs_module, "MOUNT", 30)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount_rootfs, [Mount("tmpfs", "new", "", ["mode=711"])], rootfs, reaper)
+        respond.set()
+    await wait_unchanged(rootfs, 30)
+    assert mounts_below(rootfs) == [rootfs]
+    assert stat.S_IMODE(Path(rootfs).stat().st_mode) == 0o711
 
 
 def _server_of(rootfs: str) -> int:
