@@ -101,7 +101,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
-        nursery.start_soon(_shutdown_when_unused, service, shutdown)
+        nursery.start_soon(_shutdown_when_unused, service)
         serving = partial(
             serve,
             shutdown=shutdown,
@@ -112,7 +112,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            await nursery.start(_shutdown_unless_reported, ready, service, shutdown)
+            await nursery.start(_shutdown_unless_reported, ready, service)
             log.debug("serving", id=settings.id, pid=os.getpid())
         with trio.move_on_after(FLUSH) as scope:
             await publisher.flush()
@@ -132,18 +132,19 @@ async def _shutdown_on_signal(
 
 
 async def _shutdown_unless_reported(
-    ready: Ready, service: TaskService, shutdown: trio.Event, task_status: trio.TaskStatus[None]
+    ready: Ready, service: TaskService, task_status: trio.TaskStatus[None]
 ) -> None:
     # Another ``start`` of the pod may have been given the address, and used it.
-    if not await ready(task_status) and service.is_unused:
-        log.info("shutting down: the caller of start ended before it received the address")
-        shutdown.set()
+    if not await ready(task_status):
+        log.info("the caller of start ended before it received the address")
+        service.shut_down()
 
 
-async def _shutdown_when_unused(service: TaskService, shutdown: trio.Event) -> None:
-    await service.wait_unused(UNUSED_LIMIT)
-    log.warning("shutting down: this shim has had no container", seconds=UNUSED_LIMIT)
-    shutdown.set()
+async def _shutdown_when_unused(service: TaskService) -> None:
+    while True:
+        await service.wait_unused(UNUSED_LIMIT)
+        log.warning("this shim has had no container", seconds=UNUSED_LIMIT)
+        service.shut_down()
 
 
 def warm_up() -> None:

@@ -6,6 +6,7 @@ Source: containerd api/runtime/task/v3/shim.proto; v2 differs only in its name.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -61,6 +62,12 @@ ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 # Seconds that a Shutdown waits for a Create that it has cancelled: containerd's timeout
 # for a Shutdown is three.
 _UNDO_LIMIT = 2.5
+# Seconds for which a shim without a container stays for the Create of a ``start`` that
+# joined it.  The manager sends Create as soon as it has read the answer of ``start``.
+JOIN_LIMIT = 5.0
+# Ids of cancelled Creates to remember.  A manager that restarted asks for one within a
+# second; a pod has fewer containers.
+_CANCELLED = 1000
 # Methods that are cancelled when their caller's connection ends.
 CANCELLABLE = ("Wait",)
 # Methods that are cancelled and undone when their caller's connection ends.  containerd
@@ -105,13 +112,12 @@ class TaskService(TaskBase):
         self._in_use = trio.Event()
         self._unused = trio.Event()
         self._creating: dict[str, _Creation] = {}
+        # For each ``start`` that has joined and whose Create has not arrived: the time at
+        # which it is no longer expected.
+        self._joined: list[float] = []
         self._waiting = 0  # calls of Create that wait for a cancelled one of their id
-        self._cancelled: set[str] = set()  # ids of which the last Create was cancelled
-
-    @property
-    def is_unused(self) -> bool:
-        """Whether there is no container, and none is being created."""
-        return not self._containers
+        # Ids of which the last Create was cancelled, the oldest first.
+        self._cancelled: dict[str, None] = {}
 
     async def wait_unused(self, seconds: float) -> None:
         """Return once there has been no container for ``seconds``.
@@ -127,6 +133,27 @@ class TaskService(TaskBase):
                 return
             await self._unused.wait()
 
+    def shut_down(self) -> None:
+        """Set ``shutdown`` if there is no container and none is about to be created.
+
+        A ``start`` that joined has the address, but its manager may not have connected yet.
+        The shim then ends later, unless a container is created.
+        """
+        if self._containers or self._waiting:
+            return
+        now = trio.current_time()
+        self._joined = [end for end in self._joined if end > now]
+        if self._joined:
+            self._host.go(partial(self._shut_down_at, self._joined[-1]))
+        else:
+            self._shutdown.set()
+
+    async def _shut_down_at(self, time: float) -> None:
+        with trio.move_on_at(time):
+            await self._in_use.wait()
+            return  # a Create came: the shim ends with its last container
+        self.shut_down()
+
     def _reserve(self, id_: str) -> None:
         if id_ in self._containers:
             raise ExistsError(f"container {id_} already exists in this shim")
@@ -134,6 +161,7 @@ class TaskService(TaskBase):
             self._unused = trio.Event()
         self._containers[id_] = None
         self._in_use.set()
+        del self._joined[:1]
 
     def _release(self, id_: str) -> None:
         del self._containers[id_]
@@ -178,7 +206,7 @@ class TaskService(TaskBase):
         if self._shutdown.is_set():
             raise UnavailableError("cannot create: this shim is shutting down; start another")
         self._reserve(request.id)
-        self._cancelled.discard(request.id)
+        self._cancelled.pop(request.id, None)
         creation = _Creation(stream)
         self._creating[request.id] = creation
         with creation.scope:
@@ -187,19 +215,24 @@ class TaskService(TaskBase):
             except BaseException:
                 self._release(request.id)
                 if creation.is_cancelled:
-                    self._cancelled.add(request.id)
+                    self._note_cancelled(request.id)
                 raise
             finally:
                 del self._creating[request.id]
                 creation.ended.set()
                 # After every kind of failure: a manager that disconnected does not send a
                 # Shutdown, and one that sent it does not repeat it.
-                if creation.is_cancelled and not self._containers and not self._waiting:
-                    self._shutdown.set()
+                if creation.is_cancelled:
+                    self.shut_down()
             self._containers[request.id] = container
             await stream.send_message(CreateTaskResponse(pid=container.init.pid))
             return
         raise UnavailableError(f"cannot create container {request.id}: a Shutdown cancelled it")
+
+    def _note_cancelled(self, id_: str) -> None:
+        self._cancelled[id_] = None
+        if len(self._cancelled) > _CANCELLED:
+            del self._cancelled[next(iter(self._cancelled))]
 
     async def _wait_undone(self, id_: str) -> None:
         """Wait until a cancelled Create of ``id_`` is undone."""
@@ -294,6 +327,8 @@ class TaskService(TaskBase):
 
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
+        if not request.id:  # as ``start`` sends it; a manager sends the id of a container
+            self._joined.append(trio.current_time() + JOIN_LIMIT)
         creation = self._creating.get(request.id)
         if request.id in self._cancelled or (creation is not None and creation.is_cancelled):
             # containerd 1.6 keeps the container after any other reply.
@@ -315,7 +350,7 @@ class TaskService(TaskBase):
         elif self._containers:
             log.debug("cannot shut down: containers are left", count=len(self._containers))
         else:
-            self._shutdown.set()
+            self.shut_down()
         return Empty()
 
 

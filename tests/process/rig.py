@@ -204,7 +204,7 @@ class Rig:
         stream = await sockets.connect(self.address)
         channel = await self.nursery.start(self._hold, stream)
         task = TaskStub(Patient(channel))
-        pid = (await task.Connect(task_pb2.ConnectRequest(), timeout=5)).shim_pid
+        pid = (await task.Connect(task_pb2.ConnectRequest(id="any"), timeout=5)).shim_pid
         self._started.add(pid)
         self._addresses.add(self.address)
         if pid not in self.daemons:
