@@ -3,7 +3,7 @@
 A shim is found by one of three: a bundle directory with an ``address`` or
 ``bootstrap.json`` file (of containerd, Docker, CRI-O or shimctl), a socket in
 containerd's socket directory, or a process with a shim's arguments.  Every socket is
-probed with Connect and State, many at once, each for ``PROBE`` seconds at most.  A dead
+probed with Connect and State, many at once, each for a limited time.  A dead
 shim, a shim that does not answer, and a socket of another program are results too, not
 errors.
 
@@ -80,7 +80,11 @@ class Found:
 
 
 async def list_shims(
-    *, states: Sequence[str | Path] = (), socket_dir: str | Path = SOCKETS, backend: Backend = TRIO
+    *,
+    states: Sequence[str | Path] = (),
+    socket_dir: str | Path = SOCKETS,
+    backend: Backend = TRIO,
+    timeout: float = PROBE,
 ) -> list[Found]:
     """Find every shim and probe it; the list is sorted by namespace and id.
 
@@ -89,8 +93,8 @@ async def list_shims(
     ``socket_dir`` replaces containerd's socket directory.  ``backend`` waits on the
     caller's framework.
 
-    A socket that does not answer like a shim within 2 s raises no error: its ``health``
-    and ``detail`` describe the result.
+    A socket that does not answer like a shim within ``timeout`` seconds raises no error:
+    its ``health`` and ``detail`` describe the result.
     """
     processes = _shim_processes()
     candidates = _in_directories(states)
@@ -103,7 +107,7 @@ async def list_shims(
     results: list[Found] = []
 
     async def ask(found: Found) -> None:
-        results.append(await _probe(found, processes, backend))
+        results.append(await _probe(found, processes, backend, timeout))
 
     await backend.run_all([partial(ask, found) for found in candidates])
     return sorted(results, key=lambda found: (found.namespace, found.id, found.address))
@@ -236,18 +240,20 @@ def _path_of(address: str) -> str:
     return address.removeprefix("unix://")
 
 
-async def _probe(found: Found, processes: Sequence[_Arguments], backend: Backend) -> Found:
+async def _probe(
+    found: Found, processes: Sequence[_Arguments], backend: Backend, timeout: float
+) -> Found:
     """Probe one socket: is it a shim, and in which state is its container?"""
     if found.bundle:
         found = replace(found, exited=read_exit(found.bundle))
     if not found.address:
         return replace(found, detail="no shim was started for this directory")
-    health, detail = Health.SILENT, f"no answer within {PROBE} s"
+    health, detail = Health.SILENT, f"no answer within {timeout:g} s"
     connected = False
-    deadline = time.monotonic() + PROBE
+    deadline = time.monotonic() + timeout
     try:
         async with backend.connect(
-            found.address, namespace=found.namespace, timeout=PROBE
+            found.address, namespace=found.namespace, timeout=timeout
         ) as shim:
             connected = True
             return await _ask(shim, replace(found, exited=None), processes, deadline)

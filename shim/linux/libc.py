@@ -236,6 +236,17 @@ def create_core_cookie() -> None:
     _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_PGID, 0))
 
 
+def tee(source: int, target: int, count: int) -> int:
+    """Copy up to ``count`` bytes from a pipe to another, and leave them in the first.  tee(2).
+
+    Return the number of bytes; 0 if the pipe is empty and has no writer.
+
+    :raises BlockingIOError: the pipe is empty.
+    """
+    flags = 2  # SPLICE_F_NONBLOCK
+    return _checked(_libc.tee(source, target, ctypes.c_size_t(count), flags))
+
+
 def inotify_init() -> int:
     """Return a new inotify fd, non-blocking and close-on-exec.  inotify(7)."""
     return _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))

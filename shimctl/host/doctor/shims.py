@@ -1,0 +1,129 @@
+"""Checks the shims of this host: versions, dead sockets, and shims that do not answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim.errors import ShimError
+from shim.version import VERSION
+from shimctl.client import connect
+from shimctl.discover import Found, Health, list_shims
+from shimctl.host.doctor import stack
+from shimctl.host.doctor.finding import Finding, Level
+from shimctl.host.executable import executable_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+_AREA = "shims"
+ANSWER = 1.0  # s for a shim's answer
+_SHOWN = 20  # the most shims that are named
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """An executable and a version of shims that answer."""
+
+    executable: str
+    version: str
+
+
+async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
+    """Check every shim at the same time."""
+    shims = await list_shims(states=states, timeout=ANSWER)
+    up = [found for found in shims if found.health is Health.UP]
+    builds: Counter[Build] = Counter()
+    silent: list[Finding] = []
+
+    async def ask(found: Found) -> None:
+        version = ""
+        with trio.move_on_after(ANSWER):
+            try:
+                async with connect(found.address, namespace=found.namespace) as shim:
+                    version = (await shim.connect(found.id, timeout=ANSWER)).version
+            except ShimError:
+                pass
+        builds[Build(executable_of(found.bundle, found.shim_pid), version)] += 1
+
+    async def look(found: Found) -> None:
+        silent.append(judge_silent(found, await stack.stack_of(found.shim_pid)))
+
+    async with trio.open_nursery() as nursery:
+        # Containers of one pod have one shim.
+        for found in {found.address: found for found in up}.values():
+            nursery.start_soon(ask, found)
+        for found in {f.address: f for f in shims if f.health is Health.SILENT}.values():
+            nursery.start_soon(look, found)
+    rest = [found for found in shims if found.health in (Health.DEAD, Health.FOREIGN)]
+    return [
+        *judge_builds(builds),
+        *sorted(silent, key=lambda finding: finding.subject)[:_SHOWN],
+        *judge_dead(rest),
+    ]
+
+
+def judge_builds(builds: Counter[Build]) -> list[Finding]:
+    """Judge the versions of the shims that answer."""
+    if not builds:
+        return [Finding(_AREA, "running", Level.OK, "none")]
+    found = []
+    for build, count in sorted(
+        builds.items(), key=lambda item: (item[0].executable, item[0].version)
+    ):
+        name = Path(build.executable).name or "an unknown executable"
+        text = f"{count} of version {build.version or 'unknown'}"
+        if "-trio-" in name and build.version != VERSION:
+            text += f"; this is {VERSION}, which new containers get"
+            found.append(Finding(_AREA, name, Level.NOTE, text))
+        elif build.executable and not Path(build.executable).exists():
+            text += f"; {build.executable} does not exist any more"
+            remedy = "install the shim again: the manager needs it to delete these containers"
+            found.append(Finding(_AREA, name, Level.BROKEN, text, remedy))
+        else:
+            found.append(Finding(_AREA, name, Level.OK, text))
+    return found
+
+
+def judge_silent(found: Found, seen: stack.Stack) -> Finding:
+    """Judge a shim that did not answer in time."""
+    text = f"pid {found.shim_pid or 'unknown'} does not answer within {ANSWER:g} s; {seen.state}"
+    remedy = seen.remedy or "report the stack; `shimctl rm -f` ends the container"
+    return Finding(_AREA, _name(found), Level.BROKEN, text, remedy, seen.text)
+
+
+def judge_dead(shims: Iterable[Found]) -> list[Finding]:
+    """Judge sockets without a shim, and containers whose shim has ended."""
+    dead, foreign, ended = 0, 0, 0
+    findings = []
+    for found in shims:
+        made = partial(Finding, _AREA, _name(found))
+        if found.health is Health.FOREIGN:
+            foreign += 1
+        elif not found.bundle:
+            dead += 1
+        elif found.exited is not None:
+            ended += 1
+        elif found.address:
+            text = "its shim has ended, and the exit of the container is not known"
+            findings.append(made(Level.BROKEN, text, f"shimctl rm -f {found.id}"))
+    findings = findings[:_SHOWN]
+    if ended:
+        text = f"{ended} finished, and their shims have ended"
+        findings.append(Finding(_AREA, "containers", Level.NOTE, text, "shimctl prune"))
+    if dead:
+        text = f"no shim listens on {dead} of the sockets"
+        findings.append(Finding(_AREA, "dead sockets", Level.ADVICE, text, "shimctl prune"))
+    if foreign:
+        text = f"{foreign} sockets belong to other programs"
+        findings.append(Finding(_AREA, "other sockets", Level.NOTE, text))
+    return findings
+
+
+def _name(found: Found) -> str:
+    return f"{found.namespace}/{found.id}" if found.id else found.address.removeprefix("unix://")

@@ -1,0 +1,223 @@
+"""What doctor thinks of versions, mounts, directories and configurations: no host is asked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from shim.linux.mountinfo import parse
+from shim.version import VERSION
+from shimctl.host.doctor import Finding, Level, Report, configuration, machine, places, programs
+
+ROOT = Path(__file__).parents[3]
+EXAMPLES = ROOT / "examples"
+
+
+def finding(level: Level) -> Finding:
+    return Finding("area", "subject", level, "text")
+
+
+@pytest.mark.parametrize(
+    ("levels", "code"),
+    [
+        ([], 0),
+        ([Level.OK, Level.NOTE], 0),
+        ([Level.ADVICE, Level.OK], 1),
+        ([Level.BROKEN, Level.ADVICE], 2),
+    ],
+)
+def test_the_most_serious_finding_decides_the_exit_code(levels: list[Level], code: int) -> None:
+    assert Report(VERSION, tuple(map(finding, levels))).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev", (1, 1, 5)),
+        ("containerd github.com/containerd/containerd/v2 2.1.9+unknown", (2, 1, 9)),
+        ("containerd containerd.io v1.7.24 88bf19b", (1, 7, 24)),
+        ("Docker version 20.10.24+dfsg1, build 5d6db84", (20, 10, 24)),
+        ("Version: 4.1.1\n", (4, 1, 1)),
+        ("crun version 1.28\ncommit: 5e", (1, 28)),
+        ("no number", None),
+    ],
+)
+def test_the_version_of_each_program_is_found(text: str, version: tuple[int, ...] | None) -> None:
+    assert programs.version_in(text) == version
+
+
+def program(name: str) -> programs.Program:
+    return next(one for one in programs.PROGRAMS if one.name == name)
+
+
+def test_an_old_program_lacks_the_features_of_newer_ones() -> None:
+    old = programs.judge(program("runc"), "/usr/bin/runc", "runc version 1.1.5", required=True)
+    assert old.level is Level.NOTE
+    assert "lacks pods in a user namespace" in old.text
+    new = programs.judge(program("runc"), "/usr/bin/runc", "runc version 1.3.0", required=True)
+    assert (new.level, new.remedy) == (Level.OK, "")
+
+
+def test_only_a_missing_runtime_is_a_fault_among_missing_programs() -> None:
+    levels = {
+        one.name: programs.judge(one, "", "", required=one.name == "runc").level
+        for one in programs.PROGRAMS
+    }
+    assert levels.pop("runc") is Level.BROKEN
+    assert set(levels.values()) == {Level.NOTE}
+
+
+def test_a_shim_of_another_version_on_path_is_advice() -> None:
+    assert programs.judge_shim("/bin/s", f"s:\n  Version:  {VERSION}").level is Level.OK
+    assert programs.judge_shim("/bin/s", "s:\n  Version:  0.0.1").level is Level.ADVICE
+    assert programs.judge_shim("", "").level is Level.ADVICE
+
+
+@pytest.mark.parametrize(
+    ("release", "level"),
+    [("4.19.0-24-amd64", Level.BROKEN), ("5.10.0", Level.NOTE), ("6.18.44-x", Level.OK)],
+)
+def test_an_old_kernel_is_a_fault(release: str, level: Level) -> None:
+    assert machine.kernel(release).level is level
+
+
+V1 = "".join(
+    f"3{n} 2 0:3{n} / /sys/fs/cgroup/{name} rw - cgroup cgroup rw,{name}\n"
+    for n, name in enumerate(("cpu", "memory", "pids"))
+)
+V2 = "30 2 0:30 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "unified", "mode", "level"),
+    [
+        (V1, "", "version 1", Level.OK),
+        (V2, "cpuset cpu io memory pids", "version 2", Level.OK),
+        (V1 + V2.replace("cgroup rw", "cgroup/unified rw"), "", "hybrid", Level.OK),
+        (V2, "cpu pids", "lacks memory", Level.ADVICE),
+        ("", "", "no hierarchy", Level.BROKEN),
+    ],
+)
+def test_the_mode_of_the_cgroups_is_named(
+    mounts: str, unified: str, mode: str, level: Level
+) -> None:
+    found = machine.cgroups(parse(mounts.encode()), unified.split())
+    assert mode in found.text
+    assert found.level is level
+
+
+def test_a_directory_that_others_may_write_to_is_a_fault(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir(mode=0o700)
+    assert places.judge(str(place), "sockets").level is Level.OK
+    place.chmod(0o777)
+    found = places.judge(str(place), "sockets")
+    assert found.level is Level.BROKEN
+    assert "mode 0777" in found.text
+    assert found.remedy.startswith(f"chmod go-w {place}")
+    assert places.judge(str(tmp_path / "absent"), "sockets").level is Level.OK
+    assert not (tmp_path / "absent").exists()
+
+
+def levels_of(found: list[Finding]) -> list[Level]:
+    return [one.level for one in found]
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("name", ["config-v2.toml", "config-v3.toml"])
+def test_the_examples_for_containerd_are_fine(name: str) -> None:
+    found = configuration.judge_containerd(
+        name, (EXAMPLES / "containerd" / name).read_text(), everything
+    )
+    assert [(one.level, one.text) for one in found] == [(Level.OK, "runtime trio is this shim")]
+
+
+CRI2 = 'plugins."io.containerd.grpc.v1.cri"'
+CRI3 = 'plugins."io.containerd.cri.v1.runtime"'
+RUNC2 = f'[{CRI2}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("version = 2\n[plugins", "is not TOML"),
+        ("oom_score = 0\n[plugins.cri]\nx = 1\n", "has version 1"),
+        (f"version = 2\n[{CRI3}.containerd]\n", "has no effect"),
+        (
+            f'version = 2\ndisabled_plugins = ["cri"]\n{RUNC2}'
+            f'[{CRI2}.containerd.runtimes.trio]\nruntime_type = "io.containerd.trio.v2"\n',
+            "disables the CRI plugin",
+        ),
+        (
+            f"version = 2\n[{CRI2}.containerd.runtimes.trio]\n"
+            'runtime_type = "io.containerd.trio.v2"\n',
+            "no table of the default runtime runc",
+        ),
+        (
+            f"version = 3\n[{CRI3}.containerd.runtimes.t]\n"
+            'runtime_type = "io.containerd.runc.v2"\n'
+            'runtime_path = "/opt/bin/containerd-shim-trio-v2"\n',
+            "/opt/bin/containerd-shim-trio-v2, which does not exist",
+        ),
+        (
+            f"version = 3\n[{CRI3}.containerd.runtimes.t]\n"
+            'runtime_type = "io.containerd.trio.v2"\n'
+            f'[{CRI3}.containerd.runtimes.t.options]\nConfigPath = "/etc/absent.toml"\n',
+            "ConfigPath is /etc/absent.toml",
+        ),
+    ],
+)
+def test_a_mistake_in_the_configuration_of_containerd_is_found(text: str, says: str) -> None:
+    found = configuration.judge_containerd("config.toml", text, nothing)
+    (bad,) = [one for one in found if one.level in (Level.ADVICE, Level.BROKEN)]
+    assert says in bad.text
+    assert bad.remedy
+
+
+def test_the_examples_for_docker_and_crio_are_fine() -> None:
+    text = (EXAMPLES / "docker/daemon.json").read_text()
+    assert set(levels_of(configuration.judge_docker("f", text, everything))) == {Level.OK}
+    text = (EXAMPLES / "crio/10-trio.conf").read_text()
+    assert set(levels_of(configuration.judge_crio("f", text, everything))) == {Level.OK}
+    assert Level.BROKEN in levels_of(configuration.judge_crio("f", text, nothing))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"runtimes": {"trio": {"runtimeType": "io.containerd.trio.v2"}},}', "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"runtimes": {"trio": {"path": "/usr/local/bin/containerd-shim-trio-v2"}}}', "`path`"),
+    ],
+)
+def test_a_mistake_in_the_configuration_of_docker_is_found(text: str, says: str) -> None:
+    (bad, *_) = configuration.judge_docker("daemon.json", text, everything)
+    assert bad.level is Level.BROKEN
+    assert says in bad.text
+
+
+def test_a_runtime_of_crio_with_another_type_is_found() -> None:
+    text = (EXAMPLES / "crio/10-trio.conf").read_text().replace('"vm"', '"oci"')
+    (bad, *_) = configuration.judge_crio("f", text, everything)
+    assert "only as vm" in bad.text
+
+
+def test_files_below_another_root_are_read_and_a_fifo_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "etc/docker").mkdir(parents=True)
+    (tmp_path / "etc/containerd").mkdir()
+    (tmp_path / "etc/docker/daemon.json").write_text("{")
+    os.mkfifo(tmp_path / "etc/containerd/config.toml")
+    found = configuration.check(str(tmp_path))
+    assert [(one.subject, one.level) for one in found] == [
+        ("/etc/containerd/config.toml", Level.BROKEN),
+        ("/etc/docker/daemon.json", Level.BROKEN),
+    ]
