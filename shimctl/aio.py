@@ -155,10 +155,15 @@ async def dispose(
 
 
 async def list_shims(
-    *, states: Sequence[str | Path] = (), socket_dir: str | Path = discover.SOCKETS
+    *,
+    states: Sequence[str | Path] = (),
+    socket_dir: str | Path = discover.SOCKETS,
+    timeout: float = discover.PROBE,
 ) -> list[Found]:
     """Find every shim; see :func:`shimctl.list_shims`."""
-    return await discover.list_shims(states=states, socket_dir=socket_dir, backend=_BACKEND)
+    return await discover.list_shims(
+        states=states, socket_dir=socket_dir, backend=_BACKEND, timeout=timeout
+    )
 
 
 @asynccontextmanager

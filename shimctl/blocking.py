@@ -341,13 +341,21 @@ def dispose(
 
 
 def list_shims(
-    *, states: Sequence[str | Path] = (), socket_dir: str | Path | None = None
+    *,
+    states: Sequence[str | Path] = (),
+    socket_dir: str | Path | None = None,
+    timeout: float | None = None,
 ) -> list[Found]:
     """Find every shim; see :func:`shimctl.list_shims`."""
     from shimctl import discover
 
     socket_dir = socket_dir or discover.SOCKETS
-    return run(discover.list_shims(states=states, socket_dir=socket_dir, backend=_BACKEND))
+    timeout = discover.PROBE if timeout is None else timeout
+    return run(
+        discover.list_shims(
+            states=states, socket_dir=socket_dir, backend=_BACKEND, timeout=timeout
+        )
+    )
 
 
 @contextmanager
