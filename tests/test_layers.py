@@ -38,6 +38,9 @@ PURE = [
     "shim/events/topics.py",
     "shim/cgroup/metrics.py",
     "shimctl/cli/render.py",
+    "shimctl/units.py",
+    *(f"shimctl/gotemplate/{name}.py" for name in ("errors", "values", "lexing", "parsing")),
+    *(f"shimctl/gotemplate/{name}.py" for name in ("running", "functions", "printf")),
 ]
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
 
@@ -55,7 +58,7 @@ SHIMCTL_LAYERS = [
     {"cli"},
     {"standalone"},
     {"images", "attach"},
-    {"host"},
+    {"host", "gotemplate"},
     {""},
 ]
 
