@@ -7,8 +7,11 @@ a header to 1 MiB, as Go's archive/tar does, which containerd uses.  It checks t
 records of a PAX header beforehand, in one pass.  It skips a global PAX header, which
 holds for all entries that follow, as Go does.
 
+An archive may end without the two blocks of zeros, and without the zeros that fill the
+block of the last file.  ``umoci insert`` writes such layers, and Go accepts them.
+
 Source: POSIX.1-2008 pax, "pax Header Block"; Go's archive/tar (maxSpecialFileSize,
-parsePAXRecord).
+parsePAXRecord, tryReadFull).
 """
 
 from __future__ import annotations
@@ -87,6 +90,29 @@ class _BufferedFile:
         return self._file.tell()
 
 
+class _Padded:
+    """A file that continues with zeros to the end of its last block.
+
+    An empty file becomes the two blocks of zeros of an archive without entries.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = 0  # bytes that were read of the file
+        self._zeros: int | None = None  # that are left to read, once the file has ended
+
+    def read(self, size: int) -> bytes:
+        if self._zeros is None:
+            if data := self._file.read(size):
+                self._size += len(data)
+                return data
+            block = tarfile.BLOCKSIZE
+            self._zeros = -self._size % block if self._size else 2 * block
+        count = min(size, self._zeros)
+        self._zeros -= count
+        return bytes(count)
+
+
 def check_records(data: bytes) -> None:
     r"""Check the records of a PAX header; each is ``LENGTH KEYWORD=VALUE\n``.
 
@@ -110,7 +136,8 @@ def check_records(data: bytes) -> None:
 @contextmanager
 def open_stream(file: BinaryIO) -> Iterator[tarfile.TarFile]:
     """Open an uncompressed tar, to be read once from its beginning to its end."""
-    with tarfile.open(fileobj=file, mode="r|", tarinfo=_Entry) as archive:
+    padded = cast("BinaryIO", _Padded(file))
+    with tarfile.open(fileobj=padded, mode="r|", tarinfo=_Entry) as archive:
         yield archive
 
 

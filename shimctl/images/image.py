@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform as host
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from shimctl.images import confined, platforms, tools
 from shimctl.images import reference as references
 from shimctl.images.accounts import find_user
 from shimctl.images.config import ImageConfig, Overrides, read_image_config, runtime_config
-from shimctl.images.manifest import read_diff_ids, read_index, read_manifest, read_object
+from shimctl.images.decompress import decompressed
+from shimctl.images.layout import Layout
 from shimctl.images.source import Described, describe
 from shimctl.images.step import Step
 from shimctl.images.store import Record, Store
@@ -137,11 +138,11 @@ async def _unpack(
     report: Callable[[Step], None],
 ) -> None:
     with images.partial() as ours:
-        layout, rootfs = ours.path / "layout", ours.path / "rootfs"
+        layout, rootfs = Layout(ours.path / "layout"), ours.path / "rootfs"
         await _copy(source, image, wanted, ours, report)
         layers = _copied_layers(layout, image, source)
         await _check(layout, layers, report)
-        await _unpack_layers(layout, rootfs, layers, source, ours, report)
+        await _unpack_layers(layout.path, rootfs, layers, source, ours, report)
         report(Step("writing to disk"))
         # Sync before the rename, so that after a power cut the name has its files.
         await tools.run(["sync", "-f", str(rootfs)], "cannot write to disk", lock=ours.lock)
@@ -162,34 +163,32 @@ async def _copy(
             await trio.sleep(_POLL)
 
     async with background(watch):
-        await tools.copy(source, wanted, ours.path / "layout", ours.path, ours.lock)
+        file = source
+        if source.kind == references.DOCKER_ARCHIVE:
+            file = replace(source, path=await decompressed(source.path, ours.path))
+        await tools.copy(file, wanted, ours.path / "layout", ours.path, ours.lock)
 
 
-def _copied_layers(layout: Path, image: Described, source: Reference) -> tuple[Descriptor, ...]:
+def _copied_layers(layout: Layout, image: Described, source: Reference) -> tuple[Descriptor, ...]:
     """Check that the private layout is the described image, and return its layers."""
-
-    def read(descriptor: Descriptor) -> bytes:
-        return _blob(layout, descriptor).read_bytes()
-
-    (entry,) = read_index((layout / "index.json").read_bytes(), "our copy")
-    manifest = read_manifest(read(entry), "our copy")
-    config = read_object(read(manifest.config), "our copy")
-    if read_diff_ids(config, "our copy") != image.diff_ids:
+    if layout.diff_ids() != image.diff_ids:
         raise InvalidError(f"{source} changed while it was read; try again")
-    if len(manifest.layers) != len(image.diff_ids):
+    layers = layout.manifest().layers
+    if len(layers) != len(image.diff_ids):
         raise InvalidError(
             f"{source}: the manifest and the config disagree on the number of layers"
         )
-    return manifest.layers
+    layout.correct_types()
+    return layers
 
 
 async def _check(
-    layout: Path, layers: tuple[Descriptor, ...], report: Callable[[Step], None]
+    layout: Layout, layers: tuple[Descriptor, ...], report: Callable[[Step], None]
 ) -> None:
     total = sum(layer.size for layer in layers)
     report(Step("checking", 0, total))
     await confined.check_layers(
-        [(_blob(layout, layer), layer.digest) for layer in layers],
+        [(layout.blob(layer.digest), layer.digest) for layer in layers],
         lambda done: report(Step("checking", done, total)),
     )
 
@@ -214,10 +213,6 @@ async def _unpack_layers(
 
     report(Step("unpacking", 0, total))
     await tools.unpack(layout, rootfs, source, ours.lock, line)
-
-
-def _blob(layout: Path, descriptor: Descriptor) -> Path:
-    return layout / "blobs" / descriptor.digest.replace(":", "/")
 
 
 def _file_sizes(directory: Path) -> Iterator[int]:

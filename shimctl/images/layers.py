@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from shim.errors import InvalidError, UnsupportedError
 from shimctl.images.archives import DAMAGED, open_stream
+from shimctl.images.layout import GZIP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _WHITEOUT = ".wh."
 # Characters of the longest path that the kernel accepts, see path_resolution(7).
 _PATH_MAX = 4096
@@ -98,7 +99,7 @@ def check_layer(path: Path, digest: str, report: Callable[[int], None]) -> None:
                 f"layer {digest} is compressed with zstd, which umoci does not support; "
                 "copy the image with `skopeo copy --dest-compress-format gzip`"
             )
-        plain = gzip.GzipFile(fileobj=raw) if magic[:2] == _GZIP else raw
+        plain = gzip.GzipFile(fileobj=raw) if magic[:2] == GZIP else raw
         try:
             with open_stream(cast("BinaryIO", plain)) as layer:
                 for entry in layer:

@@ -166,3 +166,24 @@ def test_records_that_are_right_are_taken(pairs: list[tuple[str, str]]) -> None:
 def test_no_bytes_make_the_check_fail_otherwise(data: bytes) -> None:
     with contextlib.suppress(tarfile.ReadError):
         check_records(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1024])
+@pytest.mark.parametrize("missing", ["the end", "the padding", "everything"])
+def test_an_archive_may_end_without_zeros(size: int, missing: str) -> None:
+    before, last = (
+        header(tarfile.REGTYPE, b"first", name="a"),
+        header(tarfile.REGTYPE, b"x" * size),
+    )
+    data = {
+        "the end": before + last,
+        "the padding": (before + last)[: len(before) + 512 + size],
+        "everything": b"",
+    }[missing]
+    assert names(data) == ([] if missing == "everything" else [("a", ""), ("x", "")])
+
+
+def test_an_archive_that_lacks_a_block_of_a_file_is_damaged() -> None:
+    data = header(tarfile.REGTYPE, b"x" * 1024)[: 512 + 400]
+    with pytest.raises(DAMAGED):
+        names(data)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
 import shutil
 import stat
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("tools")]
 
+CONFIG = "application/vnd.oci.image.config.v1+json"
 PREPARE = "import sys, trio; from shimctl.images import prepare; trio.run(prepare, sys.argv[1])"
 
 
@@ -97,6 +101,91 @@ async def test_every_kind_of_reference_gives_the_same_layers(
     assert len({image.layers for image in images}) == 1
     assert {image.config.command for image in images} == {("sh",)}
     assert len(os.listdir(store.path / "rootfs")) == 1
+
+
+def tool(*argv: str | Path) -> None:
+    subprocess.run([*map(str, argv)], check=True, timeout=60, capture_output=True)
+
+
+@pytest.fixture(params=["ours", "zipped", "umoci"])
+def original(request: pytest.FixtureRequest, layout: Layout, tmp_path: Path) -> str:
+    """An image with the file d/f, which holds x; ``umoci insert`` writes no padding."""
+    if request.param != "umoci":
+        layer = Layer().directory("d").file("d/f", "x")
+        return layout.tag("a", layout.image(layer, zipped=request.param == "zipped"))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_text("x")
+    made = f"{tmp_path}/umoci:a"
+    tool("umoci", "init", "--layout", tmp_path / "umoci")
+    tool("umoci", "new", "--image", made)
+    tool("umoci", "insert", "--image", made, tmp_path / "d", "/d")
+    return f"oci:{made}"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", ["oci", "oci-archive", "docker-archive"])
+async def test_an_empty_store_takes_every_kind_of_source(
+    original: str, store: Store, tmp_path: Path, kind: str, compressed: bool
+) -> None:
+    name = {"oci": "a", "oci-archive": "a", "docker-archive": "me/it:1"}[kind]
+    path = tmp_path / "source"
+    skopeo(*(["--dest-compress"] if compressed else []), original, f"{kind}:{path}:{name}")
+    if compressed and path.is_file():
+        tool("gzip", path)
+        path = path.with_suffix(".gz")
+    image = await prepare(f"{kind}:{path}:{name}")
+    assert text(image, "d/f") == "x"
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+async def test_the_type_of_a_layer_is_taken_from_its_bytes(
+    layout: Layout, store: Store, zipped: bool
+) -> None:
+    data = Layer().file("f", "x").bytes()
+    wrong = "application/vnd.oci.image.layer.v1.tar" + ("" if zipped else "+gzip")
+    stored = layout.blob(gzip.compress(data) if zipped else data, wrong)
+    config = {
+        "architecture": HOST.architecture,
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(data).hexdigest()}"]},
+    }
+    described = layout.blob(json.dumps(config).encode(), CONFIG)
+    image = await prepare(layout.tag("a", layout.manifest(described, [stored])))
+    assert text(image, "f") == "x"
+
+
+@pytest.mark.parametrize("program", ["gzip", "xz", "bzip2"])
+async def test_an_archive_may_be_compressed(
+    original: str, store: Store, tmp_path: Path, program: str
+) -> None:
+    skopeo(original, f"docker-archive:{tmp_path}/d.tar:me/it:1")
+    tool(program, tmp_path / "d.tar")
+    (path,) = tmp_path.glob("d.tar.*")
+    assert text(await prepare(f"docker-archive:{path}"), "d/f") == "x"
+    path.write_bytes(path.read_bytes()[:-20])
+    await images_without(store)
+    with pytest.raises(InvalidError, match=r"truncated|decompress"):
+        await prepare(f"docker-archive:{path}")
+    assert not list((store.path / "partial").iterdir())
+
+
+async def images_without(store: Store) -> None:
+    for record in store.records():
+        await store.remove(record)
+
+
+async def test_a_layer_without_any_block_is_empty(layout: Layout, store: Store) -> None:
+    image = await prepare(layout.add("a", Layer().file("f", "x"), b""))
+    assert os.listdir(image.layers[0]) == ["f"]
+
+
+async def test_a_layer_that_ends_inside_a_file_is_refused(layout: Layout, store: Store) -> None:
+    whole = Layer().file("f", b"x" * 700).bytes()
+    reference = layout.add("a", whole[: 512 + 600])
+    with pytest.raises(ShimError, match=r"cannot unpack .* EOF"):
+        await prepare(reference)
+    assert left(store) == []
 
 
 async def test_what_is_there_is_not_unpacked_again(
