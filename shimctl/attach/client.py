@@ -87,6 +87,8 @@ class _Client:
         self._shim_pid = shim_pid
         self._sock: socket.socket | None = None
         self._connected = trio.Event()
+        self._sending = trio.Lock()  # the input and the size go through one socket
+        self._resized = trio.Event()
         self._active = time.monotonic()
         self._others = 0  # members, without the hub
         self._received = 0  # messages
@@ -97,7 +99,7 @@ class _Client:
         """Stay attached until the process exits or the keys are typed."""
         exited = None
         with trio.CancelScope() as staying, _open_ends(self._stdio, self._place):
-            tasks = [self._follow]
+            tasks = [self._follow, self.send_sizes]
             if stdin:
                 tasks.append(partial(self._type, staying))
             async with background(*tasks):
@@ -124,8 +126,7 @@ class _Client:
         while not self._ended.is_set():
             try:
                 async with self._joined(self._others if rejoining else 0) as sock:
-                    self._sock = sock
-                    self._connected.set()
+                    self.join(sock)
                     await self._greet(fresh=not rejoining)
                     await self._listen(sock)
             except NotFoundError:
@@ -136,10 +137,16 @@ class _Client:
                 self._sock, self._connected = None, trio.Event()
             rejoining = True
 
+    def join(self, sock: socket.socket) -> None:
+        """Send to the hub at the other end of ``sock`` from now on."""
+        self._sock = sock
+        self._connected.set()
+
     async def _greet(self, *, fresh: bool = False) -> None:
-        if self._sock is not None:
-            size = own_size() if self._stdio.terminal else None
-            await hub.send(self._sock, hub.hello(size, self._active, fresh=fresh))
+        async with self._sending:
+            if self._sock is not None:
+                size = own_size() if self._stdio.terminal else None
+                await hub.send(self._sock, hub.hello(size, self._active, fresh=fresh))
 
     async def _listen(self, sock: socket.socket) -> None:
         """Handle messages until the hub closes the connection."""
@@ -169,9 +176,17 @@ class _Client:
             message = await hub.receive(sock)
 
     async def resized(self) -> None:
-        """Send the new size of our terminal."""
+        """Send the new size of our terminal soon; the caller handles signals and must not wait."""
         self._active = time.monotonic()
-        await self._greet()
+        self._resized.set()
+        await trio.lowlevel.checkpoint()
+
+    async def send_sizes(self) -> None:
+        """Send the size of our terminal after each change, until cancelled."""
+        while True:
+            await self._resized.wait()
+            self._resized = trio.Event()
+            await self._greet()
 
     # Input
 
@@ -179,16 +194,21 @@ class _Client:
         async with aclosing(read_in(0, self._keys)) as pieces:
             async for data in pieces:
                 self._active = time.monotonic()
-                for start in range(0, len(data), _PIECE):
-                    await self._send(hub.INPUT + data[start : start + _PIECE])
+                await self.send_input(data)
         if self._keys.found:
             staying.cancel()
+
+    async def send_input(self, data: bytes) -> None:
+        """Send input to the hub in pieces."""
+        for start in range(0, len(data), _PIECE):
+            await self._send(hub.INPUT + data[start : start + _PIECE])
 
     async def _send(self, message: bytes) -> None:
         while True:
             await self._connected.wait()
-            if self._sock is not None and await hub.send(self._sock, message):
-                return
+            async with self._sending:
+                if self._sock is not None and await hub.send(self._sock, message):
+                    return
             await trio.sleep(_PAUSE)  # until the next hub is there
 
     # The hub

@@ -87,7 +87,7 @@ class Hub:
         self._resize = resize  # None without a terminal
         self._members = [self.own]
         self._ended = False
-        self._typing, self._sizing = trio.Lock(), trio.Lock()
+        self._copying, self._sizing = trio.Lock(), trio.Lock()
         self._size: Size | None = None
         self._changed = trio.Event()
 
@@ -149,15 +149,18 @@ class Hub:
     async def _pump(self, kind: bytes, source: int) -> None:
         while True:
             await wait_readable(source)
-            await self._wait_room()
-            try:
-                data = os.read(source, CHUNK)
-            except BlockingIOError:
-                continue
-            if not data:
-                return
-            # No wait between read and send: a hub that exits loses no byte.
-            self.broadcast(kind, data)
+            # Stdout and stderr take turns: both wait for room in the same socket, and the
+            # room is for one message.
+            async with self._copying:
+                await self._wait_room()
+                try:
+                    data = os.read(source, CHUNK)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    return
+                # No wait between read and send: a hub that exits loses no byte.
+                self.broadcast(kind, data)
 
     async def _wait_room(self) -> None:
         """Wait for the only client to read; return when a second client arrives."""
@@ -196,8 +199,7 @@ class Hub:
         kind, content = message[:1], message[1:]
         if kind == INPUT:
             await self.use(member)
-            async with self._typing:
-                await self._pipes.write_stdin(content)
+            await self._pipes.write_stdin(content)
         elif kind == HELLO:
             if self._ended:
                 self.broadcast(END)

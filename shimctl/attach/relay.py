@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import ExitStack, aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -43,6 +43,8 @@ class Pipes:
     stdout: int
     stderr: int | None
     keep: bool = False
+    # Several clients may type; only one task at a time can wait for room in stdin.
+    _typing: trio.Lock = field(default_factory=trio.Lock)
 
     def close_stdin(self) -> None:
         """Close our end of stdin, once; the process sees EOF after ``CloseIO``, too."""
@@ -52,10 +54,14 @@ class Pipes:
             os.close(fd)
 
     async def write_stdin(self, data: bytes) -> None:
-        """Write input to the process; do nothing once stdin is closed at either end."""
-        if self.stdin is not None:
-            with suppress(BrokenPipeError, trio.ClosedResourceError):
-                await write(self.stdin, data)
+        """Write input to the process, after any earlier input.
+
+        Do nothing once stdin is closed at either end.
+        """
+        async with self._typing:
+            if self.stdin is not None:
+                with suppress(BrokenPipeError, trio.ClosedResourceError):
+                    await write(self.stdin, data)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60  # s for what should take a fraction of one
-TOOLS = ("sh", "cat", "echo", "sleep", "yes", "true", "dd")
+TOOLS = ("sh", "cat", "echo", "sleep", "yes", "true", "dd", "head", "id", "pwd", "env", "seq")
 
 # Whose shim, and the runtime's name.  gVisor is a runtime under a shim.
 RUNTIMES = {"ours": DEFAULT_RUNTIME, "go": "io.containerd.runc.v2", "gvisor": DEFAULT_RUNTIME}

@@ -7,7 +7,7 @@ import socket
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from shim.errors import NotFoundError
 from shim.scope import background
 from shimctl.attach import hub
+from shimctl.attach.client import _Client
+from shimctl.attach.keys import KeyFilter
 from shimctl.attach.relay import Pipes
 from shimctl.values import Stdio
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from shimctl.attach.hub import Size
+    from shimctl.client import Task
 
 PATIENCE = 30  # s
 
@@ -152,6 +155,93 @@ async def test_a_member_that_is_alone_may_be_slow(tmp_path: Path) -> None:
                 assert written < total  # the process waits, as if nobody were there
                 assert len(await output_of(ours, total)) == total
         os.close(stdout)
+
+
+async def test_a_slow_lone_client_gets_stdout_and_stderr_whole(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    err, stderr = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    total = 3 * hub.BEHIND
+    counts = {hub.OUT: 0, hub.ERR: 0, hub.CUT: 0}
+    with open_process() as (pipes, stdout, _), ours:
+        pipes.stderr = err
+        async with hub.open_hub(tmp_path, pipes, None) as center:
+            own = center.admit(theirs, own=True)
+
+            async def write(fd: int) -> None:
+                for _ in range(total // 4096):
+                    await trio.lowlevel.wait_writable(fd)
+                    os.write(fd, b"x" * 4096)
+
+            async with background(
+                partial(center.converse, own),
+                center.pump,
+                partial(write, stdout),
+                partial(write, stderr),
+            ):
+                # Both streams wait for room in the socket now.
+                await trio.testing.wait_all_tasks_blocked(0.2)
+                with trio.fail_after(PATIENCE):
+                    while counts[hub.OUT] + counts[hub.ERR] < 2 * total:
+                        message = await hub.receive(ours)
+                        if message[:1] in counts:
+                            counts[message[:1]] += len(message) - 1
+                            # Neither stream waits for the end of the other.
+                            assert abs(counts[hub.OUT] - counts[hub.ERR]) <= hub.BEHIND
+    for fd in (stdout, stderr, err):
+        os.close(fd)
+    assert counts == {hub.OUT: total, hub.ERR: total, hub.CUT: 0}
+
+
+async def test_a_member_and_the_hub_s_own_client_type_at_once(tmp_path: Path) -> None:
+    with open_process() as (pipes, stdout, stdin):
+        async with hub.open_hub(tmp_path, pipes, None):
+            with member(tmp_path) as other:
+
+                async def type_own() -> None:
+                    for _ in range(20):
+                        await pipes.write_stdin(b"a" * 4096)
+
+                async def type_other() -> None:
+                    for _ in range(20):
+                        await hub.send(other, hub.INPUT + b"b" * 4096)
+
+                typed = b""
+                with trio.fail_after(PATIENCE):
+                    async with background(type_own, type_other):
+                        # Nothing is read yet, so both wait for room in stdin.
+                        await trio.testing.wait_all_tasks_blocked(0.1)
+                        while len(typed) < 40 * 4096:
+                            await trio.lowlevel.wait_readable(stdin)
+                            typed += os.read(stdin, 4096)
+        os.close(stdout)
+    assert typed.count(b"a") == typed.count(b"b") == 20 * 4096
+
+
+async def test_a_client_is_resized_while_its_input_waits_for_the_hub(tmp_path: Path) -> None:
+    client = _Client(
+        cast("Task", None), Stdio(terminal=True), tmp_path, KeyFilter(b""), shim_pid=0
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for sock in (ours, theirs):
+        sock.setblocking(False)
+    kinds = b""
+    with ours, theirs:
+        client.join(ours)
+
+        async def type_on() -> None:
+            for _ in range(200):
+                await client.send_input(b"x" * 4096)
+
+        async with background(type_on, client.send_sizes):
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            with trio.fail_after(1):  # a signal handler must not wait for the hub
+                await client.resized()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            with trio.fail_after(PATIENCE):
+                while kinds.count(hub.INPUT) < 200 or hub.HELLO not in kinds:
+                    kinds += (await hub.receive(theirs))[:1]
+    assert kinds.count(hub.HELLO) == 1
 
 
 async def test_what_members_type_reaches_the_process_in_whole_pieces(tmp_path: Path) -> None:
