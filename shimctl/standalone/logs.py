@@ -202,22 +202,25 @@ class Log:
 
 
 class _Printer:
-    """Writes each entry to the stream that it came from."""
+    """Writes each entry to the stream that it came from, in the order of the log."""
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
         self._begun: set[bytes] = set()  # streams whose last line is unfinished
 
     def show(self, entries: Iterable[Entry]) -> None:
+        last = sys.stdout.buffer
         for entry in entries:
             out = sys.stdout.buffer if entry.stream == b"stdout" else sys.stderr.buffer
+            if out is not last:
+                # Both may go to one terminal or pipe, and each has a buffer of its own.
+                last.flush()
+                last = out
             if self._wanted.timestamps and entry.stream not in self._begun:
                 out.write(entry.time + b" ")
             out.write(entry.content + (b"\n" if entry.ends else b""))
-            if out is sys.stderr.buffer or not entry.ends:
-                out.flush()
             (self._begun.discard if entry.ends else self._begun.add)(entry.stream)
-        sys.stdout.buffer.flush()
+        last.flush()
 
 
 async def show_cri(path: Path, wanted: Wanted, is_over: Callable[[], bool] | None) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -189,6 +190,19 @@ async def test_streams_times_and_cut_lines_are_put_together(
     out, err = capfdbinary.readouterr()
     assert out.startswith(b"2026-11-24T12:00:01.123456789Z one line\n")
     assert err == b"2026-11-24T12:00:02.123456789Z err\n"
+
+
+def test_both_streams_in_one_pipe_keep_the_order_of_the_log(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    names = ["stdout", "stderr", "stderr", "stdout", "stderr", "stdout"] * 5
+    path.write_text("".join(entry(n, str(n), stream=name) for n, name in enumerate(names)))
+    command = [sys.executable, "-m", "shimctl", "logs", str(path)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    assert done.stdout.split() == [str(n) for n in range(len(names))]
 
 
 @pytest.mark.parametrize(
