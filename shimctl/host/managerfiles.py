@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 CONTAINERD = "/etc/containerd/config.toml"
 CONTAINERD_DROPINS = "/etc/containerd/conf.d"
+CONTAINERD_DROPIN = f"{CONTAINERD_DROPINS}/trio-shim.toml"  # that `shimctl install` writes
 DOCKER = "/etc/docker/daemon.json"
 CRIO = "/etc/crio/crio.conf"
 CRIO_DROPINS = "/etc/crio/crio.conf.d"
+CRIO_DROPIN = f"{CRIO_DROPINS}/10-trio.conf"  # that `shimctl install` writes
 K3S = "/var/lib/rancher/k3s/agent/etc/containerd"
 # How the shim runs the OCI runtime; the configurations of several managers name it.
 OPTIONS = "/etc/trio-shim-options.toml"
