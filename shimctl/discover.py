@@ -34,14 +34,13 @@ from shim.linux import sockets
 from shimctl import directories
 from shimctl.backend import TRIO
 from shimctl.exits import read_address, read_exit
-from shimctl.values import Status
+from shimctl.values import Exited, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from shimctl.backend import Backend
     from shimctl.client import Shim
-    from shimctl.values import Exited
 
 PROBE = 2  # s to probe one socket: connect, Connect, State
 SOCKETS = sockets.SOCKET_DIR
@@ -63,7 +62,8 @@ class Found:
     An unknown text is empty, an unknown pid is 0: a shim found only by its socket has
     no ``bundle``, a dead shim has no pids.  ``status`` is the container's; it is UNKNOWN
     unless ``health`` is UP.  ``managed`` is true for the containers of ``shimctl run``.
-    ``exited`` is the exit record in the bundle, if the shim is dead and wrote one.
+    ``exited`` is how the container exited: the shim's answer, or the exit record in the
+    bundle if the shim is dead and wrote one.
     """
 
     namespace: str
@@ -283,4 +283,7 @@ async def _ask(
     except NotFoundError:
         return replace(found, detail="the shim has no such container")
     bundle = state.bundle or found.bundle
-    return replace(found, status=state.status, pid=state.pid, bundle=bundle)
+    exited = None
+    if state.exit_status is not None:
+        exited = Exited(state.exit_status, state.exited_at, state.pid)
+    return replace(found, status=state.status, pid=state.pid, bundle=bundle, exited=exited)
