@@ -21,6 +21,9 @@ HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
 OUTPUT_POLICY = "io.trio-shim.output"
 OUTPUT_LIMIT = "io.trio-shim.output-limit"
 
+# The annotation with the image of a container that shimctl created.
+IMAGE = "io.trio-shim.image"
+
 # Annotations that name the group of containers that share a daemon; the first one present counts.
 GROUPS = (
     "io.containerd.runc.v2.group",

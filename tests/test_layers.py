@@ -41,6 +41,8 @@ PURE = [
     "shimctl/units.py",
     *(f"shimctl/gotemplate/{name}.py" for name in ("errors", "values", "lexing", "parsing")),
     *(f"shimctl/gotemplate/{name}.py" for name in ("running", "functions", "printf")),
+    *(f"shimctl/listing/{name}.py" for name in ("origin", "row", "filters", "fields")),
+    "shimctl/listing/formatting.py",
 ]
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
 
@@ -57,7 +59,7 @@ SHIMCTL_MAY = (
 SHIMCTL_LAYERS = [
     {"cli"},
     {"standalone"},
-    {"images", "attach"},
+    {"images", "attach", "listing"},
     {"host", "gotemplate"},
     {""},
 ]
