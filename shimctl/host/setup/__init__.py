@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from shim import names
 from shim.errors import InvalidError
+from shim.linux.modes import write_file
 from shimctl.host.doctor import bounded
 from shimctl.host.doctor.programs import find, version_in
 from shimctl.host.setup import change, containerd, crio, docker, k3s
@@ -88,7 +89,7 @@ async def check(manager: str, plan: Plan) -> str:
         return f"{program} is not installed, so the new file was not validated by it"
     with tempfile.TemporaryDirectory(prefix="shimctl-") as directory:
         file = Path(directory, Path(plan.changes[0].path).name)
-        file.write_text(after)
+        write_file(file, after)
         command = {
             "containerd": [path, "--config", str(file), "config", "dump"],
             "docker": [path, "--validate", "--config-file", str(file)],

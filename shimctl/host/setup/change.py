@@ -51,10 +51,9 @@ class Change:
 
 
 def _lines(text: str | None) -> list[str]:
-    lines = (text or "").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n\\ No newline at end of file\n"
-    return lines
+    lines = [f"{line}\n" for line in (text or "").split("\n")]
+    last = lines.pop()
+    return lines if last == "\n" else [*lines, f"{last}\\ No newline at end of file\n"]
 
 
 def add_block(text: str | None, body: str) -> str:

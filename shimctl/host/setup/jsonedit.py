@@ -80,4 +80,4 @@ def _inserted(text: str, start: int, piece: str) -> str:
 def _piece(members: dict[str, object], depth: int) -> str:
     """Return members without the braces around them, indented for an object at ``depth``."""
     body = json.dumps(members, indent=2)[2:-2]
-    return "".join("\n" + "  " * (depth - 1) + line for line in body.splitlines())
+    return "".join("\n" + "  " * (depth - 1) + line for line in body.split("\n"))
