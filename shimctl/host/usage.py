@@ -44,6 +44,8 @@ class Usage:
     pids_limit: int | None = None
     io_read_rate: float | None = None
     io_written_rate: float | None = None
+    io_read: int | None = None
+    io_written: int | None = None
     problem: str = ""
 
 
@@ -96,6 +98,8 @@ def usage_of(
         pids_limit=stats.pids_limit,
         io_read_rate=_rate(now, before, lambda stats: stats.io_read),
         io_written_rate=_rate(now, before, lambda stats: stats.io_written),
+        io_read=stats.io_read,
+        io_written=stats.io_written,
     )
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from shimctl.host.usage import Usage
     from shimctl.listing.row import Row
 
 COMMAND = 20  # characters of a command line, as docker shortens it
@@ -79,6 +80,44 @@ def listed(row: Row, now: datetime, *, whole: bool = False) -> Document:
         "Label": lambda key: origin.labels.get(key, "") if isinstance(key, str) else "",
     }
     return Document(dict(sorted(fields.items())), others)
+
+
+def measured(row: Row, usage: Usage, *, whole: bool = False) -> Document:
+    """Return the fields of ``docker stats``; a figure that is unknown is ``-``.
+
+    A shim counts no bytes of a network, so ``NetIO`` is ``-``.
+    """
+    read, written = units.size(usage.io_read), units.size(usage.io_written)
+    fields = {
+        "BlockIO": f"{read or '-'} / {written or '-'}",
+        "CPUPerc": percent(usage.cpu_percent),
+        "Container": row.found.id if whole else row.id,
+        "ID": row.found.id if whole else row.id,
+        "MemPerc": percent(usage.memory_percent),
+        "MemUsage": memory(usage),
+        "Name": row.name,
+        "NetIO": "-",
+        "PIDs": "-" if usage.pids is None else str(usage.pids),
+    }
+    others = {
+        "Names": row.name,
+        "Namespace": row.found.namespace,
+        "Problem": usage.problem,
+        "Status": usage.status.value,
+    }
+    return Document(fields, others)
+
+
+def percent(number: float | None) -> str:
+    """Format a percentage with two digits, as docker does; ``-`` if it is unknown."""
+    return "-" if number is None else f"{number:.2f}%"
+
+
+def memory(usage: Usage) -> str:
+    """Format memory and its limit: ``1.5MiB / 512.0MiB``; no limit is ``max``."""
+    if usage.memory is None:
+        return "- / -"
+    return f"{units.size(usage.memory)} / {units.size(usage.memory_limit) or 'max'}"
 
 
 def inspected(values: Mapping[str, Any], row: Row) -> Document:
