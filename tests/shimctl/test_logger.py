@@ -22,8 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shimctl.standalone.detached import logger_address
+from shimctl.standalone.logentries import parse_entry
 from shimctl.standalone.logger import LIMIT, LONGEST
-from shimctl.standalone.logs import parse_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

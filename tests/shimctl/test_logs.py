@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,21 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.standalone.logs import (
-    Log,
-    Wanted,
-    is_cri,
-    parse_entry,
-    parse_since,
-    show_cri,
-    show_raw,
-)
+from shimctl.standalone.logentries import Wanted, parse_entry, parse_json_entry, parse_since
+from shimctl.standalone.logfiles import Log
+from shimctl.standalone.logs import RAW, format_of, show
 from tests.shimctl.test_run import NAMESPACE, PATIENCE, Host, _needs, eventually, host
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["_needs", "host"]
+KEYS = ["log", "stream", "time"]
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
 
@@ -74,6 +71,31 @@ def test_what_is_no_entry_is_told_from_one(line: bytes) -> None:
 @given(st.binary())
 def test_no_line_is_an_error(line: bytes) -> None:
     parse_entry(line)
+    parse_json_entry(line)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS), inner),
+    )
+)
+def test_no_json_is_an_error(value: object) -> None:
+    parse_json_entry(json.dumps(value).encode())
+
+
+def json_entry(second: int, text: str, *, stream: str = "stdout") -> str:
+    time = f"2026-11-24T12:00:{second:02d}.123456789Z"
+    return json.dumps({"log": text, "stream": stream, "attrs": {"a": "b"}, "time": time}) + "\n"
+
+
+def test_a_json_entry_is_taken_apart() -> None:
+    found = parse_json_entry(json_entry(9, "caf\xe9\n", stream="stderr").encode())
+    assert found is not None
+    assert (found.stream, found.ends, found.content) == (b"stderr", True, "caf\xe9".encode())
+    assert found.at == datetime(2026, 11, 24, 12, 0, 9, 123456, tzinfo=UTC)
+    assert (found := parse_json_entry(json_entry(9, "cut").encode())) is not None
+    assert (found.ends, found.content) == (False, b"cut")
 
 
 @pytest.mark.parametrize(
@@ -136,11 +158,24 @@ def test_who_is_two_files_behind_goes_on_with_the_oldest_there_is(path: Path) ->
         assert lines_of(log) == [b"2", b"3"]
 
 
-def test_the_older_file_comes_first(path: Path) -> None:
-    path.with_name("output.log.1").write_bytes(b"1\n")
-    path.write_bytes(b"2\n")
+def test_the_older_files_come_first(path: Path) -> None:
+    for name, content in {".10": b"1\n", ".2": b"2\n", ".1": b"3\n", ".1.gz": b"no\n"}.items():
+        path.with_name(f"output.log{name}").write_bytes(content)
+    path.write_bytes(b"4\n")
     with Log(path, rotated=True) as log:
-        assert lines_of(log) == [b"1", b"2"]
+        assert lines_of(log) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_reader_follows_through_several_rotations(path: Path) -> None:
+    path.write_bytes(b"1\n")
+    with Log(path, rotated=True) as log:
+        assert lines_of(log) == [b"1"]
+        for number in (2, 3, 4):
+            for old in range(number - 1, 1, -1):
+                path.with_name(f"output.log.{old - 1}").replace(f"{path}.{old}")
+            path.replace(f"{path}.1")
+            path.write_bytes(b"%d\n" % number)
+        assert lines_of(log) == [b"2", b"3", b"4"]
 
 
 def test_a_truncated_file_is_read_from_its_beginning(path: Path) -> None:
@@ -182,11 +217,11 @@ async def test_streams_times_and_cut_lines_are_put_together(
         + "half a line after a crash\n"
         + entry(4, "no end", tag="P")
     )
-    await show_cri(path, Wanted(), None)
+    await show(path, "cri", Wanted(), None)
     out, err = capfdbinary.readouterr()
     assert out == b"one line\nhalf a line after a crash\nno end"
     assert err == b"err\n"
-    await show_cri(path, Wanted(timestamps=True), None)
+    await show(path, "cri", Wanted(timestamps=True), None)
     out, err = capfdbinary.readouterr()
     assert out.startswith(b"2026-11-24T12:00:01.123456789Z one line\n")
     assert err == b"2026-11-24T12:00:02.123456789Z err\n"
@@ -212,7 +247,7 @@ async def test_the_last_lines_count_whole_lines(
     path: Path, capfd: pytest.CaptureFixture[str], tail: int, shown: str
 ) -> None:
     path.write_text(entry(1, "1") + entry(2, "a", tag="P") + entry(2, "2") + entry(3, "3"))
-    await show_cri(path, Wanted(tail=tail), None)
+    await show(path, "cri", Wanted(tail=tail), None)
     assert capfd.readouterr().out == shown
 
 
@@ -220,8 +255,29 @@ async def test_since_leaves_out_what_is_older(
     path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path.write_text("".join(entry(second, str(second)) for second in range(10)))
-    await show_cri(path, Wanted(since=NOW + timedelta(seconds=8)), None)
+    await show(path, "cri", Wanted(since=NOW + timedelta(seconds=8)), None)
     assert capfd.readouterr().out == "8\n9\n"
+
+
+async def test_until_leaves_out_newer_lines(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path.write_text("".join(json_entry(second, f"{second}\n") for second in range(10)))
+    assert format_of(path) == "json"
+    wanted = Wanted(since=NOW + timedelta(seconds=3), until=NOW + timedelta(seconds=6))
+    await show(path, "json", wanted, None)
+    assert capfd.readouterr().out == "3\n4\n5\n"
+    await show(path, "json", replace(wanted, tail=1), None)
+    assert capfd.readouterr().out == "5\n"
+
+
+async def test_following_ends_at_the_time_of_until(
+    path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path.write_text(entry(1, "1"))
+    until = datetime.now(UTC) + timedelta(seconds=0.3)
+    with trio.fail_after(PATIENCE):
+        await show(path, "cri", Wanted(until=until), lambda: False)
+    assert capfd.readouterr().out == "1\n"
+    assert datetime.now(UTC) > until
 
 
 async def test_following_ends_after_the_last_word(
@@ -230,7 +286,7 @@ async def test_following_ends_after_the_last_word(
     path.write_text(entry(1, "1"))
     ended = False
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(show_cri, path, Wanted(), lambda: ended)
+        nursery.start_soon(show, path, "cri", Wanted(), lambda: ended)
         await trio.testing.wait_all_tasks_blocked()
         with open(path, "a") as file:
             file.write(entry(2, "2"))
@@ -240,13 +296,13 @@ async def test_following_ends_after_the_last_word(
 
 async def test_a_file_as_it_is_has_no_times(path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotFoundError, match="no log"):
-        await show_raw(path, Wanted(), None)
+        await show(path, RAW, Wanted(), None)
     path.write_text("1\n2\n3")
     with pytest.raises(InvalidError, match="has no times"):
-        await show_raw(path, Wanted(since=NOW), None)
-    await show_raw(path, Wanted(tail=2), over)
+        await show(path, RAW, Wanted(since=NOW), None)
+    await show(path, RAW, Wanted(tail=2), over)
     assert capfd.readouterr().out == "2\n3"
-    assert not is_cri(path)
+    assert format_of(path) == RAW
 
 
 # With containers

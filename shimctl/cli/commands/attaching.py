@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError, ShimError
-from shim.outputaddress import parse_address
 from shim.scope import background
 from shim.text import printable
 from shimctl.attach.client import attach_as_member
 from shimctl.attach.keys import parse_keys
 from shimctl.cli.commands.connected import open_found
 from shimctl.discover import find_shim
-from shimctl.standalone.detached import attachable, log_in
-from shimctl.standalone.logs import Wanted, is_cri, parse_since, show_cri, show_raw
+from shimctl.standalone.detached import attachable
+from shimctl.standalone.logentries import Wanted, parse_since
+from shimctl.standalone.loglocation import locate, own_log
+from shimctl.standalone.logs import format_of, show
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -66,17 +67,18 @@ async def _logs(args: Namespace) -> int:
         path = Path(args.id)
         if not path.is_file():
             raise NotFoundError(f"there is no log {path}")
-        show = show_cri if is_cri(path) else show_raw
-        await show(path, wanted, (lambda: False) if args.follow else None)
+        await show(path, format_of(path), wanted, (lambda: False) if args.follow else None)
         return 0
     found = await find_shim(args.id, args.namespace, states=args.state)
-    path, cri = await _log_of(found)
-    show = show_cri if cri else show_raw
+    log = own_log(found)
+    if log is None:
+        async with open_found(found) as task:
+            log = locate(found, (await task.state()).stdio)
     if not args.follow:
-        await show(path, wanted, None)
+        await show(log.path, log.form, wanted, None)
         return 0
     async with _ending(found) as is_over:
-        await show(path, wanted, is_over)
+        await show(log.path, log.form, wanted, is_over)
     return 0
 
 
@@ -86,29 +88,6 @@ def _tail(text: str) -> int | None:
     if text.isascii() and text.isdecimal():
         return int(text)
     raise InvalidError(f"--tail takes a number of lines or 'all', not {text!r}")
-
-
-async def _log_of(found: Found) -> tuple[Path, bool]:
-    """Return the path of a container's log, and whether it is in CRI format, with times.
-
-    :raises NotFoundError: the container has no log.
-    """
-    if found.managed:
-        own = log_in(Path(found.bundle))
-        if own.is_symlink():
-            return own.readlink(), False
-        if own.exists():
-            return own, True
-    async with open_found(found) as task:
-        stdio = (await task.state()).stdio
-    address = parse_address(stdio.stdout)
-    if address.scheme == "file":
-        return Path(address.path), False
-    if found.managed and address.scheme == "binary":
-        return log_in(Path(found.bundle)), True  # the logger has written nothing yet
-    where = "goes to /dev/null" if not stdio.stdout else "goes to its reader, not to a file"
-    hint = f"; `shimctl attach {found.id}` reads it" if found.managed else ""
-    raise NotFoundError(f"{found.id} has no log: its output {where}{hint}")
 
 
 @asynccontextmanager
