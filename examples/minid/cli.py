@@ -50,12 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 control.request, socket_for(options.config), options.verb, options.name
             )
             sys.stdout.write(table(reply["containers"]))
+            if options.verb in ("up", "restart"):
+                status = _report_failures(reply["containers"])
     except* EXPECTED as group:
         log_line(str(first_in(group)))
         status = 1
     except* KeyboardInterrupt:
         status = 130
     return status
+
+
+def _report_failures(containers: Sequence[dict[str, Any]]) -> int:
+    """Write a line for each container that could not be started; return the exit status."""
+    failed = [
+        one
+        for one in containers
+        if one["status"] in ("failed", "waiting") and one["code"] is None and one["reason"]
+    ]
+    for one in failed:
+        log_line(f"{one['name']}: cannot start: {one['reason']}")
+    return 1 if failed else 0
 
 
 def socket_for(file: Path | None) -> Path:
@@ -66,10 +80,12 @@ def socket_for(file: Path | None) -> Path:
 def table(containers: Sequence[dict[str, Any]]) -> str:
     """Return the output of ``ps``."""
     rows: list[tuple[str, ...]] = [
-        ("NAME", "STATUS", "GENERATION", "PID", "RESTARTS", "LAST EXIT")
+        ("NAME", "STATUS", "GENERATION", "PID", "RESTARTS", "LAST EXIT", "PROBLEM")
     ]
     for one in containers:
         last = one["reason"] if one["code"] is None else str(one["code"])
+        if one["code"] is not None and one["reason"]:
+            last = f"{one['code']} ({one['reason']})"
         fields = (
             one["name"],
             one["status"],
@@ -77,7 +93,9 @@ def table(containers: Sequence[dict[str, Any]]) -> str:
             one["pid"] or "-",
             one["restarts"],
         )
-        rows.append(tuple(map(printable, (*map(str, fields), last or "-"))))
+        rows.append(tuple(map(printable, (*map(str, fields), last or "-", one["problem"]))))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "".join(f"{line}\n" for line in lines)

@@ -16,7 +16,7 @@ import trio
 
 from minid import bundle
 from minid.config import Spec, parse_container
-from minid.failures import EXPECTED, first_in, log_line
+from minid.failures import EXPECTED, Problems, first_in, log_line
 from minid.generation import Generation, Place
 from minid.ledger import read_record, write_json
 from minid.logs import LogFile
@@ -57,6 +57,7 @@ class Container:
         self.generation: Generation | None = None
         self.removed = False
         self.finished = False
+        self.problems = Problems(spec.name)
         self._base = base
         self._spec = spec
         self._log = LogFile(*self._log_of(spec))
@@ -106,7 +107,7 @@ class Container:
             lambda: (
                 self.removed
                 or (
-                    self.status in {"running", "stopped", "exited", "waiting"}
+                    self.status in {"running", "stopped", "exited", "failed", "waiting"}
                     and not (self.record.under_way and self.record.ending)
                 )
             )
@@ -120,7 +121,10 @@ class Container:
             return "starting"
         if self.record.wanted:
             return "waiting" if self.record.not_before > time.time() else "starting"
-        return "stopped" if self.record.stopped else "exited"
+        if self.record.stopped:
+            return "stopped"
+        last = self.place.ledger.find(self.name, self.record.generation)
+        return "exited" if last is None or last.code is not None else "failed"
 
     def describe(self) -> dict[str, Any]:
         """Return the fields that ``ps`` shows, as JSON values."""
@@ -133,6 +137,7 @@ class Container:
             "restarts": self.record.restarts,
             "code": last.code if last else None,
             "reason": last.reason if last else "",
+            "problem": str(self.problems),
         }
 
     def _record_from_traces(self) -> Record:
@@ -153,18 +158,13 @@ class Container:
 
     async def run(self) -> None:
         """Run the container until it is removed."""
-        last_message = ""
         while not self.finished:
             try:
                 await self._step()
-                last_message = ""
+                self.problems.report("step", "")
             except* EXPECTED as group:
-                if last_message != (
-                    text
-                    := f"{self.name}: {first_in(group)}; trying again every {_RETRY_INTERVAL:g} s"
-                ):
-                    log_line(text)
-                last_message = text
+                text = f"{first_in(group)}; trying again every {_RETRY_INTERVAL:g} s"
+                self.problems.report("step", text)
                 await trio.sleep(_RETRY_INTERVAL)
         self._log.close()
 
@@ -174,6 +174,7 @@ class Container:
             end = await self._run_generation(self.home / str(record.generation))
             spec = self._spec
             self._save(self.record.settle(end.code, end.at, spec.restart, spec.backoff))
+            self._log_end(end)
         elif self.removed:
             remove_tree(self.home)
             self.finished = True
@@ -191,9 +192,23 @@ class Container:
             )
             self._save(record.begin(time.time()))
 
+    def _log_end(self, end: End) -> None:
+        """Log why a generation could not be started, or why the code is not its own."""
+        if not end.reason or self.record.stopped or self.removed:
+            return
+        name = f"{self.name}.{end.generation}"
+        what = "cannot start" if end.code is None else f"exit code {end.code}"
+        if self.record.done:
+            then = "its restart policy ends here; use `minid up`"
+        else:
+            then = f"starting again in {self.record.wait(time.time(), self._spec.backoff):.1f} s"
+        log_line(f"{name}: {what}: {end.reason}; {then}")
+
     async def _run_generation(self, home: Path) -> End:
         """Drive the newest generation from its present state to its end."""
-        generation = Generation(self.place, home, self.name, self._made_for, self._notify)
+        generation = Generation(
+            self.place, home, self.name, self._made_for, self._notify, self.problems.report
+        )
         end = self.place.ledger.find(self.name, generation.number)
         if end is None and not bundle.is_complete(home):
             try:
@@ -213,6 +228,8 @@ class Container:
                 nursery.cancel_scope.cancel()
         finally:
             self.generation = None
+        for step in ("shim", "stop"):  # its shim is gone, with its problems
+            self.problems.report(step, "")
         return end
 
     async def _stop_when_ending(self, generation: Generation) -> None:

@@ -1,4 +1,4 @@
-"""Errors that affect only one container or one request, and how they are logged."""
+"""Errors that affect only one container or one request: they are logged, and shown by ``ps``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,26 @@ def log_line(text: str) -> None:
 def printable(text: str) -> str:
     """Escape control characters: containers and images choose names and messages."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Problems:
+    """The present problems of one container, by the step that fails.
+
+    Each is logged when it begins; ``ps`` shows those that have not ended.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._texts: dict[str, str] = {}
+
+    def report(self, step: str, text: str) -> None:
+        """Log that ``step`` fails, unless the last report was the same; empty: it works."""
+        if text and self._texts.get(step) != text:
+            log_line(f"{self._name}: {text}")
+        self._texts[step] = text
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, self._texts.values()))
 
 
 def first_in(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -15,6 +15,7 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -57,11 +58,18 @@ class Place:
 class Generation:
     """Generation ``number`` of container ``name``, with the directory ``home``.
 
-    ``changed`` is called after each change of ``status`` or ``pid``.
+    ``changed`` is called after each change of ``status`` or ``pid``.  ``report`` is called
+    with a step and its failure, and with an empty text when the step works again.
     """
 
     def __init__(
-        self, place: Place, home: Path, name: str, spec: Spec, changed: Callable[[], object]
+        self,
+        place: Place,
+        home: Path,
+        name: str,
+        spec: Spec,
+        changed: Callable[[], object],
+        report: Callable[[str, str], object],
     ) -> None:
         self.place = place
         self.home = home
@@ -72,13 +80,14 @@ class Generation:
         self.pid = 0
         self._spec = spec
         self._changed = changed
+        self._report = report
 
     async def drive(self, log: LogFile) -> End:
         """Run the generation to its end with its output in ``log``; remove it, return its end."""
         with open_fifos(self.home, ("stdout", "stderr")) as fifos:
             async with trio.open_nursery() as nursery:
                 for fifo in fifos:
-                    nursery.start_soon(copy, fifo, log, log_line)
+                    nursery.start_soon(copy, fifo, log, partial(self._report, f"output {fifo}"))
                 end = self.place.ledger.find(self.name, self.number)
                 if end is None:
                     end = await self._launch_and_follow()
@@ -86,10 +95,12 @@ class Generation:
             self._set_status("ending")
             # Before Delete: at Delete the shim discards unread output.
             for fifo in fifos:
-                if not await copy(fifo, log, log_line, OUTPUT_TIMEOUT):
+                report = partial(self._report, f"output {fifo}")
+                if not await copy(fifo, log, report, OUTPUT_TIMEOUT):
                     log_line(
                         f"{self.id}: cannot read or store the last part of its output; it is lost"
                     )
+                report("")
         # Delete the container, shut its shim down and remove their files.
         await shimctl.dispose(self.home, self.id, namespace=self.place.namespace)
         bundle.remove(self.home)
@@ -110,15 +121,19 @@ class Generation:
                 await trio.sleep(grace)
         await trio.sleep_forever()
 
-    async def _signal(self, number: int) -> bool:
+    async def _signal(self, number: signal.Signals) -> bool:
         """Send a signal to the init process; return whether it was sent."""
         try:
             async with self._connect(shimctl.read_address(self.home)) as shim:
                 # Only to the init process; the others end with it.  If its children got the
                 # signal too, init could see them die and exit with another code.
                 await shim.task(self.id).kill(number)
-        except EXPECTED:
+        except (shimctl.NotFoundError, shimctl.UnavailableError, shimctl.WrongStateError):
             return False  # no container yet, or no more; then this task is cancelled soon
+        except EXPECTED as exc:
+            self._report("stop", f"cannot send {number.name}: {exc}; trying again")
+            return False
+        self._report("stop", "")
         return True
 
     def _set_status(self, status: str) -> None:
@@ -141,10 +156,12 @@ class Generation:
             try:
                 async with self._connect(address) as shim:
                     reached = True
+                    self._report("shim", "")
                     return await self._follow(shim)
             except shimctl.TimedOutError as exc:
-                log_line(f"{self.id}: {exc}")
-            except shimctl.UnavailableError:
+                self._report("shim", f"{exc}; trying again")
+            except shimctl.UnavailableError as exc:
+                self._report("shim", f"lost its shim: {exc}")
                 if not reached:
                     launches += 1
                     if (

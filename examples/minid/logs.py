@@ -25,13 +25,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_PIECE, _MIN_PIECE = 1 << 16, 1 << 12  # bytes in one splice
+_MAX_REST = 1 << 14  # bytes above its size that a file may have to complete a line
 _RETRY_INTERVAL = 1.0  # s between two attempts while the disk is full
 
 
 class LogFile:
-    """Up to ``count`` files of about ``size`` bytes: the newest is PATH, the next PATH.1.
+    """Up to ``count`` files of ``size`` bytes: the newest is PATH, the next PATH.1.
 
-    No other program may write to PATH.  A file ends after the line that reaches ``size``.
+    No other program may write to PATH.  A file ends with the line that reaches ``size``.
+    A longer rest of that line than an eighth of ``size``, or than 16 KiB, is in the next
+    file.
     """
 
     def __init__(self, path: Path, size: int, count: int) -> None:
@@ -59,7 +62,10 @@ class LogFile:
             self._rotate()
             self._open()
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-        return os.splice(fifo, self._fd, self._piece, flags=flags)
+        left = self._size - self._used()
+        # Only after each byte beyond the size is it known whether the line has ended.
+        count = min(self._piece, left) if left > 0 else 1
+        return os.splice(fifo, self._fd, count, flags=flags)
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -72,11 +78,14 @@ class LogFile:
         os.lseek(self._fd, 0, os.SEEK_END)
 
     def _full(self) -> bool:
-        used = os.lseek(self._fd, 0, os.SEEK_CUR)
+        used = self._used()
         if used < self._size:
             return False
-        # The file ends at the end of a line, but a line of more than a piece is split.
-        return used >= self._size + self._piece or os.pread(self._fd, 1, used - 1) == b"\n"
+        most = self._size + min(self._size // 8, _MAX_REST)
+        return used >= most or os.pread(self._fd, 1, used - 1) == b"\n"
+
+    def _used(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_CUR)
 
     def _rotate(self) -> None:
         """Rename the files so that PATH is free.
@@ -99,9 +108,12 @@ def _unread(fifo: int) -> int:
 
 
 async def copy(
-    fifo: int, log: LogFile, log_line: Callable[[str], object], timeout: float = math.inf
+    fifo: int, log: LogFile, report: Callable[[str], object], timeout: float = math.inf
 ) -> bool:
     """Move the bytes of ``fifo`` to ``log``; return True once every writer has closed it.
+
+    ``report`` is called with the error while the file cannot be written, and with an
+    empty text when it can be written again.
 
     Without a ``timeout``, wait for the first writer.  With one, the fifo has had a
     writer; return False if no byte could be moved for ``timeout`` seconds.
@@ -120,11 +132,14 @@ async def copy(
             wait = True
         except OSError as exc:
             if not reported:
-                log_line(f"cannot write {log.path}: {exc.strerror}; the output waits in its fifo")
+                report(f"cannot write {log.path}: {exc.strerror}; the output waits in its fifo")
             reported = True
             await trio.sleep(_RETRY_INTERVAL)
         else:
             moved, wait = trio.current_time(), False
+            if reported:
+                report("")
+            reported = False
             await trio.lowlevel.checkpoint()
     return False
 

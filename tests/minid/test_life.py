@@ -112,13 +112,39 @@ def test_what_cannot_start_says_why_and_disturbs_nobody(manager: Manager) -> Non
     manager.start()
     manager.wait_status("good", "running")
     for name in ("nothing", "broken", "program", "stdin"):
-        manager.wait_status(name, "exited")
+        manager.wait_status(name, "failed")
+        assert manager.said.count(f"minid: {name}.1: cannot start: ") == 1
     reasons = {one["container"]: one["reason"] for one in manager.exits()}
     assert {one["code"] for one in manager.exits()} == {None}
     assert "No such file" in reasons["nothing"]
     assert "is not an OCI configuration" in reasons["broken"]
     assert "executable file not found" in reasons["program"]
     assert "/nonexistent/file" in reasons["stdin"]
+    shown = manager.run("ps")
+    assert shown.returncode == 0
+    assert "executable file not found" in shown.stdout
+    repeated = manager.run("up", "program")
+    assert repeated.returncode == 1
+    assert "minid: program: cannot start: " in repeated.stderr
+    assert "executable file not found" in repeated.stderr
+    assert manager.run("up", "good").returncode == 0
+
+
+def test_ps_shows_a_problem_until_it_ends(manager: Manager) -> None:
+    blocked = manager.root / "logs"
+    blocked.write_text("no directory")
+    manager.write(web=shell("echo hello; sleep 1000", log={"file": "logs/web.log"}))
+    manager.start()
+    found = manager.wait_for("there is a problem", lambda ps: ps.get("web", {}).get("problem"))
+    assert "cannot write" in found["web"]["problem"]
+    shown = manager.run("ps").stdout
+    assert "PROBLEM" in shown
+    assert "cannot write" in shown
+    blocked.unlink()
+    manager.wait_for("the problem is over", lambda ps: ps["web"]["problem"] == "")
+    assert (blocked / "web.log").read_text() == "hello\n"
+    assert "PROBLEM" not in manager.run("ps").stdout
+    assert manager.said.count("cannot write") == 1
 
 
 def test_on_failure_comes_back_with_longer_and_longer_pauses_and_then_no_more(
