@@ -112,9 +112,9 @@ async def _end(
         with suppress(ShimError, OSError):
             async with backend.connect(address, namespace=namespace) as shim:
                 # Probe with a cheap call before the calls that may take 30 s.
-                await shim.connect(timeout=_ANSWER)
+                pid = await _pid_of(shim, container)
                 exited = await end(shim.task(container))
-                left = await _shut_down(shim, insist=alone, backend=backend)
+                left = await _shut_down(shim, pid, insist=alone, backend=backend)
     deleted = exited is not None and left
     if not left:
         if alone and address:
@@ -179,9 +179,21 @@ async def end(task: Task) -> Exited | None:
         return None
 
 
-async def _shut_down(shim: Shim, *, insist: bool, backend: Backend) -> bool:
+async def _pid_of(shim: Shim, container: str) -> int:
+    """Return the pid of the shim.
+
+    A Connect without an id would keep the trio shim running: it is the sign of a ``start``
+    whose Create follows.
+    """
+    try:
+        return (await shim.connect(container, timeout=_ANSWER)).shim_pid
+    except NotFoundError:  # some shims refuse an unknown id
+        return (await shim.connect(timeout=_ANSWER)).shim_pid
+
+
+async def _shut_down(shim: Shim, pid: int, *, insist: bool, backend: Backend) -> bool:
     """Call Shutdown; return whether the shim exited.  ``insist`` kills it if it does not."""
-    fd = os.pidfd_open((await shim.connect(timeout=_SHUTDOWN)).shim_pid)
+    fd = os.pidfd_open(pid)
     try:
         await shim.shutdown(timeout=_SHUTDOWN)
         if await backend.wait_readable(fd, _SHUTDOWN):

@@ -74,6 +74,15 @@ def test_what_runs_is_killed_and_its_shim_leaves(face: str, place: Place) -> Non
     assert bundle.is_dir()
 
 
+def test_the_calls_of_a_disposal_do_not_keep_the_shim_running(place: Place) -> None:
+    bundle, launched, _ = begin(place)
+    # With ``alone=False`` the shim is not killed: it is gone because it shut down at once.
+    blocking.dispose(
+        bundle, "c", namespace=place.namespace, runtime=RUNTIMES[place.kind], alone=False
+    )
+    assert not alive(launched.shim_pid)
+
+
 def test_what_was_only_created_goes_too(place: Place) -> None:
     bundle, launched, pid = begin(place, start=False)
     end("trio", place, bundle)
