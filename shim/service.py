@@ -6,6 +6,7 @@ Source: containerd api/runtime/task/v3/shim.proto; v2 differs only in its name.
 from __future__ import annotations
 
 import os
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ _UNDO_LIMIT = 2.5
 # Seconds for which a shim without a container stays for the Create of a ``start`` that
 # joined it.  The manager sends Create as soon as it has read the answer of ``start``.
 JOIN_LIMIT = 5.0
+_STARTS = 1000  # such ``start`` to count
 # Ids of cancelled Creates to remember.  A manager that restarted asks for one within a
 # second; a pod has fewer containers.
 _CANCELLED = 1000
@@ -114,7 +116,7 @@ class TaskService(TaskBase):
         self._creating: dict[str, _Creation] = {}
         # For each ``start`` that has joined and whose Create has not arrived: the time at
         # which it is no longer expected.
-        self._joined: list[float] = []
+        self._joined: deque[float] = deque(maxlen=_STARTS)
         self._waiting = 0  # calls of Create that wait for a cancelled one of their id
         # Ids of which the last Create was cancelled, the oldest first.
         self._cancelled: dict[str, None] = {}
@@ -141,8 +143,8 @@ class TaskService(TaskBase):
         """
         if self._containers or self._waiting:
             return
-        now = trio.current_time()
-        self._joined = [end for end in self._joined if end > now]
+        while self._joined and self._joined[0] <= trio.current_time():
+            self._joined.popleft()
         if self._joined:
             self._host.go(partial(self._shut_down_at, self._joined[-1]))
         else:
@@ -161,7 +163,8 @@ class TaskService(TaskBase):
             self._unused = trio.Event()
         self._containers[id_] = None
         self._in_use.set()
-        del self._joined[:1]
+        if self._joined:
+            self._joined.popleft()
 
     def _release(self, id_: str) -> None:
         del self._containers[id_]

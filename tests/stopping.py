@@ -12,18 +12,23 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-def stop_at(step: int, *files: str) -> None:
-    """Let this process stop before the ``step``-th line of ``files`` it comes to."""
+def stop_at(step: int, *files: str, again: int = 0) -> None:
+    """Let this process stop before the ``step``-th line of ``files`` it comes to.
+
+    And before the ``again``-th line after that, unless it is 0.
+    """
     left = step
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal left
+        nonlocal left, again
         if not frame.f_code.co_filename.endswith(files):
             return None
         if event == "line":
             left -= 1
             if not left:
-                sys.settrace(None)
+                left, again = again, 0
+                if not left:
+                    sys.settrace(None)
                 os.kill(os.getpid(), signal.SIGSTOP)
         return trace
 
@@ -33,12 +38,12 @@ def stop_at(step: int, *files: str) -> None:
 class Stopped:
     """A child that does ``work`` and stops at a step of it; ``ended`` says there is none."""
 
-    def __init__(self, work: Callable[[], int], step: int, *files: str) -> None:
+    def __init__(self, work: Callable[[], int], step: int, *files: str, again: int = 0) -> None:
         self.pid = os.fork()
         if not self.pid:
             code = 99
             try:
-                stop_at(step, *files)
+                stop_at(step, *files, again=again)
                 code = work()
             finally:
                 sys.settrace(None)
@@ -46,9 +51,15 @@ class Stopped:
         _, self._status = os.waitpid(self.pid, os.WUNTRACED)
         self.ended = not os.WIFSTOPPED(self._status)
 
-    def finish(self) -> int:
-        """Continue it, and return its exit code."""
+    def go_on(self) -> None:
+        """Continue it to its second stop, or to its end."""
         if not self.ended:
             os.kill(self.pid, signal.SIGCONT)
-            _, self._status = os.waitpid(self.pid, 0)
+            _, self._status = os.waitpid(self.pid, os.WUNTRACED)
+            self.ended = not os.WIFSTOPPED(self._status)
+
+    def finish(self) -> int:
+        """Continue it, and return its exit code."""
+        while not self.ended:
+            self.go_on()
         return os.waitstatus_to_exitcode(self._status)

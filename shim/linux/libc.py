@@ -122,6 +122,23 @@ def move_mount(tree: int, target: str) -> None:
     )
 
 
+_RENAME_EXCHANGE = 2  # Source: linux/fs.h
+
+
+def exchange(one: str, other: str) -> None:
+    """Exchange the files of two paths on one file system, atomically.  renameat2(2).
+
+    :raises OSError: ENOENT, one of them does not exist; EINVAL or ENOSYS, the file system
+        or the C library cannot do it.
+    """
+    try:
+        call = _libc.renameat2
+    except AttributeError:  # musl before 1.2.6
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), other) from None
+    result = call(_AT_FDCWD, _encoded(one), _AT_FDCWD, _encoded(other), _RENAME_EXCHANGE)
+    _checked(result, other)
+
+
 # Source: linux/sched.h
 _CLONE_VM = 0x100
 _CLONE_FS = 0x200

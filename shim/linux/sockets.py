@@ -32,6 +32,8 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
 # Attempts to take over a dead socket.  In each, another process may take it over first
 # and then end; after the last attempt the address counts as in use.
 _ATTEMPTS = 5
+# Exchanges until the sockets of starters that meet are back in their places.
+_EXCHANGES = 100
 # Seconds between two attempts at a socket whose backlog is full.
 PAUSE = 0.005
 
@@ -85,9 +87,9 @@ def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> 
     The socket is blocking and not inherited.  Only processes of our user may connect.
 
     The socket first listens under a temporary name, and is then linked to the name in
-    ``address``.  So a socket at ``address`` that refuses connections is always dead, and
-    two processes never get the same name.  No lock is held, so a process that is
-    stopped in this function does not delay another one.
+    ``address``, or exchanged with the dead socket there.  So a socket at ``address`` that
+    refuses connections is always dead, and two processes never get the same name.  No lock
+    is held, so a process that is stopped in this function does not delay another one.
 
     :raises ExistsError: another process listens there.
     :raises InvalidError: the path is too long, the file there is not a socket, or
@@ -98,19 +100,14 @@ def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> 
         return _bind(address, name, backlog, kind)
     directory, _, base = name.rpartition("/")
     make_trusted(directory or ".")
-    if _is_alive(address, name):
-        raise ExistsError(f"{address}: another process listens there")
+    dead = _find_dead(address, name)
     draft = _draft(directory or ".", base)
     sock = _bind(address, draft, backlog, kind)
     try:
         for _ in range(_ATTEMPTS):
-            try:
-                os.link(draft, name)
-            except FileExistsError:
-                if _is_alive(address, name):
-                    break
-            else:
+            if _publish(draft, name, dead):
                 return sock
+            dead = _find_dead(address, name)
         raise ExistsError(f"{address}: another process listens there")  # noqa: TRY301 - the except closes
     except BaseException:
         sock.close()
@@ -118,6 +115,39 @@ def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> 
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(draft)  # noqa: PTH108 - pathlib costs the launcher 3 ms
+
+
+def _publish(draft: str, name: str, dead: tuple[int, ...] | None) -> bool:
+    """Move our socket from ``draft`` to ``name``, in the place of ``dead``.
+
+    Return False if there was another socket at ``name``: that one is there again.
+    """
+    if dead is None:
+        try:
+            os.link(draft, name)
+        except FileExistsError:
+            return False
+        return True
+    from shim.linux.libc import exchange  # the launcher does without ctypes
+
+    own = _identity(draft)
+    try:
+        exchange(draft, name)
+        if _identity(draft) == dead:
+            return True
+        # The dead one was replaced meanwhile.  Several starters may have exchanged the live
+        # one: it is back at ``name`` when each has its own socket again.
+        for _ in range(_EXCHANGES):
+            exchange(draft, name)
+            if _identity(draft) == own:
+                break
+    except FileNotFoundError:
+        pass  # it was removed meanwhile
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        _remove(name, dead)
+    return False
 
 
 def _draft(directory: str, base: str) -> str:
@@ -146,18 +176,16 @@ def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:
     return sock
 
 
-def _is_alive(address: str, path: str) -> bool:
-    """Return whether a process listens at ``path``; remove a dead socket.
+def _find_dead(address: str, path: str) -> tuple[int, ...] | None:
+    """Return the identity of the dead socket at ``path``, None if there is no socket.
 
+    :raises ExistsError: a process listens there.
     :raises InvalidError: the file at ``path`` is not a socket.
     """
     found = _identity(path)
-    if found is None:
-        return False
-    if can_connect(address):
-        return True
-    _remove(path, found)
-    return False
+    if found is not None and can_connect(address):
+        raise ExistsError(f"{address}: another process listens there")
+    return found
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
@@ -178,7 +206,8 @@ def _remove(path: str, dead: tuple[int, ...]) -> None:
     """Remove the socket at ``path`` if it still is ``dead``.
 
     Another process may have replaced it since this process found it dead.  So the file
-    is renamed before it is compared, and gets its name back if it is another one.
+    is renamed before it is compared, and gets its name back if it is another one.  A third
+    process could bind the address meanwhile; :func:`listen` does it otherwise.
     """
     with contextlib.suppress(FileNotFoundError):
         if _identity(path) != dead:
@@ -198,8 +227,9 @@ def remove_dead(address: str) -> None:
     :raises InvalidError: the file there is not a socket.
     """
     name = _name(address)
-    if socket_path(address):
-        _is_alive(address, name)
+    with contextlib.suppress(ExistsError):
+        if socket_path(address) and (dead := _find_dead(address, name)) is not None:
+            _remove(name, dead)
 
 
 def can_connect(address: str) -> bool:

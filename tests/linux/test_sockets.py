@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
+from shim.linux import libc
 from shim.linux.sockets import can_connect, connect, listen, remove_dead, socket_address
 from tests.stopping import Stopped
 
@@ -162,6 +163,50 @@ def _assert_reached(listener: socket.socket, path: str) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(path)
         listener.accept()[0].close()
+
+
+@pytest.mark.slow
+def test_of_three_starters_that_meet_at_a_dead_socket_the_listening_one_stays(
+    tmp_path: Path,
+) -> None:
+    """The first is stopped, the second listens, the first goes on, and the third comes."""
+    meetings = 0
+    for first in range(20, 200, 2):
+        for second in range(1, 100, 2):
+            address = f"unix://{tmp_path}/{first}-{second}"
+            listen(address).close()
+            starter = Stopped(partial(_listens, address), first, "linux/sockets.py", again=second)
+            if starter.ended:
+                assert meetings > 50
+                return
+            try:
+                ours = listen(address)
+            except ExistsError:  # the first one had its name already
+                starter.finish()
+                break
+            with ours:
+                starter.go_on()
+                done = starter.ended
+                with pytest.raises(ExistsError):
+                    listen(address)
+                assert starter.finish() == 1
+                _assert_reached(ours, f"{tmp_path}/{first}-{second}")
+            assert not list(tmp_path.glob(".*"))
+            meetings += 1
+            if done:
+                break
+    raise AssertionError("it never came to an end")
+
+
+def test_where_files_cannot_be_exchanged_a_dead_socket_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libc, "_RENAME_EXCHANGE", 1 << 30)  # a flag that no kernel has
+    address = f"unix://{tmp_path}/s"
+    listen(address).close()
+    with listen(address) as ours:
+        _assert_reached(ours, f"{tmp_path}/s")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_remover_that_is_stopped_at_any_step_removes_no_live_socket(tmp_path: Path) -> None:
