@@ -21,6 +21,7 @@ from shim import log
 from shim.container.bundle import Bundle
 from shim.container.cleanup_records import CleanupRecords
 from shim.container.host import Host
+from shim.counters import COUNTERS
 from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
@@ -67,6 +68,7 @@ def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
     of ``start`` has received the address; otherwise the daemon shuts down.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    COUNTERS.reset()
     try:
         trio.run(main, settings, listener, ready, strict_exception_groups=True)
     finally:

@@ -38,6 +38,8 @@ PROCESS_DETAILS = "containerd.runc.v1.ProcessDetails"
 # Type URLs of JSON values in an Any: this and the name of the object, such as Process.
 SPEC = "types.containerd.io/opencontainers/runtime-spec/1/"
 FEATURES = f"{SPEC}features/Features"
+# This shim's own type: JSON, the reply to Stats for the empty id, see shim.counters.
+COUNTERS = "io.trio-shim/Counters"
 
 # The longest id, in characters.
 ID_MAX = 76

@@ -5,7 +5,9 @@ Source: containerd api/runtime/task/v3/shim.proto; v2 differs only in its name.
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 
-from shim import log
+from shim import log, names
 from shim.api import process_pb2
 from shim.api.options_pb2 import ProcessDetails
 from shim.api.task_grpc import TaskBase
@@ -48,6 +50,7 @@ from shim.api.task_pb2 import (
 from shim.container.container import Container
 from shim.container.lifecycle import State
 from shim.container.task_events import ZERO_TIME
+from shim.counters import COUNTERS
 from shim.errors import ExistsError, NotFoundError, UnavailableError
 from shim.ttrpc.server import Stream, unary
 from shim.version import VERSION
@@ -250,7 +253,12 @@ class TaskService(TaskBase):
 
     @unary
     async def Start(self, request: StartRequest) -> StartResponse:
-        return StartResponse(pid=await self._container(request.id).start(request.exec_id))
+        begin = time.monotonic_ns()
+        pid = await self._container(request.id).start(request.exec_id)
+        if request.exec_id:
+            COUNTERS.execs += 1
+            COUNTERS.exec_time += time.monotonic_ns() - begin
+        return StartResponse(pid=pid)
 
     @unary
     async def Delete(self, request: DeleteRequest) -> DeleteResponse:
@@ -326,7 +334,17 @@ class TaskService(TaskBase):
 
     @unary
     async def Stats(self, request: StatsRequest) -> StatsResponse:
+        if not request.id:  # no container has this id: the daemon's own counters
+            return StatsResponse(stats=self._counters())
         return StatsResponse(stats=self._container(request.id).stats())
+
+    def _counters(self) -> AnyMessage:
+        values = {
+            **COUNTERS.values(),
+            "events_waiting": self._host.publisher.waiting,
+            "containers": len(self._containers),
+        }
+        return AnyMessage(type_url=names.COUNTERS, value=json.dumps(values).encode())
 
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:

@@ -5,6 +5,7 @@ Source: containerd api/events/task.proto.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from shim.api.events_pb2 import (
     TaskResumed,
     TaskStart,
 )
+from shim.counters import COUNTERS
 
 if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest
@@ -88,6 +90,9 @@ class TaskEvents:
         )
         event.exited_at.FromNanoseconds(exit_.exited_at)
         self.publisher.publish(event)
+        COUNTERS.exits += 1
+        # The clock of both times may be set back.
+        COUNTERS.exit_time += max(0, time.time_ns() - exit_.exited_at)
 
     def deleted(self, pid: int, exit_: Exit) -> None:
         event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.exit_status)

@@ -52,11 +52,17 @@ _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
 class Publisher(Protocol):
     """Publishes a container's events.  Never waits and never raises."""
 
+    @property
+    def waiting(self) -> int:
+        """The number of events that the manager has not acknowledged."""
+
     def publish(self, event: Message) -> None: ...
 
 
 class NullPublisher:
     """For a manager that passes no address because it takes no events (CRI-O)."""
+
+    waiting = 0
 
     def publish(self, event: Message) -> None:
         """Drop ``event``."""

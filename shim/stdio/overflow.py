@@ -18,6 +18,7 @@ import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from shim import log
+from shim.counters import COUNTERS
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.scope import background
@@ -119,7 +120,9 @@ class _OverflowRelay(Relay):
         self._count_lost(store)
         if store.free and not self._dropped:
             try:
-                return take(store)
+                count = take(store)
+                COUNTERS.spooled += count
+                return count  # noqa: TRY300 - the branches are the errors
             except BlockingIOError:
                 return None
             except OSError as exc:
@@ -132,8 +135,12 @@ class _OverflowRelay(Relay):
         if not self._dropped:
             log.warning("no client reads: output is being dropped", stream=self.name)
         count = drop()
-        self._dropped += count
+        self._lose(count)
         return count
+
+    def _lose(self, count: int) -> None:
+        self._dropped += count
+        COUNTERS.dropped += count
 
     async def _wait_progress(self) -> None:
         with trio.move_on_after(AWAY_AFTER) as waiting:
@@ -167,7 +174,7 @@ class _OverflowRelay(Relay):
             if store.stuck:
                 return  # the bytes can be read once the disk responds
             log.error("cannot read the spool: its output is lost", stream=self.name, error=exc)
-            self._dropped += store.used
+            self._lose(store.used)
             self._close_store()
             self._store = FirstBytes()
             self._store.seal()
@@ -181,7 +188,7 @@ class _OverflowRelay(Relay):
 
     def _count_lost(self, store: Store) -> None:
         if store.lost and not store.stuck:
-            self._dropped += store.lost
+            self._lose(store.lost)
             store.lost = 0
 
     def _write_marker(self, store: Store) -> int:

@@ -127,6 +127,8 @@ async def test_the_time_of_an_event_is_when_it_happened_and_not_when_it_arrives(
 
 
 class Recorder:
+    waiting = 0
+
     def __init__(self) -> None:
         self.events: list[Any] = []
 
