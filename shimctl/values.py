@@ -108,6 +108,8 @@ class Stats:
 
     CPU times are seconds, memory is bytes; a limit of None is no limit.  ``io_read`` and
     ``io_written`` are bytes of block devices, None if the kernel does not count them.
+    ``memory_inactive`` is the part of ``memory`` that caches files which no program used
+    lately.  ``oom_kills`` is None if the kernel does not count them.
     """
 
     cgroup: int
@@ -120,6 +122,8 @@ class Stats:
     pids_limit: int | None
     io_read: int | None = None
     io_written: int | None = None
+    memory_inactive: int = 0
+    oom_kills: int | None = None
 
 
 def time_of(stamp: Timestamp) -> datetime | None:
@@ -199,6 +203,10 @@ def _from_v1(metrics: cgroups_v1_pb2.Metrics) -> Stats:
         pids_limit=_limit(metrics.pids.limit),
         io_read=sum(e.value for e in moved if e.op.lower() == "read") if moved else None,
         io_written=sum(e.value for e in moved if e.op.lower() == "write") if moved else None,
+        memory_inactive=metrics.memory.total_inactive_file,
+        oom_kills=(
+            metrics.memory_oom_control.oom_kill if metrics.HasField("memory_oom_control") else None
+        ),
     )
 
 
@@ -216,6 +224,8 @@ def _from_v2(metrics: cgroups_v2_pb2.Metrics) -> Stats:
         pids_limit=_limit(metrics.pids.limit),
         io_read=sum(entry.rbytes for entry in moved) if moved else None,
         io_written=sum(entry.wbytes for entry in moved) if moved else None,
+        memory_inactive=metrics.memory.inactive_file,
+        oom_kills=metrics.memory_events.oom_kill if metrics.HasField("memory_events") else None,
     )
 
 

@@ -1,0 +1,106 @@
+"""Writes metrics into a file for node_exporter's textfile collector, or serves them.
+
+Source: Prometheus, "Exposition formats"; node_exporter README.md, "Textfile Collector".
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+
+from shim.errors import InvalidError
+from shimctl.metrics.collect import collect
+from shimctl.metrics.families import families_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from prometheus_client.core import Metric
+
+    from shimctl.metrics.collect import Snapshot
+
+
+class _Snapshots(Protocol):
+    def collect(self) -> Iterator[Metric]: ...
+
+
+class _Fixed:
+    """A collector of one snapshot."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        return families_of(self._snapshot)
+
+
+class _Live:
+    """A collector that measures for each request, in the thread that serves it."""
+
+    def __init__(self, namespace: str, states: Sequence[str | Path]) -> None:
+        self._measure = partial(collect, namespace=namespace, states=states)
+
+    def collect(self) -> Iterator[Metric]:
+        return families_of(trio.run(self._measure))
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the registry would otherwise measure at once."""
+        return []
+
+
+def text_of(snapshot: Snapshot) -> str:
+    """Return the metrics in Prometheus's text format."""
+    return generate_latest(_registry(_Fixed(snapshot))).decode()
+
+
+def _registry(collector: _Snapshots) -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return registry
+
+
+def serve(address: str, *, namespace: str = "", states: Sequence[str | Path] = ()) -> None:
+    """Serve the metrics over HTTP from now on, in a thread.
+
+    ``address`` is ``HOST:PORT`` or a port; without a host it is 127.0.0.1.
+
+    :raises InvalidError: the address is malformed.
+    :raises OSError: it cannot be bound.
+    """
+    host, port = parse_address(address)
+    start_http_server(port, host, _registry(_Live(namespace, states)))
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Return the host and the port of ``127.0.0.1:9842``, ``[::1]:9842``, ``:9842`` or ``9842``.
+
+    :raises InvalidError: it is malformed.
+    """
+    host, _, port = address.rpartition(":")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise InvalidError(f"cannot listen on {address!r}; use HOST:PORT, as in 127.0.0.1:9842")
+    return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file in one step, readable for all: node_exporter is another user.
+
+    :raises OSError: it cannot be written.
+    """
+    fd, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(fd, "w") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+        Path(scratch).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(scratch).unlink()
+        raise
