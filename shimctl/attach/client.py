@@ -32,7 +32,7 @@ from shimctl.attach.keys import KeyFilter
 from shimctl.attach.readers import readers_of
 from shimctl.attach.relay import Pipes, read_in, write
 from shimctl.attach.session import open_signals
-from shimctl.attach.terminal import own_size, raw_mode
+from shimctl.attach.terminal import check_input, own_size, raw_mode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -63,11 +63,13 @@ async def attach_as_member(
     ``keys``: the task runs on.
 
     :raises CalledOffError: a signal ended this client.
+    :raises InvalidError: the process has a terminal, and our stdin is none.
     :raises WrongStateError: another program reads the output.
     :raises TooSlowError: the reader of our own output was too slow.
     """
+    check_input(stdin=stdin, terminal=stdio.terminal)
     terminal = stdio.terminal and stdin
-    keys = keys if terminal and os.isatty(0) else b""
+    keys = keys if terminal else b""
     client = _Client(task, stdio, place, KeyFilter(keys), shim_pid)
     async with open_signals() as signals:
         signals.resized = client.resized

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim.errors import ShimError
+from shim.errors import NotFoundError, ShimError
 from shim.scope import background
 from shimctl.attach.hub import END, ERR, OUT, Hub, open_hub, try_lock
 from shimctl.attach.keys import KeyFilter
@@ -101,11 +101,18 @@ async def open_signals() -> AsyncIterator[Signals]:
 
 
 async def attach(
-    task: Task, pipes: Pipes, signals: Signals, *, keys: bytes = b"", place: Path | None = None
+    task: Task,
+    pipes: Pipes,
+    signals: Signals,
+    *,
+    keys: bytes = b"",
+    place: Path | None = None,
+    stdin: bool = True,
 ) -> Exited | None:
     """Relay the stdio of a started process until it exits; then delete it.
 
-    ``place`` is its bundle, through which other clients can attach.  With a terminal,
+    ``place`` is its bundle, through which other clients can attach.  Without ``stdin`` our
+    input is not forwarded, though other clients may send theirs.  With a terminal,
     the keys ``keys`` detach: the process runs on, and None is returned.
     """
 
@@ -120,12 +127,12 @@ async def attach(
         else:
             stack.enter_context(try_lock(place))
             hub = await stack.enter_async_context(open_hub(place, pipes, resizing))
-        return await _attach(task, pipes, signals, hub, keys)
+        return await _attach(task, pipes, signals, hub, keys, stdin=stdin)
     raise AssertionError("nothing in the block is suppressed")
 
 
 async def _attach(
-    task: Task, pipes: Pipes, signals: Signals, hub: Hub, keys: bytes
+    task: Task, pipes: Pipes, signals: Signals, hub: Hub, keys: bytes, *, stdin: bool
 ) -> Exited | None:
     first = math.inf
 
@@ -164,12 +171,13 @@ async def _attach(
     exited = None
     with raw_mode(0) if terminal else nullcontext(), trio.CancelScope() as staying:
         await resized()
-        inputs = [forward_input] if pipes.stdin is not None else []
+        inputs = [forward_input] if pipes.stdin is not None and stdin else []
         async with background(*inputs), trio.open_nursery() as copying:
             for source, target, copied in outputs:
                 copying.start_soon(copy_out, source, target, output_closed, copied)
             exited = await task.wait()
-            await task.delete()
+            with suppress(NotFoundError):  # another client has deleted it
+                await task.delete()
             copying.cancel_scope.deadline = trio.current_time() + DRAIN
         for source, target, copied in outputs:
             await drain(source, target, copied)

@@ -15,6 +15,8 @@ import tty
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from shim.errors import InvalidError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,6 +41,21 @@ def raw_mode(fd: int) -> Iterator[None]:
                 termios.tcsetattr(fd, termios.TCSANOW, before)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def check_input(*, stdin: bool, terminal: bool) -> None:
+    """Refuse to forward our stdin to the terminal of a process unless stdin is a terminal.
+
+    The end of input closes that terminal, so the process would get SIGHUP at once and lose
+    the input.  Source: docker/cli cli/streams/in.go, CheckTty.
+
+    :raises InvalidError: both are set, and our stdin is no terminal.
+    """
+    if stdin and terminal and not os.isatty(0):
+        raise InvalidError(
+            "the input device is not a TTY; for input from a pipe or a file the process must "
+            "have no terminal"
+        )
 
 
 def size_of(fd: int) -> tuple[int, int] | None:

@@ -45,8 +45,10 @@ def find_user(rootfs: Path, text: str) -> User:
     return parse_user(text, read_inside(rootfs, "etc/passwd"), read_inside(rootfs, "etc/group"))
 
 
-def parse_user(text: str, passwd: str, group: str) -> User:
+def parse_user(text: str, passwd: str, group: str, *, owner: str = "image") -> User:
     """Return the user that ``text`` names, given the contents of the two files.
+
+    ``owner`` is the owner of the files, for the error.
 
     :raises NotFoundError, InvalidError: as :func:`find_user` does.
     """
@@ -66,10 +68,10 @@ def parse_user(text: str, passwd: str, group: str) -> User:
     )
     uid = _number(entry[2]) if entry else number
     if uid is None:
-        raise NotFoundError(f"the image has no user {name} in its /etc/passwd")
+        raise NotFoundError(f"the {owner} has no user {name} in its /etc/passwd")
     gid = (_number(entry[3]) if entry else 0) or 0
     if group_name:
-        return User(uid, _group(group_name, group))
+        return User(uid, _group(group_name, group, owner))
     if entry is None:
         return User(uid, gid)
     members = (
@@ -99,14 +101,14 @@ def read_inside(rootfs: Path, name: str) -> str:
         return file.read(_MAX_FILE).decode(errors="replace")
 
 
-def _group(name: str, group: str) -> int:
+def _group(name: str, group: str, owner: str) -> int:
     number = _number(name)
     for fields in _entries(group, 3):
         if fields[0] == name:
             number = _number(fields[2])
             break
     if number is None:
-        raise NotFoundError(f"the image has no group {name} in its /etc/group")
+        raise NotFoundError(f"the {owner} has no group {name} in its /etc/group")
     return number
 
 

@@ -10,7 +10,6 @@ Source: containerd core/runtime/v2 (shim.go, delete) for the order.
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import tempfile
 from contextlib import asynccontextmanager, suppress
@@ -33,6 +32,7 @@ from shim.text import printable
 from shimctl import ending
 from shimctl.attach.relay import open_pipes
 from shimctl.attach.session import attach, open_signals
+from shimctl.attach.terminal import check_input
 from shimctl.client import connect
 from shimctl.ending import end
 from shimctl.exits import read_address
@@ -40,6 +40,7 @@ from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.options import make_message
 from shimctl.standalone import detached, logger, workdir
 from shimctl.standalone.detached import Detached, open_detached
+from shimctl.standalone.execs import DIRECTORY, new_exec_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -135,7 +136,10 @@ async def run_attached(wanted: Run) -> Exited | None:
         work = prepare(wanted, attached=True)
         config = workdir.read_config(work)
         terminal = bool(config["process"].get("terminal"))
+        # As docker: without -i a terminal gets no input from a pipe or a file.
+        stdin = not terminal or wanted.interactive or os.isatty(0)
         try:
+            check_input(stdin=wanted.interactive, terminal=terminal)
             rootfs = wanted.rootfs(work) if wanted.rootfs else ()
             async with _launched(wanted, work, attached=True) as shim:
                 with open_pipes(work, stdin=True, terminal=terminal) as pipes:
@@ -149,7 +153,10 @@ async def run_attached(wanted: Run) -> Exited | None:
                     task = shim.task(wanted.container)
                     await task.start()
                     exited = await attach(
-                        task, pipes, signals, keys=wanted.detach_keys, place=work
+                        *(task, pipes, signals),
+                        keys=wanted.detach_keys,
+                        place=work,
+                        stdin=stdin,
                     )
                     pipes.keep = left = exited is None
         finally:
@@ -243,12 +250,16 @@ def _binary(work: Path) -> str:
 async def exec_attached(
     task: Task, process: Mapping[str, object], *, stdin: bool, terminal: bool
 ) -> Exited:
-    """Run ``process`` as an exec, with our stdin if ``stdin`` is set, and delete it."""
-    name = f"exec-{secrets.token_hex(6)}"
+    """Run ``process`` as an exec, with our stdin if ``stdin`` is set, and delete it.
+
+    :raises InvalidError: ``terminal`` and ``stdin`` are set, and our stdin is no terminal.
+    """
+    check_input(stdin=stdin, terminal=terminal)
+    name = new_exec_id()
     async with open_signals() as signals:
         with (
             # Not in the bundle, which belongs to the manager.
-            tempfile.TemporaryDirectory(prefix="shimctl-") as directory,
+            tempfile.TemporaryDirectory(prefix=DIRECTORY) as directory,
             open_pipes(Path(directory), stdin=stdin, terminal=terminal) as pipes,
         ):
             added = await task.exec(name, process, stdio=pipes.stdio)

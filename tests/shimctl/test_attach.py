@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.shimctl.place import Place, open_place
+from tests.shimctl.place import RUNTIMES, Place, open_place
 from tests.shimctl.tmux import Tmux, open_tmux
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# What a terminal in a container needs.
+PTS = ["newinstance", "ptmxmode=0666", "mode=0620"]
+MOUNTS = [
+    {"destination": "/proc", "type": "proc", "source": "proc"},
+    {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+    {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": PTS},
+]
 pytestmark = pytest.mark.e2e
 FLOOD = "echo up; read go; yes err | head -n 300000 >&2 & yes out | head -n 300000; wait; exit 7"
 
@@ -67,3 +74,32 @@ def test_a_terminal_shows_a_log_in_the_order_of_arrival(place: Place, tmux: Tmux
         words = [word for word in terminal.screen().split() if re.fullmatch(r"\d\.\w+", word)]
         assert words == expected[len(expected) - len(words) :]
         assert len(words) == (9 if "--tail" in options else 10)
+
+
+# A terminal needs a terminal
+
+
+def test_input_that_is_no_terminal_is_refused_for_one(place: Place) -> None:
+    bundle = place.bundle("sleep", "1000", mounts=MOUNTS)
+    place.made("run", "idle", bundle)
+    place.made("run", "tty", "-i", "-t", bundle)
+    for argv in (
+        ["exec", "-it", "idle", "echo", "never"],
+        ["attach", "tty"],
+        ["run", "-n", place.namespace, "--runtime", RUNTIMES[place.kind], "-i", "-t", bundle],
+    ):
+        done = place.shimctl(*argv, stdin="lost\n")
+        assert (done.returncode, done.stdout) == (125, ""), done
+        assert done.stderr.count("\n") == 1
+        assert "the input device is not a TTY" in done.stderr
+    assert [row["id"] for row in place.json("ps", "-n", place.namespace)] == ["idle", "tty"]
+    assert place.json("inspect", "idle")["execs"] == []
+
+
+def test_a_terminal_without_input_needs_no_terminal(place: Place) -> None:
+    """As `docker run -t` and `docker exec -t`: the input is not forwarded."""
+    place.made("run", "idle", place.bundle("sleep", "1000", mounts=MOUNTS))
+    assert place.done("exec", "-t", "idle", "echo", "said", stdin="lost") == "said\n"
+    run = ["run", "-n", place.namespace, "--runtime", RUNTIMES[place.kind], "-t"]
+    bundle = place.bundle("sh", "-c", "sleep 0.3; echo said", mounts=MOUNTS)
+    assert place.done(*run, bundle, stdin="lost") == "said\n"
