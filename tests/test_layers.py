@@ -52,6 +52,7 @@ SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     *("shim.names", "shim.hostfile", "shim.start.identity"),
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
+    "shim.events.encoding",  # the format of the journal, which shimctl reads
     "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted
 )
 

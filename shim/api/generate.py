@@ -26,6 +26,7 @@ SOURCES = {
     "shim/api/bootstrap.proto": False,
     "shim/api/cgroups_v1.proto": False,
     "shim/api/cgroups_v2.proto": False,
+    "shim/api/containerevents.proto": False,
     "shim/api/envelope.proto": False,
     "shim/api/events.proto": False,
     "shim/api/forward.proto": True,
@@ -34,6 +35,7 @@ SOURCES = {
     "shim/api/options.proto": False,
     "shim/api/process.proto": False,
     "shim/api/runtimeoptions.proto": False,
+    "shim/api/subscribe.proto": False,
     "shim/api/task.proto": True,
 }
 

@@ -23,6 +23,10 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 WAITS = b"\xe5Ev?"
 DONE = b"\xdaeV."
@@ -77,6 +81,18 @@ def decode(data: bytes) -> Reading:
             waiting.append(Record(offset, payload))
         offset = end = offset + HEADER + len(payload)
     return Reading(waiting, end, damaged)
+
+
+def payloads(data: bytes) -> Iterator[bytes]:
+    """Yield every event of a journal in order, the acknowledged ones too."""
+    offset = 0
+    while offset < len(data):
+        payload = _payload_at(data, offset)
+        if payload is None:
+            offset = _next_mark(data, offset + 1)
+            continue
+        yield payload
+        offset += HEADER + len(payload)
 
 
 def _payload_at(data: bytes, offset: int) -> bytes | None:
