@@ -82,6 +82,7 @@ class _Subscription:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._over = False
+        self.failure: BaseException | None = None  # of the handler
 
     def run(self) -> str:
         """Receive until the connection ends, in a thread; return the reason of a failure."""
@@ -111,7 +112,11 @@ class _Subscription:
                 await stream.send_message(SubscribeRequest(filters=_FILTERS), end=True)
                 async for envelope in stream:
                     # Blocks the loop until the event is handled: containerd then buffers.
-                    trio.from_thread.run(self._handler, published(envelope))
+                    try:
+                        trio.from_thread.run(self._handler, published(envelope))
+                    except BaseException as exc:  # raised by _subscribe, or we are cancelled
+                        self.failure = exc
+                        return
 
     def stop(self) -> None:
         """End :meth:`run`; may be called in any thread."""
@@ -124,6 +129,9 @@ class _Subscription:
 async def _subscribe(path: Path, handler: Callable[[Published], Awaitable[object]]) -> str:
     subscription = _Subscription(path, handler)
     try:
-        return await trio.to_thread.run_sync(subscription.run, abandon_on_cancel=True)
+        reason = await trio.to_thread.run_sync(subscription.run, abandon_on_cancel=True)
     finally:
         subscription.stop()
+    if subscription.failure is not None:
+        raise subscription.failure
+    return reason

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.docker.docker import attached
+from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.docker.docker import Docker
@@ -45,3 +48,25 @@ def test_two_clients_see_the_same_output(docker: Docker) -> None:
             out, _err = client.communicate(timeout=30)
             assert client.returncode == 3
             assert out.replace(b"wait\n", b"").split() == [b"%d" % n for n in range(1, 1001)]
+
+
+def test_shimctl_shows_the_log_of_a_container(docker: Docker) -> None:
+    name = docker.start("sh", "-c", "echo err >&2; seq 1 50; exec sleep 1000")
+    wait_until("the output is logged", lambda: docker.logs(name).endswith("\n50"))
+    wait_until("the error is logged", lambda: docker("logs", name).err)
+    [container] = docker.find_ids()[-1:]
+    state = str(docker.dockerd.root / "exec/containerd/daemon")
+    command = [sys.executable, "-m", "shimctl", "logs", "--state", state]
+    for options, lines in ([], 51), (["--tail", "4"], 4):
+        done = subprocess.run(
+            [*command, *options, container],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done
+        assert done.stdout.endswith("49\n50\n")
+        # Docker itself orders the lines of the two streams.
+        assert len((done.stdout + done.stderr).split()) == lines
+        assert done.stderr in ("err\n", "" if options else "err\n")
