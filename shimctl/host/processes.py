@@ -35,11 +35,17 @@ def cgroups_of(pid: int) -> dict[str, str]:
 
 
 def belongs(pid: int, init: int) -> bool:
-    """Return whether process ``pid`` belongs to the container with the init process ``init``."""
+    """Return whether process ``pid`` belongs to the container with the init process ``init``.
+
+    It must be in the cgroup of ``init``, or below, in every hierarchy: where runc uses
+    version 1, the version 2 group is the manager's, which other processes share.
+    """
     theirs = cgroups_of(pid)
-    for names, path in cgroups_of(init).items():
-        if path != "/" and f"{theirs.get(names, '')}/".startswith(f"{path}/"):
-            return True
+    groups = [(names, path) for names, path in cgroups_of(init).items() if path != "/"]
+    if groups and all(
+        f"{theirs.get(names, '')}/".startswith(f"{path}/") for names, path in groups
+    ):
+        return True
     with suppress(psutil.Error):
         return pid == init or init in (parent.pid for parent in psutil.Process(pid).parents())
     return False
