@@ -25,6 +25,7 @@ from shim.linux.mounts import Mount, is_mounted, mount_all, unmount_all
 from shim.offthread import wait_unchanged
 from shim.reaper import Reaper, open_reaper
 from tests.kernel import maps_owners
+from tests.loopdevices import attached_below, wait_detached
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -219,11 +220,6 @@ def image(work: Path, kind: str) -> str:
     return path
 
 
-def attached_to(image: str) -> list[str]:
-    files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return [str(file) for file in files if Path(image).name in file.read_text()]
-
-
 @pytest.mark.parametrize("options", [["rw"], ["ro"], ["ro", "direct-io"]])
 async def test_an_image_file_is_mounted_by_a_loop_device(
     work: Path, reaper: Reaper, options: list[str]
@@ -232,15 +228,15 @@ async def test_an_image_file_is_mounted_by_a_loop_device(
     rootfs = work / "rootfs"
     await mount_rootfs([Mount("ext4", path, "", ["loop", *options])], str(rootfs), reaper)
     assert owners(rootfs)["file"] == (5, 5)
-    (device,) = attached_to(path)
-    assert Path(device).with_name("autoclear").read_text() == "1\n"
+    (device,) = attached_below(path)
+    assert (device / "autoclear").read_text() == "1\n"
     if "ro" in options:
         with pytest.raises(OSError, match="Read-only"):
             (rootfs / "new").touch()
     else:
         (rootfs / "new").touch()
     unmount_all(str(rootfs))
-    assert attached_to(path) == []
+    wait_detached(path)
 
 
 @maps_owners
@@ -255,7 +251,7 @@ async def test_an_image_may_be_below_a_mapped_overlay(work: Path, reaper: Reaper
     await mount_rootfs(mounts, str(work / "rootfs"), reaper)
     assert owners(work / "rootfs/merged")["file"] == (FIRST + 5, FIRST_GROUP + 5)
     unmount_all(str(work / "rootfs"))
-    assert attached_to(path) == []
+    wait_detached(path)
 
 
 async def test_a_mapped_image_shows_mapped_owners(work: Path, reaper: Reaper) -> None:
@@ -264,7 +260,7 @@ async def test_a_mapped_image_shows_mapped_owners(work: Path, reaper: Reaper) ->
     await mount_rootfs([mount], str(work / "rootfs"), reaper)
     assert owners(work / "rootfs")["file"] == (FIRST + 5, FIRST_GROUP + 5)
     unmount_all(str(work / "rootfs"))
-    assert attached_to(path) == []
+    wait_detached(path)
 
 
 async def test_an_image_that_holds_nothing_leaves_no_device(work: Path, reaper: Reaper) -> None:
@@ -272,7 +268,7 @@ async def test_an_image_that_holds_nothing_leaves_no_device(work: Path, reaper: 
     mount = Mount("ext4", str(work / "zeros"), "", ["loop"])
     with pytest.raises(OSError, match="cannot mount ext4"):
         await mount_rootfs([mount], str(work / "rootfs"), reaper)
-    assert attached_to(str(work / "zeros")) == []
+    wait_detached(str(work / "zeros"))
 
 
 # -- helpers -----------------------------------------------------------------------

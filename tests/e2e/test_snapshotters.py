@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +15,7 @@ from tests.e2e.ctr import Ctr
 from tests.e2e.managers import MANAGERS
 from tests.e2e.test_restart import shim_pids
 from tests.e2e.waiting import wait_until
+from tests.loopdevices import attached_below
 from tests.matrix import record_manager
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def ctr(_blocks: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
 
 def devices(ctr: Ctr) -> list[str]:
     """Find the loop devices of this containerd's files."""
-    files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return [file.parts[3] for file in files if str(ctr.containerd.root) in file.read_text()]
+    return [str(device) for device in attached_below(str(ctr.containerd.root))]
 
 
 def test_a_rootfs_in_an_image_file_is_the_containers_own(ctr: Ctr) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from shim.linux import loops
 from shim.linux.loops import attached
+from tests.loopdevices import attached_below, wait_detached
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not Path("/dev/loop-control").exists(), reason="loop devices need root"
@@ -23,20 +24,14 @@ def image(tmp_path: Path) -> str:
     return str(path)
 
 
-def devices(image: str) -> list[Path]:
-    """Find the loop devices of a file."""
-    files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return [file.parent for file in files if file.read_text() == image + "\n"]
-
-
 def test_the_device_is_the_file_while_the_block_lasts(image: str) -> None:
     with attached(image, read_only=False) as device:
         assert Path(device).read_bytes() == Path(image).read_bytes()
         with open(device, "r+b") as file:
             file.write(b"written")
-        (found,) = devices(image)
+        (found,) = attached_below(image)
         assert (found / "autoclear").read_text() == "1\n"
-    assert devices(image) == []
+    wait_detached(image)
     assert Path(image).read_bytes().startswith(b"writtenx")
 
 
@@ -47,7 +42,7 @@ def test_a_read_only_device_takes_no_writing(image: str) -> None:
         with pytest.raises(OSError, match="not permitted"):
             os.write(fd, b"x" * 512)
         os.close(fd)
-    assert devices(image) == []
+    wait_detached(image)
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -57,11 +52,11 @@ def test_direct_io_and_autoclear_are_set_on_old_kernels_too(
     if old:  # a call that no kernel knows
         monkeypatch.setattr(loops, "_LOOP_CONFIGURE", 0x4CEE)
     with attached(image, read_only=True, direct_io=True) as device:
-        (found,) = devices(image)
+        (found,) = attached_below(image)
         assert [(found / name).read_text() for name in ("autoclear", "dio")] == ["1\n", "1\n"]
         assert (found.parent / "ro").read_text() == "1\n"
         assert Path(device).stat().st_rdev
-    assert devices(image) == []
+    wait_detached(image)
 
 
 def test_an_image_that_is_not_there_is_named_and_costs_no_device(tmp_path: Path) -> None:
@@ -89,4 +84,4 @@ def test_two_that_look_at_once_get_two_devices(image: str) -> None:
 
     with ThreadPoolExecutor(many) as pool:
         assert len(set(pool.map(attach, range(many)))) == many
-    assert devices(image) == []
+    wait_detached(image)

@@ -20,6 +20,7 @@ from shim.linux.mountinfo import mounts_below
 from shim.linux.mounts import Mount as Plain
 from shim.linux.mounts import mount_all
 from tests.kernel import maps_owners
+from tests.loopdevices import attached_below
 from tests.process.rig import Rig, alive, wait_gone
 from tests.process.test_delete import delete, own_rootfs
 
@@ -79,8 +80,7 @@ KINDS = [
 
 def devices(rig: Rig) -> list[str]:
     """Find the loop devices that the files of this rig are attached to."""
-    files = Path("/sys/block").glob("loop*/loop/backing_file")
-    return [str(file) for file in files if str(rig.root) in file.read_text()]
+    return [str(device) for device in attached_below(str(rig.root))]
 
 
 def servers(rig: Rig) -> list[int]:
