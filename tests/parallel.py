@@ -1,34 +1,46 @@
 """How the tests of a run share its workers, and how long each ring took.
 
-A run of the whole suite has several workers (``tests/run.sh``), each in namespaces of
-its own (``tests/worker``).  The tests of one module stay together, as they share
-fixtures.  The tests of one real manager stay together across modules, so that each
-manager is started once.  Tests whose containers have fixed ids in a place that workers
-share stay together, too.
+A run of the whole suite has several workers (``tests/run.sh``), each in namespaces and
+cgroups of its own (``tests/worker``).  The tests of one module stay together, as they
+share fixtures.  The tests of one real manager stay together across modules, so that each
+manager is started once.  ``pytest.mark.alone`` makes a group of one test, for a long one.
+
+The longest groups run first, so that all workers end at about the same time.
 
 A ring is a directory below ``tests``; files directly in ``tests`` form the ring "shim".
 """
 
 from __future__ import annotations
 
+import gc
+import json
+import os
+import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
+
 _TESTS = Path(__file__).parent
 # The session fixtures that start a real manager; a test that takes one names it as a parameter.
 MANAGERS = ("containerd", "_session_docker", "_session_node")
-# Workers share the cgroups and the network.  These rings have containers of fixed ids in
-# the default cgroup, which has the container's id for its name.
-_FIXED_IDS = frozenset({"shimctl", "images"})
-# gVisor has an abstract socket of the container's id.
-_GVISOR = ("runsc", "gvisor")
+# Seconds that long groups take on two idle processors, to begin with the longest: a group
+# is a ring under a manager, a module, or a test that is alone.  The others take less, and
+# count as :data:`_USUAL` seconds a test.  An outdated number costs a minute at most.
+_SECONDS = {
+    "process/test_leaks.py": 45,
+    "minid/test_killed.py": 45,
+}
+_USUAL = 0.15
 
 
 def ring_of(path: Path) -> str:
@@ -44,9 +56,14 @@ def group_of(item: pytest.Item) -> str:
     for fixture in MANAGERS:
         if fixture in params:
             return f"{ring_of(item.path)} under {params[fixture]}"
-    if ring_of(item.path) in _FIXED_IDS or any(name in item.name for name in _GVISOR):
-        return "fixed ids"
-    return str(item.path)
+    path = str(item.path.relative_to(_TESTS) if item.path.is_relative_to(_TESTS) else item.path)
+    return f"{path}::{item.name}" if item.get_closest_marker("alone") else path
+
+
+def longest_first(groups: list[str]) -> list[str]:
+    """Order the groups of the tests, given once for each test, by the seconds they take."""
+    counts = Counter(groups)
+    return sorted(counts, key=lambda group: -_SECONDS.get(group, _USUAL * counts[group]))
 
 
 def rings(durations: Iterable[tuple[str, float]]) -> list[str]:
@@ -85,13 +102,71 @@ class Rings:
         terminalreporter.write_line(f"{wall:7.1f} s  wall clock")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if hasattr(config, "workerinput"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+class Order:
+    """In a worker: sorts the tests by group, and reports their groups to the first process."""
+
+    def __init__(self, groups: Path) -> None:
+        self._groups = groups
+
+    @pytest.hookimpl(trylast=True)  # after pytest has sorted them by the parameters of fixtures
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        groups = longest_first([group_of(item) for item in items])
+        rank = {group: number for number, group in enumerate(groups)}
+        items.sort(key=lambda item: rank[group_of(item)])
+
+    @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reports the tests
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        new = self._groups.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps({item.nodeid: group_of(item) for item in session.items}))
+        new.replace(self._groups)  # every worker finds the same groups
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives each group to one worker, in the order of the workers' tests.
+
+    pytest-xdist has ``--dist loadgroup`` for groups, which does not work with pytest 9.2:
+    it adds the group to an attribute that the name of a test is no longer read from.
+    """
+
+    def __init__(self, config: pytest.Config, log: Producer, groups: Path) -> None:
+        config.option.loadscopereorder = False
+        super().__init__(config, log)
+        self._file = groups
+        self._groups: dict[str, str] = {}
+
+    def _split_scope(self, nodeid: str) -> str:
+        if not self._groups:
+            self._groups = json.loads(self._file.read_text())
+        return self._groups[nodeid]
+
+
+class Workers:
+    """In the first process: makes the scheduler, and names the file of groups to the workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        directory = tempfile.TemporaryDirectory(prefix="groups")
+        config.add_cleanup(directory.cleanup)
+        self._groups = Path(directory.name) / "groups.json"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        node.workerinput["groups"] = str(self._groups)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> Scheduling:
+        return Scheduling(config, log, self._groups)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from visiting thousands of tests in each collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Rings(config.rootpath), "rings")
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.register(Order(Path(config.workerinput["groups"])), "order")
+        return
+    config.pluginmanager.register(Rings(config.rootpath), "rings")
+    if config.getoption("dist", "no") != "no":
+        config.pluginmanager.register(Workers(config), "workers")

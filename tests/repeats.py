@@ -4,6 +4,9 @@ containerd, dockerd and the kubelet's plugin have races of their own.  Everythin
 ours: a test of it that fails once has found a fault.  ``--repeat-managers`` gives the
 tests of real managers one repetition; what fails then is printed at once and again at
 the end of the run, with the reason of the first failure.
+
+The worker of a parallel run repeats its tests itself, without a connection to another
+process.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 from tests.parallel import MANAGERS, ring_of
 
@@ -19,9 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OPTION = "--repeat-managers"
-# Beside the rings of managers, those that run the stock shim, a manager or a benchmark in
-# the cgroups and with the loop devices that all tests of a machine share.
-RINGS = frozenset({"e2e", "docker", "cri", "examples", "shimctl", "minid", "bench"})
+RINGS = frozenset({"e2e", "docker", "cri"})
+_AGAIN = pytest.StashKey[bool]()
+RERUN = "rerun"  # the outcome of a failed phase of a test that is run again
 _REASON = 300  # characters
 
 
@@ -52,8 +56,37 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         fixtures: list[str] = getattr(item, "fixturenames", [])
-        if drives_a_manager(item.path, fixtures):
-            item.add_marker(pytest.mark.flaky(reruns=1))
+        item.stash[_AGAIN] = drives_a_manager(item.path, fixtures)
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if not item.stash.get(_AGAIN, False):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    if any(report.failed for report in reports):
+        for report in reports:
+            if report.failed:
+                report.outcome = RERUN  # type: ignore[assignment]
+                item.ihook.pytest_runtest_logreport(report=report)
+        _forget_failed_fixtures(item)
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _forget_failed_fixtures(item: pytest.Item) -> None:
+    """Let the fixtures that failed be set up again: pytest caches an error, too."""
+    for name in getattr(item, "fixturenames", []):
+        for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ():
+            if fixture.cached_result is not None and fixture.cached_result[2] is not None:
+                fixture.cached_result = None
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    return (RERUN, "R", "RERUN") if report.outcome == RERUN else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,7 +102,7 @@ class _Repeats:
         self._repeated: list[tuple[str, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.outcome != "rerun":  # type: ignore[comparison-overlap]  # rerunfailures' own
+        if report.outcome != RERUN:
             return
         self._repeated.append((report.nodeid, reason_of(report.longreprtext)))
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")

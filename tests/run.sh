@@ -2,15 +2,17 @@
 # The whole test suite, on a Debian machine as root.  Installs what is missing,
 # starts no system service, and can be run again.
 #
-#   tests/run.sh                          every ring, in a worker (tests/worker)
-#   tests/run.sh --fast                   the rings without processes, lint and types: a minute
+#   tests/run.sh                          every ring, in isolated workers (tests/worker)
+#   tests/run.sh --fast                   the rings without processes, lint and types
 #   tests/run.sh tests/ttrpc -x           one pytest with these arguments, no workers
 #
 #   --all-managers    every release of each manager, not the oldest and the newest alone
-#   --python VERSION  with this Python, such as 3.13, in an environment of its own
-#   --workers N       so many workers side by side (1); 0 is one pytest without workers.
-#                     Two a processor take a third of the time, but workers share processors
-#                     and cgroups: a test with a time limit may fail, and pass when run alone.
+#   --python VERSION  with this Python, such as 3.13, in an environment of its own; "newest"
+#                     is the newest of this machine beside the default one, without which
+#                     nothing is run
+#   --workers N       so many workers side by side; 0 is one pytest without workers.  "auto",
+#                     the default unless tests are named, is two a processor, or one where
+#                     workers cannot be isolated from each other.
 #   --setup-only      only install; print the environment's directory
 #   The remaining arguments are pytest's.
 #
@@ -21,13 +23,23 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 cache=$PWD/.cache
 venv=${TRIO_SHIM_VENV:-$cache/venv}
 python=${PYTHON:-python3}
-setup_only='' fast='' workers='' arguments=()
+setup_only='' fast='' workers='' fetching='' arguments=()
 mkdir -p "$cache"
 
 # The interpreter of a version: on PATH, or among pyenv's.
 find_python() {
-    command -v "python$1" && "python$1" --version >/dev/null 2>&1 && return
+    if "python$1" --version >/dev/null 2>&1; then command -v "python$1"; return; fi
     command -v pyenv >/dev/null && find "$(pyenv root)/versions" -path "*/$1.*/bin/python$1" | sort -V | tail -1 | grep .
+}
+
+# The version of the newest Python beside the default one.
+newest_python() {
+    local version default
+    default=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    for version in 3.{19..11}; do
+        [ "$version" = "$default" ] || ! find_python "$version" >/dev/null || { echo "$version"; return; }
+    done
+    return 1
 }
 
 while [ $# -gt 0 ]; do
@@ -36,6 +48,8 @@ while [ $# -gt 0 ]; do
     --fast) fast=1 ;;
     --all-managers) export TRIO_SHIM_TEST_MANAGERS=all ;;
     --python)
+        [ "$2" != newest ] || set -- "$1" "$(newest_python)" "${@:3}"
+        [ -n "$2" ] || { echo "== no other Python here: nothing is run" >&2; exit 0; }
         python=$(find_python "$2") || { echo "$0: there is no Python $2 here" >&2; exit 1; }
         venv=$cache/venv-$2
         shift
@@ -132,9 +146,12 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     install_packages containerd runc criu iptables busybox-static procps python3-venv ca-certificates \
         umoci skopeo tmux bash zsh fish e2fsprogs erofs-utils fuse3 fuse-overlayfs patchelf
     make_criu
-    tests/managers/fetch.sh || step "no other managers: their share of tests/e2e, tests/docker and tests/cri will be skipped"
+    tests/managers/fetch.sh &
+    fetching=$!
 fi
-make_venv
+make_venv  # while the managers are fetched
+[ -z "$fetching" ] || wait "$fetching" ||
+    step "no other managers: their share of tests/e2e, tests/docker and tests/cri will be skipped"
 # Without bytecode each start of an interpreter would compile everything again.
 unset PYTHONDONTWRITEBYTECODE
 export PATH
@@ -170,21 +187,47 @@ fi
 
 # A run that names tests is one process, as a debugger wants it.
 if [ -z "$workers" ]; then
-    workers=1
+    workers=auto
     for argument in "${arguments[@]}"; do
         [ ! -e "${argument%%::*}" ] || workers=0
     done
-    unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
 fi
-options=()
-if [ "$workers" -gt 0 ]; then
-    # pytest-xdist splits the command at spaces, so the checkout's path may not contain one.
-    options=(--durations=10 --dist loadgroup --tx "$workers*popen//python=$PWD/tests/worker $venv/bin/python")
+if [ "$workers" = auto ]; then
+    workers=$((2 * $(nproc)))
+    if ! tests/worker --check; then
+        step "workers cannot be isolated from each other here: one worker"
+        workers=1
+        unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
+    fi
 fi
-step "pytest ${options[*]} ${arguments[*]}"
-[ "$workers" -gt 0 ] || exec "$venv/bin/python" -m pytest "${arguments[@]}"
+
+# The options of a run in so many workers.  pytest-xdist splits the command at spaces, so the
+# checkout's path may not contain one.
+in_workers() {
+    options=(--dist loadscope
+        --tx "$1*popen//python=$PWD/tests/worker $venv/bin/python")
+}
+
 failed=0
-"$venv/bin/python" -m pytest -m "not host" "${options[@]}" "${arguments[@]}" || failed=$?
-step "pytest -m host: the tests that need the host's own pid namespace"
-"$venv/bin/python" -m pytest -m host "${arguments[@]}" || failed=$?
+run_tests() {
+    step "pytest $*"
+    local status=0
+    "$venv/bin/python" -m pytest "$@" "${arguments[@]}" || status=$?
+    # 5: no test is selected, as with a phase that the named tests do not have.
+    [ $status = 0 ] || { [ $status = 5 ] && [ $# -gt 0 ]; } || failed=$status
+}
+
+SECONDS=0
+if [ "$workers" = 0 ]; then
+    run_tests
+else
+    in_workers "$workers"
+    run_tests -m "not host and not timed" --durations=10 "${options[@]}"
+    in_workers 1
+    step "the tests that measure time: they need an idle machine"
+    run_tests -m timed "${options[@]}"
+    step "the tests that need the host's own pid namespace"
+    run_tests -m host
+    step "all rings in $((SECONDS / 60)) min $((SECONDS % 60)) s"
+fi
 exit $failed

@@ -145,6 +145,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_survivors_are_shown_and_the_checkout_is_left_alone(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

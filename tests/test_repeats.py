@@ -56,7 +56,7 @@ def test_a_test_of_a_real_manager_is_repeated_and_named(tmp_path: Path, ring: st
 
 
 def test_workers_tell_what_they_repeat(tmp_path: Path) -> None:
-    done = run(tmp_path, "e2e", "--repeat-managers", "-n", "2", "--dist", "loadgroup")
+    done = run(tmp_path, "e2e", "--repeat-managers", "-n", "2", "--dist", "loadscope")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("    ValueError: the first run fails\n") == 1
 
