@@ -1,6 +1,6 @@
 """List the containers of this host from their directories, without asking a shim.
 
-Only the standard library is imported here, because a shell waits for this list when it
+Neither trio nor psutil is imported here, because a shell waits for this list when it
 completes an id.  :mod:`shimctl.discover` finds out which shims are alive, but takes longer.
 
 Source: containerd core/runtime/v2/bundle.go; CRI-O's storage.
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from shim import records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,15 +39,36 @@ def roots(states: Sequence[str | Path] = ()) -> list[str]:
     return list(dict.fromkeys(map(str, (*STATES, *states, *([extra] if extra else [])))))
 
 
-def containers(states: Sequence[str | Path] = ()) -> Iterator[tuple[str, str]]:
-    """Yield the namespace and id of every container that has a directory."""
+class Entry(NamedTuple):
+    """A container that has a directory, its bundle."""
+
+    namespace: str
+    id: str
+    bundle: Path
+
+    def state(self) -> str:
+        """Return a word for its state, from its files: ``running``, ``exited 7``, ``stopped``.
+
+        The text is ``created`` if the runtime wrote no pid.
+        """
+        if (record := records.read_exit(str(self.bundle), "")) is not None:
+            return "exited" if record.reason else f"exited {record.exit_status}"
+        try:
+            pid = int((self.bundle / "init.pid").read_bytes()[:20])
+        except (OSError, ValueError):
+            return "created"
+        return "running" if Path(f"/proc/{pid}").exists() else "stopped"
+
+
+def containers(states: Sequence[str | Path] = ()) -> Iterator[Entry]:
+    """Yield every container that has a directory."""
     for path in listed(state_directory(), "*/*/config.json"):
-        yield path.parent.parent.name, path.parent.name
+        yield Entry(path.parent.parent.name, path.parent.name, path.parent)
     for root in roots(states):
         for path in listed(Path(root), f"{BUNDLES}/*/*"):
-            yield path.parent.name, path.name
+            yield Entry(path.parent.name, path.name, path)
     for path in listed(Path(CRIO), "*/userdata/address"):
-        yield "default", path.parent.parent.name
+        yield Entry("default", path.parent.parent.name, path.parent)
 
 
 def listed(root: Path, pattern: str) -> list[Path]:

@@ -13,6 +13,7 @@ for the files, the arguments and the name of the socket.
 
 from __future__ import annotations
 
+import re
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -42,8 +43,10 @@ if TYPE_CHECKING:
     from shimctl.backend import Backend
     from shimctl.client import Shim
 
+BEGINNING = 6  # the fewest digits of an id's beginning, in commands that change a container
 PROBE = 2  # s to probe one socket: connect, Connect, State
 SOCKETS = sockets.SOCKET_DIR
+_HEXADECIMAL = re.compile("[0-9a-f]+")
 
 
 class Health(StrEnum):
@@ -114,35 +117,60 @@ async def list_shims(
 
 
 async def find_shim(
-    prefix: str, namespace: str = "", *, states: Sequence[str | Path] = ()
+    text: str, namespace: str = "", *, states: Sequence[str | Path] = (), to_change: bool = False
 ) -> Found:
     """Find the one container that :func:`choose` picks.
 
-    If ``prefix`` is the full id of a container with a directory, no shim is probed, so a
+    If ``text`` is the full id of a container with a directory, no shim is probed, so a
     hung shim causes no delay.  The ``health`` is then unknown; it has the value DEAD.
     """
-    exact = [found for found in _in_directories(states) if found.id == prefix]
-    return choose(exact or await list_shims(states=states), prefix, namespace)
+    exact = [found for found in _in_directories(states) if found.id == text]
+    inside = [found for found in exact if namespace in ("", found.namespace)]
+    shims = inside or await list_shims(states=states)
+    return choose(shims, text, namespace, to_change=to_change)
 
 
-def choose(shims: Iterable[Found], prefix: str, namespace: str = "") -> Found:
-    """Pick the one container whose id is, or begins with, ``prefix``.
+def choose(
+    shims: Iterable[Found], text: str, namespace: str = "", *, to_change: bool = False
+) -> Found:
+    """Pick the one container whose id is, or begins with, ``text``.
 
-    A full id wins over a longer one that begins with it.
+    A full id wins over a longer one that begins with it.  With ``to_change`` a beginning
+    counts only if it and the id are hexadecimal, and it has at least ``BEGINNING`` digits:
+    a name that begins another name is not taken for it.
 
     :raises NotFoundError: there is none.
     :raises InvalidError: there are several; the message lists them.
     """
     inside = [found for found in shims if found.id and namespace in ("", found.namespace)]
-    matches = [found for found in inside if found.id == prefix]
-    matches = matches or [found for found in inside if prefix and found.id.startswith(prefix)]
+    matches = [found for found in inside if found.id == text]
+    longer = [found for found in inside if text and found.id.startswith(text)]
+    if not matches and to_change:
+        matches = [found for found in longer if _is_beginning(text, found.id)]
+    elif not matches:
+        matches = longer
     if not matches:
         where = f" in namespace {namespace}" if namespace else ""
-        raise NotFoundError(f"no container {prefix!r}{where}; see `shimctl ps`")
+        hint = "see `shimctl ps`"
+        if longer:
+            hint = f"ids that begin so: {_names(longer)}; this command takes a whole id"
+        raise NotFoundError(f"no container {text!r}{where}; {hint}")
+    if len(matches) > 1 and len({found.id for found in matches}) == 1:
+        spaces = ", ".join(sorted(found.namespace for found in matches))
+        raise InvalidError(
+            f"{matches[0].id!r} is in several namespaces: {spaces}; use -n NAMESPACE"
+        )
     if len(matches) > 1:
-        names = ", ".join(f"{found.namespace}/{found.id}" for found in matches)
-        raise InvalidError(f"{prefix!r} matches {names}; use a longer id or -n NAMESPACE")
+        raise InvalidError(f"{text!r} matches {_names(matches)}; use a longer id or -n NAMESPACE")
     return matches[0]
+
+
+def _is_beginning(text: str, name: str) -> bool:
+    return len(text) >= BEGINNING and bool(_HEXADECIMAL.fullmatch(name))
+
+
+def _names(shims: Iterable[Found]) -> str:
+    return ", ".join(f"{found.namespace}/{found.id}" for found in shims)
 
 
 # Directories and sockets

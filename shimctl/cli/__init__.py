@@ -1,37 +1,80 @@
 """The command line of shimctl, from the arguments to the exit code.
 
-:mod:`shimctl.cli.arguments` declares the commands and their arguments,
-:mod:`shimctl.cli.commands` runs them.  The library never imports this package, except
-for ``python -m shimctl``.  Only argparse is imported here, so that ``--help`` and a
-shell's completion are quick.
+:mod:`shimctl.cli.app` finds the command, the module of the same name in
+:mod:`shimctl.cli.commands` declares and runs it.  The library never imports this
+package, except for ``python -m shimctl``.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-from shimctl.cli.arguments import parser
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-# The arguments that a shell's completion script passes; no help lists them.
-_COMPLETE = ["__complete", "--"]
+    import click
+
+FAILED = 125  # the exit code of a failure of shimctl or of the shim
+COMPLETE_VARIABLE = "_SHIMCTL_COMPLETE"  # a shell's completion script sets it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     _open_missing()
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:2] == _COMPLETE:
-        return _complete(argv[2:])
-    args = parser().parse_args(argv)
-    # Late: trio and protobuf take as long to load as everything else together.
-    from shimctl.cli import commands
+    try:
+        code = _run(argv)
+        # A flush by the interpreter at its end could not report a closed pipe as we do.
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader closed our output.  Without this, the interpreter's flush fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
 
-    return commands.run(args)
+
+def _run(argv: list[str]) -> int:
+    if argv == ["--version"]:  # without click, which takes longer than everything else
+        from shim.version import VERSION
+
+        print(f"shimctl {VERSION}")
+        return 0
+    import click
+
+    from shimctl.cli.app import app
+
+    if COMPLETE_VARIABLE in os.environ:
+        from shimctl.cli.completion import complete
+
+        return complete(os.environ[COMPLETE_VARIABLE])
+    try:
+        with app.make_context("shimctl", argv or ["--help"]) as context:
+            return app.invoke(context) or 0
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        return _refuse(exc)
+
+
+def _refuse(exc: click.ClickException) -> int:
+    """Print the error of a command line in one line on stderr; return the exit code."""
+    from shim.text import printable
+
+    context = getattr(exc, "ctx", None)
+    path = context.command_path if context else "shimctl"
+    close = getattr(exc, "possibilities", None)
+    message = exc.message if close else exc.format_message()
+    message = (message[:1].lower() + message[1:]).replace("\n\t", " ").rstrip(".")
+    if close:
+        message += f" (did you mean {' or '.join(close)}?)"
+    # The message quotes the arguments; escaping keeps it on one line.
+    print(f"{path}: {printable(message)}; see `{path} --help`", file=sys.stderr)
+    return FAILED
 
 
 def _open_missing() -> None:
@@ -49,31 +92,3 @@ def _open_missing() -> None:
         if getattr(sys, name) is None:
             stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays
             setattr(sys, name, stream)
-
-
-def _complete(words: Sequence[str]) -> int:
-    from shimctl.cli.completion import complete
-
-    for candidate in complete(parser(), words, _lookup):
-        # Skip words that cannot be typed as they are.  A tab separates a word and its help.
-        if str(candidate).replace("\t", "").isprintable():
-            print(candidate)
-    return 0
-
-
-def _lookup(kind: str, given: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    if kind == "signal":
-        from signal import Signals
-
-        yield from ((number.name.removeprefix("SIG"), "") for number in Signals)
-        return
-    from shimctl import directories
-
-    wanted = given.get("namespace", [""])[-1]
-    found = sorted(set(directories.containers(given.get("state", ()))))
-    if kind == "namespace":
-        yield from ((namespace, "") for namespace in dict.fromkeys(n for n, _ in found))
-        return
-    for namespace, name in found:
-        if wanted in ("", namespace):
-            yield name, f"in {namespace}"

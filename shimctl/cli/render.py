@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, is_dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +97,16 @@ def _text(value: object) -> str:
     if value is None or value == "":
         return _ABSENT
     if isinstance(value, datetime):
-        return value.isoformat(sep=" ", timespec="seconds")
+        return str(time(value))
     return printable(str(value))
+
+
+def time(at: datetime | None, *, precise: bool = False) -> str | None:
+    """Format a time in RFC 3339, in UTC, to the second, or to the millisecond if ``precise``."""
+    if at is None:
+        return None
+    utc = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    return utc.isoformat(timespec="milliseconds" if precise else "seconds").replace("+00:00", "Z")
 
 
 def size(count: float | None) -> str | None:
@@ -131,6 +139,11 @@ def as_json(value: object, *, indent: int | None = 2) -> str:
     Times become RFC 3339, enumerations their values, tuples lists, None becomes null.
     """
     return _escaped(json.dumps(_plain(value), indent=indent, ensure_ascii=False), _json_escape)
+
+
+def as_line(value: object) -> str:
+    """Format a value for a line of text: a text as it is, anything else as JSON in one line."""
+    return value if isinstance(value, str) else as_json(value, indent=None)
 
 
 def as_yaml(value: object) -> str:
@@ -170,7 +183,7 @@ def _yaml_escape(char: str) -> str:
 def _plain(value: object) -> Any:
     match value:
         case datetime():
-            return value.isoformat().replace("+00:00", "Z")
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
         case Enum():
             return value.value
         case Verbatim():

@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.cli.arguments import parser
-from shimctl.cli.commands.from_image import overrides_of, stop_signal, volume_of
-from shimctl.cli.commands.running import run_of
+from shimctl.cli.creating import overrides_of, run_of, volume_of, without_dashes
 from shimctl.images import Overrides, Volume
+from shimctl.stopsignal import stop_signal
+from tests.shimctl.commands import parsed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def overrides(*argv: str) -> Overrides:
-    args = parser().parse_args(["run", "--id", "c", *argv])
+    args = parsed("run", "--id", "c", *argv)
     return overrides_of(args, run_of(args))
 
 
 @pytest.mark.parametrize("between", [[], ["--"]])
 def test_options_after_an_image_are_the_commands(between: list[str]) -> None:
-    args = parser().parse_args(["run", "-d", "oci:a:b", *between, "sh", "-d", "--id", "x"])
-    assert (args.bundle, args.args, args.id) == ("oci:a:b", ["sh", "-d", "--id", "x"], "")
+    args = parsed("run", "-d", "oci:a:b", *between, "sh", "-d", "--id", "x")
+    assert (args.bundle, args.id_) == ("oci:a:b", "")
+    assert without_dashes(args.args) == ["sh", "-d", "--id", "x"]
 
 
 @pytest.mark.parametrize("command", ["run", "create"])
 def test_options_after_a_bundle_are_ours(command: str) -> None:
-    args = parser().parse_args([command, "--debug", "./b", "--id", "x"])
-    assert (args.bundle, args.args, args.id, args.debug) == ("./b", [], "x", True)
+    args = parsed(command, "--debug", "./b", "--id", "x")
+    assert (args.bundle, args.args, args.id_, args.debug) == ("./b", (), "x", True)
 
 
-def test_a_wrong_option_after_a_bundle_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parser().parse_args(["run", "./b", "--nonsense"])
-    assert "--nonsense" in capsys.readouterr().err
+def test_a_wrong_option_after_a_bundle_is_told() -> None:
+    with pytest.raises(click.NoSuchOption, match="--nonsense"):
+        parsed("run", "./b", "--nonsense")
 
 
 def test_what_is_not_said_is_as_the_image_has_it() -> None:

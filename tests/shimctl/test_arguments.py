@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.cli.arguments import parser, types
-from shimctl.cli.commands.limits import resources_of
+from shimctl.cli import parse
+from shimctl.cli.commands.update import resources_of
 from shimctl.cli.render import size
+from tests.shimctl.commands import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
-    assert types.size(text) == count
+    assert parse.size(text) == count
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,8 @@ def test_sizes_are_read_as_people_write_them(text: str, count: int) -> None:
     ],
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ArgumentTypeError, match=r"not a size|too large"):
-        types.size(text)
+    with pytest.raises(ValueError, match=r"not a size|too large"):
+        parse.size(text)
 
 
 @given(st.integers(0, (1 << 63) - 1))
@@ -66,22 +67,22 @@ def test_the_sizes_we_print_can_be_given_back(count: int) -> None:
     shown = size(count)
     assert shown
     if not shown.endswith("PiB"):
-        assert types.size(shown) == pytest.approx(count, rel=0.06, abs=1)
+        assert parse.size(shown) == pytest.approx(count, rel=0.06, abs=1)
 
 
 @given(st.text(max_size=12))
 @pytest.mark.parametrize(
     "read",
     [
-        *(types.size, types.limit, types.count_limit, types.cpus, types.cpu_set, types.seconds),
-        types.integer(1, 10),
+        *(parse.size, parse.limit, parse.count_limit, parse.cpus, parse.cpu_set, parse.seconds),
+        parse.integer(1, 10),
     ],
 )
 def test_whatever_is_given_is_read_or_refused(read: Callable[[str], Any], text: str) -> None:
     message = ""
     try:
         read(text)
-    except ArgumentTypeError as exc:
+    except ValueError as exc:
         message = str(exc)
     assert "\n" not in message
 
@@ -89,43 +90,43 @@ def test_whatever_is_given_is_read_or_refused(read: Callable[[str], Any], text: 
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        (types.cpus, "0"),
-        (types.cpus, "nan"),
-        (types.cpus, "inf"),
-        (types.cpus, "-1"),
-        (types.cpus, "many"),
-        (types.cpu_set, "0-"),
-        (types.cpu_set, "a"),
-        (types.cpu_set, "0,,1"),
-        (types.count_limit, "0"),
-        (types.count_limit, "1.5"),
-        (types.integer(10, 1000), "9"),
-        (types.integer(10, 1000), "1001"),
-        (types.integer(10, 1000), "1" * 5000),
-        (types.seconds, "0"),
-        (types.seconds, "0.01"),
-        (types.seconds, "2d"),
-        (types.seconds, "-1"),
-        (types.seconds, "25h"),
+        (parse.cpus, "0"),
+        (parse.cpus, "nan"),
+        (parse.cpus, "inf"),
+        (parse.cpus, "-1"),
+        (parse.cpus, "many"),
+        (parse.cpu_set, "0-"),
+        (parse.cpu_set, "a"),
+        (parse.cpu_set, "0,,1"),
+        (parse.count_limit, "0"),
+        (parse.count_limit, "1.5"),
+        (parse.integer(10, 1000), "9"),
+        (parse.integer(10, 1000), "1001"),
+        (parse.integer(10, 1000), "1" * 5000),
+        (parse.seconds, "0"),
+        (parse.seconds, "0.01"),
+        (parse.seconds, "2d"),
+        (parse.seconds, "-1"),
+        (parse.seconds, "25h"),
     ],
 )
 def test_what_is_out_of_range_is_refused(read: Callable[[str], Any], text: str) -> None:
-    with pytest.raises(ArgumentTypeError):
+    with pytest.raises(ValueError):
         read(text)
 
 
 @pytest.mark.parametrize(
     ("read", "text", "value"),
     [
-        (types.limit, "max", -1),
-        (types.limit, "-1", -1),
-        (types.count_limit, "max", -1),
-        (types.count_limit, "7", 7),
-        (types.cpus, ".5", 0.5),
-        (types.cpu_set, "0-3,7", "0-3,7"),
-        (types.seconds, "500ms", 0.5),
-        (types.seconds, "2", 2.0),
-        (types.seconds, "1m", 60.0),
+        (parse.limit, "max", -1),
+        (parse.limit, "-1", -1),
+        (parse.count_limit, "max", -1),
+        (parse.count_limit, "7", 7),
+        (parse.cpus, ".5", 0.5),
+        (parse.cpu_set, "0-3,7", "0-3,7"),
+        (parse.seconds, "500ms", 0.5),
+        (parse.seconds, "2", 2.0),
+        (parse.seconds, "1m", 60.0),
     ],
 )
 def test_what_is_in_range_is_read(read: Callable[[str], Any], text: str, value: object) -> None:
@@ -133,7 +134,7 @@ def test_what_is_in_range_is_read(read: Callable[[str], Any], text: str, value: 
 
 
 def resources(*argv: str) -> dict[str, Any]:
-    return resources_of(parser().parse_args(["update", "redis", *argv]))
+    return resources_of(vars(parsed("update", "redis", *argv)))
 
 
 def test_each_option_of_update_has_its_place_in_the_resources() -> None:
@@ -190,12 +191,11 @@ def test_an_update_of_nothing_is_refused_with_an_example() -> None:
 def test_options_of_run_may_stand_after_the_bundle(
     argv: list[str], detach: bool, runtime: str, args: list[str]
 ) -> None:
-    parsed = parser().parse_args(["run", *argv])
-    assert (parsed.bundle, parsed.detach, parsed.runtime) == ("b", detach, runtime)
-    assert parsed.args == args
+    found = parsed("run", *argv)
+    assert (found.bundle, found.detach, found.runtime) == ("b", detach, runtime)
+    assert list(found.args) == args
 
 
 def test_an_option_after_the_bundle_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(SystemExit) as exit_:
-        parser().parse_args(["run", "b", "--nonsense"])
-    assert exit_.value.code == 125
+    with pytest.raises(click.NoSuchOption):
+        parsed("run", "b", "--nonsense")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from shim.api.options_pb2 import CheckpointOptions
-from shimctl.cli.arguments import parser
-from shimctl.cli.commands.creating import options_of
+from shimctl.cli.commands.checkpoint import options_of
+from tests.shimctl.commands import parsed
 from tests.shimctl.place import Place, eventually, open_place
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ COUNT = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.05; done"
 
 
 def options(*argv: str) -> CheckpointOptions:
-    args = parser().parse_args(["checkpoint", "redis", "--image-path", "/images", *argv])
-    packed = options_of(args)
+    packed = options_of(vars(parsed("checkpoint", "redis", "--image-path", "/images", *argv)))
     assert packed.type_url == "containerd.runc.v1.CheckpointOptions"
     return CheckpointOptions.FromString(packed.value)
 

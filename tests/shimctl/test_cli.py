@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import os
@@ -8,30 +7,24 @@ import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import click
 import pytest
 
 from shim.errors import (
-    InvalidError,
     TimedOutError,
     UnavailableError,
     UnsupportedError,
     WrongStateError,
 )
+from shim.version import VERSION
 from shimctl.cli import commands, main
-from shimctl.cli.arguments import parser
-from shimctl.cli.commands.lifecycle import signal_number
-from shimctl.cli.commands.output import colours
-from shimctl.cli.commands.report import exit_code_for, hint
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-
-def every_command() -> dict[str, argparse.ArgumentParser]:
-    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(commands.choices)
+from shimctl.cli.app import SECTIONS
+from shimctl.cli.output import colours
+from shimctl.cli.parse import signal_number
+from shimctl.cli.report import exit_code_for, hint
+from tests.shimctl.commands import COMMANDS, parsed, verbs
 
 
 @pytest.fixture(autouse=True)
@@ -58,41 +51,80 @@ def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
-@pytest.mark.parametrize("command", every_command())
-def test_every_command_has_help_with_an_example(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        parser().parse_args([command, "--help"])
-    assert exit_.value.code == 0
-    shown = capsys.readouterr().out
-    assert re.search(rf"example:\n  shimctl {command}\b", shown)
-    for action in every_command()[command]._actions:
-        assert action.help or isinstance(action, argparse._SubParsersAction), action
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("form", [("{}", "--help"), ("{}", "-h"), ("help", "{}")], ids=" ".join)
+def test_every_command_has_help_with_an_example(command: str, form: tuple[str, str]) -> None:
+    done = called(*(word.format(command) for word in form))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(rf"Example:\n  shimctl {command}\b", done.stdout)
+    for one in verbs(COMMANDS[command]):
+        assert one.help
+        for parameter in one.params:
+            assert getattr(parameter, "help", None), parameter
 
 
-def test_every_command_is_done_by_somebody() -> None:
-    for name, sub in every_command().items():
-        assert callable(commands.command(sub.get_default("group"), name))
+@pytest.mark.parametrize("argv", [[], ["help"], ["--help"], ["-h"]], ids=" ".join)
+def test_help_lists_every_command_in_its_section(argv: list[str]) -> None:
+    done = called(*argv)
+    assert (done.returncode, done.stderr) == (0, "")
+    for section, names in SECTIONS.items():
+        listed = re.search(rf"(?ms)^{section}:\n(.+?)(?=^\S|\Z)", done.stdout)
+        assert listed
+        assert re.findall(r"(?m)^  (\w+) +\w", listed[1])[: len(names)] == list(names)
+    assert "..." not in done.stdout.partition("Containers:")[2]  # no text is cut
+
+
+def test_each_module_of_commands_is_one_command_of_a_section() -> None:
+    modules = {path.stem for path in Path(commands.__path__[0]).glob("[a-z]*.py")}
+    assert modules == set(COMMANDS)
+    assert {name: command.name for name, command in COMMANDS.items()} == {n: n for n in COMMANDS}
 
 
 def test_help_loads_neither_trio_nor_protobuf() -> None:
     script = (
         "import sys, shimctl.cli\n"
-        "shimctl.cli.parser().format_help()\n"
-        "assert not {'trio', 'google.protobuf', 'psutil', 'asyncio'} & sys.modules.keys()"
+        "assert shimctl.cli.main([]) == 0\n"
+        "slow = {'trio', 'google.protobuf', 'psutil', 'asyncio', 'yaml', 'rich', 'grpclib'}\n"
+        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_no_command_loads_asyncio() -> None:
+def test_only_the_named_command_is_imported() -> None:
     script = (
-        "import sys, pkgutil, importlib, shimctl.cli.commands as commands\n"
-        "for found in pkgutil.iter_modules(commands.__path__, 'shimctl.cli.commands.'):\n"
-        "    importlib.import_module(found.name)\n"
-        "assert not {'asyncio', 'h2', 'yaml'} & sys.modules.keys()"
+        "import sys, shimctl.cli\n"
+        "assert shimctl.cli.main(['pause', 'nobody-of-that-name']) == 125\n"
+        "package = 'shimctl.cli.commands.'\n"
+        "loaded = [name for name in sys.modules if name.startswith(package)]\n"
+        "assert loaded == [package + 'pause'], loaded\n"
+        "assert not {'asyncio', 'h2', 'yaml', 'rich', 'argparse'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_the_version_is_printed_without_loading_click() -> None:
+    script = (
+        "import sys, shimctl.cli\n"
+        "assert shimctl.cli.main(['--version']) == 0\n"
+        "assert 'click' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    assert done.stdout.decode() == f"shimctl {VERSION}\n"
+    assert called("version").stdout == called("--version").stdout
+
+
+def test_a_mistyped_command_or_option_is_answered_with_what_was_meant() -> None:
+    assert "(did you mean pause" in called("puase").stderr
+    assert "(did you mean --namespace?)" in called("ps", "--namespac", "x").stderr
+
+
+@pytest.mark.parametrize(
+    "argv", [["ps", "--na", "x"], ["run", "--name", "x", "b"], ["kill", "--sig", "9", "x"]]
+)
+def test_no_option_is_taken_for_a_longer_one(argv: list[str]) -> None:
+    done = called(*argv)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"no such option '{argv[1]}'" in done.stderr
 
 
 def test_the_library_has_what_it_announces() -> None:
@@ -100,7 +132,9 @@ def test_the_library_has_what_it_announces() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("argv", [[], ["nonsense"], ["state"], ["ps", "--nonsense"]])
+@pytest.mark.parametrize(
+    "argv", [["help", "nonsense"], ["nonsense"], ["state"], ["ps", "--nonsense"]]
+)
 def test_a_wrong_command_line_is_our_failure_in_one_line(argv: list[str]) -> None:
     done = shimctl(*argv)
     assert done.returncode == 125
@@ -170,22 +204,28 @@ def test_a_command_that_cannot_run_exits_as_in_a_shell(message: str, code: int) 
 
 
 @pytest.mark.parametrize(
-    ("text", "number"), [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("term", 15), ("RTMIN+1", 35)]
+    ("text", "number"),
+    [
+        *(("9", 9), ("KILL", 9), ("SIGKILL", 9), ("term", 15)),
+        *(("RTMIN+1", 35), ("rtmin+3", 37), ("SIGRTMIN+30", 64)),
+    ],
 )
 def test_signals_are_read_as_people_write_them(text: str, number: int) -> None:
     assert signal_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "999", "0", "-1", "NONSENSE", "TERM+x"])
+@pytest.mark.parametrize(
+    "text", ["", "999", "0", "-1", "NONSENSE", "TERM+x", "RTMIN+31", "RTMIN+-1", "HUP+1 "]
+)
 def test_what_is_no_signal_is_refused(text: str) -> None:
-    with pytest.raises(InvalidError):
+    with pytest.raises(ValueError, match="there is no signal"):
         signal_number(text)
 
 
 def test_the_command_of_exec_keeps_its_own_flags() -> None:
-    args = parser().parse_args(["exec", "-it", "redis", "ls", "-n", "--json"])
-    assert args.args == ["ls", "-n", "--json"]
-    assert (args.interactive, args.tty, args.output, args.id) == (True, True, "table", "redis")
+    args = parsed("exec", "-it", "redis", "ls", "-n", "--json")
+    assert args.args == ("ls", "-n", "--json")
+    assert (args.interactive, args.tty, args.namespace, args.id_) == (True, True, "", "redis")
 
 
 def make_directory(state: Path, namespace: str, name: str) -> Path:
@@ -194,6 +234,12 @@ def make_directory(state: Path, namespace: str, name: str) -> Path:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text('{"process": {"args": ["sh"]}}')
     return directory
+
+
+CHANGING = {
+    *("start", "kill", "pause", "resume", "delete", "update", "checkpoint", "shutdown"),
+    *("exec", "attach"),
+}
 
 
 def with_an_id() -> list[list[str]]:
@@ -205,8 +251,9 @@ def with_an_id() -> list[list[str]]:
         "top": ["-i", "1"],
     }
     found = []
-    for name, sub in every_command().items():
-        if any(a.dest == "id" and not a.option_strings for a in sub._actions):
+    for name, command in COMMANDS.items():
+        arguments = {one.name for one in command.params if isinstance(one, click.Argument)}
+        if {"id_", "ids"} & arguments:
             before = [] if name == "exec" else more.get(name, [])
             found.append([name, *before, "ID", *(more["exec"] if name == "exec" else [])])
     return found
@@ -221,8 +268,38 @@ def test_a_short_name_that_may_be_several_is_refused_with_a_list(
         make_directory(state, "ns", name)
     done = called(*["twin-sti" if word == "ID" else word for word in command])
     assert (done.returncode, done.stdout) == (125, "")
-    assert "'twin-sti' matches ns/twin-stick, ns/twin-still; use a longer id" in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "ns/twin-stick, ns/twin-still; " in done.stderr
+    if command[0] in CHANGING:
+        assert "no container 'twin-sti'; ids that begin so: " in done.stderr
+    else:
+        assert "'twin-sti' matches " in done.stderr
+
+
+@pytest.mark.parametrize("command", with_an_id(), ids=lambda command: command[0])
+def test_only_what_changes_nothing_takes_the_beginning_of_a_name(
+    state: Path, command: list[str]
+) -> None:
+    bundle = make_directory(state, "ns", "unlike-any-other")
+    before = sorted(path.name for path in bundle.iterdir())
+    done = called(*["unlike-any" if word == "ID" else word for word in command])
+    begun = "ids that begin so: ns/unlike-any-other; this command takes a whole id"
+    assert (begun in done.stderr) == (command[0] in CHANGING)
+    assert ("no container" in done.stderr) == (command[0] in CHANGING)
+    assert sorted(path.name for path in bundle.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", with_an_id(), ids=lambda command: command[0])
+def test_an_id_in_several_namespaces_is_refused_with_their_names(
+    state: Path, command: list[str]
+) -> None:
+    for namespace in ("two", "one"):
+        make_directory(state, namespace, "in-both")
+    done = called(*["in-both" if word == "ID" else word for word in command])
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == (
+        "shimctl: 'in-both' is in several namespaces: one, two; use -n NAMESPACE\n"
+    )
 
 
 @pytest.mark.parametrize("command", with_an_id(), ids=lambda command: command[0])
@@ -346,8 +423,9 @@ def test_who_is_not_root_is_told_so(tmp_path: Path, state: Path, command: list[s
     script = (
         "import os, sys\n"
         "from shimctl.cli import main\n"
-        "import shimctl.cli.commands.running, shimctl.cli.commands.creating\n"
-        "import shimctl.cli.commands.listing\n"
+        "import shimctl.cli.commands.run, shimctl.cli.commands.create\n"
+        "import shimctl.cli.commands.state, shimctl.cli.connected, shimctl.standalone.run\n"
+        "import trio, shimctl.discover\n"
         "os.setgid(65534)\n"
         "os.setuid(65534)\n"
         "sys.exit(main(sys.argv[1:]))"
@@ -380,13 +458,12 @@ def test_a_state_directory_that_cannot_be_made_is_said(
 
 
 def test_an_error_says_what_to_try() -> None:
-    args = parser().parse_args(["state", "redis"])
-    assert "`shimctl ps`" in hint(UnavailableError("gone"), args)
-    assert "`shimctl state redis`" in hint(WrongStateError("it runs"), args)
-    assert "`shimctl version redis`" in hint(UnsupportedError("no"), args)
-    assert "again" in hint(TimedOutError("slow"), args)
-    assert "space" in hint(OSError(errno.ENOSPC, "full"), args)
-    assert hint(UnavailableError("gone; try this"), args) == ""
+    assert "`shimctl ps`" in hint(UnavailableError("gone"), "redis")
+    assert "`shimctl state redis`" in hint(WrongStateError("it runs"), "redis")
+    assert "`shimctl version redis`" in hint(UnsupportedError("no"), "redis")
+    assert "again" in hint(TimedOutError("slow"), "redis")
+    assert "space" in hint(OSError(errno.ENOSPC, "full"), "redis")
+    assert hint(UnavailableError("gone; try this")) == ""
 
 
 @pytest.mark.parametrize(

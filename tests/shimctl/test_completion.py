@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import pty
 import select
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shimctl.cli.arguments import parser
-from shimctl.cli.completion import SHELLS, complete, script
+from shim import records
+from shimctl.cli.completion import SHELLS, completer, script
+from tests.shimctl.commands import COMMANDS, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,19 +29,34 @@ PATIENCE = 30  # s
 # -- words in, words out ------------------------------------------------------------
 
 
-def lookup(kind: str, given: dict[str, list[str]]) -> Iterator[tuple[str, str]]:
-    inside = given.get("namespace", [""])[-1]
-    for namespace, name in (("default", "redis"), ("default", "reader"), ("k8s.io", "web")):
-        if kind == "namespace":
-            yield namespace, ""
-        elif kind == "id" and inside in ("", namespace):
-            yield name, namespace
-    if kind == "signal":
-        yield from (("HUP", ""), ("TERM", ""))
+def add_container(state: Path, namespace: str, name: str) -> Path:
+    directory = state / namespace / name
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Containers that shimctl has directories of; no other of this host has such a name."""
+    state = tmp_path_factory.mktemp("state")
+    for namespace, name in (("qz-one", "qz-reader"), ("qz-one", "qz-redis"), ("qz-two", "qz-web")):
+        add_container(state, namespace, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHIMCTL_STATE", str(state))
+        yield state
+
+
+def candidates(*words: str, shell: str = "fish") -> list[tuple[str, str, str]]:
+    """Return the kind, the word and the help of each candidate for the last of ``words``."""
+    *before, current = words or ("",)
+    found = completer(shell).get_completions(before, current)
+    return [(one.type, one.value, one.help or "") for one in found]
 
 
 def offered(*words: str) -> list[str]:
-    return [one.word for one in complete(parser(), words, lookup)]
+    """Return the words; a kind of file is given as ``:file``."""
+    return [word if kind == "plain" else f":{kind}" for kind, word, _ in candidates(*words)]
 
 
 @pytest.mark.parametrize(
@@ -50,29 +65,35 @@ def offered(*words: str) -> list[str]:
         (["pau"], ["pause"]),
         (["nonsense", ""], []),
         (["--vers"], ["--version"]),
-        (["state", "re"], ["redis", "reader"]),
-        (["state", "-n", "k8s.io", ""], ["web"]),
-        (["state", "--namespace=k8s.io", ""], ["web"]),
-        (["state", "-n", "k"], ["k8s.io"]),
+        (["state", "qz-re"], ["qz-reader", "qz-redis"]),
+        (["state", "-n", "qz-two", ""], ["qz-web"]),
+        (["state", "--namespace=qz-two", ""], ["qz-web"]),
+        (["state", "-n", "qz-t"], ["qz-two"]),
         (["state", "redis", ""], []),
-        (["stats", "redis", "w"], ["web"]),
+        (["stats", "qz-redis", "qz-"], ["qz-reader", "qz-web"]),
         (["kill", "redis", "H"], ["HUP"]),
         (["kill", "-a", "redis", "H"], ["HUP"]),
+        (["kill", "-s", "H"], ["HUP"]),
+        (["kill", "--signal=h"], ["--signal=HUP"]),
+        (["pause", "qz-redis", "qz-"], ["qz-reader", "qz-web"]),
+        (["help", "pau"], ["pause"]),
+        (["help", "images", "p"], ["prepare"]),
+        (["images", "p"], ["prepare"]),
         (["ps", "-o", ""], ["table", "wide", "json", "yaml"]),
         (["ps", "-oj", "--nam"], ["--namespace"]),
         (["ps", "--output", "w"], ["wide"]),
         (["ps", "--output=y"], ["--output=yaml"]),
         (["ps", "--nonsense=y"], []),
         (["ps", "--json=y"], []),
-        (["exec", "-it", "re"], ["redis", "reader"]),
-        (["exec", "-te", "A=b", "w"], ["web"]),
+        (["exec", "-it", "qz-re"], ["qz-reader", "qz-redis"]),
+        (["exec", "-te", "A=b", "qz-w"], ["qz-web"]),
         (["exec", "redis", "--", "--us"], []),
         (["exec", "redis", "ls", "--us"], []),
         (["state", "--", "-"], []),
-        (["run", "--log", ""], [":files"]),
-        (["run", ""], [":files"]),
-        (["ps", "--state", ""], [":directories"]),
-        (["ps", "--state=/r"], [":directories"]),
+        (["run", "--log", ""], [":file"]),
+        (["run", ""], [":file"]),
+        (["ps", "--state", ""], [":dir"]),
+        (["ps", "--state=/r"], [":dir"]),
         (["checkpoint", "redis", "--image-path", "/x", "--work"], ["--work-path"]),
         (["top", "--sort", "m"], ["memory"]),
         (["completion", "f"], ["fish"]),
@@ -99,6 +120,7 @@ def test_a_hidden_command_is_not_offered() -> None:
     assert not [word for word in offered("") if word.startswith("_")]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.text(max_size=5), st.sampled_from(["ps", "-n", "--", "exec", "-o"]))))
 def test_whatever_was_typed_completion_does_not_fail(words: list[str]) -> None:
     current = words[-1] if words else ""
@@ -106,20 +128,32 @@ def test_whatever_was_typed_completion_does_not_fail(words: list[str]) -> None:
         assert word.startswith((current, ":"))
 
 
-def every_command() -> dict[str, argparse.ArgumentParser]:
-    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(commands.choices)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_offered_with_its_help(command: str) -> None:
+    long = {option for option in options(COMMANDS[command]) if option.startswith("--")}
+    found = candidates(command, "--")
+    assert {word for _, word, _ in found} == long
+    assert all(help_ for _, _, help_ in found)
 
 
-@pytest.mark.parametrize("command", every_command())
-def test_every_option_of_every_command_is_offered(command: str) -> None:
-    options = {
-        name
-        for action in every_command()[command]._actions
-        for name in action.option_strings
-        if name.startswith("--")
-    }
-    assert set(offered(command, "--")) == options
+def test_an_id_is_offered_with_its_namespace_and_state(containers: Path) -> None:
+    for name, exit_, pid in (
+        ("over", 7, 0),
+        ("alive", None, os.getpid()),
+        ("gone", None, 1 << 22),
+    ):
+        bundle = add_container(containers, "qs", f"qs-{name}")
+        if exit_ is not None:
+            records.write_exit(str(bundle), records.ExitRecord(1, exit_, 10**9))
+        else:
+            (bundle / "init.pid").write_text(str(pid))
+    add_container(containers, "qs", "qs-new")
+    assert [(word, help_) for _, word, help_ in candidates("state", "qs-")] == [
+        ("qs-alive", "in qs, running"),
+        ("qs-gone", "in qs, stopped"),
+        ("qs-new", "in qs, created"),
+        ("qs-over", "in qs, exited 7"),
+    ]
 
 
 # -- the shells themselves ----------------------------------------------------------
@@ -135,9 +169,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(f"#!/bin/sh\nexec {REAL}\n")
     program.chmod(0o755)
     for namespace, name in (("ns1", "redis-long-name"), ("ns2", "web")):
-        directory = tmp_path / "state" / namespace / name
-        directory.mkdir(parents=True)
-        (directory / "config.json").write_text("{}")
+        add_container(tmp_path / "state", namespace, name)
     (tmp_path / "some-directory").mkdir()
     (tmp_path / "some-file").touch()
     for shell in SHELLS:
@@ -165,8 +197,8 @@ def needs(shell: str) -> str:
 
 REAL = f'{sys.executable} -m shimctl "$@"'
 WRITES_DOWN = """#!/bin/sh
-case $1 in
-    __complete) exec {real} ;;
+case $_SHIMCTL_COMPLETE in
+    *complete) exec {real} ;;
     *) echo "$@" >{log}.new && mv {log}.new {log} ;;
 esac
 """

@@ -157,7 +157,7 @@ def test_an_ambiguous_prefix_lists_whom_it_may_mean() -> None:
 
 def test_one_id_in_two_namespaces_needs_a_namespace() -> None:
     shims = [*SHIMS, Found("b", "redis", "s4")]
-    with pytest.raises(InvalidError, match="a/redis, b/redis"):
+    with pytest.raises(InvalidError, match="namespaces: a, b; use -n"):
         choose(shims, "redis")
     assert choose(shims, "redis", "b").address == "s4"
 
@@ -166,3 +166,25 @@ def test_one_id_in_two_namespaces_needs_a_namespace() -> None:
 def test_nobody_of_that_name_is_not_found(prefix: str, namespace: str) -> None:
     with pytest.raises(NotFoundError):
         choose(SHIMS, prefix, namespace)
+
+
+HEXADECIMAL = [Found("a", "4f1c09ab77e2", "h1"), Found("a", "4f1c09ff0000", "h2")]
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("redis", "s1"), ("4f1c09ab77e2", "h1"), ("4f1c09a", "h1"), ("4f1c09f", "h2")],
+)
+def test_a_change_takes_a_whole_id_or_enough_digits(text: str, address: str) -> None:
+    assert choose([*SHIMS, *HEXADECIMAL], text, to_change=True).address == address
+
+
+@pytest.mark.parametrize("text", ["redis-", "w", "we", "4f1c0", "4"])
+def test_a_change_takes_no_shorter_beginning_and_none_of_a_name(text: str) -> None:
+    with pytest.raises(NotFoundError, match=r"ids that begin so: .*takes a whole id"):
+        choose([*SHIMS, *HEXADECIMAL], text, to_change=True)
+
+
+def test_a_change_takes_no_ambiguous_digits() -> None:
+    with pytest.raises(InvalidError, match="a/4f1c09ab77e2, a/4f1c09ff0000"):
+        choose(HEXADECIMAL, "4f1c09", to_change=True)

@@ -14,7 +14,7 @@ import trio.testing
 
 from shim.errors import TimedOutError
 from shim.records import ExitRecord, write_exit
-from shimctl.cli.commands.connected import wait_for
+from shimctl.cli.connected import wait_for
 from shimctl.discover import Found
 from tests.shimctl.place import Place, eventually, open_place
 

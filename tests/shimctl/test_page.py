@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
-from shimctl.cli.arguments import parser
-from shimctl.cli.arguments.builder import FAILED, FORMATS
+from shimctl.cli import FAILED
+from shimctl.cli.output import FORMATS
+from tests.shimctl.commands import COMMANDS, options, parsed, verbs
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/shimctl.md").read_text()
 SHARED, *_ = PAGE.partition("\n## Listing containers")
-
-
-def subparsers(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    found = (a for a in of._actions if isinstance(a, argparse._SubParsersAction))
-    return next((dict(action.choices) for action in found), {})
-
-
-COMMANDS = subparsers(parser())
 
 
 def section(command: str) -> str:
@@ -35,36 +28,33 @@ def section(command: str) -> str:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_page_names_every_command_and_option(command: str) -> None:
     text = section(command)
-    for one in (COMMANDS[command], *subparsers(COMMANDS[command]).values()):
-        for action in one._actions:
-            for option in action.option_strings:
-                assert f"`{option}`" in text + SHARED, f"{command} has {option}"
-            if not action.option_strings and isinstance(action.metavar, str):
-                assert action.metavar in text or subparsers(COMMANDS[command])
-    for verb in subparsers(COMMANDS[command]):
-        assert verb in text
+    for one in verbs(COMMANDS[command]):
+        for option in options(one):
+            assert f"`{option}`" in text + SHARED, f"{command} has {option}"
+        for parameter in one.params:
+            if isinstance(parameter, click.Argument) and parameter.metavar:
+                assert parameter.metavar.strip("[].") in text
+        assert str(one.name) in text
 
 
 def test_the_page_names_nothing_that_is_not_there() -> None:
     named = re.findall(r"^### `shimctl ([a-z]+)", PAGE, re.MULTILINE)
     assert sorted(named) == sorted(COMMANDS)
-    for command in COMMANDS:
-        parsers = (COMMANDS[command], *subparsers(COMMANDS[command]).values())
-        known = {o for one in parsers for action in one._actions for o in action.option_strings}
-        rows = re.findall(r"^\| (`-.*?) \|", section(command), re.MULTILINE)
+    for name, command in COMMANDS.items():
+        known = {option for one in verbs(command) for option in options(one)}
+        rows = re.findall(r"^\| (`-.*?) \|", section(name), re.MULTILINE)
         assert set(re.findall(r"`(--?[a-z][a-z-]*)`", "".join(rows))) <= known
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_example_of_each_is_on_the_page_and_is_understood(command: str) -> None:
-    epilog = COMMANDS[command].epilog or ""
-    example = epilog.removeprefix("example:\n").strip()
-    assert f"```\n{example}\n```" in section(command)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_each_is_on_the_page_and_is_understood(name: str) -> None:
+    example = COMMANDS[name].example
+    assert f"```\n{example}\n```" in section(name)
     # Up to where a shell takes over.
     words = re.split(r" ?[|>;&]", example)[0]
     program, *argv = shlex.split(words)
-    assert program == "shimctl"
-    assert parser().parse_args(argv).command == command
+    assert (program, argv[0]) == ("shimctl", name)
+    assert parsed(*argv)
 
 
 def test_the_page_tells_the_exit_codes_and_the_formats() -> None:

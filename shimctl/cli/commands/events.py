@@ -4,45 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shim.linux.modes import make_trusted
-from shim.text import printable
-from shimctl.cli import render
-from shimctl.events import serve_events
-from shimctl.standalone import workdir
+from shimctl.cli.app import declare
+from shimctl.cli.parameters import Where, output_options, search_options
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from shimctl.cli.output import Out
     from shimctl.events import Event
 
 
-async def _events(args: Namespace) -> int:
-    async def write(event: Event) -> None:
-        if args.namespace not in ("", event.namespace):
-            return
-        match args.output:
-            case "json":
-                print(json_line(event), flush=True)
-            case "yaml":
-                print(f"---\n{render.as_yaml(event)}", end="", flush=True)
-            case _:
-                print(_text_line(event), flush=True)
+@declare("events", example="shimctl events --json | tee events.log")
+@search_options
+@output_options
+async def command(where: Where, out: Out) -> None:
+    """Print the events of containers that `shimctl run` started.
 
-    socket = workdir.events_socket()
+    Runs until interrupted.  Trio shims also send their earlier events that were not
+    acknowledged.  Shims of containerd send events to containerd: see `ctr events`.
+    """
+    from shim.linux.modes import make_trusted
+    from shimctl import directories
+    from shimctl.events import serve_events
+
+    async def write(event: Event) -> None:
+        if where.namespace in ("", event.namespace):
+            out.stream(event, lambda: _text_line(event))
+
+    socket = directories.events_socket()
     make_trusted(str(socket.parent))
     await serve_events(socket, write)
-    return 0
-
-
-def json_line(event: Event) -> str:
-    """Format an event as one line of JSON."""
-    return render.as_json(event, indent=None)
 
 
 def _text_line(event: Event) -> str:
-    at = event.at.isoformat(timespec="milliseconds").replace("+00:00", "Z") if event.at else "-"
-    fields = " ".join(f"{key}={value}" for key, value in event.fields.items() if value != "")
+    from shim.text import printable
+    from shimctl.cli import render
+
+    at = render.time(event.at, precise=True) or "-"
+    fields = " ".join(
+        f"{key}={render.as_line(value)}" for key, value in event.fields.items() if value != ""
+    )
     return printable(f"{at} {event.namespace} {event.topic} {fields}")
-
-
-COMMANDS = {"events": _events}

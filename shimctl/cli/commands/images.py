@@ -2,39 +2,93 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shim.errors import InvalidError, NotFoundError, WrongStateError
-from shim.text import printable
-from shimctl.cli import render
-from shimctl.cli.commands.output import show, show_table
-from shimctl.cli.progress import open_progress
-from shimctl.images import Store, is_reference, prepare
-from shimctl.images.reference import parse
+import click
+
+from shimctl.cli.app import Group, declare
+from shimctl.cli.parameters import FILE, output_options
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from collections.abc import Iterable
 
+    from shimctl.cli.output import Out
+    from shimctl.images import Store
     from shimctl.images.store import Record, Use
 
 _SHOWN = 12  # digits of a digest in a table
 _LEAST = 4  # the fewest digits of a digest's prefix
 
 
-async def _images(args: Namespace) -> int:
-    match args.verb:
-        case "prepare":
-            return await _prepare(args)
-        case "rm":
-            return await _remove(args)
-        case _:
-            return _list(args)
+@declare("images", example="shimctl images rm --unused", cls=Group, invoke_without_command=True)
+@output_options
+@click.pass_context
+def command(ctx: click.Context, out: Out) -> None:
+    """List, unpack or remove the images of containers.
+
+    Their directory is SHIMCTL_IMAGES, or /var/lib/trio-shim/images.  An image that a
+    container uses is not removed.
+    """
+    if ctx.invoked_subcommand is None:
+        _list(out)
 
 
-def _list(args: Namespace) -> int:
+@command.command("ls")
+@output_options
+def list_images(out: Out) -> None:
+    """List them, as without a verb."""
+    _list(out)
+
+
+@command.command("prepare")
+@click.argument("image", metavar="IMAGE", type=FILE, help="As for `shimctl run`.")
+@click.option(
+    "--platform", default="", metavar="OS/ARCH", help="The platform (default: this machine's)."
+)
+@output_options
+async def prepare_image(image: str, platform: str, out: Out) -> None:
+    """Unpack an image for later containers."""
+    from shimctl.cli.progress import open_progress
+    from shimctl.images import prepare
+
+    with open_progress() as progress:
+        done = await prepare(image, platform=platform, progress=progress)
+    out.show({"digest": done.digest, "reference": done.reference}, lambda: done.digest)
+
+
+@command.command("rm")
+@click.argument(
+    *("images",),
+    metavar="[IMAGE...]",
+    type=FILE,
+    nargs=-1,
+    help="A reference, a digest, or a unique prefix of a digest.",
+)
+@click.option("--unused", is_flag=True, help="All images that no container uses.")
+@output_options
+async def remove_images(images: tuple[str, ...], unused: bool, out: Out) -> None:
+    """Remove images, and print their digests."""
+    from shim.errors import InvalidError, NotFoundError
+    from shim.text import printable
+    from shimctl.images import Store
+
+    if bool(images) == unused:
+        raise InvalidError("`shimctl images rm` needs images or --unused, not both")
+    store = Store()
+    removed: list[str] = []
+    if store.path.is_dir():
+        store.make()
+        store.sweep()
+        removed = await (_remove_unused(store) if unused else _remove_these(store, images))
+    elif not unused:
+        raise NotFoundError(f"there are no images in {store.path}")
+    out.show(removed, (lambda: "\n".join(map(printable, removed))) if removed else None)
+
+
+def _list(out: Out) -> None:
+    from shimctl.cli import render
+    from shimctl.images import Store
+
     store = Store()
     uses = store.uses()
     images = [_value(record, uses) for record in store.records()]
@@ -43,15 +97,17 @@ def _list(args: Namespace) -> int:
         (
             *(_short(image["digest"]), " ".join(image["references"]) or None),
             *(image["platform"], render.size(image["size"]), " ".join(image["used_by"]) or None),
-            *(image["unpacked"].isoformat(" ", "seconds"), _short(image["layers"])),
+            *(image["unpacked"], _short(image["layers"])),
         )
         for image in images
     ]
-    show_table(args, images, headers, rows, wide=2)
-    return 0
+    out.show_table(images, headers, rows, wide=2)
 
 
 def _value(record: Record, uses: list[Use]) -> dict[str, Any]:
+    from datetime import UTC, datetime
+    from pathlib import Path
+
     return {
         "digest": record.digest,
         "references": record.references,
@@ -63,32 +119,11 @@ def _value(record: Record, uses: list[Use]) -> dict[str, Any]:
     }
 
 
-async def _prepare(args: Namespace) -> int:
-    with open_progress() as progress:
-        image = await prepare(args.image, platform=args.platform, progress=progress)
-    shown = {"digest": image.digest, "reference": image.reference}
-    show(args, shown, lambda: image.digest)
-    return 0
-
-
-async def _remove(args: Namespace) -> int:
-    if bool(args.images) == args.unused:
-        raise InvalidError("`shimctl images rm` needs images or --unused, not both")
-    store = Store()
-    removed: list[str] = []
-    if store.path.is_dir():
-        store.make()
-        store.sweep()
-        removed = await (
-            _remove_unused(store) if args.unused else _remove_these(store, args.images)
-        )
-    elif not args.unused:
-        raise NotFoundError(f"there are no images in {store.path}")
-    show(args, removed, (lambda: "\n".join(map(printable, removed))) if removed else None)
-    return 0
-
-
 async def _remove_unused(store: Store) -> list[str]:
+    from contextlib import suppress
+
+    from shim.errors import WrongStateError
+
     removed = []
     used = {use.digest for use in store.uses()}
     for record in store.records():
@@ -100,7 +135,7 @@ async def _remove_unused(store: Store) -> list[str]:
     return removed
 
 
-async def _remove_these(store: Store, texts: list[str]) -> list[str]:
+async def _remove_these(store: Store, texts: Iterable[str]) -> list[str]:
     # Find all before removing the first, so that a mistyped name removes nothing.
     records = store.records()
     found = list(dict.fromkeys(_find(records, text) for text in texts))
@@ -115,6 +150,10 @@ def _find(records: list[Record], text: str) -> Record:
     :raises NotFoundError: there is no such image.
     :raises InvalidError: the prefix matches several images, or is too short.
     """
+    from shim.errors import InvalidError, NotFoundError
+    from shimctl.images import is_reference
+    from shimctl.images.reference import parse
+
     if is_reference(text):
         name = str(parse(text).absolute())
         found = [record for record in records if name in record.references]
@@ -132,6 +171,3 @@ def _find(records: list[Record], text: str) -> Record:
 
 def _short(digest: str) -> str:
     return digest.rpartition(":")[2][:_SHOWN]
-
-
-COMMANDS = {"images": _images}

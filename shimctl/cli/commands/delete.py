@@ -1,0 +1,61 @@
+"""delete: delete exited containers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from shimctl.cli.app import declare
+from shimctl.cli.parameters import Where, output_options, search_options, several_ids
+
+if TYPE_CHECKING:
+    from shimctl.cli.output import Out
+    from shimctl.discover import Found
+
+
+@declare("delete", example="shimctl delete redis")
+@several_ids
+@click.option("-f", "--force", is_flag=True, help="Kill it first if it runs.")
+@search_options
+@output_options
+async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> int:
+    """Delete exited containers.
+
+    The shim of each exits, and the files that `shimctl run` made for it are removed.
+    """
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from shimctl.cli.connected import change_each, open_found
+    from shimctl.ending import delete_and_check
+    from shimctl.standalone.run import dispose
+
+    async def delete(found: Found) -> dict[str, object]:
+        if not force:
+            await _check_ended(found)
+        if found.managed:
+            exited = await dispose(Path(found.bundle), found.id, found.namespace, found.address)
+        else:
+            async with open_found(found) as task:
+                exited = await delete_and_check(task, Path(found.bundle), found.pid, force=force)
+                await task.shim.shutdown()
+        return asdict(exited) if exited else {}
+
+    return await change_each(ids, where, out, delete)
+
+
+async def _check_ended(found: Found) -> None:
+    from shim.errors import ShimError, WrongStateError
+    from shimctl.cli.connected import open_found
+    from shimctl.values import Status
+
+    try:
+        async with open_found(found) as task:
+            state = await task.state()
+    except ShimError:
+        if found.managed:
+            return  # the shim is dead, and dispose() handles any state
+        raise
+    if state.status not in (Status.STOPPED, Status.CREATED):
+        raise WrongStateError(f"{found.id} is {state.status.value}; kill it first, or use --force")

@@ -1,0 +1,116 @@
+"""Connect to the shims of the containers that the command line names."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from shim.errors import NotFoundError, UnavailableError
+from shim.text import printable
+from shimctl.cli.report import report
+from shimctl.client import connect
+from shimctl.exits import read_exit
+from shimctl.values import Status, Stdio, TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from shimctl.cli.output import Out
+    from shimctl.cli.parameters import Where
+    from shimctl.client import Task
+    from shimctl.discover import Found
+    from shimctl.values import Exited
+
+
+async def change_each(
+    ids: Iterable[str],
+    where: Where,
+    out: Out,
+    change: Callable[[Found], Awaitable[Mapping[str, object]]],
+) -> int:
+    """Find each container and change it; print its id, or why that failed.
+
+    ``change`` returns what JSON and YAML show of a container besides its namespace and id;
+    they show a list for several ids.  Returns the exit code: that of the last failure, 0 if
+    there was none.
+    """
+    context = click.get_current_context()
+    changed: list[object] = []
+    code = 0
+    asked = list(dict.fromkeys(ids))
+    for name in asked:
+        try:
+            found = await where.find_to_change(name)
+            more = await change(found)
+        except (Exception, BaseExceptionGroup) as exc:
+            code = report(exc, context.info_name or "", name)
+            continue
+        if out.is_table:
+            print(printable(found.id))
+        changed.append({"namespace": found.namespace, "id": found.id, **more})
+    if changed and not out.is_table:
+        out.show(changed if len(asked) > 1 else changed[0])
+    return code
+
+
+@asynccontextmanager
+async def open_found(found: Found) -> AsyncIterator[Task]:
+    """Connect to the shim of ``found``.
+
+    :raises UnavailableError: the container has no shim, or the connection fails.
+    """
+    if not found.address:
+        raise UnavailableError(f"{found.id} has no shim; `shimctl delete -f {found.id}` cleans up")
+    async with connect(found.address, namespace=found.namespace) as shim:
+        yield shim.task(found.id)
+
+
+async def state_of(found: Found) -> TaskState:
+    """Return a container's state; if its shim is dead, make it from the exit record."""
+    try:
+        async with open_found(found) as task:
+            return await task.state()
+    except (UnavailableError, NotFoundError):
+        exited = read_exit(found.bundle) if found.bundle else None
+        if exited is None:
+            raise
+    return TaskState(
+        id=found.id,
+        exec_id="",
+        bundle=found.bundle,
+        pid=exited.pid,
+        status=Status.STOPPED,
+        stdio=Stdio(),
+        exit_status=exited.exit_status,
+        exited_at=exited.exited_at,
+    )
+
+
+async def wait_for(found: Found) -> Exited:
+    """Wait until a container exits; if its shim is dead, read the exit record."""
+    try:
+        async with open_found(found) as task:
+            # Unlike Wait, this has a timeout, which ends the wait for a hung shim.
+            await task.state()
+            return await task.wait()
+    except (UnavailableError, NotFoundError):
+        exited = read_exit(found.bundle) if found.bundle else None
+        if exited is None:
+            raise
+        if exited.reason:
+            raise UnavailableError(
+                f"the exit status of {found.id} is unknown: {exited.reason}"
+            ) from None
+        return exited
+
+
+def print_detached(container: str) -> None:
+    """Print to stderr that the client detached, and how to attach again."""
+    name = printable(container)
+    print(
+        f"shimctl: detached, {name} keeps running; `shimctl attach {name}` attaches again",
+        file=sys.stderr,
+    )
