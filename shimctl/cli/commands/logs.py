@@ -13,6 +13,7 @@ from shimctl.cli.parameters import LINES, TIME, Where, one_id, search_options
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
+
     from shimctl.discover import Found
 
 
