@@ -177,7 +177,6 @@ class _Connection:
         self._idle_writer = trio.lowlevel.ParkingLot()
         self._held_reader = trio.lowlevel.ParkingLot()
         self._paused = trio.Event()
-        self._failure: Exception | None = None
 
     async def run(self, shutdown: trio.Event | None) -> None:
         async with trio.open_nursery() as lasting:
@@ -204,8 +203,6 @@ class _Connection:
             self._paused = trio.Event()
             with self._readiness.calling(self._fd, read):
                 await self._paused.wait()
-            if self._failure is not None:
-                raise self._failure
             while self._protocol.unsent > UNSENT_LIMIT:
                 await self._held_reader.park()
 
@@ -219,10 +216,11 @@ class _Connection:
             data = b""
         try:
             self._take(data, lasting, listening)
-        except Exception as exc:  # an error in one connection must not end the others
-            self._failure = exc
+        except Exception as exc:  # the calls that run on this connection must finish
+            log.crash("connection failed", exc)
+            data = b""
         self._gone = self._gone or not data
-        if self._gone or self._failure is not None or self._protocol.unsent > UNSENT_LIMIT:
+        if self._gone or self._protocol.unsent > UNSENT_LIMIT:
             self._paused.set()
 
     def _take(
@@ -274,6 +272,9 @@ class _Connection:
             self._check_room(name)
         except GRPCError as exc:
             self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
+            return
+        except Exception as exc:  # an error in one call must not end the others
+            self._fail(event.stream_id, name, exc)
             return
         self._calls += 1
         scope = trio.CancelScope(deadline=stream.deadline)

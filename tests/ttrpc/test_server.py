@@ -40,7 +40,7 @@ from shim.api.task_pb2 import (
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.client import ConnectionLostError, UnaryUnaryMethod, open_channel
 from shim.ttrpc.frames import Frame, Kind
-from shim.ttrpc.protocol import ClientProtocol, ResponseReceived
+from shim.ttrpc.protocol import ClientProtocol, ResponseReceived, ServerProtocol
 from shim.ttrpc.server import (
     MAX_CALLS,
     UNSENT_LIMIT,
@@ -413,7 +413,7 @@ async def test_a_peer_that_stops_reading_and_goes_does_not_keep_the_server() -> 
         await ours.aclose()
 
 
-async def test_a_bug_in_the_server_costs_one_connection(tmp_path: Path, logged: Path) -> None:
+async def test_a_bug_in_the_server_costs_one_call(tmp_path: Path, logged: Path) -> None:
     class Broken:
         def __mapping__(self) -> dict[str, Handler]:
             return {"/s.S/M": Handler(None, Cardinality.UNARY_UNARY, None, None)}
@@ -424,10 +424,26 @@ async def test_a_bug_in_the_server_costs_one_connection(tmp_path: Path, logged: 
             await nursery.start(partial(server.run, drain=5))
             async with open_channel(await trio.open_unix_socket(server.path)) as channel:
                 broken = UnaryUnaryMethod(channel, "/s.S/M", StateRequest, StateResponse)
-                with pytest.raises(ConnectionLostError):
-                    await broken(StateRequest())
-            async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+                assert await status_of_call(broken, StateRequest()) is Status.UNKNOWN
                 await TaskStub(channel).Shutdown(ShutdownRequest())
+    assert 'msg="method failed"' in logged.read_text()
+
+
+async def test_a_bug_in_reading_a_connection_calls_off_its_create_and_not_its_start(
+    logged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = FakeTask()
+    async with three_calls_under_way(service, undoable={"Create"}) as (ours, ended):
+        monkeypatch.setattr(ServerProtocol, "receive_data", lambda *_: 1 // 0)
+        await ours.send_all(b"any")
+        await service.wait_abandoned.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert service.undone == [True]
+        assert not ended.is_set()
+        service.may_start.set()
+        await ended.wait()
+        await ours.aclose()
+    assert service.started.is_set()
     assert 'msg="connection failed"' in logged.read_text()
 
 
