@@ -54,6 +54,7 @@ class FileHelper:
         self._spawner = spawner
         self._fds = fds
         self._closing = False
+        self._changed = trio.Event()  # set when the process is replaced or not used any more
         self._control, self._child = self._fork()
 
     def _fork(self) -> tuple[socket.socket, Child]:
@@ -94,12 +95,20 @@ class FileHelper:
 
     async def wait_drained(self) -> None:
         """Wait until the bytes that are in the pipes now are written to the file."""
-        if not self._writes or self._control.fileno() < 0:
-            return
-        self._send(filecopy.DRAIN)
+        while self._writes and self._control.fileno() >= 0:
+            changed = self._changed
+            self._send(filecopy.DRAIN)
+            if await self._drained():
+                return
+            await changed.wait()  # the process has ended; a killed one is replaced
+
+    async def _drained(self) -> bool:
+        """Return whether the process has written all bytes; False if it has ended."""
+        message = b""
         with contextlib.suppress(trio.ClosedResourceError):
-            while await self._receive() not in {filecopy.DRAINED, b""}:
+            while (message := await self._receive()) not in {filecopy.DRAINED, b""}:
                 pass
+        return message == filecopy.DRAINED
 
     async def stop(self) -> None:
         """End the process though bytes are left in the pipes; takes at most two seconds.
@@ -164,6 +173,8 @@ class FileHelper:
             )
             return False
         self._send(filecopy.GO)
+        self._changed.set()
+        self._changed = trio.Event()
         return True
 
     async def _receive(self) -> bytes:
@@ -187,6 +198,7 @@ class FileHelper:
             self._control.close()
         for fd in self._fds:
             fd.close()
+        self._changed.set()
 
 
 async def open_writer(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
 from shim.linux.fifos import Fd
 from shim.stdio.filehelper import open_writer
@@ -25,7 +26,7 @@ async def test_a_wait_for_what_is_written_ends_with_the_process(
     """The task that closes the connection may run before the one that waits for an answer."""
     async with trio.open_nursery() as nursery:
         for number in range(200):
-            reader, writer = os.pipe2(os.O_CLOEXEC)
+            reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             path = tmp_path / str(number)
             helper = await open_writer(str(path), [Fd(reader)], reaper, create=True, timeout=10)
             helper.start(nursery)
@@ -40,13 +41,52 @@ async def test_a_wait_for_what_is_written_ends_with_the_process(
             assert path.read_bytes() == b"said"
 
 
+async def test_a_wait_for_what_is_written_outlives_a_process_that_was_killed(
+    reaper: Reaper, tmp_path: Path
+) -> None:
+    """The process that replaces it writes what is in the pipe."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    path = tmp_path / "log"
+    async with trio.open_nursery() as nursery:
+        helper = await open_writer(str(path), [Fd(reader)], reaper, create=True, timeout=10)
+        helper.start(nursery)
+        helper._child.signal(signal.SIGKILL)
+        await helper._child.wait()
+        os.write(writer, b"said")
+        with trio.fail_after(20):
+            await helper.wait_drained()
+        assert path.read_bytes() == b"said"
+        os.close(writer)
+
+
+@pytest.mark.parametrize("when", ["while it is replaced", "before it is replaced"])
+async def test_a_wait_for_what_is_written_ends_when_the_helper_is_stopped(
+    reaper: Reaper, tmp_path: Path, when: str
+) -> None:
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    async with trio.open_nursery() as nursery:
+        path = str(tmp_path / "log")
+        helper = await open_writer(path, [Fd(reader)], reaper, create=True, timeout=10)
+        helper.start(nursery)
+        os.write(writer, b"said")
+        with trio.fail_after(10):
+            async with trio.open_nursery() as waiting:
+                helper._child.signal(signal.SIGKILL)
+                if when == "while it is replaced":
+                    await helper._child.wait()
+                    await trio.testing.wait_all_tasks_blocked()
+                waiting.start_soon(helper.wait_drained)
+                await helper.stop()
+        os.close(writer)
+
+
 async def test_a_file_that_cannot_be_opened_again_is_named_in_the_log(
     reaper: Reaper, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The process that copies was killed, and the file is gone; the writer sees EPIPE."""
     path = tmp_path / "log"
     path.touch()
-    reader, writer = os.pipe2(os.O_CLOEXEC)
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     async with trio.open_nursery() as nursery:
         helper = await open_writer(str(path), [Fd(reader)], reaper, create=False, timeout=10)
         helper.start(nursery)
