@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Rounds of searching for new descendants.  A process cannot fork after its SIGSTOP has
-# arrived, so a few rounds are enough.
-_ROUNDS = 50
+# Seconds of searching for new descendants.  A process that waits for a processor stops when
+# it gets one, and may complete a fork until then.
+_LIMIT = 1.0
+_PAUSE = 0.001
+# The states of a thread that will not complete a fork: stopped, traced, zombie, dead, and
+# D, of a thread that waits for a disk, or for its vfork child, which has been listed.
+_SETTLED = b"TtZXD"
 
 
 class Tree:
@@ -45,6 +50,9 @@ class Tree:
         found = [child for pid in self._held for child in children_of(pid)]
         return [pid for pid in dict.fromkeys(found) if pid not in self._held]
 
+    def _is_settled(self) -> bool:
+        return all(map(_is_settled, self._held))
+
     @staticmethod
     def _signal(pidfds: list[int], number: int) -> None:
         for pidfd in pidfds:
@@ -65,15 +73,29 @@ def stopped_tree(pid: int) -> Iterator[Tree]:
     tree = Tree()
     try:
         tree._stop(pid)
-        for _ in range(_ROUNDS):
+        deadline = time.monotonic() + _LIMIT
+        while time.monotonic() < deadline:
+            settled = tree._is_settled()  # before the search: a fork may end in between
             found = tree._find()
-            if not found:
-                break
             for child in found:
                 tree._stop(child)
+            if settled and not found:
+                break
+            if not found:
+                time.sleep(_PAUSE)
         yield tree
     finally:
         tree._close()
+
+
+def _is_settled(pid: int) -> bool:
+    """Return whether no thread of ``pid`` will complete a fork."""
+    with suppress(OSError):  # the process has ended
+        for task in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names are wanted
+            with suppress(OSError), open(f"/proc/{pid}/task/{task}/stat", "rb") as file:
+                if file.read().rpartition(b") ")[2][:1] not in _SETTLED:
+                    return False
+    return True
 
 
 def children_of(pid: int) -> list[int]:

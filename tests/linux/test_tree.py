@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,18 +29,31 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, 30])
-def test_of_a_tree_that_forks_all_the_time_nothing_is_left(count: int) -> None:
+def check_nothing_left(count: int) -> None:
     mark = secrets.token_hex(8)
     environ = {**os.environ, "MARK": mark}
     with subprocess.Popen(["sh", "-c", FORKING], env=environ) as process:
-        wait_until("it forks", lambda: len(marked(mark)) >= count, every=0.001)
+        wait_until("it forks", lambda: len(marked(mark)) >= count, every=0)
         with stopped_tree(process.pid) as tree:
             assert tree.pids[0] == process.pid
             assert len(tree.pids) >= count
             tree.kill()
         process.wait(20)
     wait_until("all have ended", lambda: not marked(mark))
+
+
+@pytest.mark.parametrize("count", [2, 30])
+def test_of_a_tree_that_forks_all_the_time_nothing_is_left(count: int) -> None:
+    check_nothing_left(count)
+
+
+def test_a_fork_that_waits_for_a_processor_is_not_missed() -> None:
+    with ExitStack() as busy:
+        for _ in range(3 * (os.cpu_count() or 1)):
+            spinning = busy.enter_context(subprocess.Popen(["sh", "-c", "while :; do :; done"]))
+            busy.callback(spinning.kill)
+        for _ in range(100):
+            check_nothing_left(2)
 
 
 def test_a_tree_of_a_process_that_has_ended_has_no_descendants() -> None:
