@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import tempfile
 import time
 from collections import Counter, defaultdict
@@ -105,8 +104,9 @@ class Rings:
 class Order:
     """In a worker: sorts the tests by group, and reports their groups to the first process."""
 
-    def __init__(self, groups: Path) -> None:
+    def __init__(self, groups: Path, worker: str) -> None:
         self._groups = groups
+        self._worker = worker
 
     @pytest.hookimpl(trylast=True)  # after pytest has sorted them by the parameters of fixtures
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -116,7 +116,7 @@ class Order:
 
     @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reports the tests
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        new = self._groups.with_suffix(f".{os.getpid()}")
+        new = self._groups.with_suffix(f".{self._worker}")  # all workers may have one pid
         new.write_text(json.dumps({item.nodeid: group_of(item) for item in session.items}))
         new.replace(self._groups)  # every worker finds the same groups
 
@@ -165,7 +165,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
-        config.pluginmanager.register(Order(Path(config.workerinput["groups"])), "order")
+        order = Order(Path(config.workerinput["groups"]), config.workerinput["workerid"])
+        config.pluginmanager.register(order, "order")
         return
     config.pluginmanager.register(Rings(config.rootpath), "rings")
     if config.getoption("dist", "no") != "no":
