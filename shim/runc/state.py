@@ -48,6 +48,10 @@ def foreign_bundle(root: str, id_: str, bundle: str) -> str:
 
 
 def _names(root: str, id_: str) -> Iterator[str]:
+    if os.path.isdir(f"{root}/{id_}"):  # noqa: PTH112 - a plain string
+        yield id_
+        return
+    # The names of gVisor's files contain the id of the sandbox, too.
     with suppress(OSError):
         for name in os.listdir(root):  # noqa: PTH208 - names are wanted
             if name == id_ or name.startswith(f"{id_}_"):
