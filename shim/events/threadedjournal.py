@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from shim import log
-from shim.events.journal import Journal
+from shim.events.journal import RETRY, Journal
 from shim.offthread import own_fds, start_thread
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ThreadedJournal:
         self._late = False  # an operation took too long and is not done yet
         self._skipped = False  # operations were left out
         self._running = False
+        self._retry_at = 0.0  # no thread is started before
 
     def load(self) -> list[tuple[int, bytes]]:
         """As :meth:`Journal.load`.
@@ -106,6 +108,8 @@ class ThreadedJournal:
         self._count_done()
         if not self._skipped or self._pending:
             return False
+        if not self._running and not self._start():
+            return True
         log.info("the journal's disk responds again", path=self._path)
         self._skipped = False
         self._run_in_thread(partial(self._journal.rewrite, waiting))
@@ -128,18 +132,9 @@ class ThreadedJournal:
         if self._pending >= QUEUE_LIMIT:
             self._skipped = True
             return
-        if not self._running:
-            try:
-                start_thread(self._run, self._path)
-            except OSError as exc:
-                self._skipped = True
-                log.warning(
-                    "cannot write the journal, events are in memory only",
-                    path=self._path,
-                    error=exc,
-                )
-                return
-            self._running = True
+        if not self._running and not self._start():
+            self._skipped = True
+            return
         self._work.put(operation)
         self._pending += 1
         if self._late:
@@ -154,6 +149,21 @@ class ThreadedJournal:
             )
         else:
             self._pending -= 1
+
+    def _start(self) -> bool:
+        """Start the thread; return False if the host had no room within ``RETRY`` seconds."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            start_thread(self._run, self._path)
+        except OSError as exc:
+            self._retry_at = time.monotonic() + RETRY
+            log.warning(
+                "cannot write the journal, events are in memory only", path=self._path, error=exc
+            )
+            return False
+        self._running = True
+        return True
 
     def _run(self) -> None:
         # Only this thread has the file's fd, and so the lock.
