@@ -23,6 +23,7 @@ from shim import log, names
 from shim.api.bootstrap_pb2 import LOG_LEVEL_DEBUG, BootstrapParams
 from shim.errors import InvalidError, TimedOutError
 from shim.start import identity, launcher
+from shim.start.launcher import STDIN_LIMIT, STDIN_TIMEOUT
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 # Seconds without a daemon and without a call until a fork server exits.
 DEFAULT_IDLE_TIME = 600.0
-# The most bytes of stdin; containerd has the same limit.
-STDIN_LIMIT = 10 << 20
-# Seconds until the caller must have closed stdin.
-STDIN_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -21,6 +22,7 @@ from shim.api.introspection_pb2 import RuntimeInfo
 from shim.api.task_pb2 import DeleteResponse
 from shim.errors import NotFoundError, ShimError
 from shim.names import EXECUTABLE as NAME
+from shim.start import identity, launcher
 from shimctl.host import install as installing
 from shimctl.host.install import find_compiler, install, uninstall
 from shimctl.host.interpreter import Interpreter, find_interpreter
@@ -512,6 +514,26 @@ def test_directories_may_be_called_anything(tmp_path: Path) -> None:
 def test_the_source_of_the_native_launcher_is_where_it_is_looked_for() -> None:
     assert installing.SOURCE.is_file()
     assert installing.SOURCE.is_relative_to(ROOT / "shimctl")
+
+
+def test_both_launchers_have_the_same_limits() -> None:
+    source = (ROOT / "shimctl/host/native/launcher.c").read_text()
+    pattern = r"^#define (\w+) \(?(\d+)(?: << (\d+)\))?$"
+    defined = {name: rest for name, *rest in re.findall(pattern, source, re.MULTILINE)}
+    number = {name: int(a) << int(b or 0) for name, (a, b) in defined.items()}
+    assert number.pop("TICK") == launcher._TICK * 1000
+    assert number.pop("KILL_TIMEOUT") == launcher._KILL_TIMEOUT * 1000
+    assert number.pop("STDIN_TIMEOUT") == launcher.STDIN_TIMEOUT * 1000
+    assert number.pop("STDIN_LIMIT") == launcher.STDIN_LIMIT
+    assert number.pop("MAX_REQUEST") == launcher._MAX_REQUEST
+    assert number.pop("MAX_ANSWER") == launcher.MAX_ANSWER
+    assert number.pop("DIRECTORY_MAX") == identity._DIRECTORY_MAX
+    assert set(number) == {"MAX_WORDS"}, "compare the new limit"  # Python has no such limit
+    rows = re.findall(r'\{"([-a-z]+)", (\d+), (\d+), (\d+)\}', source)
+    assert {name: (int(a) / 1000, int(b) / 1000, int(c) / 1000) for name, a, b, c in rows} == {
+        name: (launcher._HEARD_TIMEOUT[name], launcher._TAKEN_TIMEOUT[name], answer)
+        for name, answer in launcher._ANSWER_TIMEOUT.items()
+    }
 
 
 def test_help_has_an_example() -> None:
