@@ -16,7 +16,7 @@ import posixpath
 import socket
 import stat
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
 from shim.linux.modes import check_trusted, make_directory, make_trusted
@@ -309,13 +309,35 @@ def try_connect(sock: socket.socket, address: str) -> bool:
     return True
 
 
-def check_server(sock: socket.socket | trio.socket.SocketType, address: str) -> None:
+class HasPeer(Protocol):
+    """A connected Unix socket of the standard library, trio or asyncio."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+class Peer(NamedTuple):
+    """The process at the other end of a connection, as it was at connect or listen.
+
+    ``pid`` is 0 if the process is outside our pid namespace.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def peer_of(sock: HasPeer) -> Peer:
+    """Return the process at the other end of ``sock``.  SO_PEERCRED, unix(7)."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    return Peer(*_PEERCRED.unpack(raw))
+
+
+def check_server(sock: HasPeer, address: str) -> None:
     """Check that root or our own user serves the connection ``sock``, before data is sent.
 
     :raises InvalidError: another user serves it, and would receive confidential data.
     """
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    _, uid, _ = _PEERCRED.unpack(raw)
+    uid = peer_of(sock).uid
     if uid not in (0, os.geteuid()):
         raise InvalidError(
             f"{address} is served by user {uid} and not by root or user {os.geteuid()}: "

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
@@ -41,7 +40,6 @@ SPARE_DELAY = 0.05
 _REQUEST_TIMEOUT = 1.0
 _MAX_PENDING = 256
 _MAX_REQUEST = 1 << 16  # bytes of a request
-_PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class Server:
@@ -190,8 +188,7 @@ class Server:
 
     def _handle_request(self, connection: socket.socket) -> Call | None:
         """Reply to a request of the own user and group; return the call of a ``run``."""
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        pid, uid, gid = _PEERCRED.unpack(raw)
+        pid, uid, gid = sockets.peer_of(connection)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return None
         data, fds, flags, _ = socket.recv_fds(connection, _MAX_REQUEST, 2)

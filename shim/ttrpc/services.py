@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import socket
-import struct
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
@@ -22,11 +20,13 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from shim.errors import InvalidError, ShimError
+from shim.linux.sockets import peer_of
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 
+    from shim.linux.sockets import HasPeer
     from shim.ttrpc.protocol import RequestReceived
 
 Service = TypeVar("Service")
@@ -34,14 +34,6 @@ Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 UNSENT_LIMIT = 1 << 20  # bytes of unsent replies to one client
-
-_PEERCRED = struct.Struct("iII")  # pid, uid, gid
-
-
-class HasPeer(Protocol):
-    """A socket of the standard library, trio or asyncio."""
-
-    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 class PeerRefusedError(ShimError):
@@ -121,8 +113,7 @@ def check_peer(sock: HasPeer) -> None:
 
     :raises PeerRefusedError: it has another user or group.
     """
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    pid, uid, gid = _PEERCRED.unpack(raw)
+    pid, uid, gid = peer_of(sock)
     if (uid, gid) != (os.geteuid(), os.getegid()):
         raise PeerRefusedError(
             f"process {pid} of user {uid}, group {gid} may not use the socket of "

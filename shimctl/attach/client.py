@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, WrongStateError
+from shim.linux.sockets import peer_of
 from shim.scope import background
 from shimctl.attach import hub
 from shimctl.attach.keys import KeyFilter
@@ -156,7 +157,7 @@ class _Client:
             message = await hub.receive(sock)
         if waiting.cancelled_caught:
             raise TimedOutError(
-                f"cannot attach: the client with pid {hub.peer_of(sock)} reads the output and "
+                f"cannot attach: the client with pid {peer_of(sock).pid} reads the output and "
                 "does not answer; end or continue it, and try again"
             )
         while message:

@@ -31,7 +31,6 @@ import fcntl
 import json
 import os
 import socket
-import struct
 import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -278,11 +277,6 @@ async def send(sock: socket.socket, message: bytes) -> bool:
         except (OSError, trio.ClosedResourceError):
             return False
         return True
-
-
-def peer_of(sock: socket.socket) -> int:
-    """Return the pid of the process that listens at the other end."""
-    return int(struct.unpack("iii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
 
 
 def _set_buffer(sock: socket.socket, size: int) -> None:

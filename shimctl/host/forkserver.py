@@ -13,7 +13,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ _STOP_TIMEOUT = 5.0
 _START_TIMEOUT = 10.0
 _POLL_INTERVAL = 0.02
 _MAX_ANSWER = 1 << 16  # bytes of an answer
-_PEERCRED = struct.Struct("iII")  # pid, uid, gid
 
 
 class Health(Enum):
@@ -144,8 +142,7 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
             # With a full backlog there is no event to wait for.
             while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
                 await trio.sleep(sockets.PAUSE)
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-            pid, uid, _ = _PEERCRED.unpack(raw)
+            pid, uid, _ = sockets.peer_of(connection)
             if uid != os.geteuid():
                 raise InvalidError(f"cannot use {path}: its server runs as user {uid}")
             await connection.send(command)
