@@ -308,6 +308,29 @@ async def test_a_slow_reader_has_the_end_soon_after_the_last_bytes(
         await lone.relay.stop()
 
 
+@pytest.mark.parametrize("pause", [0.15, 0.25], ids=["reads slowly", "stops"])
+async def test_an_exit_waits_while_a_reader_reads_something_in_each_fifth_of_a_second(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, pause: float
+) -> None:
+    async with trio.open_nursery() as nursery:
+        lone = await Lone.of(tmp_path, nursery)
+        out = reader(lone.path)
+        received = b""
+
+        async def read() -> None:
+            nonlocal received
+            while len(received) < len(LINES):
+                await trio.sleep(pause)
+                received += os.read(out.number, 50)
+
+        async with trio.open_nursery() as reading:
+            reading.start_soon(read)
+            await lone.relay.wait_read(0.2)
+            assert (received == LINES) == (pause < 0.2)
+        out.close()
+        await lone.relay.stop()
+
+
 async def test_a_fast_reader_has_the_end_within_milliseconds(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
