@@ -20,16 +20,16 @@ import signal
 import sys
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from shim import log
+from shim.child import UNKNOWN_STATUS, Child, Exit
 from shim.errors import NotFoundError
 from shim.linux import libc
 from shim.linux.libc import set_name, set_title, thp_of_children
+from shim.linux.processes import is_descendant, is_gone
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -43,75 +43,8 @@ _ORPHAN_LIMIT = 10
 # Seconds for a process that a runtime reported to become our child.
 _ADOPT_LIMIT = 1.0
 
-# Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
-_PARENT = 1
-_FLAGS = 6
-_PF_EXITING = 0x4
-# The largest number of parents between a runtime's process and this process.
-_GENERATIONS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How and when a process ended.
-
-    ``exit_status`` is the exit status as in a shell: the exit code, or 128 + signal.
-    ``exited_at`` is UTC, in nanoseconds since the epoch.
-    ``reason`` is empty, or the reason why ``exit_status`` is unknown: it is then 255,
-    containerd's "unknown exit status".
-    """
-
-    exit_status: int
-    exited_at: int
-    reason: str = ""
-
-
 # Also wait for children that send no SIGCHLD.  Source: linux/wait.h.
 _WALL = 0x40000000
-
-UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
-
-
-class Child:
-    """A watched process: one that we spawned, or an orphan that became our child."""
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid = pid
-        self.exit: Exit | None = None
-        self._pidfd = pidfd
-        self._done = trio.Event()
-
-    async def wait(self) -> Exit:
-        """Wait for the exit of the process; may be called any number of times."""
-        await self._done.wait()
-        assert self.exit is not None
-        return self.exit
-
-    def signal(self, number: int) -> None:
-        """Send a signal; 0 only checks that the process exists.
-
-        :raises NotFoundError: the process has ended.
-        :raises OSError: EINVAL, there is no such signal.
-        """
-        if self.exit is not None:
-            raise NotFoundError("process already finished: not found")
-        try:
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            raise NotFoundError("process already finished: not found") from None
-
-    def is_ending(self) -> bool:
-        """Whether the process has ended, or all its threads are exiting.
-
-        The first process of a pid namespace ends only after all other processes in the
-        namespace were reaped; until then its pidfd is not readable.
-        """
-        return self.exit is not None or _is_exiting(self.pid)
-
-    def _set_exit(self, exit_: Exit) -> None:
-        self.exit = exit_
-        os.close(self._pidfd)
-        self._done.set()
 
 
 class Reaper:
@@ -227,7 +160,7 @@ class Reaper:
         # child only when the runtime has ended, too.
         deadline = trio.current_time() + _ADOPT_LIMIT
         while (known := pid in self._children) or not _is_child(pid):
-            if known or trio.current_time() >= deadline or not _is_descendant(pid):
+            if known or trio.current_time() >= deadline or not is_descendant(pid):
                 raise NotFoundError(
                     f"cannot watch process {pid} of the runtime's pid file: it is not a new "
                     "child of this shim; correct the runtime"
@@ -304,7 +237,7 @@ class Reaper:
         try:
             info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            if _is_gone(pidfd):
+            if is_gone(pidfd):
                 self._set_unknown(child, "another process reaped it")
                 return True
             return False
@@ -321,8 +254,8 @@ class Reaper:
 
     def _set_exit(self, child: Child, exit_: Exit) -> None:
         del self._children[child.pid]
-        trio.lowlevel.notify_closing(child._pidfd)
-        child._set_exit(exit_)
+        trio.lowlevel.notify_closing(child.pidfd)
+        child.set_exit(exit_)
 
     def _reap_orphans(self) -> None:
         """Reap unknown zombies and the watched ones, unless :meth:`adopt` may need one."""
@@ -336,12 +269,12 @@ class Reaper:
             child = self._children.get(info.si_pid)
             if child is None:
                 os.waitid(os.P_PID, info.si_pid, os.WEXITED | os.WNOHANG)
-            elif not self._reap(child, child._pidfd):
+            elif not self._reap(child, child.pidfd):
                 return
 
     def _forget(self) -> None:
         for child in self._children.values():
-            os.close(child._pidfd)
+            os.close(child.pidfd)
         self._children.clear()
 
     async def _reap_on_sigchld(self) -> None:
@@ -414,19 +347,6 @@ def _dup_above(fd: int, floor: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
 
 
-def _is_exiting(pid: int) -> bool:
-    """Return whether every thread of ``pid``, an unreaped process, is exiting."""
-    try:
-        # Any thread, also the first one, may exit before the others.
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
-            if not int(fields[_FLAGS]) & _PF_EXITING:
-                return False
-    except (FileNotFoundError, ProcessLookupError):
-        return False  # a thread ended during the loop; the caller tries again
-    return True
-
-
 def _is_child(pid: int) -> bool:
     """Return whether ``pid`` is a child of ours, alive or a zombie."""
     try:
@@ -434,28 +354,3 @@ def _is_child(pid: int) -> bool:
     except ChildProcessError:
         return False
     return True
-
-
-def _is_descendant(pid: int) -> bool:
-    """Return whether ``pid`` is a descendant of this process."""
-    own, one = os.getpid(), pid
-    for _ in range(_GENERATIONS):
-        try:
-            stat = Path(f"/proc/{one}/stat").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return one != pid  # a parent ended during the loop: the caller tries again
-        one = int(stat.rpartition(b")")[2].split()[_PARENT])
-        if one in (own, 0):
-            return one == own
-    return False
-
-
-def _is_gone(pidfd: int) -> bool:
-    """Return whether the process was reaped; False for a zombie."""
-    try:
-        signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -21,6 +21,7 @@ LAYERS = [
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.hostfile"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
+    | {"shim.child"}
     | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
     {"shim.names", "shim.counters"},
     {"shim.version"},

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from shim.child import UNKNOWN_STATUS
 from shim.errors import NotFoundError
-from shim.reaper import UNKNOWN_STATUS, open_reaper
+from shim.reaper import open_reaper
 
 SH = "/bin/sh"
 

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
     from shim.api import task_pb2
     from shim.cgroup.find import Cgroup
+    from shim.child import Child, Exit
     from shim.container.bundle import Config
     from shim.container.host import Host
-    from shim.reaper import Child, Exit
 
 # Seconds to undo a failed create; after that an error is logged.
 UNDO = 10.0

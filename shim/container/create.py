@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from shim.cgroup.find import Cgroup
+    from shim.child import Child
     from shim.container.bundle import Bundle
     from shim.container.host import Host
     from shim.container.process import Process
-    from shim.reaper import Child
     from shim.runc.driver import Runc
 
 # Seconds between two checks, while an exec is created, that the init process still runs.

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import log
+from shim.child import Exit
 from shim.container.lifecycle import Lifecycle, Op, State
 from shim.errors import ShimError, WrongStateError
 from shim.offthread import run_off_thread
-from shim.reaper import Exit
 from shim.records import ExitRecord, exit_file, remove_exit, write_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.child import Child
     from shim.container.bundle import Bundle
-    from shim.reaper import Child
     from shim.stdio.streams import Stdio, StdioSpec
 
 # Seconds to write the exit record to a disk; after that the exit is published without.

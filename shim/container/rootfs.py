@@ -30,9 +30,10 @@ from shim.scope import background
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from shim.child import Child
     from shim.linux.idmap import IdMap
     from shim.linux.mounts import Mount
-    from shim.reaper import Child, Reaper
+    from shim.reaper import Reaper
 
 # Seconds for a helper to mount; a file system that responds takes less than one.
 HELPER = 30.0

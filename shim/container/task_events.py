@@ -26,9 +26,9 @@ from shim.counters import COUNTERS
 
 if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest
+    from shim.child import Exit
     from shim.container.process import Process
     from shim.events.publisher import Publisher
-    from shim.reaper import Exit
 
 
 # Go's zero time, year 1, in seconds since 1970: the process did not exit.

@@ -30,7 +30,8 @@ from shim.scope import background
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from shim.reaper import Child, Reaper
+    from shim.child import Child
+    from shim.reaper import Reaper
     from shim.runc.command import Runtime
 
 # Seconds that a runtime command may take, also if its caller's deadline is later.

@@ -21,8 +21,8 @@ from shim.linux.fifos import Fd
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from shim.child import Exit
     from shim.outputaddress import Address
-    from shim.reaper import Exit
 
 # Seconds for a logger to report that it is ready, to exit after the end of its input,
 # to exit after SIGTERM, and to exit after SIGKILL.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from shim.child import Exit
 from shim.container import process as module
 from shim.container.bundle import Bundle
 from shim.container.lifecycle import Op
 from shim.container.process import Process
-from shim.reaper import Exit
 from shim.records import ExitRecord, read_exit, write_exit
 from shim.stdio.streams import StdioSpec
 

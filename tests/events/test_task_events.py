@@ -22,10 +22,10 @@ from shim.api.events_pb2 import TaskCreate, TaskDelete, TaskExit, TaskIO, TaskSt
 from shim.api.forward_pb2 import ForwardRequest
 from shim.api.mount_pb2 import Mount
 from shim.api.task_pb2 import CreateTaskRequest
+from shim.child import Exit
 from shim.container.process import NEVER_STARTED, Process
 from shim.container.task_events import TaskEvents
 from shim.events.publisher import open_publisher
-from shim.reaper import Exit
 from shim.stdio.streams import StdioSpec
 from shim.ttrpc.server import handlers_of, unary
 from tests.events.test_publisher import Manager, serving

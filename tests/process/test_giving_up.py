@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from shim.api.task_pb2 import CreateTaskRequest
     from shim.cgroup.find import Cgroup
-    from shim.reaper import Child, Reaper
+    from shim.child import Child
+    from shim.reaper import Reaper
 
 
 async def start(task: TaskStub, id_: str, exec_id: str = "") -> None:

@@ -1,0 +1,71 @@
+"""A watched process and its exit.  The reaper makes both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+import trio
+
+from shim.errors import NotFoundError
+from shim.linux.processes import is_exiting
+
+UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How and when a process ended.
+
+    ``exit_status`` is the exit status as in a shell: the exit code, or 128 + signal.
+    ``exited_at`` is UTC, in nanoseconds since the epoch.
+    ``reason`` is empty, or the reason why ``exit_status`` is unknown: it is then 255,
+    containerd's "unknown exit status".
+    """
+
+    exit_status: int
+    exited_at: int
+    reason: str = ""
+
+
+class Child:
+    """A watched process: one that we spawned, or an orphan that became our child."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self.exit: Exit | None = None
+        self.pidfd = pidfd
+        self._done = trio.Event()
+
+    async def wait(self) -> Exit:
+        """Wait for the exit of the process; may be called any number of times."""
+        await self._done.wait()
+        assert self.exit is not None
+        return self.exit
+
+    def signal(self, number: int) -> None:
+        """Send a signal; 0 only checks that the process exists.
+
+        :raises NotFoundError: the process has ended.
+        :raises OSError: EINVAL, there is no such signal.
+        """
+        if self.exit is not None:
+            raise NotFoundError("process already finished: not found")
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            raise NotFoundError("process already finished: not found") from None
+
+    def is_ending(self) -> bool:
+        """Whether the process has ended, or all its threads are exiting.
+
+        The first process of a pid namespace ends only after all other processes in the
+        namespace were reaped; until then its pidfd is not readable.
+        """
+        return self.exit is not None or is_exiting(self.pid)
+
+    def set_exit(self, exit_: Exit) -> None:
+        self.exit = exit_
+        os.close(self.pidfd)
+        self._done.set()

@@ -1,0 +1,52 @@
+"""What /proc and a pidfd show of a process: its ancestors, its threads, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+# Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
+_PARENT = 1
+_FLAGS = 6
+_PF_EXITING = 0x4
+# The largest number of parents between a process and a descendant.
+_GENERATIONS = 32
+
+
+def is_exiting(pid: int) -> bool:
+    """Return whether every thread of ``pid``, an unreaped process, is exiting."""
+    try:
+        # Any thread, also the first one, may exit before the others.
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            fields = (task / "stat").read_bytes().rpartition(b")")[2].split()
+            if not int(fields[_FLAGS]) & _PF_EXITING:
+                return False
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # a thread ended during the loop; the caller tries again
+    return True
+
+
+def is_descendant(pid: int) -> bool:
+    """Return whether ``pid`` is a descendant of this process."""
+    own, one = os.getpid(), pid
+    for _ in range(_GENERATIONS):
+        try:
+            stat = Path(f"/proc/{one}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return one != pid  # a parent ended during the loop: the caller tries again
+        one = int(stat.rpartition(b")")[2].split()[_PARENT])
+        if one in (own, 0):
+            return one == own
+    return False
+
+
+def is_gone(pidfd: int) -> bool:
+    """Return whether the process was reaped; False for a zombie."""
+    try:
+        signal.pidfd_send_signal(pidfd, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
