@@ -11,22 +11,18 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim import jsontext, log
-from shim.cgroup.find import cgroup_of
-from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.bundle import Bundle, checked_id
+from shim.container.cgroup import ContainerCgroup
 from shim.container.checkpoint import checkpoint
-from shim.container.cleanup_records import CleanupRecord, cgroup_names_of
-from shim.container.create import create_exec, create_process
-from shim.container.failed_create import FailedCreate
+from shim.container.create import create_exec
 from shim.container.freezer import SIGKILL, Freezer
+from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
-from shim.container.oom import OomReporter
 from shim.container.options import Options
 from shim.container.process import NEVER_STARTED, Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
@@ -35,7 +31,7 @@ from shim.container.task_events import TaskEvents
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
-from shim.runc.command import Checkpoint, Creation, create_args, exec_args, restore_args
+from shim.runc.command import Checkpoint, Creation, exec_args
 from shim.runc.driver import ForeignContainerError, Runc
 from shim.stdio.opening import open_stdio
 from shim.stdio.spool import Overflow
@@ -44,13 +40,10 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api import task_pb2
-    from shim.cgroup.find import Cgroup
     from shim.child import Child, Exit
     from shim.container.bundle import Config
     from shim.container.host import Host
 
-# Seconds to undo a failed create; after that an error is logged.
-UNDO = 10.0
 # Seconds between the exit of the init process and the exits of its execs.
 EXECS_EXIT = 10.0
 
@@ -92,8 +85,10 @@ class Container:
             work_path=options.criu_work_path or str(bundle.work),
             parent_path=request.parent_checkpoint,
         )
-        self._cgroup: Cgroup | None = None
-        self._oom: OomReporter | None = None
+        self._group = ContainerCgroup(self.id, bundle, self._events)
+        self._creation = InitCreation(
+            self.id, bundle, self.init, self._runc, host, config, options, self._group
+        )
         self._freezer = Freezer(self.id, self.init, self._runc, self._events)
         self._ending = False
 
@@ -129,7 +124,7 @@ class Container:
             undo.push_async_callback(self.init.dispose)
             await self._open_stdio(self.init)
             if not self._image.image_path:
-                await self._create_init()
+                await self._creation.create()
             undo.pop_all()
         self._events.created(request, self.init.pid)
         self._follow_init()
@@ -149,110 +144,6 @@ class Container:
                 directory=str(self.bundle.path),
             )
         )
-
-    async def _create_init(self) -> None:
-        args = create_args(
-            self.id,
-            str(self.bundle.path),
-            Creation(self.bundle.pid_file(), self.init.console_socket),
-            no_pivot=self._options.no_pivot_root,
-            no_new_keyring=self._options.no_new_keyring,
-        )
-        await self._run_create("create", args)
-
-    async def _restore_init(self) -> None:
-        args = restore_args(
-            self.id,
-            str(self.bundle.path),
-            Creation(self.bundle.pid_file(), self.init.console_socket),
-            self._image,
-            no_pivot=self._options.no_pivot_root,
-        )
-        await self._run_create("restore", args)
-
-    async def _run_create(self, verb: str, args: list[str]) -> None:
-        # The undoing of a failed create must not delete an earlier container of this id.
-        state = self._runtime_state
-        if state.exists():
-            raise ExistsError(f"the runtime already has a container {self.id}, see {state}")
-        failed_create = FailedCreate(self.id, self._config.cgroups_path)
-        self._write_cleanup_record()
-        try:
-            child = await create_process(
-                self._runc, self.bundle, self.init, verb, args, failed_create.find
-            )
-            self._find_cgroup(child)
-            self._write_cleanup_record()
-            if self._cgroup is not None:
-                self._oom = OomReporter(self._cgroup, self.bundle, self._events)
-                await self._host.nursery.start(self._oom.run)
-            # If the client has closed its connection, it gets no reply: these checkpoints
-            # let the server read the close and cancel the create, which is then undone.
-            await trio.lowlevel.checkpoint()
-            await trio.lowlevel.checkpoint()
-        except BaseException:
-            await self._undo_creation(failed_create)
-            raise
-
-    @property
-    def _runtime_state(self) -> Path:
-        return Path(self._runc.runtime.root) / self.id
-
-    async def _undo_creation(self, failed_create: FailedCreate) -> None:
-        with trio.move_on_after(UNDO, shield=True) as scope:
-            if self.init.child is not None:  # the runtime may fail to delete it
-                with contextlib.suppress(NotFoundError):
-                    self.init.child.signal(SIGKILL)
-            try:
-                await self._runc.run("delete", "--force", self.id)
-            except ForeignContainerError:
-                pass  # the runtime rejected the create, and that container has the cgroup
-            except (ShimError, OSError) as exc:
-                log.debug("cannot delete a failed create in the runtime", id=self.id, error=exc)
-                await failed_create.remove(self._host.reaper)
-            else:
-                await failed_create.remove(self._host.reaper)
-        if scope.cancelled_caught:
-            log.error(
-                f"cannot undo a failed create within {UNDO:g} s: delete the "
-                "container in the runtime by hand",
-                id=self.id,
-            )
-        self._stop_oom()
-        self._cgroup = None
-        self.init.child, self.init.pid = None, 0
-        self.bundle.remove_pid_files()
-
-    def _stop_oom(self) -> None:
-        oom, self._oom = self._oom, None
-        if oom is not None:
-            oom.stop()
-
-    def _find_cgroup(self, child: Child) -> None:
-        try:
-            cgroup = cgroup_of(child.pid)
-        except (ShimError, OSError) as exc:
-            log.debug("cannot find the cgroup of the container", id=self.id, error=exc)
-            return
-        # gVisor without cgroups runs in the daemon's own cgroup.  That must not be
-        # measured as the container's, nor be killed as a whole.
-        if os.getpid() in cgroup.pids():
-            return
-        self._cgroup = cgroup
-        if isinstance(cgroup, CgroupV2):
-            enable_controllers(cgroup)
-
-    def _write_cleanup_record(self) -> None:
-        """Write the record by which ``delete`` ends this container without the daemon."""
-        record = CleanupRecord(
-            self.id,
-            str(self.bundle.path),
-            self._runc.runtime,
-            self.init.pid,
-            cgroup_names_of(self._cgroup),
-            self._config.own_pid_namespace,
-        )
-        self._host.cleanup_records.write(record)
 
     # -- execs -------------------------------------------------------------------
 
@@ -296,7 +187,7 @@ class Container:
                 args,
                 init=self.init,
                 host=self._host,
-                cgroup=self._cgroup,
+                cgroup=self._group.cgroup,
             )
         except BaseException:
             await process.discard_stdio()
@@ -344,7 +235,7 @@ class Container:
                 await self._start_exec(process)
                 return process.pid
             if self._image.image_path:
-                await self._restore_init()
+                await self._creation.restore(self._image)
             else:
                 # If the call is cancelled, the container still starts, and its state
                 # must be RUNNING.  The limit of a runtime command bounds this.
@@ -392,14 +283,14 @@ class Container:
     async def _delete_container(self, exit_: Exit) -> None:
         # Runs beside the runtime's delete, to shorten this call.
         self._host.go(self.init.close_stdio)
-        self._stop_oom()
+        self._group.stop_oom()
         try:
             await self._runc.run("delete", self.id)
         except ForeignContainerError as exc:
             log.warning("the container in the runtime is left alone", id=self.id, error=exc)
         except NotFoundError:
             # Another process deleted the container in the runtime.
-            if self._runtime_state.exists():
+            if self._creation.runtime_state.exists():
                 raise
         except ShimError as exc:
             log.warning(
@@ -436,11 +327,13 @@ class Container:
         if number > 64:
             raise InvalidError(f"there is no signal {number}")
         all_ = all_ and process is self.init
-        held = self._freezer.needs_runtime(number, self._cgroup) or (all_ and self._cgroup is None)
+        held = self._freezer.needs_runtime(number, self._group.cgroup) or (
+            all_ and self._group.cgroup is None
+        )
         if held and process is self.init:
             await self._freezer.kill(number, all_=all_)
-        elif all_ and self._cgroup is not None:
-            self._cgroup.signal_all(number)
+        elif all_ and self._group.cgroup is not None:
+            self._group.cgroup.signal_all(number)
         else:
             process.signal(number)
 
@@ -474,17 +367,14 @@ class Container:
         assumes that a shim without processes never created its container, and deletes
         the container before any client has read the exit status.
         """
-        found = self._cgroup.pids() if self._cgroup is not None else []
-        return found or ([self.init.pid] if self.init.pid else [])
+        return self._group.pids() or ([self.init.pid] if self.init.pid else [])
 
     def stats(self) -> AnyMessage:
         """Return the metrics of the cgroup.
 
         :raises NotFoundError: there is no cgroup, or it was removed.
         """
-        if self._cgroup is None:
-            raise NotFoundError(f"container {self.id} has no cgroup to measure")
-        return self._cgroup.metrics()
+        return self._group.metrics()
 
     # -- exits -------------------------------------------------------------------
 
@@ -496,8 +386,7 @@ class Container:
     async def _await_init(self, child: Child) -> None:
         exit_ = await self.init.record_exit(child, self.bundle)
         self._ending = True
-        if self._oom is not None:
-            self._oom.report()  # before systemd removes a cgroup that it manages
+        self._group.report_oom()  # before systemd removes a cgroup that it manages
         await self.init.wait_output_read()
         # A concurrent Start publishes its event first.
         async with self.init.busy:
@@ -510,8 +399,7 @@ class Container:
                     "an exec did not exit after the init process; its exit follows later",
                     id=self.id,
                 )
-            if self._oom is not None:
-                self._oom.report()
+            self._group.report_oom()
             self.init.set_exit(exit_)
             self._events.exited(self.init, exit_)
 
@@ -521,8 +409,8 @@ class Container:
         In a pid namespace the kernel kills them when the init process exits.
         """
         try:
-            if self._cgroup is not None:
-                self._cgroup.signal_all(SIGKILL)
+            if self._group.cgroup is not None:
+                self._group.cgroup.signal_all(SIGKILL)
             else:
                 await self._runc.run("kill", "--all", self.id, str(SIGKILL))
         except (ShimError, OSError) as exc:

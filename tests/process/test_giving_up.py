@@ -316,7 +316,7 @@ async def test_a_create_given_up_at_its_very_end_leaves_nothing(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, has_cgroup: bool
 ) -> None:
     if not has_cgroup:
-        monkeypatch.setattr("shim.container.container.cgroup_of", _no_cgroup)
+        monkeypatch.setattr("shim.container.cgroup.cgroup_of", _no_cgroup)
     bundle = rig.bundle("c1", "sleep", "1000")
     scope = trio.CancelScope()
     async with open_reaper() as reaper, trio.open_nursery() as nursery:

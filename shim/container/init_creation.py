@@ -1,0 +1,148 @@
+"""Creates or restores the init process of a container, and undoes a create that fails."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.container.cleanup_records import CleanupRecord, cgroup_names_of
+from shim.container.create import create_process
+from shim.container.failed_create import FailedCreate
+from shim.container.freezer import SIGKILL
+from shim.errors import ExistsError, NotFoundError, ShimError
+from shim.runc.command import Creation, create_args, restore_args
+from shim.runc.driver import ForeignContainerError
+
+if TYPE_CHECKING:
+    from shim.container.bundle import Bundle, Config
+    from shim.container.cgroup import ContainerCgroup
+    from shim.container.host import Host
+    from shim.container.options import Options
+    from shim.container.process import Process
+    from shim.runc.command import Checkpoint
+    from shim.runc.driver import Runc
+
+# Seconds to undo a failed create; after that an error is logged.
+UNDO = 10.0
+
+
+class InitCreation:
+    """The creation of ``init``, the init process of the container ``id_``.
+
+    ``group`` finds the container's cgroup during the creation.
+    """
+
+    def __init__(
+        self,
+        id_: str,
+        bundle: Bundle,
+        init: Process,
+        runc: Runc,
+        host: Host,
+        config: Config,
+        options: Options,
+        group: ContainerCgroup,
+    ) -> None:
+        self._id = id_
+        self._bundle = bundle
+        self._init = init
+        self._runc = runc
+        self._host = host
+        self._config = config
+        self._options = options
+        self._group = group
+
+    async def create(self) -> None:
+        """Run the runtime's create.
+
+        :raises ShimError: it failed; what it made is removed.
+        """
+        args = create_args(
+            self._id,
+            str(self._bundle.path),
+            Creation(self._bundle.pid_file(), self._init.console_socket),
+            no_pivot=self._options.no_pivot_root,
+            no_new_keyring=self._options.no_new_keyring,
+        )
+        await self._run_create("create", args)
+
+    async def restore(self, image: Checkpoint) -> None:
+        """Run the runtime's restore.
+
+        :raises ShimError: as :meth:`create`.
+        """
+        args = restore_args(
+            self._id,
+            str(self._bundle.path),
+            Creation(self._bundle.pid_file(), self._init.console_socket),
+            image,
+            no_pivot=self._options.no_pivot_root,
+        )
+        await self._run_create("restore", args)
+
+    async def _run_create(self, verb: str, args: list[str]) -> None:
+        # The undoing of a failed create must not delete an earlier container of this id.
+        state = self.runtime_state
+        if state.exists():
+            raise ExistsError(f"the runtime already has a container {self._id}, see {state}")
+        failed_create = FailedCreate(self._id, self._config.cgroups_path)
+        self._write_cleanup_record()
+        try:
+            child = await create_process(
+                self._runc, self._bundle, self._init, verb, args, failed_create.find
+            )
+            self._group.find(child)
+            self._write_cleanup_record()
+            await self._group.watch_oom(self._host.nursery)
+            # If the client has closed its connection, it gets no reply: these checkpoints
+            # let the server read the close and cancel the create, which is then undone.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            await self._undo_creation(failed_create)
+            raise
+
+    @property
+    def runtime_state(self) -> Path:
+        """The directory of the runtime for the container."""
+        return Path(self._runc.runtime.root) / self._id
+
+    async def _undo_creation(self, failed_create: FailedCreate) -> None:
+        with trio.move_on_after(UNDO, shield=True) as scope:
+            if self._init.child is not None:  # the runtime may fail to delete it
+                with contextlib.suppress(NotFoundError):
+                    self._init.child.signal(SIGKILL)
+            try:
+                await self._runc.run("delete", "--force", self._id)
+            except ForeignContainerError:
+                pass  # the runtime rejected the create, and that container has the cgroup
+            except (ShimError, OSError) as exc:
+                log.debug("cannot delete a failed create in the runtime", id=self._id, error=exc)
+                await failed_create.remove(self._host.reaper)
+            else:
+                await failed_create.remove(self._host.reaper)
+        if scope.cancelled_caught:
+            log.error(
+                f"cannot undo a failed create within {UNDO:g} s: delete the "
+                "container in the runtime by hand",
+                id=self._id,
+            )
+        self._group.forget()
+        self._init.child, self._init.pid = None, 0
+        self._bundle.remove_pid_files()
+
+    def _write_cleanup_record(self) -> None:
+        """Write the record by which ``delete`` ends this container without the daemon."""
+        record = CleanupRecord(
+            self._id,
+            str(self._bundle.path),
+            self._runc.runtime,
+            self._init.pid,
+            cgroup_names_of(self._group.cgroup),
+            self._config.own_pid_namespace,
+        )
+        self._host.cleanup_records.write(record)
