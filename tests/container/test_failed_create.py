@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.cgroup.files import subtree, subtree_pids
-from shim.cgroup.find import cgroup_at, existing_directories
-from shim.cgroup.v1 import CgroupV1
+from shim.cgroup.files import subtree_pids
+from shim.cgroup.find import existing_directories
 from shim.container.failed_create import FailedCreate
 from shim.reaper import open_reaper
+from tests.container.conftest import join, make
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="cgroups need root")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Iterator[str]:
-    """The path of a cgroup that does not exist; removed after the test."""
-    path = f"/trio-test-{os.getpid()}-{tmp_path.name}"
-    yield path
-    for directory in existing_directories(path):
-        for group in reversed(list(subtree(directory))):
-            with suppress(OSError):
-                os.rmdir(group)  # noqa: PTH106 - a plain string
-    assert not existing_directories(path)
 
 
 @pytest.fixture
@@ -43,16 +31,6 @@ def child(path: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.terminate()
-
-
-def make(path: str) -> list[str]:
-    """Make the cgroup ``path`` with a group below it, in each hierarchy."""
-    cgroup = cgroup_at(path)
-    found = cgroup.directories.values() if isinstance(cgroup, CgroupV1) else [cgroup.directory]
-    directories = list(dict.fromkeys(found))
-    for directory in directories:
-        Path(directory, "below").mkdir(parents=True)
-    return directories
 
 
 async def remove(failed: FailedCreate) -> None:
@@ -95,3 +73,31 @@ async def test_no_group_below_is_removed_while_a_process_of_another_container_is
     await remove(failed)
     assert subtree_pids(directory) == [grandchild]
     assert Path(directory, "below").is_dir()
+
+
+async def test_a_create_that_is_killed_leaves_no_cgroup_that_only_its_processes_name(
+    path: str, child: subprocess.Popen[str]
+) -> None:
+    """A path that is not absolute begins at the runtime's cgroup; a dead pid comes before."""
+    name = path.removeprefix("/")
+    failed = FailedCreate("c1", name)
+    directories = make(path)
+    assert child.stdout is not None
+    child.stdout.readline()
+    for directory in directories:
+        join(directory, child.pid)
+    failed.find([1 << 22, child.pid])  # no process has the first pid
+    for pid in {pid for directory in directories for pid in subtree_pids(directory)}:
+        os.kill(pid, signal.SIGKILL)
+    child.wait()
+    await remove(failed)
+    assert not existing_directories(path)
+
+
+@pytest.mark.parametrize("path", ["/trio-test\0x", None, "/" + "x" * 300])
+async def test_with_a_path_that_no_cgroup_can_have_nothing_is_removed(path: str | None) -> None:
+    before = set(os.listdir("/sys/fs/cgroup"))
+    failed = FailedCreate("c1", path)
+    failed.find([os.getpid()])
+    await remove(failed)
+    assert set(os.listdir("/sys/fs/cgroup")) == before

@@ -1,4 +1,4 @@
-"""A process of a container: the record of its exit on a disk that responds late."""
+"""A process of a container, apart from its runtime: exit record, signals, stdin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from shim.container import process as module
 from shim.container.bundle import Bundle
 from shim.container.lifecycle import Op
 from shim.container.process import Process
+from shim.errors import WrongStateError
 from shim.records import ExitRecord, read_exit, write_exit
 from shim.stdio.streams import StdioSpec
 
@@ -60,3 +61,41 @@ async def test_a_record_that_is_written_late_is_removed_if_its_process_was_delet
             await trio.sleep(0.01)
     record = None if deleted else ExitRecord(child.pid, END.exit_status, END.exited_at)
     assert read_exit(str(tmp_path), "e1") == record
+
+
+async def test_an_exit_is_published_though_no_thread_can_write_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", no_room)
+    child: Any = Ended()
+    assert await Process("e1", StdioSpec()).record_exit(child, Bundle(tmp_path)) == END
+    assert "cannot write the exit record" in capfd.readouterr().err
+
+
+def test_an_exec_that_was_not_started_has_no_pid_and_gets_no_signal() -> None:
+    process = Process("e1", StdioSpec())
+    assert process.pid == 0
+    with pytest.raises(WrongStateError, match="has not been started"):
+        process.signal(9)
+    with pytest.raises(WrongStateError, match="has not been started"):
+        process.resize(80, 24)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_stdin_that_is_closed_before_the_start_is_closed_at_the_start(closed: bool) -> None:
+    class Recorder:
+        closed = False
+
+        def close_stdin(self) -> None:
+            self.closed = True
+
+    process, stdio = Process("e1", StdioSpec()), Recorder()
+    if closed:
+        process.close_stdin()
+    process.set_stdio(stdio)  # type: ignore[arg-type]
+    assert stdio.closed == closed
+    process.close_stdin()
+    assert stdio.closed
