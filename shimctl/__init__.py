@@ -1,15 +1,14 @@
-"""Find, launch and call any containerd shim v2 from Python.
+"""Find, launch and call any containerd shim v2 from Python, and run containers.
 
     import shimctl, trio
 
     async def main():
+        done = await shimctl.run("oci:/srv/images:busybox", ["echo", "hello"])
+        print(done.exit_status, done.stdout)
         for found in await shimctl.list_shims():
             print(found.namespace, found.id, found.status)
         async with shimctl.connect("unix:///run/containerd/s/...") as shim:
-            task = shim.task("redis")
-            print((await task.state()).status)
-            await task.kill(15)
-            print((await task.wait()).exit_status)
+            await shim.task("redis").kill("TERM")
 
     trio.run(main)
 
@@ -30,97 +29,70 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shim.api.mount_pb2 import Mount
-    from shim.errors import (
-        ExistsError,
-        InvalidError,
-        NotFoundError,
-        ShimError,
-        TimedOutError,
-        UnavailableError,
-        UnsupportedError,
-        WrongStateError,
-    )
-    from shim.linux.removal import remove_tree
-    from shimctl.client import Shim, Task, connect
-    from shimctl.discover import Found, Health, list_shims
+    from shimctl import common, images
+    from shimctl.client import Shim, connect
+    from shimctl.common import *  # noqa: F403 - its __all__ is part of ours
+    from shimctl.discover import list_shims
     from shimctl.ending import dispose
-    from shimctl.events import Event, serve_events
-    from shimctl.exits import read_address, read_exit
-    from shimctl.launching import Launched, launch, run_delete
-    from shimctl.options import runc_options
-    from shimctl.remains import RemainsError
-    from shimctl.values import (
-        Connected,
-        Exited,
-        Pid,
-        Stats,
-        Status,
-        Stdio,
-        TaskState,
-    )
+    from shimctl.events import serve_events
+    from shimctl.launching import launch, run_delete
+    from shimctl.process import Process
+    from shimctl.standalone.spawning import run, spawn
+    from shimctl.task import Task
 
-__all__ = [
-    "Connected",
-    "Event",
-    "ExistsError",
-    "Exited",
-    "Found",
-    "Health",
-    "InvalidError",
-    "Launched",
-    "Mount",
-    "NotFoundError",
-    "Pid",
-    "RemainsError",
-    "Shim",
-    "ShimError",
-    "Stats",
-    "Status",
-    "Stdio",
-    "Task",
-    "TaskState",
-    "TimedOutError",
-    "UnavailableError",
-    "UnsupportedError",
-    "WrongStateError",
-    "connect",
-    "dispose",
-    "launch",
-    "list_shims",
-    "read_address",
-    "read_exit",
-    "remove_tree",
-    "run_delete",
-    "runc_options",
-    "serve_events",
-]
+    __all__ = [
+        "Process",
+        "Shim",
+        "Task",
+        "connect",
+        "dispose",
+        "images",
+        "launch",
+        "list_shims",
+        "run",
+        "run_delete",
+        "serve_events",
+        "spawn",
+    ]
+    __all__ += common.__all__
 
-# The module that defines each name.  It is imported at the first use of the name, so
-# ``shimctl --help`` does not load trio and protobuf.
+# The module of each function, and of each class for trio; ``common`` has the other classes.
+# A module is imported at the first use of a name, so ``shimctl --help`` does not load
+# protobuf.
 _HOMES = {
-    "shim.api.mount_pb2": ("Mount",),
-    "shim.linux.removal": ("remove_tree",),
-    "shimctl.client": ("Shim", "Task", "connect"),
-    "shimctl.discover": ("Found", "Health", "list_shims"),
-    "shimctl.events": ("Event", "serve_events"),
-    "shimctl.ending": ("dispose",),
-    "shimctl.exits": ("read_address", "read_exit"),
-    "shimctl.remains": ("RemainsError",),
-    "shimctl.launching": ("Launched", "launch", "run_delete"),
-    "shimctl.options": ("runc_options",),
-    "shimctl.values": ("Connected", "Exited", "Pid", "Stats", "Status", "Stdio", "TaskState"),
+    "Process": "process",
+    "Shim": "client",
+    "Task": "task",
+    "connect": "client",
+    "dispose": "ending",
+    "launch": "launching",
+    "list_shims": "discover",
+    "read_address": "exits",
+    "read_exit": "exits",
+    "remove_tree": "common",
+    "run": "standalone.spawning",
+    "run_delete": "launching",
+    "runc_options": "options",
+    "serve_events": "events",
+    "spawn": "standalone.spawning",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    home = next((home for home, names in _HOMES.items() if name in names), "shim.errors")
-    return getattr(import_module(home), name)
+    if name == "__all__":
+        common = import_module("shimctl.common")
+        return list(dict.fromkeys([*_HOMES, "images", *common.__all__]))
+    if name == "images":
+        return import_module("shimctl.images")
+    home = _HOMES.get(name, "common" if name[:1].isupper() else "")
+    if home:
+        module = import_module(f"shimctl.{home}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

@@ -2,360 +2,170 @@
 
     from shimctl import blocking
 
-    with blocking.connect("unix:///run/containerd/s/...") as shim:
-        print(shim.task("redis").wait().exit_status)
+    done = blocking.run("oci:/srv/images:busybox", ["echo", "hello"])
+    print(done.exit_status, done.stdout)
 
 Every method blocks its own thread only.  Threads may share one connection: a ``wait``
 in one thread does not delay a ``kill`` in another.  ``timeout``, in seconds, limits a
 call.  :meth:`Shim.close`, called from any thread, ends every call on the connection
 with UnavailableError.
 
-:mod:`shimctl.client` implements the methods; its docstrings list their exceptions.
-Neither trio nor asyncio is imported.
-
-Source: as in :mod:`shimctl.client`, :mod:`shimctl.launching` and :mod:`shimctl.discover`.
+Neither trio nor asyncio is imported, except that an image is prepared with trio.
 """
 
 from __future__ import annotations
 
-import select
-from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from shim.api.mount_pb2 import Mount
-from shim.errors import (
-    ExistsError,
-    InvalidError,
-    NotFoundError,
-    ShimError,
-    TimedOutError,
-    UnavailableError,
-    UnsupportedError,
-    WrongStateError,
-)
-from shim.linux.removal import remove_tree
-from shim.ttrpc import blocking as ttrpc
-from shim.ttrpc.blocking import run
-from shimctl import client
-from shimctl.client import CALL_TIMEOUT, CONNECT_TIMEOUT
-from shimctl.exits import read_address, read_exit
-from shimctl.options import runc_options
-from shimctl.remains import RemainsError
-from shimctl.values import Connected, Exited, Pid, Stats, Status, Stdio, TaskState
+from shim.ttrpc.blocking import Channel
+from shimctl import client, common, discover, ending, launching, pipes, process, task
+from shimctl.common import *  # noqa: F403 - its __all__ is part of ours
+from shimctl.images import blocking as images
+from shimctl.on_threads import THREADS, block, block_method, function, method
+from shimctl.standalone import spawning
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterator,
-        Awaitable,
-        Callable,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from google.protobuf.any_pb2 import Any as AnyMessage
-
-    from shimctl.discover import Found, Health
-    from shimctl.events import Event
-    from shimctl.launching import Launched
+    from shimctl.topics import Event
 
 __all__ = [
-    "Connected",
-    "Event",
-    "ExistsError",
-    "Exited",
-    "Found",
-    "Health",
-    "InvalidError",
-    "Launched",
-    "Mount",
-    "NotFoundError",
-    "Pid",
-    "RemainsError",
+    "Process",
     "Shim",
-    "ShimError",
-    "Stats",
-    "Status",
-    "Stdio",
     "Task",
-    "TaskState",
-    "TimedOutError",
-    "UnavailableError",
-    "UnsupportedError",
-    "WrongStateError",
     "connect",
     "dispose",
+    "images",
     "launch",
     "list_shims",
-    "read_address",
-    "read_exit",
-    "remove_tree",
+    "run",
     "run_delete",
-    "runc_options",
     "serve_events",
+    "spawn",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    # Imported at the first use: their modules load too slowly for a short-lived tool.
-    if name not in ("Event", "Found", "Health", "Launched"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import shimctl
-
-    return getattr(shimctl, name)
-
-
-@contextmanager
-def connect(
-    address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
-) -> Iterator[Shim]:
-    """Connect to the shim at ``address`` for the block; see :func:`shimctl.connect`."""
-    with client.connecting_to(address) as whole:
-        sock = ttrpc.connect(whole, timeout)
-    with ttrpc.open_channel(sock) as channel:
-        yield Shim(client.Shim(channel, whole, namespace), channel.close)
+__all__ += common.__all__
 
 
 class Shim:
     """One shim daemon, which may hold several tasks; see :class:`shimctl.client.Shim`."""
 
-    def __init__(self, shim: client.Shim, close: Callable[[], None]) -> None:
-        self._shim = shim
-        self.close = close  # ends every call on this connection
+    def __init__(self, inner: client.Shim) -> None:
+        self.inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
 
     @property
     def address(self) -> str:
         """The address that the shim listens on."""
-        return self._shim.address
+        return self.inner.address
 
     @property
     def api_version(self) -> int:
         """The version of the Task API that the shim accepts, 0 before the first call."""
-        return self._shim.api_version
+        return self.inner.api_version
+
+    def close(self) -> None:
+        """End every call on this connection with UnavailableError; any thread may call this."""
+        assert isinstance(self.inner.channel, Channel)
+        self.inner.channel.close()
 
     def task(self, task_id: str, exec_id: str = "") -> Task:
         """Return the init process of container ``task_id``, or its exec ``exec_id``."""
-        return Task(self, self._shim.task(task_id, exec_id))
+        return Task(self.inner.task(task_id, exec_id))
 
-    def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
-        """Return the shim's pid and version, and the pid of ``task_id`` if the shim has it."""
-        return run(self._shim.connect(task_id, timeout=timeout))
-
-    def create(
-        self,
-        task_id: str,
-        bundle: str | Path,
-        *,
-        stdio: Stdio | None = None,
-        rootfs: Sequence[Mount] = (),
-        checkpoint: str | Path = "",
-        options: AnyMessage | None = None,
-        timeout: float = CALL_TIMEOUT,
-    ) -> int:
-        """Create container ``task_id`` from the OCI ``bundle``; return the pid of its init."""
-        return run(
-            self._shim.create(
-                task_id,
-                bundle,
-                stdio=stdio,
-                rootfs=rootfs,
-                checkpoint=checkpoint,
-                options=options,
-                timeout=timeout,
-            )
-        )
-
-    def shutdown(self, *, now: bool = False, timeout: float = CALL_TIMEOUT) -> None:
-        """Ask the shim to exit.  A shim that still has containers stays; this is no error."""
-        run(self._shim.shutdown(now=now, timeout=timeout))
+    connect = method(client.Shim.connect)
+    create = method(client.Shim.create)
+    shutdown = method(client.Shim.shutdown)
 
 
 class Task:
-    """One process of a container; see :class:`shimctl.client.Task`."""
+    """One process of a container; see :class:`shimctl.task.Task`."""
 
-    def __init__(self, shim: Shim, task: client.Task) -> None:
-        self.shim = shim
-        self._task = task
+    def __init__(self, inner: task.Task) -> None:
+        self.inner = inner
+        self.id, self.exec_id = inner.id, inner.exec_id
 
-    @property
-    def id(self) -> str:
-        """The container's id."""
-        return self._task.id
+    def __repr__(self) -> str:
+        return repr(self.inner)
 
     @property
-    def exec_id(self) -> str:
-        """The id of an exec; empty for the init."""
-        return self._task.exec_id
+    def shim(self) -> Shim:
+        """The shim that has this process."""
+        return Shim(self.inner.shim)
 
-    def start(self, *, timeout: float = CALL_TIMEOUT) -> int:
-        """Start the process; return its pid."""
-        return run(self._task.start(timeout=timeout))
-
-    def exec(
-        self,
-        exec_id: str,
-        process: Mapping[str, object],
-        *,
-        stdio: Stdio | None = None,
-        timeout: float = CALL_TIMEOUT,
-    ) -> Task:
-        """Add an exec to the container and return it; :meth:`start` then runs it."""
-        added = run(self._task.exec(exec_id, process, stdio=stdio, timeout=timeout))
-        return Task(self.shim, added)
-
-    def state(self, *, timeout: float = CALL_TIMEOUT) -> TaskState:
-        """Return the process's state."""
-        return run(self._task.state(timeout=timeout))
-
-    def kill(self, signal: int, *, everyone: bool = False, timeout: float = CALL_TIMEOUT) -> None:
-        """Send a signal to the process, or with ``everyone`` to all processes of the container."""
-        run(self._task.kill(signal, everyone=everyone, timeout=timeout))
-
-    def wait(self, *, timeout: float | None = None) -> Exited:
-        """Wait until the process exits; without a ``timeout`` the wait has no limit."""
-        return run(self._task.wait(timeout=timeout))
-
-    def delete(self, *, timeout: float = CALL_TIMEOUT) -> Exited:
-        """Delete the exited process; of an init process, also free the container's resources."""
-        return run(self._task.delete(timeout=timeout))
-
-    def pids(self, *, timeout: float = CALL_TIMEOUT) -> tuple[Pid, ...]:
-        """List the processes of the container."""
-        return run(self._task.pids(timeout=timeout))
-
-    def stats(self, *, timeout: float = CALL_TIMEOUT) -> Stats:
-        """Return the container's resource usage."""
-        return run(self._task.stats(timeout=timeout))
-
-    def pause(self, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Freeze every process of the container."""
-        run(self._task.pause(timeout=timeout))
-
-    def resume(self, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Undo :meth:`pause`."""
-        run(self._task.resume(timeout=timeout))
-
-    def checkpoint(
-        self,
-        path: str | Path,
-        *,
-        stop: bool = False,
-        work_path: str | Path = "",
-        options: AnyMessage | None = None,
-        timeout: float = CALL_TIMEOUT,
-    ) -> None:
-        """Write the container's memory and state into the directory ``path``, with criu."""
-        run(
-            self._task.checkpoint(
-                path, stop=stop, work_path=work_path, options=options, timeout=timeout
-            )
-        )
-
-    def update(
-        self,
-        resources: Mapping[str, object],
-        *,
-        annotations: Mapping[str, str] | None = None,
-        timeout: float = CALL_TIMEOUT,
-    ) -> None:
-        """Change limits; ``resources`` is the ``linux.resources`` object of an OCI config."""
-        run(self._task.update(resources, annotations=annotations, timeout=timeout))
-
-    def resize(self, width: int, height: int, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Set the size of the process's terminal, in characters."""
-        run(self._task.resize(width, height, timeout=timeout))
-
-    def close_io(self, *, timeout: float = CALL_TIMEOUT) -> None:
-        """Close the shim's end of stdin; the process reads EOF after every writer closed too."""
-        run(self._task.close_io(timeout=timeout))
+    start = method(task.Task.start)
+    exec = method(task.Task.exec, wrap=lambda added: Task(added))
+    exec_output = method(task.Task.exec_output)
+    spawn = block_method(task.Task.spawn, wrap=lambda found: Process(found))
+    state = method(task.Task.state)
+    kill = method(task.Task.kill)
+    wait = method(task.Task.wait)
+    delete = method(task.Task.delete)
+    pids = method(task.Task.pids)
+    stats = method(task.Task.stats)
+    pause = method(task.Task.pause)
+    resume = method(task.Task.resume)
+    checkpoint = method(task.Task.checkpoint)
+    update = method(task.Task.update)
+    resize = method(task.Task.resize)
+    close_io = method(task.Task.close_io)
 
 
-def launch(
-    bundle: str | Path,
-    container: str,
-    *,
-    namespace: str = "default",
-    runtime: str | None = None,
-    debug: bool = False,
-    events: str | Path | None = None,
-) -> Launched:
-    """Start a shim; see :func:`shimctl.launch`.  ``runtime`` None is the default one."""
-    from shimctl import launching
+class Input:
+    """The stdin of a process; see :class:`shimctl.pipes.Input`."""
 
-    return run(
-        launching.launch(
-            bundle,
-            container,
-            namespace=namespace,
-            runtime=runtime or launching.DEFAULT_RUNTIME,
-            debug=debug,
-            events=events,
-            backend=_BACKEND,
-        )
-    )
+    def __init__(self, inner: pipes.Input) -> None:
+        self.inner = inner
+
+    write = method(pipes.Input.write)
+    close = method(pipes.Input.close)
 
 
-def run_delete(
-    bundle: str | Path,
-    container: str,
-    *,
-    namespace: str = "default",
-    runtime: str | None = None,
-) -> Exited | None:
-    """Run the shim's ``delete`` command; see :func:`shimctl.run_delete`."""
-    from shimctl import launching
+class Output:
+    """The stdout or stderr of a process; see :class:`shimctl.pipes.Output`."""
 
-    runtime = runtime or launching.DEFAULT_RUNTIME
-    return run(
-        launching.run_delete(
-            bundle, container, namespace=namespace, runtime=runtime, backend=_BACKEND
-        )
-    )
+    def __init__(self, inner: pipes.Output) -> None:
+        self.inner = inner
+
+    read = method(pipes.Output.read)
+    readline = method(pipes.Output.readline)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
 
 
-def dispose(
-    bundle: str | Path,
-    container: str,
-    *,
-    address: str = "",
-    namespace: str = "default",
-    runtime: str | None = None,
-    alone: bool = True,
-) -> Exited | None:
-    """End a container and its shim; see :func:`shimctl.dispose`."""
-    from shimctl import ending, launching
+class Process:
+    """A running process with its streams; see :class:`shimctl.process.Process`."""
 
-    return run(
-        ending.dispose(
-            bundle,
-            container,
-            address=address,
-            namespace=namespace,
-            runtime=runtime or launching.DEFAULT_RUNTIME,
-            alone=alone,
-            backend=_BACKEND,
-        )
-    )
+    def __init__(self, inner: process.Process) -> None:
+        self.inner = inner
+        self.pid = inner.pid
+        self.stdin = Input(inner.stdin)
+        self.stdout, self.stderr = Output(inner.stdout), Output(inner.stderr)
+
+    def __repr__(self) -> str:
+        return repr(self.inner)
+
+    @property
+    def task(self) -> Task:
+        """The process as a task, for all calls of the Task API."""
+        return Task(self.inner.task)
+
+    wait = method(process.Process.wait)
+    kill = method(process.Process.kill)
+    communicate = method(process.Process.communicate)
 
 
-def list_shims(
-    *,
-    states: Sequence[str | Path] = (),
-    socket_dir: str | Path | None = None,
-    timeout: float | None = None,
-) -> list[Found]:
-    """Find every shim; see :func:`shimctl.list_shims`."""
-    from shimctl import discover
-
-    socket_dir = socket_dir or discover.SOCKETS
-    timeout = discover.PROBE if timeout is None else timeout
-    return run(
-        discover.list_shims(
-            states=states, socket_dir=socket_dir, backend=_BACKEND, timeout=timeout
-        )
-    )
+connect = block(client.connect, wrap=Shim)
+dispose = function(ending.dispose)
+launch = function(launching.launch)
+list_shims = function(discover.list_shims)
+run = function(spawning.run)
+run_delete = function(launching.run_delete)
+spawn = block(spawning.spawn, wrap=Process)
 
 
 @contextmanager
@@ -369,47 +179,12 @@ def serve_events(path: str | Path, handler: Callable[[Event], object]) -> Iterat
 
     :raises TimedOutError: a handler still runs 10 s after the end of the block.
     """
-    from shim.ttrpc.blocking_server import open_server
+    from shim.ttrpc.blocking_server import open_server  # late: a short-lived tool needs no server
     from shimctl.events import DRAIN, handlers_for, listening
 
     async def call(event: Event) -> None:
         handler(event)
 
+    THREADS.check()
     with listening(path) as listener, open_server(listener, handlers_for(call), drain=DRAIN):
         yield
-
-
-class _Threads:
-    """The backend for plain threads; see :mod:`shimctl.backend`."""
-
-    @asynccontextmanager
-    async def connect(
-        self, address: str, *, namespace: str = "", timeout: float = CONNECT_TIMEOUT
-    ) -> AsyncIterator[client.Shim]:
-        with client.connecting_to(address) as whole:
-            sock = ttrpc.connect(whole, timeout)
-        with ttrpc.open_channel(sock) as channel:
-            yield client.Shim(channel, whole, namespace)
-
-    async def wait_readable(self, fd: int, seconds: float) -> bool:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-
-    async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
-        # Nothing cancels a thread, and each step of ``work`` has its own time limit.
-        await work()
-
-    async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(lambda work: run(_coroutine(work)), works))
-
-
-async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
-
-
-_AT_ONCE = 32  # the most shims that are probed at once
-_BACKEND = _Threads()

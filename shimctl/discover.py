@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
-
 from shim.errors import (
     InvalidError,
     NotFoundError,
@@ -33,8 +31,8 @@ from shim.errors import (
 )
 from shim.linux import sockets
 from shimctl import directories
-from shimctl.backend import TRIO
-from shimctl.exits import read_address, read_exit
+from shimctl.backend import portable
+from shimctl.exits import find_address, read_exit
 from shimctl.values import Exited, Status
 
 if TYPE_CHECKING:
@@ -82,19 +80,19 @@ class Found:
     exited: Exited | None = None
 
 
+@portable
 async def list_shims(
+    backend: Backend,
     *,
     states: Sequence[str | Path] = (),
     socket_dir: str | Path = SOCKETS,
-    backend: Backend = TRIO,
     timeout: float = PROBE,
 ) -> list[Found]:
     """Find every shim and probe it; the list is sorted by namespace and id.
 
     ``states`` are further state directories of containerd (its ``state`` option,
     default /run/containerd); CONTAINERD_STATE, if set, is always one of them.
-    ``socket_dir`` replaces containerd's socket directory.  ``backend`` waits on the
-    caller's framework.
+    ``socket_dir`` replaces containerd's socket directory.
 
     A socket that does not answer like a shim within ``timeout`` seconds raises no error:
     its ``health`` and ``detail`` describe the result.
@@ -184,7 +182,7 @@ def _ours() -> Iterator[Found]:
     for path in directories.listed(directories.state_directory(), "*/*/config.json"):
         bundle = path.parent
         yield Found(
-            bundle.parent.name, bundle.name, read_address(bundle), str(bundle), managed=True
+            bundle.parent.name, bundle.name, find_address(bundle), str(bundle), managed=True
         )
 
 
@@ -192,12 +190,12 @@ def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
     for root in directories.roots(states):
         for bundle in directories.listed(Path(root), f"{directories.BUNDLES}/*/*"):
             # A bundle with neither belongs to a container that is being created.
-            address = read_address(bundle)
+            address = find_address(bundle)
             if address or read_exit(bundle):
                 yield Found(bundle.parent.name, bundle.name, address, str(bundle))
     for path in directories.listed(Path(directories.CRIO), "*/userdata/address"):
         bundle = path.parent
-        if address := read_address(bundle):
+        if address := find_address(bundle):
             yield Found("default", bundle.parent.name, address, str(bundle))
 
 
@@ -230,6 +228,8 @@ def shim_at(address: str) -> int:
 
 
 def _shim_processes() -> list[_Arguments]:
+    import psutil  # late: loads slowly
+
     found = []
     for process in psutil.process_iter(["cmdline"]):
         argv = process.info["cmdline"] or []

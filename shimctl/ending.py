@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from shim.errors import NotFoundError, ShimError, TimedOutError, UnavailableError
 from shim.linux.sockets import can_connect, socket_path
-from shimctl.backend import TRIO
-from shimctl.exits import read_address
+from shimctl.backend import TRIO, portable
+from shimctl.exits import find_address
 from shimctl.launching import DEFAULT_RUNTIME, run_delete
 from shimctl.remains import RemainsError, traces_of
 
@@ -32,7 +32,9 @@ _GONE = 2  # s for processes, mounts and cgroups to disappear
 _LOOK = 0.05  # s between two checks for them
 
 
+@portable
 async def dispose(
+    backend: Backend,
     bundle: str | Path,
     container: str,
     *,
@@ -40,7 +42,6 @@ async def dispose(
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
     alone: bool = True,
-    backend: Backend = TRIO,
 ) -> Exited | None:
     """End the container in ``bundle`` and its shim in any state; return the exit status.
 
@@ -62,7 +63,7 @@ async def dispose(
         attributes of the error list them.
     """
     bundle = Path(bundle)
-    address = address or read_address(bundle)
+    address = address or find_address(bundle)
     traces = traces_of(bundle, container)
     try:
         exited, deleted = await _end(
@@ -121,8 +122,8 @@ async def _end(
             with suppress(OSError):
                 await _kill(address, backend)
         with suppress(ShimError, OSError):
-            last = await run_delete(
-                bundle, container, namespace=namespace, runtime=runtime, backend=backend
+            last = await run_delete.on(backend)(
+                bundle, container, namespace=namespace, runtime=runtime
             )
             exited = exited or last
     if alone and socket_path(address):

@@ -12,31 +12,26 @@ and never repeats an acknowledged event.
 
 A shim that containerd launched sends its events to containerd; see ``ctr events``.
 
-Source: containerd api/services/ttrpc/events/v1 and api/events/task.proto.
+Source: containerd api/services/ttrpc/events/v1.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003 - a dataclass's own annotation
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.json_format import MessageToDict, SerializeToJsonError
-from google.protobuf.message import DecodeError, Message
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim import names
-from shim.api import events_pb2
 from shim.api.forward_grpc import EventsBase
 from shim.errors import InvalidError, UnavailableError
 from shim.linux import sockets
 from shim.ttrpc.services import handlers_of, unary
-from shimctl.values import time_of
+from shimctl.backend import TRIO
+from shimctl.topics import event_of
 
 if TYPE_CHECKING:
     import socket
@@ -45,29 +40,11 @@ if TYPE_CHECKING:
     import trio
     from grpclib.const import Handler
 
-    from shim.api.envelope_pb2 import Envelope
     from shim.api.forward_pb2 import ForwardRequest
+    from shimctl.topics import Event
 
 DRAIN = 10  # s to wait at the end for a handler that still runs in a thread
 _LONGEST = 107  # the most bytes of a unix socket's path
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One event.  ``fields`` are those of the message ``type``, named as in its .proto.
-
-    Their values are those of protobuf's JSON: numbers up to 32 bits are ints, larger
-    ones strings, and a time is a string too, ``2023-11-14T22:13:20.5Z``.
-
-    ``fields`` is empty if the type is unknown or the message cannot be decoded.  ``at`` is
-    None only if the shim sent no time.
-    """
-
-    at: datetime | None
-    namespace: str
-    topic: str
-    type: str
-    fields: dict[str, Any]
 
 
 async def serve_events(
@@ -94,6 +71,7 @@ async def serve_events(
 
     from shim.ttrpc.server import serve
 
+    TRIO.check()
     with listening(path) as listener:
         async with trio.SocketListener(trio.socket.from_stdlib_socket(listener)) as accepting:
             if task_status is not None:
@@ -148,30 +126,3 @@ class _Events(EventsBase):
             # Always UNAVAILABLE: with some statuses the shim would discard the event.
             raise GRPCError(Status.UNAVAILABLE, f"the handler failed: {exc}") from exc
         return Empty()
-
-
-def event_of(envelope: Envelope) -> Event:
-    """Decode an envelope; an event of an unknown type gets no fields."""
-    name = names.type_name(envelope.event.type_url)
-    return Event(
-        at=time_of(envelope.timestamp),
-        namespace=envelope.namespace,
-        topic=envelope.topic,
-        type=name,
-        fields=_fields(name, envelope.event.value),
-    )
-
-
-def _fields(name: str, value: bytes) -> dict[str, Any]:
-    package, _, short = name.rpartition(".")
-    kind = getattr(events_pb2, short, None)
-    if package != "containerd.events" or not isinstance(kind, type(Message)):
-        return {}
-    try:
-        return MessageToDict(
-            kind.FromString(value),
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-        )
-    except (DecodeError, SerializeToJsonError):  # for example of an invalid time
-        return {}

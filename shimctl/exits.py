@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from shim import records
+from shim.errors import InvalidError, NotFoundError
 from shimctl.values import Exited
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -16,9 +17,24 @@ _LONGEST = 65536  # the most bytes that are read of a file with an address
 def read_address(bundle: str | Path) -> str:
     """Return the address of the shim of ``bundle``, from ``bootstrap.json`` or ``address``.
 
-    The manager or the shim wrote these files.  Returns an empty string if neither can be
-    read.  This does not check whether a shim listens on the address.
+    The manager or the shim wrote these files.  This does not check whether a shim listens
+    on the address.
+
+    :raises NotFoundError: there is no such bundle, or no shim was started for it.
+    :raises InvalidError: the address cannot be read from the file.
     """
+    if address := find_address(bundle):
+        return address
+    if not Path(bundle).is_dir():
+        raise NotFoundError(f"there is no bundle {bundle}")
+    for name in ("bootstrap.json", "address"):
+        if (path := Path(bundle, name)).exists():
+            raise InvalidError(f"cannot read the shim's address from {path}; see `shimctl ps`")
+    raise NotFoundError(f"no shim was started for {bundle}; it has no file with an address")
+
+
+def find_address(bundle: str | Path) -> str:
+    """Return what :func:`read_address` returns, but an empty string in place of an error."""
     try:
         with open(Path(bundle, "bootstrap.json"), "rb") as file:
             return str(json.loads(file.read(_LONGEST))["address"])

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,10 +31,12 @@ from shim.api import bootstrap_pb2, task_pb2
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, UnsupportedError
 from shim.linux.modes import make_fifo, write_file
 from shimctl import directories
-from shimctl.backend import TRIO
+from shimctl.backend import portable
+from shimctl.checks import check_id
 from shimctl.values import Exited, time_of
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Sequence
 
     from shimctl.backend import Backend
@@ -57,7 +58,9 @@ class Launched:
     shim_pid: int = 0
 
 
+@portable
 async def launch(
+    backend: Backend,
     bundle: str | Path,
     container: str,
     *,
@@ -65,7 +68,6 @@ async def launch(
     runtime: str = DEFAULT_RUNTIME,
     debug: bool = False,
     events: str | Path | None = None,
-    backend: Backend = TRIO,
 ) -> Launched:
     """Start a shim for ``container`` in ``bundle``; return when it answers.
 
@@ -75,15 +77,15 @@ async def launch(
 
     ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket that
     the shim sends its events to; the default is the socket of ``shimctl events``, and
-    an empty string sends none.  ``backend`` waits on the caller's framework.
+    an empty string sends none.
 
     Cancelling this shuts down the shim that was started; a pod's shim that already has
     containers stays.  A cancelled ``start`` is killed if it does not end within 5 s.
     A shim without a container may then remain; the trio shim exits by itself 30 s later.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
-    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name, or an
-        argument contains a NUL byte.
+    :raises InvalidError: the id or the namespace is not valid, ``runtime`` is neither a
+        path nor a runtime's name, or an argument contains a NUL byte.
     :raises UnsupportedError: the shim uses another protocol than ttrpc, or a newer Task API.
     :raises TimedOutError: ``start`` did not end within 30 s.
     :raises ShimError: ``start`` failed and the message is the shim's; or the shim cannot
@@ -92,6 +94,8 @@ async def launch(
     for text in map(str, (bundle, container, namespace, runtime, events)):
         if "\0" in text:
             raise InvalidError(f"{text!r} contains a NUL byte; remove it")
+    check_id(container)
+    check_id(namespace, "namespace")
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
         raise NotFoundError(f"there is no bundle {bundle}")
@@ -150,13 +154,14 @@ async def _withdraw(command: _Command, namespace: str, backend: Backend) -> None
             await shim.shutdown(timeout=WITHDRAW / 2)  # a shim that has containers stays
 
 
+@portable
 async def run_delete(
+    backend: Backend,
     bundle: str | Path,
     container: str,
     *,
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
-    backend: Backend = TRIO,
 ) -> Exited | None:
     """Run the shim's ``delete`` command, as containerd does after the daemon has exited.
 
@@ -165,9 +170,12 @@ async def run_delete(
     Returns None if the command failed or did not end within 5 s.
 
     :raises NotFoundError: there is no such runtime, or no such bundle.
-    :raises InvalidError: ``runtime`` is neither a path nor a runtime's name.
+    :raises InvalidError: the id or the namespace is not valid, or ``runtime`` is neither a
+        path nor a runtime's name.
     :raises ShimError: the shim cannot be run.
     """
+    check_id(container)
+    check_id(namespace, "namespace")
     binary = find_runtime(runtime)
     if not Path(bundle).is_dir():
         raise NotFoundError(f"there is no bundle {bundle}")
@@ -197,6 +205,8 @@ class _Command:
 
     def finish(self) -> subprocess.CompletedProcess[bytes]:
         """Wait until the command has exited; return its exit status and output."""
+        import subprocess
+
         code = self._process.wait()
         output = (os.pread(fd, _LOG_LIMIT, 0) for fd in (self._out, self._err))
         return subprocess.CompletedProcess(self._process.args, code, *output)
@@ -221,6 +231,8 @@ def _open_command(
 
     :raises ShimError: the command cannot be run.
     """
+    import subprocess  # late: loads slowly
+
     with ExitStack() as stack:
         try:
             out = os.memfd_create("stdout", os.MFD_CLOEXEC)

@@ -86,6 +86,19 @@ class Exited:
 
 
 @dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a command: its exit status, and all that it wrote.
+
+    ``exit_status`` is the exit code, or 128 + signal.  With a terminal, ``stdout`` has both
+    streams.
+    """
+
+    exit_status: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Connected:
     """The shim that answered.  ``task_pid`` is 0 if the shim does not have the task."""
 

@@ -16,7 +16,7 @@ import fcntl
 import os
 import signal
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -148,17 +148,16 @@ class Minid:
 
     async def take_event(self, event: shimctl.Event) -> None:
         """Record the exit of an init process; returning acknowledges the event."""
-        fields = event.fields
-        if event.type != "containerd.events.TaskExit" or event.namespace != self.place.namespace:
+        if not isinstance(event, shimctl.TaskExit) or event.namespace != self.place.namespace:
             return
-        name, _, number = str(fields.get("container_id")).rpartition(".")
-        if fields.get("id") != fields.get("container_id") or not number.isdecimal():
+        name, _, number = event.container_id.rpartition(".")
+        if not event.is_init or not number.isdecimal():
             return  # the exit of an exec, or an unknown container
         container = self.containers.get(name)
         if container is None or int(number) != container.record.generation:
             return  # an older generation: its exit was recorded before the next began
-        at = datetime.fromisoformat(fields["exited_at"]).timestamp()
-        self.place.ledger.record(End(name, int(number), int(fields["exit_status"]), at))
+        at = (event.exited_at or datetime.now(UTC)).timestamp()
+        self.place.ledger.record(End(name, int(number), event.exit_status, at))
 
     async def do(self, verb: str, name: str) -> dict[str, Any]:
         """Run a request; return the containers as ``ps`` shows them afterwards.

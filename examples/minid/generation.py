@@ -173,7 +173,10 @@ class Generation:
     async def _launch(self) -> str:
         """Return the address of the shim; start the shim if there is none."""
         if (self.home / "bootstrap.json").exists():
-            return shimctl.read_address(self.home)
+            try:
+                return shimctl.read_address(self.home)
+            except (shimctl.NotFoundError, shimctl.InvalidError):
+                return ""  # the connection then fails as that to a dead shim
         async with self.place.turns:
             launched = await shimctl.launch(
                 self.home,

@@ -13,7 +13,15 @@ config.json and the rootfs, and removes both.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shimctl.images.config import ImageConfig, Overrides, Volume
+    from shimctl.images.image import Image, prepare
+    from shimctl.images.overlay import mounts_for
+    from shimctl.images.reference import is_reference
+    from shimctl.images.step import Step
+    from shimctl.images.store import Store, release
 
 __all__ = [
     "Image",

@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trio
-
 from shim.errors import ExistsError, InvalidError, TimedOutError, WrongStateError
 from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import check_unmounted, remove_tree
@@ -97,6 +95,8 @@ class Store:
         :raises TimedOutError: another process held it for an hour.
         """
         path = self.path / "locks" / _hex(name)
+        import trio  # late: those who only release need none
+
         deadline = trio.current_time() + _LOCK_TIMEOUT
         while (fd := _lock(path)) is None:
             if trio.current_time() > deadline:
@@ -220,6 +220,8 @@ class Store:
             if any(_hex(use.chain) == _hex(chain) for use in self.uses()):
                 away.rename(rootfs)
                 return
+            import trio
+
             await trio.to_thread.run_sync(_remove, away)
 
     def _record_path(self, digest: str) -> Path:

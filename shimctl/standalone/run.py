@@ -23,24 +23,23 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim import names
 from shim.api.options_pb2 import Options
-from shim.errors import InvalidError, NotFoundError, ShimError
-from shim.jsontext import as_runc_reads
+from shim.errors import ShimError
 from shim.linux.modes import write_file
 from shim.linux.sockets import can_connect
 from shim.scope import background
 from shim.text import printable
-from shimctl import ending
 from shimctl.attach.relay import open_pipes
 from shimctl.attach.session import attach, open_signals
 from shimctl.attach.terminal import check_input
+from shimctl.bundles import process_for as process_for
 from shimctl.client import connect
 from shimctl.ending import end
-from shimctl.exits import read_address
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.options import make_message
 from shimctl.standalone import detached, logger, workdir
 from shimctl.standalone.detached import Detached, open_detached
 from shimctl.standalone.execs import DIRECTORY, new_exec_id
+from shimctl.standalone.removal import dispose as dispose
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -82,7 +81,7 @@ def prepare(wanted: Run, *, attached: bool) -> Path:
     A detached container gets a terminal only if ``wanted.terminal`` is true.
     """
     binary = find_runtime(wanted.runtime)
-    config = wanted.config or _config_of(wanted.bundle.absolute())
+    config = wanted.config or workdir.config_of(wanted.bundle.absolute())
     terminal = attached and config["process"].get("terminal", False)
     terminal = terminal if wanted.terminal is None else wanted.terminal
     config["process"] = config["process"] | {"terminal": terminal}
@@ -91,16 +90,6 @@ def prepare(wanted: Run, *, attached: bool) -> Path:
     work = workdir.make(config, wanted.namespace, wanted.container)
     write_file(work / "shim-binary-path", binary)
     return work
-
-
-def _config_of(bundle: Path) -> dict[str, Any]:
-    config = workdir.absolute_paths(workdir.read_config(bundle), bundle)
-    if not isinstance(config.get("process"), dict):
-        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
-    root = as_runc_reads(config["root"]["path"])
-    if not Path(root).is_dir():
-        raise NotFoundError(f"the bundle's root {root} is not a directory")
-    return config
 
 
 def _policy(wanted: Run, *, attached: bool, terminal: bool) -> str:
@@ -240,13 +229,6 @@ async def _follow(log: Log, show: bool) -> None:
             sys.stderr.flush()
 
 
-def _binary(work: Path) -> str:
-    try:
-        return os.fsdecode((work / "shim-binary-path").read_bytes())
-    except OSError:
-        return DEFAULT_RUNTIME
-
-
 async def exec_attached(
     task: Task, process: Mapping[str, object], *, stdin: bool, terminal: bool
 ) -> Exited:
@@ -272,64 +254,3 @@ async def exec_attached(
                 raise
     assert exited is not None, "an exec has no detach keys"
     return exited
-
-
-def process_for(
-    config: Mapping[str, Any],
-    args: Sequence[str],
-    *,
-    terminal: bool,
-    env: Sequence[str] = (),
-    cwd: str = "",
-    user: str = "",
-) -> dict[str, Any]:
-    """Return the init process's specification with other arguments.
-
-    ``env`` are ``NAME=value``, which replace variables of the same name; ``user`` is
-    ``UID`` or ``UID:GID``, in numbers.
-
-    :raises InvalidError: ``env`` or ``user`` is malformed.
-    """
-    process = dict(config.get("process") or {})
-    process |= {"args": list(args), "terminal": terminal}
-    process.pop("commandLine", None)
-    if cwd:
-        process["cwd"] = cwd
-    if env:
-        replaced = {entry.partition("=")[0] for entry in env}
-        if "" in replaced or any("=" not in entry for entry in env):
-            raise InvalidError("--env takes NAME=VALUE")
-        kept = [old for old in process.get("env") or () if old.partition("=")[0] not in replaced]
-        process["env"] = [*kept, *env]
-    if user:
-        uid, colon, gid = user.partition(":")
-        if not uid.isdecimal() or (colon and not gid.isdecimal()):
-            raise InvalidError("--user takes UID or UID:GID, in numbers")
-        process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
-    return process
-
-
-async def dispose(work: Path, container: str, namespace: str, address: str = "") -> Exited | None:
-    """End a container of ``shimctl`` in any state; remove its shim and its directory.
-
-    Returns its exit, or None if neither a shim nor a record has it.
-
-    :raises WrongStateError: a file system is still mounted in the directory.
-    """
-    address = address or read_address(work)
-    exited = await ending.dispose(
-        work,
-        container,
-        address=address,
-        namespace=namespace,
-        runtime=_binary(work),
-        alone=_alone(work, address),
-    )
-    workdir.remove(work)
-    return exited
-
-
-def _alone(work: Path, address: str) -> bool:
-    """Return whether the shim serves no other container of ``shimctl``, as in a pod."""
-    others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
-    return all(other == work or read_address(other) != address for other in others)

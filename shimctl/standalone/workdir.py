@@ -5,7 +5,7 @@ directory ``<state>/<namespace>/<id>`` with a copy of config.json in which every
 path into the user's bundle is absolute.  The fifos are in that directory, too.
 
 Source: OCI runtime specification, config.md ("Root", "Mounts") for which paths
-are relative to the bundle; containerd pkg/identifiers for the ids.
+are relative to the bundle.
 """
 
 from __future__ import annotations
@@ -13,18 +13,17 @@ from __future__ import annotations
 import re
 import secrets
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from shim import jsontext, names
+from shim import jsontext
 from shim.errors import ExistsError, InvalidError, NotFoundError
 from shim.jsontext import as_runc_reads
 from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import remove_tree
 from shimctl import directories
-from shimctl.images.store import release
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from shimctl.bundles import read_config as read_config
+from shimctl.checks import check_id as check_id
 
 
 def state_directory() -> Path:
@@ -37,45 +36,10 @@ def events_socket() -> Path:
     return directories.events_socket()
 
 
-def check_id(text: str, what: str = "id") -> str:
-    """Return ``text`` if containerd accepts it as an id or a namespace.
-
-    :raises InvalidError: containerd does not accept it.
-    """
-    if names.is_id(text):
-        return text
-    raise InvalidError(
-        f"{text!r} is not a valid {what}; use up to {names.ID_MAX} letters and digits, "
-        "with single '.', '_' or '-' between them"
-    )
-
-
 def new_id(bundle: Path) -> str:
     """Generate an id that begins with the name of the bundle."""
     words = "-".join(re.findall(r"[A-Za-z0-9]+", bundle.name))
     return f"{words[:40].strip('-') or 'c'}-{secrets.token_hex(3)}"
-
-
-def read_config(bundle: Path) -> dict[str, Any]:
-    """Read the bundle's config.json.
-
-    :raises NotFoundError: there is no such bundle, or it has no config.json.
-    :raises InvalidError: it is not a JSON object.
-    """
-    path = bundle / "config.json"
-    try:
-        config = jsontext.loads(path.read_bytes())
-    except FileNotFoundError:
-        if not bundle.is_dir():
-            raise NotFoundError(f"there is no bundle {bundle}") from None
-        raise NotFoundError(f"{path} is missing; `runc spec` writes one") from None
-    except OSError as exc:
-        raise NotFoundError(f"cannot read {path}: {exc.strerror}") from None
-    except ValueError as exc:
-        raise InvalidError(f"{path} is not valid JSON: {exc}") from None
-    if not isinstance(config, dict):
-        raise InvalidError(f"{path} must hold a JSON object")
-    return config
 
 
 def absolute_paths(config: dict[str, Any], bundle: Path) -> dict[str, Any]:
@@ -104,6 +68,21 @@ def _absolute_mount(mount: dict[str, Any], bundle: Path) -> dict[str, Any]:
     return mount
 
 
+def config_of(bundle: Path) -> dict[str, Any]:
+    """Return the config.json of a user's bundle, with absolute paths.
+
+    :raises NotFoundError: there is no such bundle, or no root in it.
+    :raises InvalidError: the file does not follow the specification.
+    """
+    config = absolute_paths(read_config(bundle), bundle)
+    if not isinstance(config.get("process"), dict):
+        raise InvalidError(f"{bundle / 'config.json'} has no process to run")
+    root = as_runc_reads(config["root"]["path"])
+    if not Path(root).is_dir():
+        raise NotFoundError(f"the bundle's root {root} is not a directory")
+    return config
+
+
 def make(config: dict[str, Any], namespace: str, container: str) -> Path:
     """Create the working directory and write ``config`` into it; return its path.
 
@@ -130,6 +109,8 @@ def remove(path: Path) -> None:
 
     :raises WrongStateError: a file system is mounted inside.
     """
+    from shimctl.images.store import release  # late: it loads trio
+
     release(path)
     remove_tree(path)
     with suppress(OSError):  # the namespace has other containers

@@ -12,7 +12,9 @@ import trio
 import trio.lowlevel
 
 from shim.ttrpc.blocking import run
-from shimctl import aio, backend, blocking
+from shimctl import backend
+from shimctl.on_asyncio import ASYNCIO
+from shimctl.on_threads import THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +27,8 @@ async def _nothing() -> None:
 # How each runs what belongs to it, and what stands for a moment there.
 FACES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[], Any]]] = {
     "trio": (backend.TRIO, trio.run, trio.lowlevel.checkpoint),
-    "asyncio": (aio._BACKEND, lambda main: asyncio.run(main()), lambda: asyncio.sleep(0)),
-    "threads": (blocking._BACKEND, lambda main: run(main()), _nothing),
+    "asyncio": (ASYNCIO, lambda main: asyncio.run(main()), lambda: asyncio.sleep(0)),
+    "threads": (THREADS, lambda main: run(main()), _nothing),
 }
 
 

@@ -425,7 +425,7 @@ def test_who_is_not_root_is_told_so(tmp_path: Path, state: Path, command: list[s
         "from shimctl.cli import main\n"
         "import shimctl.cli.commands.run, shimctl.cli.commands.create\n"
         "import shimctl.cli.commands.state, shimctl.cli.connected, shimctl.standalone.run\n"
-        "import trio, shimctl.discover\n"
+        "import psutil, trio, shimctl.discover\n"
         "os.setgid(65534)\n"
         "os.setuid(65534)\n"
         "sys.exit(main(sys.argv[1:]))"

@@ -90,7 +90,8 @@ def test_a_shim_whose_container_is_deleted_leaves_when_asked(
     address = place.json("inspect", *namespace, "over")["shim"]["address"]
     command = [place.command()[0], "-c", script, address]
     subprocess.run(command, check=True, timeout=PATIENCE, env=place.environ)
-    assert place.json("shutdown", *namespace, "over") == {"id": "over", "shim_pid": pid}
+    shut_down = {"namespace": place.namespace, "id": "over", "shim_pid": pid}
+    assert place.json("shutdown", *namespace, "over") == shut_down
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
     gone = place.shimctl("shutdown", *namespace, "over")
     assert (gone.returncode, gone.stderr.count("\n")) == (125, 1)

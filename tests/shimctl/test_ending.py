@@ -200,10 +200,12 @@ def test_what_is_no_address_ends_nothing_and_is_no_error(address: str, tmp_path:
 
 
 def test_a_bundle_that_says_nothing_has_no_address(tmp_path: Path) -> None:
-    assert shimctl.read_address(tmp_path) == ""
+    with pytest.raises(shimctl.NotFoundError, match="no shim was started"):
+        shimctl.read_address(tmp_path)
     for text in ("{", "[]", "[" * 60_000):
         (tmp_path / "bootstrap.json").write_text(text)
-        assert shimctl.read_address(tmp_path) == ""
+        with pytest.raises(shimctl.InvalidError, match=r"cannot read .* from .*/bootstrap\.json"):
+            shimctl.read_address(tmp_path)
     (tmp_path / "address").write_text("unix:///one\n")
     assert shimctl.read_address(tmp_path) == "unix:///one"
     (tmp_path / "bootstrap.json").write_text('{"address": "unix:///two"}')

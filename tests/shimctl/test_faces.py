@@ -10,24 +10,44 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import shimctl
-from shimctl import aio, blocking
+from shimctl import aio, blocking, pipes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 FACES = [aio, blocking]
 # What waits, and so differs; all else is the very same object.
-CALLS = ["connect", "dispose", "launch", "list_shims", "run_delete", "serve_events"]
-METHODS = [
-    *(("Shim", name) for name in ("task", "connect", "create", "shutdown")),
-    *(("Task", name) for name, _ in inspect.getmembers(shimctl.Task, inspect.iscoroutinefunction)),
+CALLS = [
+    "connect",
+    "dispose",
+    "launch",
+    "list_shims",
+    "run",
+    "run_delete",
+    "serve_events",
+    "spawn",
 ]
+
+
+def methods() -> Iterator[tuple[str, str]]:
+    """Yield each class that differs on threads, with each of its public methods on trio."""
+    for kind in (shimctl.Shim, shimctl.Task, shimctl.Process, pipes.Input, pipes.Output):
+        for name, found in inspect.getmembers(kind, inspect.isfunction):
+            waits = inspect.iscoroutinefunction(inspect.unwrap(found))
+            waits = waits or inspect.isasyncgenfunction(inspect.unwrap(found))
+            if waits and not name.startswith("_") and (kind.__name__, name) not in INTERNAL:
+                yield kind.__name__, name
+
+
+INTERNAL = {("Shim", "call"), ("Process", "watch")}
+METHODS = [*methods(), ("Shim", "task")]
 
 
 @pytest.mark.parametrize("face", FACES)
 def test_a_face_has_the_names_of_the_others_and_the_same_values(face: ModuleType) -> None:
-    assert face.__all__ == shimctl.__all__
-    waiting = {*CALLS, "Shim", "Task"}
+    assert sorted(face.__all__) == sorted(shimctl.__all__)
+    waiting = {*CALLS, "Shim", "Task", "Process", "images"}
     for name in set(shimctl.__all__) - waiting:
         assert getattr(face, name) is getattr(shimctl, name)
     for name in waiting:
@@ -43,7 +63,7 @@ def test_what_no_face_has_is_an_attribute_error() -> None:
 def arguments(function: Any) -> list[tuple[str, object]]:
     """Return the names and kinds of what a function takes, but for how it waits."""
     found = inspect.signature(function).parameters.values()
-    return [(p.name, p.kind) for p in found if p.name not in ("backend", "task_status")]
+    return [(p.name, p.kind) for p in found if p.name != "task_status"]
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -54,7 +74,8 @@ def test_a_function_takes_the_same_arguments_on_each(face: ModuleType, name: str
 
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_a_method_takes_the_same_arguments_and_defaults_on_each(kind: str, name: str) -> None:
-    ours, theirs = (getattr(getattr(face, kind), name) for face in (shimctl, blocking))
+    home = pipes if kind in ("Input", "Output") else shimctl
+    ours, theirs = (getattr(getattr(face, kind), name) for face in (home, blocking))
     assert [str(p) for p in inspect.signature(ours).parameters.values()] == [
         str(p) for p in inspect.signature(theirs).parameters.values()
     ]

@@ -16,8 +16,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+import shimctl
+from shim.api import events_pb2
 from shim.api.envelope_pb2 import Envelope
-from shim.api.events_pb2 import TaskExit
 from shim.api.forward_grpc import EventsStub
 from shim.api.forward_pb2 import ForwardRequest
 from shim.errors import ExistsError, InvalidError, UnsupportedError
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 
 def exit_of(container: str, at: int = 1) -> ForwardRequest:
-    event = TaskExit(container_id=container, id=container, pid=7, exit_status=3)
+    event = events_pb2.TaskExit(container_id=container, id=container, pid=7, exit_status=3)
     return ForwardRequest(
         envelope=Envelope(
             timestamp=Timestamp(seconds=at),
@@ -82,9 +83,12 @@ def test_an_event_is_acknowledged_when_it_was_handled(listen: Any, tmp_path: Pat
         for number in range(50):
             send(exit_of(f"c{number}"))
             assert len(seen) == number + 1
-    assert [event.fields["container_id"] for event in seen] == [f"c{n}" for n in range(50)]
+    assert [event.container_id for event in seen if isinstance(event, shimctl.TaskExit)] == [
+        f"c{n}" for n in range(50)
+    ]
     assert (seen[0].topic, seen[0].namespace) == ("/tasks/exit", "ns")
-    assert seen[0].fields["exit_status"] == 3
+    assert isinstance(seen[0], shimctl.TaskExit)
+    assert seen[0].exit_status == 3
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,9 @@ def test_a_request_that_is_no_event_is_refused(listen: Any, tmp_path: Path) -> N
         assert caught.value.status is Status.UNIMPLEMENTED
         with sender(path) as send:
             send(ForwardRequest())  # nothing in it is still an event
-    assert [(event.topic, event.at, event.fields) for event in seen] == [("", None, {})]
+    assert [(event.topic, event.at, type(event)) for event in seen] == [
+        ("", None, shimctl.UnknownEvent)
+    ]
 
 
 def test_the_socket_is_ours_alone_and_a_dead_ones_is_replaced(listen: Any, tmp_path: Path) -> None:

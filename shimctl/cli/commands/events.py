@@ -9,7 +9,7 @@ from shimctl.cli.parameters import Where, output_options, search_options
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
-    from shimctl.events import Event
+    from shimctl.topics import Event
 
 
 @declare("events", example="shimctl events --json | tee events.log")
@@ -27,7 +27,7 @@ async def command(where: Where, out: Out) -> None:
 
     async def write(event: Event) -> None:
         if where.namespace in ("", event.namespace):
-            out.stream(event, lambda: _text_line(event))
+            out.stream(event.as_dict(), lambda: _text_line(event))
 
     socket = directories.events_socket()
     make_trusted(str(socket.parent))
@@ -40,6 +40,8 @@ def _text_line(event: Event) -> str:
 
     at = render.time(event.at, precise=True) or "-"
     fields = " ".join(
-        f"{key}={render.as_line(value)}" for key, value in event.fields.items() if value != ""
+        f"{key}={render.as_line(value)}"
+        for key, value in event.as_dict()["fields"].items()
+        if value != ""
     )
     return printable(f"{at} {event.namespace} {event.topic} {fields}")

@@ -23,8 +23,8 @@ from shimctl.cli.parameters import detach_keys_option, output_options
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
-    from shimctl.events import Event
     from shimctl.standalone.run import Run
+    from shimctl.topics import Event
     from shimctl.values import Exited
 
 
