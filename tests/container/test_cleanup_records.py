@@ -63,6 +63,18 @@ def test_a_note_that_was_never_finished_is_none(tmp_path: Path) -> None:
     assert records.read() == [RECORD]
 
 
+def test_a_note_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    notes = first_bundle(tmp_path)
+    record = CleanupRecord("c2", str(tmp_path / "c2"), Runtime("runc", "/run/runc"), 7)
+    notes.write(record)
+    (tmp_path / "c1/members/a").write_text("{")
+    (tmp_path / "c1/members/b").mkdir()
+    assert notes.read() == [record]
+    assert capfd.readouterr().err.count("cannot read a cleanup record") == 2
+
+
 def test_a_note_under_another_name_is_none(tmp_path: Path) -> None:
     records = first_bundle(tmp_path)
     records.write(RECORD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -11,8 +12,9 @@ import pytest
 import trio
 import trio.testing
 
+from shim.errors import InvalidError
 from shim.linux.fifos import Fd
-from shim.stdio.filehelper import open_writer
+from shim.stdio.filehelper import FileHelper, open_writer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +80,27 @@ async def test_a_wait_for_what_is_written_ends_when_the_helper_is_stopped(
                 waiting.start_soon(helper.wait_drained)
                 await helper.stop()
         os.close(writer)
+
+
+async def test_a_process_that_dies_before_the_file_is_open_is_an_error(
+    reaper: Reaper, tmp_path: Path
+) -> None:
+    helper = FileHelper(str(tmp_path), lambda _: None, reaper, [], writes=True)
+    with trio.fail_after(10), pytest.raises(OSError, match="the helper died") as caught:
+        await helper.wait_opened(10)
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, str(tmp_path))
+    await helper.stop()
+
+
+async def test_the_pipe_of_a_file_that_cannot_be_opened_is_closed(
+    reaper: Reaper, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with pytest.raises(InvalidError):
+        await open_writer(str(tmp_path), [Fd(reader)], reaper, create=False, timeout=10)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"said")
+    os.close(writer)
 
 
 async def test_a_file_that_cannot_be_opened_again_is_named_in_the_log(

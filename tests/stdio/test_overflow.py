@@ -106,6 +106,23 @@ async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(r
             await stdio.drain()
 
 
+async def test_the_pipe_of_a_process_is_closed_while_its_output_is_stored(rig: Rig) -> None:
+    """And nothing counts as stored once a reader has it."""
+    put(rig, "data", MUCH)
+    async with rig.open(
+        stdout=rig.path("out"), overflow=spool_in(rig.directory / "spool")
+    ) as stdio:
+        wait = await rig.run(stdio, f"cat {rig.directory}/data")
+        assert (await wait()).exit_status == 0
+        [relay] = stdio._outputs
+        with trio.fail_after(20):
+            await relay.source_done.wait()
+        assert relay.backlog
+        assert relay.source.number < 0
+        assert len(await read_all(reader(rig.path("out")))) == MUCH
+        assert not relay.backlog
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [7, 10])
 async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missing(
