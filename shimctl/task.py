@@ -10,6 +10,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +179,9 @@ class Task:
         :raises NotFoundError: the shim has no such container or exec.
         """
         request = make_message(api.StateRequest, id=self.id, exec_id=self.exec_id)
-        return state_of(await self.shim.call("State", request, timeout))
+        state = state_of(await self.shim.call("State", request, timeout))
+        # Go's shim returns the id of an exec as ``id``, and no ``exec_id``.
+        return replace(state, id=self.id, exec_id=self.exec_id)
 
     async def kill(
         self, signal: int | str, *, everyone: bool = False, timeout: float = CALL_TIMEOUT

@@ -176,9 +176,17 @@ class Where:
 
 def search_options(function: Function[T]) -> Function[T]:
     """Declare ``-n`` and ``--state``; the function gets them as ``where``, a :class:`Where`."""
+    return _search_options(function, "-n", "--namespace")
 
+
+def search_options_without_n(function: Function[T]) -> Function[T]:
+    """Declare the same for a command whose ``-n`` is a number."""
+    return _search_options(function, "--namespace")
+
+
+def _search_options(function: Function[T], *namespace_names: str) -> Function[T]:
     @click.option(
-        *("-n", "--namespace"),
+        *namespace_names,
         type=Namespace(),
         default="",
         metavar="NAMESPACE",

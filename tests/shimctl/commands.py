@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shimctl.cli.app import SECTIONS, Command, app, load
+from shimctl.cli.app import SECTIONS, SETTINGS, Command, app, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ def verbs(command: click.Command) -> list[click.Command]:
 
 def options(command: click.Command) -> Iterator[str]:
     """Yield every option of a command, with its dashes."""
-    for parameter in command.get_params(click.Context(command)):
+    for parameter in command.get_params(click.Context(command, **SETTINGS)):
         if isinstance(parameter, click.Option):
             yield from (*parameter.opts, *parameter.secondary_opts)
 

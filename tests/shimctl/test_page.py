@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
-from shimctl.cli import FAILED
+from shimctl.cli import FAILED, pages
 from shimctl.cli.output import FORMATS
 from tests.shimctl.commands import COMMANDS, options, parsed, verbs
 
+MACROS = {".TH", ".SH", ".SS", ".PP", ".TP", ".B", ".BR", ".EX", ".EE"}
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/shimctl.md").read_text()
-SHARED, *_ = PAGE.partition("\n## Listing containers")
+SHARED, *_ = PAGE.partition(pages.BEGIN)
 
 
 def section(command: str) -> str:
@@ -79,3 +80,26 @@ def test_the_page_has_one_sentence_per_line() -> None:
         code ^= line.startswith("```")
         if not code and not line.startswith("|"):
             assert not re.search(r"[a-z]\. [A-Z]", line), line
+
+
+def test_the_reference_on_the_page_is_the_current_help() -> None:
+    assert pages.replaced(PAGE) == PAGE, "run python -m shimctl.cli.pages docs/shimctl.md"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_man_page_of_a_command_has_its_options_and_its_example(name: str) -> None:
+    page = pages.man_pages()[f"shimctl-{name}.1"]
+    text = page.replace("\\-", "-").replace("\\&", "")
+    assert page.startswith(f".TH SHIMCTL\\-{name.upper()} 1 ")
+    for option in options(COMMANDS[name]):
+        assert option in text, option
+    assert f".EX\n{COMMANDS[name].example}\n.EE" in text
+    for line in page.splitlines():  # an unknown macro would swallow its line
+        assert not line.startswith("'")
+        assert not line.startswith(".") or line.split(" ")[0] in MACROS, line
+
+
+def test_the_man_page_of_shimctl_names_every_command() -> None:
+    page = pages.man_pages()["shimctl.1"]
+    for name in COMMANDS:
+        assert f".BR shimctl\\-{name} (1)\n" in page

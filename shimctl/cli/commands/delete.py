@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> int:
     """Delete exited containers.
 
-    The shim of each exits, and the files that `shimctl run` made for it are removed.
+    The shim of each exits, and the files that `shimctl run` made for it are removed.  If
+    processes, mounts or cgroups of the container remain, the command lists them and exits
+    with 125; it can be repeated.
     """
     from dataclasses import asdict
     from pathlib import Path

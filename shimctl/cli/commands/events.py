@@ -1,47 +1,75 @@
-"""events: print what shims publish, until interrupted."""
+"""events: print the events of this host's containers, until interrupted."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
+import click
+
 from shimctl.cli.app import declare
-from shimctl.cli.parameters import Where, output_options, search_options
+from shimctl.cli.parameters import FILE, TIME, Where, output_options, search_options
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from shimctl.cli.output import Out
-    from shimctl.topics import Event
+    from shimctl.standalone.published import Published
 
 
-@declare("events", example="shimctl events --json | tee events.log")
+@declare("events", example="shimctl events --since 10m --filter event=exit")
+@click.option(
+    "--since",
+    type=TIME,
+    metavar="TIME",
+    help="First show past events from this time on: 10m ago, 1h30m, or RFC 3339.",
+)
+@click.option(
+    "--until", type=TIME, metavar="TIME", help="End at this time (default: until interrupted)."
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Show events with this container, event, namespace or image; may be repeated.",
+)
+@click.option(
+    "--containerd",
+    "sockets",
+    type=FILE,
+    multiple=True,
+    metavar="SOCKET",
+    help="Subscribe to the containerd at another socket, too; may be repeated.",
+)
 @search_options
 @output_options
-async def command(where: Where, out: Out) -> None:
-    """Print the events of containers that `shimctl run` started.
+async def command(
+    since: datetime | None,
+    until: datetime | None,
+    filters: tuple[str, ...],
+    sockets: tuple[str, ...],
+    where: Where,
+    out: Out,
+) -> None:
+    """Print the events of shimctl's and containerd's containers.
 
-    Runs until interrupted.  Trio shims also send their earlier events that were not
-    acknowledged.  Shims of containerd send events to containerd: see `ctr events`.
+    Any number of these commands may run at once; all see the same events.
+    Of past events, --since shows those that an earlier `shimctl events` received, and those
+    in the journals of running trio shims.  containerd keeps no past events.
+    Filters with the same key are alternatives; events match all keys.
     """
-    from shim.linux.modes import make_trusted
-    from shimctl import directories
-    from shimctl.events import serve_events
-
-    async def write(event: Event) -> None:
-        if where.namespace in ("", event.namespace):
-            out.stream(event.as_dict(), lambda: _text_line(event))
-
-    socket = directories.events_socket()
-    make_trusted(str(socket.parent))
-    await serve_events(socket, write)
-
-
-def _text_line(event: Event) -> str:
     from shim.text import printable
-    from shimctl.cli import render
+    from shimctl.standalone.eventfilter import Filter, parse_filters, text_line
+    from shimctl.standalone.eventwatch import Sources, watch
 
-    at = render.time(event.at, precise=True) or "-"
-    fields = " ".join(
-        f"{key}={render.as_line(value)}"
-        for key, value in event.as_dict()["fields"].items()
-        if value != ""
+    async def write(event: Published) -> None:
+        out.stream(event, lambda: printable(text_line(event)))
+
+    def failed(text: str) -> None:
+        print(f"shimctl: {printable(text)}", file=sys.stderr)
+
+    wanted = Filter(
+        namespace=where.namespace, wanted=parse_filters(filters), since=since, until=until
     )
-    return printable(f"{at} {event.namespace} {event.topic} {fields}")
+    await watch(wanted, write, failed, Sources(where.states, sockets))
