@@ -249,9 +249,10 @@ def inner(state: str, command: list[str], *, isolated: bool) -> int:
     if isolated:
         _raise_loopback()
         _mount_groups()
-    interrupts = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Tests interrupt programs, and a shell that runs us in the background ignores SIGINT.
     child = subprocess.Popen(
-        command, close_fds=False, preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts)
+        command, close_fds=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
     status = None
     while status is None:

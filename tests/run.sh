@@ -171,7 +171,7 @@ run_fast() {
     }
     (check ruff format --check && check ruff check . && check mypy --strict shim shimctl tests examples/minid) &
     jobs+=($!)
-    (check pytest -q -n "$(nproc)" --dist loadfile -m "not e2e and not slow and not host" "${fast_rings[@]}") &
+    (check pytest -q -n "$((2 * $(nproc)))" --dist loadscope -m "not e2e and not slow and not timed and not host" "${fast_rings[@]}") &
     jobs+=($!)
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1

@@ -108,6 +108,12 @@ def test_the_exit_status_is_that_of_the_command() -> None:
     assert worker(WORKER, "sh", "-c", "kill -KILL $$").returncode == 128 + signal.SIGKILL
 
 
+def test_a_command_can_be_interrupted_although_the_caller_cannot() -> None:
+    ignoring = f"trap '' INT; exec {WORKER} sh -c 'kill -INT $$; echo not interrupted'"
+    done = worker("sh", "-c", ignoring)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, "")
+
+
 def test_an_orphan_is_reaped() -> None:
     orphan = "(sleep 0.01 & echo $! > /run/orphan)"
     wait = "until [ ! -e /proc/$(cat /run/orphan) ]; do sleep 0.01; done"

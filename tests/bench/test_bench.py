@@ -201,6 +201,8 @@ def test_a_process_of_ours_is_found_by_a_word_in_its_environment() -> None:
     running = command.spawn(["sleep", "1234"], env=os.environ | {"WORD": word}, capture=False)
     try:
         assert list(procs.mentioning(word)) == []
+        # The kernel shows an environment a moment after it has begun to execute the program.
+        wait_until("it is found", lambda: any(procs.mentioning(word, environ=True)))
         assert list(procs.mentioning(word, environ=True)) == [running.pid]
     finally:
         os.kill(running.pid, signal.SIGKILL)

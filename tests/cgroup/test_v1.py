@@ -142,6 +142,7 @@ def test_signal_all_never_signals_the_shims_own_group(group: CgroupV1, start: St
     assert child.poll() is None
 
 
+@pytest.mark.timed
 def test_the_processes_of_a_group_take_little_time_to_list(group: CgroupV1, start: Start) -> None:
     group.add(start("").pid)
     begin = time.perf_counter()

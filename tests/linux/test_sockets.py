@@ -19,6 +19,9 @@ from tests.stopping import Stopped
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Seconds; the end of a stopped process would be waited for without limit.
+UNHINDERED = 10.0
+
 
 def test_an_address_is_what_containerd_computes() -> None:
     digest = "12117510a54ae87cb9f59e68c4b6897783ff70cec968b5b5967a0a0cd503057e"
@@ -135,7 +138,7 @@ def test_a_starter_that_is_stopped_at_any_step_holds_up_no_other(
         try:
             with suppress(ExistsError):
                 ours = listen(address)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < UNHINDERED
             assert can_connect(address)
         finally:
             code = other.finish()
@@ -236,7 +239,7 @@ def test_a_directory_that_another_process_has_locked_is_used_at_once(tmp_path: P
         began = time.monotonic()
         listen(f"unix://{tmp_path}/s").close()
         remove_dead(f"unix://{tmp_path}/s")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < UNHINDERED
         assert not (tmp_path / "s").exists()
     finally:
         os.close(fd)

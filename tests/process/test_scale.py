@@ -56,8 +56,10 @@ async def test_three_hundred_shims_are_idle_and_found_again_in_a_time_that_grows
 
     few = _reconnect(addresses[:FEW], bundles, inits)
     every = _reconnect(addresses, bundles, inits)
-    # What each costs does not depend on how many there are.
-    assert statistics.median(every) < 2 * statistics.median(few), (few, every)
+    # What each costs does not depend on how many there are.  The shortest tenth: other
+    # processes of the machine make some of them longer.
+    shortest = [statistics.quantiles(taken, n=10)[0] for taken in (few, every)]
+    assert shortest[1] < 2 * shortest[0], (few, every)
 
     for pid in rig.daemons:
         assert threads(pid) == 1

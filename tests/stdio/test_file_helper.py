@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shim.reaper import Reaper
 
 
+@pytest.mark.slow
 async def test_a_wait_for_what_is_written_ends_with_the_process(
     reaper: Reaper, tmp_path: Path
 ) -> None:
