@@ -131,9 +131,10 @@ def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
 def _first_new(row: list[object], size: int) -> int:
     """Return the index in ``row`` where a new pool begins, or the length of ``row``.
 
-    The allocator starts a new pool only when no old pool of the size has a gap.
+    The allocator starts a new pool only when no old pool of the size has a gap.  The last
+    object has no neighbour that would show it: another allocator may have put it there.
     """
-    for place, one in enumerate(row):
+    for place, one in enumerate(row[:-1]):
         if id(one) % _POOL == _HEADER:
             neighbours = pairwise(row[place:])
             if all(id(right) - id(left) == size for left, right in neighbours):
