@@ -79,10 +79,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def _forget_failed_fixtures(item: pytest.Item) -> None:
     """Let the fixtures that failed be set up again: pytest caches an error, too."""
+    item._initrequest()  # type: ignore[attr-defined]  # what pytest does for a repetition
     for name in getattr(item, "fixturenames", []):
         for fixture in item.session._fixturemanager.getfixturedefs(name, item) or ():
             if fixture.cached_result is not None and fixture.cached_result[2] is not None:
-                fixture.cached_result = None
+                fixture.finish(item._request)  # type: ignore[attr-defined]
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:

@@ -24,7 +24,24 @@ def test_it():
 """
 
 
-def run(root: Path, ring: str, *options: str) -> subprocess.CompletedProcess[str]:
+# The same in a fixture that two tests share and that depends on another.
+SHARED = """\
+import pytest
+def test_first(shared):
+    pass
+def test_second(shared):
+    pass
+@pytest.fixture(scope="session")
+def base():
+    return 1
+@pytest.fixture(scope="session")
+def shared(base):
+"""
+
+
+def run(
+    root: Path, ring: str, *options: str, program: str = FLAKY
+) -> subprocess.CompletedProcess[str]:
     """Run a flaky test that lies in ``ring`` of a project that has our plugins."""
     place = root / "tests" / ring
     place.mkdir(parents=True)
@@ -32,7 +49,7 @@ def run(root: Path, ring: str, *options: str) -> subprocess.CompletedProcess[str
         (root / "tests" / name).write_text((TESTS / name).read_text())
     (root / "conftest.py").write_text('pytest_plugins = ["tests.parallel", "tests.repeats"]\n')
     (root / "pytest.ini").write_text("[pytest]\n")
-    (place / "test_flaky.py").write_text(FLAKY)
+    (place / "test_flaky.py").write_text(program)
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(place)],
         capture_output=True,
@@ -53,6 +70,13 @@ def test_a_test_of_a_real_manager_is_repeated_and_named(tmp_path: Path, ring: st
     summary = done.stdout.partition("repeated tests of real managers")[2]
     assert f"{name}\n    ValueError: the first run fails\n" in summary
     assert "1 passed, 1 rerun" in done.stdout
+
+
+def test_a_shared_fixture_that_failed_is_set_up_again(tmp_path: Path) -> None:
+    program = FLAKY.replace("def test_it():", SHARED)
+    done = run(tmp_path, "e2e", "--repeat-managers", program=program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed, 1 rerun" in done.stdout
 
 
 def test_workers_tell_what_they_repeat(tmp_path: Path) -> None:

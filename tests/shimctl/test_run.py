@@ -47,6 +47,8 @@ class Host:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.state = root / "state"
+        self.temporary = root / "tmp"  # /tmp is shared with other tests
+        self.temporary.mkdir()
         self.bundles = 0
         self.ids: list[str] = []
 
@@ -104,10 +106,12 @@ class Host:
         grpc = str(self.state / "shimctl.sock")
         sockets = [socket_address(grpc, NAMESPACE, name) for name in self.ids]
         left += [path for path in map(socket_path, sockets) if Path(path).exists()]
-        left += map(str, self.state.glob("*"))
+        # The past events are kept for the next `shimctl events --since`.
+        kept = {"events.log", "events.lock"}
+        left += [str(path) for path in self.state.glob("*") if path.name not in kept]
         left += map(str, Path("/run/containerd/runc", NAMESPACE).glob("*"))
         left += map(str, Path("/sys/fs/cgroup").glob(f"*/{NAMESPACE}*"))
-        left += map(str, Path(tempfile.gettempdir()).glob("shimctl-*"))
+        left += map(str, self.temporary.glob("*"))
         return left
 
 
@@ -155,6 +159,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     with tempfile.TemporaryDirectory(prefix="sc") as directory:
         host = Host(Path(directory))
         monkeypatch.setenv("SHIMCTL_STATE", str(host.state))
+        monkeypatch.setenv("TMPDIR", str(host.temporary))
         yield host
         for path in host.state.glob("*/*/config.json"):
             host.shimctl("delete", "-f", "-n", NAMESPACE, path.parent.name)
