@@ -276,8 +276,9 @@ async def test_a_container_moves_from_one_shim_to_another(rig: Rig) -> None:
     assert (work / "dump.log").exists()  # theirs is left to them
     await rig.sink.wait_for("delete", "c1")
     names = rig.sink.names("c1")
-    # It ended while it was being dumped, and the dump was told when it was done.
-    assert names[-3:] == ["exit c1", "checkpointed", "delete"]
+    # It ended while it was being dumped: the exit waits for its reader, the dump for criu.
+    assert sorted(names[-3:-1]) == ["checkpointed", "exit c1"]
+    assert names[-1] == "delete"
     before = _count(rig)
 
     again = rig.bundle("c2", "sh", "-c", COUNT)

@@ -7,6 +7,7 @@ import os
 import signal
 import statistics
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -252,8 +253,13 @@ async def test_a_container_somebody_else_froze_can_be_killed(rig: Rig, everybody
     state = Path(cgroup.directories["freezer"]) / "freezer.state"
     try:
         with trio.fail_after(30):
-            while state.read_text() != "FROZEN\n":
-                state.write_text("FROZEN")  # again, as runc does: once may not be enough
+            for attempt in count(1):
+                # Again, and thawed now and then, as runc does: a process may not freeze else.
+                state.write_text("FROZEN")
+                if state.read_text() == "FROZEN\n":
+                    break
+                if attempt % 50 == 0:
+                    state.write_text("THAWED")
                 await trio.sleep(0.01)
         await driven.kill("c1", all=everybody)
         with trio.fail_after(10):
