@@ -123,6 +123,21 @@ async def test_the_pipe_of_a_process_is_closed_while_its_output_is_stored(rig: R
         assert not relay.backlog
 
 
+async def test_output_that_a_reader_has_is_not_pending_while_its_pipe_is_open(rig: Rig) -> None:
+    out = reader(rig.path("out"))
+    async with rig.open(
+        stdout=rig.path("out"), overflow=spool_in(rig.directory / "spool")
+    ) as stdio:
+        wait = await rig.run(stdio, "echo said; sleep 60 &")
+        assert (await wait()).exit_status == 0
+        [relay] = stdio._outputs
+        with trio.fail_after(20):
+            assert await read_some(out, 100) == b"said\n"
+            await relay.wait_drained()
+        assert not relay.source_done.is_set()
+        assert not relay.backlog
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [7, 10])
 async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missing(
