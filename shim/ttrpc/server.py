@@ -12,8 +12,6 @@ module decides when a method runs and when it is cancelled:
 - The methods named in ``immediate`` never suspend: the reading task calls them directly.
   Their reply is sent in the same turn of the scheduler if no other reply is unsent; the
   writer sends the bytes that the socket does not take.
-- One task reads from all sockets, so that requests of many clients at once cost few
-  turns of the scheduler (:mod:`shim.ttrpc.readiness`).
 - When ``UNSENT_LIMIT`` bytes of replies are unsent, the server stops reading from that
   client.  It does not close the connection: containerd takes a closed connection for a
   dead shim and deletes the container; a stopped manager would do so when it continues.
@@ -36,7 +34,6 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from shim import log
 from shim.errors import status_of
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
-from shim.ttrpc.readiness import Readiness, open_readiness
 from shim.ttrpc.services import (
     UNSENT_LIMIT,
     PeerRefusedError,
@@ -98,8 +95,7 @@ async def serve_connection(
     replies are sent.
     """
     methods = _Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
-    async with open_readiness() as readiness:
-        await _Connection(stream, methods, readiness).run(shutdown)
+    await _Connection(stream, methods).run(shutdown)
 
 
 async def serve(
@@ -123,13 +119,13 @@ async def serve(
         try:
             async with stream:
                 check_peer(stream.socket)
-                await _Connection(stream, methods, readiness).run(shutdown)
+                await _Connection(stream, methods).run(shutdown)
         except PeerRefusedError as exc:
             log.warning("connection refused", error=exc)
         except Exception as exc:  # an error in one connection must not end the others
             log.crash("connection failed", exc)
 
-    async with open_readiness() as readiness, trio.open_nursery() as conversations:
+    async with trio.open_nursery() as conversations:
         async with trio.open_nursery() as accepting:
             accept = functools.partial(
                 trio.serve_listeners, converse, [listener], handler_nursery=conversations
@@ -163,10 +159,9 @@ class _Call(NamedTuple):
 
 
 class _Connection:
-    def __init__(self, stream: trio.SocketStream, methods: _Methods, readiness: Readiness) -> None:
+    def __init__(self, stream: trio.SocketStream, methods: _Methods) -> None:
         self._stream = stream
         self._fd = stream.socket.fileno()
-        self._readiness = readiness
         self._methods = methods
         self._protocol = ServerProtocol()
         self._calls = 0  # running calls of all methods that are not immediate
@@ -176,7 +171,6 @@ class _Connection:
         self._gone = False
         self._idle_writer = trio.lowlevel.ParkingLot()
         self._held_reader = trio.lowlevel.ParkingLot()
-        self._paused = trio.Event()
 
     async def run(self, shutdown: trio.Event | None) -> None:
         async with trio.open_nursery() as lasting:
@@ -198,16 +192,14 @@ class _Connection:
                 call.scope.cancel()
 
     async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        read = functools.partial(self._read, lasting, listening)
         while not self._gone:
-            self._paused = trio.Event()
-            with self._readiness.calling(self._fd, read):
-                await self._paused.wait()
+            await trio.lowlevel.wait_readable(self._fd)
+            self._read(lasting, listening)
             while self._protocol.unsent > UNSENT_LIMIT:
                 await self._held_reader.park()
 
     def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        """Read once; pause at the end of the stream, or when too many replies are unsent."""
+        """Read once, and take the requests."""
         try:
             data = os.read(self._fd, _CHUNK)
         except BlockingIOError:
@@ -220,8 +212,6 @@ class _Connection:
             log.crash("connection failed", exc)
             data = b""
         self._gone = self._gone or not data
-        if self._gone or self._protocol.unsent > UNSENT_LIMIT:
-            self._paused.set()
 
     def _take(
         self, data: bytes | bytearray, lasting: trio.Nursery, listening: trio.Nursery
