@@ -1,5 +1,7 @@
 """Find, launch and call any containerd shim v2 from Python, and run containers.
 
+::
+
     import shimctl, trio
 
     async def main():
