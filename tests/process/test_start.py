@@ -90,10 +90,14 @@ async def test_the_daemon_inherits_nothing_and_stands_alone(rig: Rig) -> None:
     # Something a careless manager leaves open.
     stray = os.open("/etc/passwd", os.O_RDONLY)
     os.set_inheritable(stray, True)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        await rig.start(bundle)
+        done = rig.run_shim(bundle, "-id", "c1", "-debug", "start")
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(stray)
+    rig.address = rig.answer(done.stdout)
+    await rig.connect()
     pid = rig.daemons[0]
     links = {int(fd): os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}  # noqa: PTH115
     assert links[0] == links[1] == "/dev/null"
@@ -110,6 +114,21 @@ async def test_the_daemon_inherits_nothing_and_stands_alone(rig: Rig) -> None:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert b"start" not in words
     assert words[1:5] == [b"-namespace", NAMESPACE.encode(), b"-id", b"c1"]
+
+
+@pytest.mark.slow
+async def test_a_daemon_that_does_not_serve_in_time_is_killed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "off")
+    bundle = rig.bundle("c1", "true")
+    (bundle / "config.json").unlink()
+    os.mkfifo(bundle / "config.json")  # the daemon waits for a writer
+    done = rig.run_shim(bundle, "-id", "c1", "start", timeout=15)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"no answer within 10 s" in done.stderr
+    # Its working directory is the bundle until it serves.
+    assert not [one for one in Path("/proc").glob("[0-9]*/cwd") if one.resolve() == bundle]
 
 
 async def test_start_returns_though_its_output_is_read_to_the_end(rig: Rig) -> None:
