@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.process.rig import Rig, open_rig
+from tests.process.runtimes import Engine
 from tests.process.servers import Server
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 async def rig() -> AsyncIterator[Rig]:
     async with open_rig() as rig:
         yield rig
+
+
+@pytest.fixture(params=["crun", "runsc"])
+async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engine]:
+    """Another runtime than runc."""
+    engine = Engine.open(rig, request.param)
+    try:
+        yield engine
+    finally:
+        engine.end()
 
 
 @pytest.fixture

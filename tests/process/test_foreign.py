@@ -16,11 +16,10 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import DeleteRequest, KillRequest, StateRequest, WaitRequest
 from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
-from tests.process.runtimes import Engine
 from tests.process.test_delete import delete
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from tests.process.runtimes import Engine
 
 pytestmark = pytest.mark.e2e
 
@@ -112,15 +111,6 @@ async def test_a_bundle_by_another_of_its_names_is_the_same(rig: Rig) -> None:
     assert done.returncode == 0, done.stderr
     assert not alive(pid)
     assert not list(rig.runc_root.glob("*/*"))
-
-
-@pytest.fixture(params=["crun", "runsc"])
-async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engine]:
-    engine = Engine.open(rig, request.param)
-    try:
-        yield engine
-    finally:
-        engine.end()
 
 
 async def test_other_runtimes_say_too_whose_a_container_is(rig: Rig, engine: Engine) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -35,19 +35,7 @@ from tests.process.crio import open_fifo, read_all
 from tests.process.rig import Rig, alive, wait_gone
 from tests.process.runtimes import Engine, find, light
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(params=["crun", "runsc"])
-async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engine]:
-    engine = Engine.open(rig, request.param)
-    try:
-        yield engine
-    finally:
-        engine.end()
 
 
 async def test_a_whole_life(rig: Rig, engine: Engine) -> None:
