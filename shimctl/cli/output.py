@@ -11,8 +11,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shim.text import printable
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 FORMATS = ("table", "wide", "json", "yaml")
 
@@ -65,22 +67,47 @@ class Out:
         rows: Iterable[Sequence[object]],
         *,
         wide: int = 0,
+        elastic: Collection[int] = (),
     ) -> None:
         """Print ``value`` as :meth:`show` does, or a table.
 
-        The last ``wide`` columns are printed only with ``-o wide``.
+        The last ``wide`` columns are printed only with ``-o wide``.  ``elastic`` are the
+        indexes of the columns that are cut to fit the table into a terminal.
         """
-        self.show(value, lambda: self.table(headers, rows, wide=wide))
+        self.show(value, lambda: self.table(headers, rows, wide=wide, elastic=elastic))
 
     def table(
-        self, headers: Sequence[str], rows: Iterable[Sequence[object]], *, wide: int = 0
+        self,
+        headers: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        wide: int = 0,
+        elastic: Collection[int] = (),
     ) -> str:
         """Return the table, with colours if stdout should have them."""
         from shimctl.cli import render
 
         columns = len(headers) - (0 if self.wide else wide)
         shown = [row[:columns] for row in rows]
-        return render.table(headers[:columns], shown, colours=colours(sys.stdout.isatty()))
+        terminal = sys.stdout.isatty()
+        room = os.get_terminal_size(sys.stdout.fileno()).columns if terminal else 0
+        return render.table(
+            headers[:columns],
+            shown,
+            colours=colours(terminal),
+            room=0 if self.wide else room,
+            elastic=elastic,
+        )
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """Print lines, or a list of them as JSON or YAML."""
+        found = list(lines)
+        self.show(found, (lambda: "\n".join(map(printable, found))) if found else None)
+
+    def text(self, text: str) -> None:
+        """Print a text that a template made; control characters are escaped."""
+        for line in text.split("\n")[:-1]:
+            print(printable(line))
 
 
 def colours(terminal: bool) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shim.linux.modes import make_directories, write_file
 from shim.version import VERSION
 from shimctl.cli.app import SECTIONS, SETTINGS, Command, app, load
 
@@ -204,15 +205,15 @@ def main(argv: list[str]) -> int:
     match argv:
         case ["--man", directory]:
             place = Path(directory)
-            place.mkdir(parents=True, exist_ok=True)
+            make_directories(place, 0o755)
             for name, text in man_pages().items():
-                (place / name).write_text(text)
+                write_file(place / name, text, 0o644)
         case [name] | [name, "--check"]:
             page = Path(name)
             old = page.read_text()
             new = replaced(old)
             if len(argv) == 1:
-                page.write_text(new)
+                write_file(page, new, 0o644)
             elif new != old:
                 print(f"{name} is stale: run python -m shimctl.cli.pages {name}", file=sys.stderr)
                 return 1

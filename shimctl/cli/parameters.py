@@ -222,6 +222,17 @@ def output_options(function: Function[T]) -> Function[T]:
     return made
 
 
+def format_option(function: Function[T]) -> Function[T]:
+    """Declare ``--format``; the function gets its text as ``template``."""
+    return click.option(
+        "--format",
+        "template",
+        default="",
+        metavar="TEMPLATE",
+        help="Print each by a Go template, such as '{{.ID}}'; json is a line of JSON.",
+    )(function)
+
+
 def _format(ctx: click.Context | None) -> str:
     """Return the format of the innermost command with one: ``images -o json ls`` has json."""
     while ctx is not None:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from shim.jsontext import Verbatim
 from shim.text import printable
+from shimctl.cli.fitting import cut, fitted
+from shimctl.units import seconds as seconds
+from shimctl.units import size as size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
 _ABSENT = "-"
-_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 class Colour(StrEnum):
@@ -64,9 +66,17 @@ def status(text: str) -> Coloured:
 
 
 def table(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], *, colours: bool = False
+    headers: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    colours: bool = False,
+    room: int = 0,
+    elastic: Collection[int] = (),
 ) -> str:
     """Align ``rows`` under ``headers``, one line a row; an absent value is ``-``.
+
+    The columns with an index in ``elastic`` are cut so that a line has at most ``room``
+    characters, if that is possible; zero is no limit.
 
     Control characters are escaped, so that a name chosen by a container or a peer cannot
     control the reader's terminal.
@@ -74,6 +84,15 @@ def table(
     grid = [[Coloured(name, Colour.BOLD) for name in headers]]
     grid += [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[column].text) for line in grid) for column in range(len(headers))]
+    if room:
+        widths = fitted(widths, room, elastic)
+        grid = [
+            [
+                Coloured(cut(cell.text, width), cell.colour) if at in elastic else cell
+                for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ]
+            for line in grid
+        ]
     return "\n".join(_line(line, widths, colours) for line in grid)
 
 
@@ -109,36 +128,12 @@ def time(at: datetime | None, *, precise: bool = False) -> str | None:
     return utc.isoformat(timespec="milliseconds" if precise else "seconds").replace("+00:00", "Z")
 
 
-def size(count: float | None) -> str | None:
-    """Format a number of bytes with a unit: ``512B``, ``1.5MiB``."""
-    if count is None:
-        return None
-    if count < 1024:
-        return f"{int(count)}B"
-    number = float(count)
-    for unit in _UNITS:
-        number /= 1024
-        if number < 1023.95 or unit == _UNITS[-1]:
-            break
-    return f"{number:.1f}{unit}"
-
-
-def seconds(number: float) -> str:
-    """Format a duration in seconds: ``0.012s``, ``75.2s``, ``2h05m``."""
-    if number < 10:
-        return f"{number:.3f}s"
-    if number < 3600:
-        return f"{number:.1f}s"
-    minutes = int(number // 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m"
-
-
 def as_json(value: object, *, indent: int | None = 2) -> str:
     """Format a value of the library as JSON; ``indent=None`` gives one line.
 
     Times become RFC 3339, enumerations their values, tuples lists, None becomes null.
     """
-    return _escaped(json.dumps(_plain(value), indent=indent, ensure_ascii=False), _json_escape)
+    return _escaped(json.dumps(plain(value), indent=indent, ensure_ascii=False), _json_escape)
 
 
 def as_line(value: object) -> str:
@@ -159,7 +154,7 @@ def as_yaml(value: object) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
     Dumper.add_representer(str, text)
-    shown = yaml.dump(_plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    shown = yaml.dump(plain(value), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     return _escaped(str(shown), _yaml_escape)
 
 
@@ -180,7 +175,7 @@ def _yaml_escape(char: str) -> str:
     return f"\\U{ord(char):08x}"
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
     match value:
         case datetime():
             return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -191,10 +186,10 @@ def _plain(value: object) -> Any:
         case bytes():
             return value.decode(errors="replace")
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): plain(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case _ if is_dataclass(value):
-            return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+            return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
         case _:
             return value

@@ -121,4 +121,4 @@ def test_a_broken_checkpoint_is_not_restored_and_leaves_nothing(place: Place) ->
     runtime = "io.containerd.runc.v2" if place.kind == "go" else "io.containerd.trio.v2"
     done = place.shimctl(*made, "--runtime", runtime, place.bundle("true"))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
-    assert "never" not in [row["id"] for row in place.json("ps", "-n", place.namespace)]
+    assert "never" not in [row["id"] for row in place.json("ps", "-a", "-n", place.namespace)]

@@ -249,6 +249,7 @@ def with_an_id() -> list[list[str]]:
         "update": ["--pids-limit", "9"],
         "checkpoint": ["--image-path", "/nonexistent"],
         "top": ["-i", "1"],
+        "stats": ["--no-stream"],
     }
     found = []
     for name, command in COMMANDS.items():
@@ -336,10 +337,13 @@ def test_a_socket_that_belongs_to_something_else_is_no_shim(
         finally:
             other.kill()
     if command[0] == "ps":
-        assert re.search(r"foreign +- +not a shim", done.stdout)
+        assert re.search(r"foreign +- .* Not a shim", done.stdout)
     elif command[0] == "inspect":
         assert done.returncode == 0
         assert re.search(r"problem +[^- ]", done.stdout), done.stdout
+    elif command[0] == "stats":
+        assert done.returncode == 0
+        assert re.search(r" foreign +- .* no shim answers|foreign +- .*- ", done.stdout)
     elif command[0] != "delete":
         assert (done.returncode, done.stdout) == (125, "")
         assert re.fullmatch(r"shimctl: [^\n]+\n", done.stderr)

@@ -180,11 +180,11 @@ def test_an_update_changes_what_the_container_may_use(
         assert (done.returncode, done.stderr.count("\n")) == (125, 1)
         return  # no cgroup, no figures
     assert (done.returncode, done.stderr) == (0, "")
-    [row] = place.json("stats", *namespace, "still")
+    [row] = place.json("stats", "--no-stream", *namespace, "still")
     assert (row["stats"]["memory_limit"], row["stats"]["pids_limit"]) == (64 << 20, 123)
     text = json.dumps({"pids": {"limit": 77}})
     place.done("update", *namespace, "still", "--resources", "-", stdin=text)
-    [row] = place.json("stats", *namespace, "still")
+    [row] = place.json("stats", "--no-stream", *namespace, "still")
     assert (row["stats"]["memory_limit"], row["stats"]["pids_limit"]) == (64 << 20, 77)
 
 
@@ -284,9 +284,10 @@ def test_in_gvisor_what_has_figures_works_and_the_rest_says_why_not() -> None:
         assert process["command"].startswith("runsc-sandbox")
         [usage] = json.loads(place.done("top", *inside, "-i", "1", "-d", "100ms", "--json"))
         assert (usage["memory"], "no cgroup" in usage["problem"]) == (None, True)
-        for command in (["stats"], ["update", "--pids-limit", "9"]):
-            done = place.shimctl(*command, *inside, "boxed")
-            assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+        [row] = place.json("stats", "--no-stream", *inside, "boxed")
+        assert (row["stats"], "no cgroup" in row["usage"]["problem"]) == (None, True)
+        done = place.shimctl("update", "--pids-limit", "9", *inside, "boxed")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
         place.done("kill", *inside, "boxed", "KILL")
         assert place.shimctl("wait", *inside, "boxed").returncode == 137
         place.done("delete", *inside, "boxed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from typing import TYPE_CHECKING
@@ -56,8 +57,9 @@ def test_wait_and_state_answer_from_the_record(alone: Place) -> None:
 
 def test_ps_shows_the_record_too(alone: Place) -> None:
     write(alone, ExitRecord(pid=42, exit_status=7, exited_at=WHEN))
-    assert "exited 7, no shim" in alone.done("ps", "-n", "ns")
-    [row] = alone.json("ps", "-n", "ns")
+    assert re.search(r" Exited \(7\) .*, no shim ", alone.done("ps", "-a", "-n", "ns"))
+    assert "gone" not in alone.done("ps", "-n", "ns")
+    [row] = alone.json("ps", "-a", "-n", "ns")
     assert (row["exited"]["exit_status"], row["health"], row["status"]) == (7, "dead", "unknown")
 
 
@@ -66,7 +68,7 @@ def test_without_a_record_nothing_is_invented(alone: Place) -> None:
         done = alone.shimctl(command, "--json", "gone")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
         assert "no-socket" in done.stderr
-    assert "exited" not in alone.done("ps", "-n", "ns")
+    assert "Exited" not in alone.done("ps", "-a", "-n", "ns")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"exit_status": -1}', "\0" * 99])
@@ -74,7 +76,7 @@ def test_a_broken_record_is_none(alone: Place, text: str) -> None:
     (alone.state / "ns/gone/init.exit").write_text(text)
     done = alone.shimctl("wait", "gone")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
-    assert "dead" in alone.done("ps", "-n", "ns")
+    assert " Dead " in alone.done("ps", "-n", "ns")
 
 
 def test_a_record_of_not_knowing_is_said_as_that(alone: Place) -> None:
@@ -82,7 +84,7 @@ def test_a_record_of_not_knowing_is_said_as_that(alone: Place) -> None:
     done = alone.shimctl("wait", "gone")
     assert (done.returncode, done.stdout) == (125, "")
     assert "the exit status of gone is unknown: somebody reaped it" in done.stderr
-    assert "exited ?, no shim" in alone.done("ps", "-n", "ns")
+    assert "Exited (?)" in alone.done("ps", "-a", "-n", "ns")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_how_a_container_ended_outlives_its_shim(place: Place) -> None:
     after = place.json("state", *inside, "seven")
     for key in ("status", "exit_status", "exited_at", "pid"):
         assert after[key] == known[key]
-    assert "exited 7, no shim" in place.done("ps", *inside)
+    assert re.search(r" Exited \(7\) .*, no shim ", place.done("ps", "-a", *inside))
     gone = place.json("delete", *inside, "seven")
     assert (gone["exit_status"], gone["exited_at"]) == (7, known["exited_at"])
 

@@ -375,7 +375,7 @@ def test_a_log_is_followed_while_it_is_written_and_across_its_limit(host: Host) 
 def test_a_log_outlives_its_shim(host: Host) -> None:
     host.run("-d", "--id", "dead", host.bundle("sh", "-c", "echo here; sleep 100"))
     eventually(lambda: logs(host, "dead").stdout == "here\n", lambda: logs(host, "dead"))
-    [row] = host.json("ps", "-n", NAMESPACE)
+    [row] = host.json("ps", "-a", "-n", NAMESPACE)
     os.kill(row["shim_pid"], 9)
     done = logs(host, "-f", "dead")
     assert (done.returncode, done.stdout) == (0, "here\n")

@@ -212,10 +212,10 @@ def test_a_detached_container_lives_on_and_is_deleted(host: Host) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "det\n", "")
     state = host.json("state", "-n", NAMESPACE, "de")
     assert (state["id"], state["status"], state["exit_status"]) == ("det", "running", None)
-    [row] = host.json("ps", "-n", NAMESPACE)
+    [row] = host.json("ps", "-a", "-n", NAMESPACE)
     assert (row["id"], row["health"], row["managed"]) == ("det", "up", True)
     assert state["pid"] in {one["pid"] for one in host.json("pids", "-n", NAMESPACE, "det")}
-    [stats] = host.json("stats", "-n", NAMESPACE, "det")
+    [stats] = host.json("stats", "--no-stream", "-n", NAMESPACE, "det")
     assert stats["stats"]["pids"] > 0
     refused = host.shimctl("delete", "-n", NAMESPACE, "det")
     assert refused.returncode == 125
@@ -224,7 +224,7 @@ def test_a_detached_container_lives_on_and_is_deleted(host: Host) -> None:
     assert host.shimctl("kill", "-n", NAMESPACE, "det").returncode == 0
     assert host.shimctl("wait", "-n", NAMESPACE, "det").returncode == 5
     assert host.json("delete", "-n", NAMESPACE, "det")["exit_status"] == 5
-    assert host.json("ps", "-n", NAMESPACE) == []
+    assert host.json("ps", "-a", "-n", NAMESPACE) == []
 
 
 def test_an_id_in_use_is_refused_and_its_owner_unharmed(host: Host) -> None:
@@ -259,21 +259,25 @@ def test_a_paused_container_says_so(host: Host) -> None:
 
 def test_a_container_whose_shim_was_killed_can_be_deleted(host: Host) -> None:
     host.run("-d", "--id", "orphan", host.bundle("sleep", "100"))
-    [row] = host.json("ps", "-n", NAMESPACE)
+    [row] = host.json("ps", "-a", "-n", NAMESPACE)
     os.kill(row["shim_pid"], signal.SIGKILL)
-    eventually(lambda: host.json("ps", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up")
+    eventually(
+        lambda: host.json("ps", "-a", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up"
+    )
     assert host.json("delete", "-n", NAMESPACE, "-f", "orphan")["exit_status"] == 137
     assert not psutil.pid_exists(row["pid"]) or _zombie(row["pid"])
 
 
 def test_a_delete_that_leaves_something_names_it_and_fails(host: Host) -> None:
     host.run("-d", "--id", "stays", host.bundle("sleep", "100"))
-    [row] = host.json("ps", "-n", NAMESPACE)
+    [row] = host.json("ps", "-a", "-n", NAMESPACE)
     work = host.state / NAMESPACE / "stays"
     binary = (work / "shim-binary-path").read_text()
     (work / "shim-binary-path").write_text("/bin/false")
     os.kill(row["shim_pid"], signal.SIGKILL)
-    eventually(lambda: host.json("ps", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up")
+    eventually(
+        lambda: host.json("ps", "-a", "-n", NAMESPACE)[0]["health"] == "dead", lambda: "still up"
+    )
     done = host.shimctl("delete", "-n", NAMESPACE, "-f", "stays")
     assert done.returncode == 125
     assert f"these remain: processes {row['pid']}; cgroups /" in done.stderr

@@ -147,7 +147,7 @@ def test_the_terminal_is_restored_whatever_ends_us(host: Host, tmux: Tmux, how: 
         assert host.shimctl("kill", "-n", NAMESPACE, "end", "KILL").returncode == 0
         expected = 137
     elif how == "shim":
-        [row] = host.json("ps", "-n", NAMESPACE)
+        [row] = host.json("ps", "-a", "-n", NAMESPACE)
         os.kill(row["shim_pid"], signal.SIGKILL)
         expected = 125
     else:

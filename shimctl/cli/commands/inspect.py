@@ -5,28 +5,75 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shimctl.cli.app import declare
-from shimctl.cli.parameters import Where, one_id, output_options, search_options
+from shimctl.cli.parameters import (
+    Where,
+    format_option,
+    output_options,
+    search_options,
+    several_ids,
+)
 
 if TYPE_CHECKING:
     from shimctl.cli.inspection import Inspection
     from shimctl.cli.output import Out
+    from shimctl.discover import Found
 
 
 @declare("inspect", example="shimctl inspect -o yaml redis")
-@one_id
+@several_ids
+@format_option
 @search_options
 @output_options
-async def command(id_: str, where: Where, out: Out) -> None:
-    """Show all facts about a container and its shim.
+async def command(ids: tuple[str, ...], template: str, where: Where, out: Out) -> None:
+    """Show all facts about containers and their shims.
 
-    With -o wide it also shows the environment, mounts, limits and stdio paths.
+    With -o wide it also shows the environment, mounts, limits and stdio paths.  --format is
+    a template over the JSON, such as '{{.state.pid}}'; docker's names such as
+    {{.State.Status}} are there, too.
     """
+    from shimctl.cli import render
     from shimctl.cli.inspection import inspect
     from shimctl.exits import read_exit
+    from shimctl.listing.collect import row_of
+    from shimctl.listing.fields import inspected
+    from shimctl.listing.formatting import Format
 
-    found = await where.find(id_)
-    inspection = await inspect(found, read_exit(found.bundle) if found.bundle else None)
-    out.show_table(inspection, ("FIELD", "VALUE"), _rows(inspection, wide=out.wide))
+    wanted = Format(template) if template else None
+    found = [await where.find(name) for name in dict.fromkeys(ids)]
+    inspections = [
+        await inspect(one, read_exit(one.bundle) if one.bundle else None) for one in found
+    ]
+    if wanted is not None:
+        documents = [
+            inspected(render.plain(inspection), row_of(_answered(one, inspection)))
+            for one, inspection in zip(found, inspections, strict=True)
+        ]
+        out.text(wanted.render(documents, lambda value: render.as_json(value, indent=None)))
+        return
+    value = inspections if len(ids) > 1 else inspections[0]
+    out.show(
+        value,
+        lambda: "\n\n".join(
+            out.table(("FIELD", "VALUE"), _rows(inspection, wide=out.wide))
+            for inspection in inspections
+        ),
+    )
+
+
+def _answered(found: Found, inspection: Inspection) -> Found:
+    """Return ``found`` with the state that its shim has returned."""
+    from dataclasses import replace
+
+    from shimctl.discover import Health
+    from shimctl.values import Exited
+
+    state = inspection.state
+    if state is None:
+        return replace(found, exited=inspection.exited)
+    exited = None
+    if state.exit_status is not None:
+        exited = Exited(state.exit_status, state.exited_at, state.pid)
+    return replace(found, health=Health.UP, status=state.status, pid=state.pid, exited=exited)
 
 
 def _rows(of: Inspection, *, wide: bool) -> list[tuple[str, object]]:

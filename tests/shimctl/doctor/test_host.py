@@ -112,7 +112,7 @@ async def test_a_dead_socket_is_advice() -> None:
 async def test_a_container_whose_shim_was_killed_is_a_fault(place: Place) -> None:
     place.sleeper("c1")
     os.kill(place.json("inspect", "c1")["shim"]["pid"], signal.SIGKILL)
-    eventually(lambda: "dead" in place.shimctl("ps").stdout or "no shim" in place.done("ps"))
+    eventually(lambda: place.json("ps", "-an", place.namespace)[0]["health"] == "dead")
     found = await shims.check()
     (bad,) = [one for one in found if one.subject == f"{place.namespace}/c1"]
     assert bad.level is Level.BROKEN
