@@ -35,15 +35,53 @@ if TYPE_CHECKING:
     help="Build the native launcher, or do not (default: if there is a C compiler).",
 )
 @click.option("--uninstall", is_flag=True, help="Remove the installed files.")
+@click.option(
+    "--for",
+    "manager",
+    type=click.Choice(("containerd", "docker", "crio", "k3s")),
+    help="Instead add the shim to the configuration of this manager.",
+)
+@click.option("--undo", is_flag=True, help="With --for: remove what it added.")
+@click.option("--dry-run", is_flag=True, help="With --for: only show the difference.")
+@click.option("-y", "--yes", is_flag=True, help="With --for: do not ask.")
+@click.option(
+    "--systemd-cgroup/--no-systemd-cgroup",
+    "systemd",
+    default=None,
+    help="With --for: whether systemd makes the cgroups (default: as in its configuration).",
+)
 @output_options
-async def command(prefix: str, name: str, native: bool | None, uninstall: bool, out: Out) -> None:
+async def command(
+    prefix: str,
+    name: str,
+    native: bool | None,
+    uninstall: bool,
+    manager: str | None,
+    undo: bool,
+    dry_run: bool,
+    yes: bool,
+    systemd: bool | None,
+    out: Out,
+) -> int:
     """Install the shim where containerd finds it.
 
     It gets the fastest available launcher.  The installed executables run this interpreter
     with -I -S.  Install again after an upgrade of Python or of the shim.
+
+    --for shows the change of a manager's configuration as a difference, asks, and writes
+    it; the manager's own program reads the result before that.  A present file that is
+    invalid is not changed.  --undo restores every byte.
     """
+    from shim.errors import InvalidError
     from shim.text import printable
     from shimctl.host import install
+
+    if manager:
+        return await _configure(
+            manager, undo=undo or uninstall, dry_run=dry_run, yes=yes, systemd=systemd
+        )
+    if undo or dry_run or yes or systemd is not None:
+        raise InvalidError("--undo, --dry-run, --yes and --systemd-cgroup go with --for")
 
     if uninstall:
         done = install.uninstall(prefix, name=name)
@@ -53,3 +91,40 @@ async def command(prefix: str, name: str, native: bool | None, uninstall: bool, 
         print(f"shimctl: {printable(done.remark)}", file=sys.stderr)
     files = "\n".join(map(printable, done.files))
     out.show(done, (lambda: files) if files else None)
+    return 0
+
+
+async def _configure(
+    manager: str, *, undo: bool, dry_run: bool, yes: bool, systemd: bool | None
+) -> int:
+    """Show the change of a manager's configuration, ask, and make it."""
+    from shim.errors import InvalidError
+    from shim.text import printable
+    from shimctl.host import setup
+
+    plan = await setup.make_plan(manager, undo=undo, systemd_cgroups=systemd)
+    remarks = list(plan.remarks)
+    difference = "".join(change.difference for change in plan.changes)
+    for line in difference.split("\n")[:-1]:
+        print(printable(line))
+    if difference and (remark := await setup.check(manager, plan)):
+        remarks.append(remark)
+    for remark in remarks:
+        print(f"shimctl: {printable(remark)}", file=sys.stderr)
+    if not difference:
+        state = "does not have this shim" if undo else "has this shim already"
+        print(f"the configuration of {manager} {state}")
+        return 0
+    if dry_run:
+        return 0
+    if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidError("nothing was changed: without a terminal, --yes is needed")
+        if not click.confirm("Write this?", default=False, err=True):
+            return 1
+    setup.execute(plan.changes)
+    if plan.restart:
+        print(
+            f"shimctl: the change takes effect after: {printable(plan.restart)}", file=sys.stderr
+        )
+    return 0
