@@ -214,7 +214,7 @@ def test_a_container_is_stopped_with_the_signal_of_its_image(host: Host, layout:
     script = "trap 'exit 7' USR1; echo up; while :; do sleep 0.1; done"
     host.says("-d", "--id", "stop", reference, "sh", "-c", script)
     deadline = time.monotonic() + PATIENCE
-    while "up" not in host.shimctl("logs", "-n", NAMESPACE, "stop").stdout:
+    while "up" not in host.shimctl("logs", "--namespace", NAMESPACE, "stop").stdout:
         assert time.monotonic() < deadline
     assert host.shimctl("kill", "-n", NAMESPACE, "stop").returncode == 0
     assert host.shimctl("wait", "-n", NAMESPACE, "stop").returncode == 7

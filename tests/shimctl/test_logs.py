@@ -309,7 +309,7 @@ async def test_a_file_as_it_is_has_no_times(path: Path, capfd: pytest.CaptureFix
 
 
 def logs(host: Host, *argv: str) -> subprocess.CompletedProcess[str]:
-    return host.shimctl("logs", "-n", NAMESPACE, *argv)
+    return host.shimctl("logs", "--namespace", NAMESPACE, *argv)
 
 
 @pytest.mark.e2e
@@ -394,7 +394,7 @@ def test_without_a_log_one_line_says_where_the_output_is(host: Host) -> None:
 @pytest.mark.e2e
 def test_following_can_be_interrupted(host: Host) -> None:
     host.run("-d", "--id", "on", host.bundle("sh", "-c", "echo up; sleep 100"))
-    command = host.command("logs", "-f", "-n", NAMESPACE, "on")
+    command = host.command("logs", "-f", "--namespace", NAMESPACE, "on")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
         assert follower.stdout
         assert follower.stdout.readline() == b"up\n"

@@ -74,7 +74,7 @@ def begin(host: Host, terminal: Terminal, command: str) -> Path:
 def detached(host: Host, name: str, script: str, *options: str) -> None:
     done = host.run("-d", "-i", "-t", *options, "--id", name, host.bundle("sh", "-c", script))
     assert (done.returncode, done.stderr) == (0, "")
-    logged = partial(host.shimctl, "logs", "-n", NAMESPACE, name)
+    logged = partial(host.shimctl, "logs", "--namespace", NAMESPACE, name)
     eventually(lambda: logged().stdout.endswith("up\n"), logged)
 
 
