@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Containers": (
         *("run", "create", "start", "kill", "wait", "pause", "resume", "update", "delete"),
-        *("checkpoint", "restore"),
+        *("checkpoint", "restore", "cp"),
     ),
     "Listing": ("ps", "inspect", "state", "stats", "top"),
     "Output": ("attach", "logs", "events"),
