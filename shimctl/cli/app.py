@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 # The commands in the order of ``shimctl --help``, by the section that lists them.
 SECTIONS = {
     "Containers": (
-        *("run", "create", "start", "kill", "wait", "pause", "resume", "update", "delete"),
-        *("checkpoint", "restore", "cp"),
+        *("run", "create", "start", "stop", "kill", "wait", "pause", "resume", "update"),
+        *("delete", "rm", "checkpoint", "restore", "cp"),
     ),
     "Listing": ("ps", "inspect", "state", "stats", "top"),
     "Output": ("attach", "logs", "events"),

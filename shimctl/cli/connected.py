@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shim.errors import NotFoundError, UnavailableError
+from shim.errors import InvalidError, NotFoundError, UnavailableError
 from shim.text import printable
+from shimctl.cli.parse import signal_number
 from shimctl.cli.report import report
 from shimctl.client import connect
 from shimctl.exits import read_exit
+from shimctl.stopsignal import stop_signal
 from shimctl.values import Status, Stdio, TaskState
 
 if TYPE_CHECKING:
@@ -87,6 +89,17 @@ async def state_of(found: Found) -> TaskState:
         exit_status=exited.exit_status,
         exited_at=exited.exited_at,
     )
+
+
+def stop_signal_of(bundle: str) -> int:
+    """Return the stop signal of the container's image; SIGTERM if it has none.
+
+    :raises InvalidError: the bundle has one that is no signal.
+    """
+    try:
+        return signal_number(stop_signal(bundle) or "TERM")
+    except ValueError as exc:
+        raise InvalidError(f"the stop signal of {bundle} is invalid: {exc}") from None
 
 
 async def wait_for(found: Found) -> Exited:

@@ -72,7 +72,7 @@ def bundle_options(function: Function[T]) -> Function[T]:
             help="The container's namespace (default: default).",
         ),
         click.option(
-            *("--id", "id_"),
+            *("--id", "--name", "id_"),
             default="",
             metavar="ID",
             help="The container's id (default: generated).",

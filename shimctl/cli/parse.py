@@ -83,6 +83,11 @@ def seconds(text: str) -> float:
     return number
 
 
+def grace(text: str) -> float:
+    """Parse a duration as :func:`seconds` does; it may also be 0."""
+    return 0.0 if text == "0" else seconds(text)
+
+
 def signal_number(text: str) -> int:
     """Parse a signal's number or name: ``9``, ``KILL``, ``SIGKILL``, ``rtmin+3``."""
     name, plus, offset = text.upper().removeprefix("SIG").partition("+")

@@ -119,7 +119,7 @@ def test_a_mistyped_command_or_option_is_answered_with_what_was_meant() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["ps", "--na", "x"], ["run", "--name", "x", "b"], ["kill", "--sig", "9", "x"]]
+    "argv", [["ps", "--na", "x"], ["run", "--nam", "x", "b"], ["kill", "--sig", "9", "x"]]
 )
 def test_no_option_is_taken_for_a_longer_one(argv: list[str]) -> None:
     done = called(*argv)
@@ -238,7 +238,7 @@ def make_directory(state: Path, namespace: str, name: str) -> Path:
 
 CHANGING = {
     *("start", "kill", "pause", "resume", "delete", "update", "checkpoint", "shutdown"),
-    *("exec", "attach"),
+    *("exec", "attach", "stop", "rm"),
 }
 
 
@@ -344,7 +344,7 @@ def test_a_socket_that_belongs_to_something_else_is_no_shim(
     elif command[0] == "stats":
         assert done.returncode == 0
         assert re.search(r" foreign +- .* no shim answers|foreign +- .*- ", done.stdout)
-    elif command[0] != "delete":
+    elif command[0] not in ("delete", "rm"):
         assert (done.returncode, done.stdout) == (125, "")
         assert re.fullmatch(r"shimctl: [^\n]+\n", done.stderr)
 

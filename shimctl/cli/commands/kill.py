@@ -68,14 +68,14 @@ async def command(
 
     Without -s the last of several words may be the signal: `shimctl kill redis HUP`.
     """
-    from shimctl.cli.connected import change_each, open_found
+    from shimctl.cli.connected import change_each, open_found, stop_signal_of
 
     if signal is None and len(ids) > 1 and not _is_container(ids[-1], where):
         signal, ids = _trailing(ids)
 
     async def kill(found: Found) -> dict[str, object]:
         async with open_found(found) as task:
-            number = signal or _default_of((await task.state()).bundle)
+            number = signal or stop_signal_of((await task.state()).bundle)
             await task.kill(number, everyone=everyone)
         return {"signal": number}
 
@@ -105,15 +105,3 @@ def _is_container(text: str, where: Where) -> bool:
         entry.id == text and where.namespace in ("", entry.namespace)
         for entry in directories.containers(where.states)
     )
-
-
-def _default_of(bundle: str) -> int:
-    """Return the stop signal of the container's image; SIGTERM if it has none."""
-    from shim.errors import InvalidError
-    from shimctl.cli import parse
-    from shimctl.stopsignal import stop_signal
-
-    try:
-        return parse.signal_number(stop_signal(bundle) or "TERM")
-    except ValueError as exc:
-        raise InvalidError(f"the stop signal of {bundle} is invalid: {exc}") from None

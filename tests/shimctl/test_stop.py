@@ -1,0 +1,132 @@
+"""``shimctl stop``, ``rm`` and ``run --rm --name``, with real containers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.shimctl.place import RUNTIMES, Place, eventually, open_place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# Records each signal that it gets, and ends on USR1 only.
+LISTENER = (
+    "trap 'echo TERM > /tmp/got' TERM; trap 'echo USR1 > /tmp/got; exit 3' USR1; "
+    "echo > /tmp/ready; while :; do sleep 0.1; done"
+)
+
+
+@pytest.fixture(params=["ours", "go"], scope="module")
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with open_place(request.param) as place:
+        yield place
+
+
+def listener(place: Place, id_: str, **changes: Any) -> Path:
+    """Run a container that records its signals; return its root."""
+    bundle = place.bundle("sh", "-c", LISTENER, **changes)
+    place.made("run", id_, bundle)
+    eventually((bundle / "rootfs/tmp/ready").exists)
+    return bundle / "rootfs"
+
+
+def got(root: Path) -> str:
+    return (root / "tmp/got").read_text()
+
+
+def test_stop_sends_term_and_kills_what_still_runs(place: Place) -> None:
+    root = listener(place, "deaf")
+    start = time.monotonic()
+    stopped = place.json("stop", "-t", "1", "deaf")
+    assert time.monotonic() - start >= 1
+    assert stopped["signal"] == signal.SIGTERM
+    assert stopped["killed"]
+    assert got(root) == "TERM\n"
+    state = place.json("state", "deaf")
+    assert (state["status"], state["exit_status"]) == ("stopped", 128 + 9)
+    # It has exited: that is a success, too, and leaves it as it is.
+    assert place.done("stop", "deaf") == "deaf\n"
+    assert place.json("state", "deaf")["exited_at"] == state["exited_at"]
+    place.done("rm", "deaf")
+
+
+def test_stop_takes_the_signal_of_the_option_or_of_the_image(place: Place) -> None:
+    annotations = {"org.opencontainers.image.stopSignal": "SIGUSR1"}
+    root = listener(place, "image", annotations=annotations)
+    stopped = place.json("stop", "image")
+    assert (stopped["signal"], stopped["killed"]) == (signal.SIGUSR1, False)
+    assert got(root) == "USR1\n"
+    root = listener(place, "option")
+    stopped = place.json("stop", "-s", "usr1", "option")
+    assert (stopped["signal"], stopped["killed"]) == (signal.SIGUSR1, False)
+    assert place.json("state", "option")["exit_status"] == 3
+    place.done("rm", "image", "option")
+
+
+def test_stop_without_a_grace_kills_at_once(place: Place) -> None:
+    listener(place, "hasty")
+    assert place.done("stop", "-t", "0", "hasty") == "hasty\n"
+    assert place.json("state", "hasty")["exit_status"] == 128 + 9
+    place.done("rm", "hasty")
+
+
+def test_stop_resumes_a_paused_container(place: Place) -> None:
+    root = listener(place, "frozen")
+    place.done("pause", "frozen")
+    stopped = place.json("stop", "-s", "USR1", "frozen")
+    assert not stopped["killed"]
+    assert got(root) == "USR1\n"
+    place.done("rm", "frozen")
+
+
+def test_stop_of_several_goes_on_after_a_failure(place: Place) -> None:
+    for id_ in ("first", "last"):
+        listener(place, id_)
+    done = place.shimctl("stop", "-s", "USR1", "first", "nobody", "last")
+    assert (done.returncode, done.stdout) == (125, "first\nlast\n")
+    assert done.stderr.count("\n") == 1
+    assert "no container 'nobody'" in done.stderr
+    for id_ in ("first", "last"):
+        assert place.json("state", id_)["status"] == "stopped"
+    place.done("rm", "first", "last")
+
+
+def test_stop_of_an_exited_container_needs_no_shim(place: Place) -> None:
+    if place.kind != "ours":
+        pytest.skip("only our shim writes exit records")
+    listener(place, "record")
+    place.done("stop", "-s", "USR1", "record")
+    os.kill(place.json("inspect", "record")["shim"]["pid"], signal.SIGKILL)
+    eventually(lambda: place.json("ps", "-a", "-n", place.namespace)[0]["health"] == "dead")
+    assert place.done("stop", "record") == "record\n"
+    place.done("rm", "-f", "record")
+
+
+def test_rm_deletes_several_and_running_ones_only_with_f(place: Place) -> None:
+    for id_ in ("one", "two"):
+        listener(place, id_)
+    refused = place.shimctl("rm", "one")
+    assert refused.returncode == 125
+    assert "use --force" in refused.stderr
+    assert place.done("rm", "-f", "one", "two") == "one\ntwo\n"
+    assert place.done("ps", "-aq", "-n", place.namespace) == ""
+
+
+def test_run_with_rm_and_name_leaves_nothing(place: Place) -> None:
+    options = ("-n", place.namespace, "--runtime", RUNTIMES[place.kind], "--name", "short")
+    bundle = place.bundle("echo", "hello")
+    assert place.done("run", "--rm", *options, bundle) == "hello\n"
+    assert json.loads(place.done("ps", "-a", "-n", place.namespace, "-o", "json")) == []
+    refused = place.shimctl("run", "--rm", "-d", *options, bundle)
+    assert refused.returncode == 125
+    assert "--rm excludes --detach" in refused.stderr
+    place.done("run", "-d", *options, bundle)
+    place.done("wait", "short")
+    place.done("rm", "short")
