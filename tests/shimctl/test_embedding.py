@@ -142,3 +142,38 @@ def shim_of(bundle: Path) -> int:
         if b"-id" in argv and bundle.name.encode() in argv:
             return int(path.parent.name)
     raise AssertionError("there is no such shim")
+
+
+@pytest.mark.parametrize("title", PROGRAMS)
+def test_the_programs_pass_a_type_checker(title: str, tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAMS[title])
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_manager_may_be_killed_between_any_two_steps(place: Place) -> None:
+    """It is killed at later and later moments, until it has reported the exit status."""
+    text = program("restarts")
+    bundle = container(place, "sh", "-c", "exit 7")
+    argv = [sys.executable, "-c", text, str(bundle)]
+    reported: list[str] = []
+    for number in range(200):
+        piped = subprocess.PIPE
+        with subprocess.Popen(argv, env=place.environ, stdout=piped, text=True) as manager:
+            try:
+                reported += manager.communicate(timeout=0.1 + 0.04 * number)[0].splitlines()
+            except subprocess.TimeoutExpired:
+                manager.kill()
+                continue
+        assert manager.returncode == 0
+        if any(line.startswith("ended with") for line in reported):
+            break
+    assert reported[-1] == "ended with 7"
