@@ -56,7 +56,8 @@ def trace(frame, event, _):
     elif event == "line" and count > 0:
         count -= 1
         if not count:
-            open(control + ".pid", "w").write(str(os.getpid()))
+            open(control + ".new", "w").write(str(os.getpid()))
+            os.rename(control + ".new", control + ".pid")  # whole, whenever it is killed
             os.kill(os.getpid(), signal.SIGSTOP)
     return trace
 
