@@ -33,7 +33,7 @@ SECTIONS = {
     "Processes": ("exec", "pids"),
     "Images": ("images",),
     "Shims": ("version", "shutdown"),
-    "Host": ("doctor", "metrics", "install", "forkserver"),
+    "Host": ("doctor", "metrics", "install", "forkserver", "prune"),
     "Shell": ("completion", "help"),
 }
 _UNLIMITED = 1000  # columns, for a text that is not cut

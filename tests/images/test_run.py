@@ -278,6 +278,26 @@ def test_what_is_wrong_with_an_image_is_one_line_and_leaves_nothing(
     assert "is not a platform" in host.fails("--platform", "a/b/c/d", good)
 
 
+def test_prune_removes_an_exited_container_with_its_image_and_keeps_what_runs(
+    host: Host, layout: Layout
+) -> None:
+    used = layout.add("used", busybox().file("used"))
+    unused = layout.add("unused", busybox().file("unused"))
+    host.says("-d", "--id", "stays", used, "sleep", "1000")
+    host.says("-d", "--id", "ends", unused, "true")
+    assert host.shimctl("wait", "-n", NAMESPACE, "ends").returncode == 0
+    digests = {image["references"][0]: image["digest"] for image in host.images()}
+    gone = [f"{NAMESPACE}/ends", digests[f"oci:{layout.path}:unused"]]
+    listed = json.loads(host.shimctl("prune", "--dry-run", "-o", "json").stdout)
+    assert [one["name"] for one in listed if one["kind"] != "socket"] == gone
+    assert len(host.images()) == 2
+    done = host.shimctl("prune", "-f")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == gone
+    assert [image["used_by"] for image in host.images()] == [["stays"]]
+    assert host.shimctl("delete", "-f", "-n", NAMESPACE, "stays").returncode == 0
+
+
 def test_a_command_that_is_not_there_is_127_as_in_a_shell(host: Host, layout: Layout) -> None:
     done = host.run(layout.add("a", busybox()), "nothing-of-that-name")
     assert done.returncode == 127

@@ -1,0 +1,69 @@
+"""prune: remove what no container needs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from shimctl.cli.app import declare
+from shimctl.cli.parameters import DIRECTORY, output_options
+
+if TYPE_CHECKING:
+    from shimctl.cli.output import Out
+
+
+@declare("prune", example="shimctl prune --dry-run")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option(
+    "--state",
+    "states",
+    type=DIRECTORY,
+    multiple=True,
+    metavar="DIR",
+    help="Search another state directory of containerd; may be repeated.",
+)
+@output_options
+async def command(force: bool, dry_run: bool, states: tuple[str, ...], out: Out) -> int:
+    """Remove exited containers, unused images and dead sockets.
+
+    It lists them, and asks.  The containers are those of `shimctl run` and `create`; those
+    of a manager stay, because it deletes them.  A socket is dead if it is older than a
+    minute, no process listens on it, and no container has it.
+    """
+    from shim.errors import InvalidError
+    from shimctl.cli.report import report
+    from shimctl.standalone.pruning import leftovers
+
+    found = await leftovers(states)
+    headers = ("KIND", "NAME", "DETAIL")
+    rows = [(one.kind, one.name, one.detail or None) for one in found]
+    if dry_run:
+        out.show_table(
+            [{"kind": one.kind, "name": one.name, "detail": one.detail} for one in found],
+            *(headers, rows),
+        )
+        return 0
+    if found and not force:
+        if not sys.stdin.isatty():
+            raise InvalidError("nothing was removed: without a terminal, --force is needed")
+        print(out.table(headers, rows), file=sys.stderr)
+        if not click.confirm("Remove these?", default=False, err=True):
+            return 1
+        # Those that are still there, and unchanged.
+        agreed = {(one.kind, one.name, one.detail) for one in found}
+        again = await leftovers(states)
+        found = [one for one in again if (one.kind, one.name, one.detail) in agreed]
+    removed: list[str] = []
+    code = 0
+    for one in found:
+        try:
+            await one.remove()
+        except (Exception, BaseExceptionGroup) as exc:
+            code = report(exc, "prune", one.name)
+        else:
+            removed.append(one.name)
+    out.lines(removed)
+    return code
