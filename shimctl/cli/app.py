@@ -2,7 +2,7 @@
 
 A module of :mod:`shimctl.cli.commands` has one command, named as the module, and
 declares it with :func:`declare`.  Such a module imports only click and light modules of
-this package: its functions import trio, protobuf and rich when they run.
+this package: its functions import trio and protobuf when they run.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ import json, os, sys
 given = [entry for entry in sys.argv[1:] if entry not in sys.path]
 sys.path += given
 import shim.start.forkserver, shim.start.launcher, shim.version, shimctl.client
-import click, psutil, rich, yaml
+import click, psutil, yaml
 files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 print(json.dumps({
     "path": [e for e in given if any(file.startswith(e + os.sep) for file in files)],
