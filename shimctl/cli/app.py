@@ -8,6 +8,7 @@ this package: its functions import trio and protobuf when they run.
 from __future__ import annotations
 
 import inspect
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from types import MappingProxyType
@@ -58,10 +59,11 @@ class Command(click.Command):
         try:
             code = run(ctx)
             if inspect.iscoroutine(code):
-                import trio
+                # An interrupt before the run would leave it unfinished, with a warning.
+                with closing(code) as waiting:
+                    import trio
 
-                waiting = code
-                code = trio.run(lambda: waiting)
+                    code = trio.run(lambda: waiting)
         except (click.ClickException, click.exceptions.Exit, KeyboardInterrupt):
             raise
         except (Exception, BaseExceptionGroup) as exc:
