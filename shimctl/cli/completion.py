@@ -82,7 +82,10 @@ class _Zsh(_Ours, ZshComplete):
 
 
 class _Fish(_Ours, FishComplete):
-    pass
+    # A description may have commas: click's script cuts it at the first.
+    source_template = FishComplete.source_template.replace(
+        'string split ","', 'string split --max 1 ","'
+    )
 
 
 _CLASSES: dict[str, type[_Ours]] = {"bash": _Bash, "zsh": _Zsh, "fish": _Fish}

@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -215,6 +216,7 @@ class Typist:
     def __init__(self, shell: str) -> None:
         flags, setup = START[shell]
         self.ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
         self.process = subprocess.Popen(
             # A shell wants to be in control of its terminal.
             ["setsid", "--ctty", "--wait", needs(shell), *flags],
@@ -272,5 +274,28 @@ def test_tab_completes_a_file_where_one_is_wanted(shell: str, home: Path) -> Non
         typist.type("shimctl run --log some-f\t\r")
         typist.wait(log.exists)
         assert log.read_text().strip() == "run --log some-file"
+    finally:
+        typist.close()
+
+
+@shells
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_lists_several_ids_each_with_its_namespace_and_state(shell: str, home: Path) -> None:
+    add_container(home / "state", "ns1", "qzcandidate-1")
+    (add_container(home / "state", "ns2", "qzcandidate-2") / "init.pid").write_text(
+        str(os.getpid())
+    )
+    typist = Typist(shell)
+    try:
+        # bash lists at the Tab after one that inserts nothing.
+        typist.type("shimctl state qzcandidate-\t\t")
+        typist.wait(lambda: b"in ns1, created" in typist.shown)
+        typist.wait(lambda: b"in ns2, running" in typist.shown)
+        # Neither description is inserted.
+        log = home / "log"
+        (home / "bin/shimctl").write_text(WRITES_DOWN.format(real=REAL, log=log))
+        typist.type("\x15shimctl state qzcandidate-2\r")
+        typist.wait(log.exists)
+        assert log.read_text().split() == ["state", "qzcandidate-2"]
     finally:
         typist.close()
