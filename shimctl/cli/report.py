@@ -57,7 +57,10 @@ def report(exc: BaseException, command: str, container: str = "") -> int:
         raise exc
     if not isinstance(exc, (ShimError, OSError)):
         raise exc
-    print(f"shimctl: {printable(explain(exc) + hint(exc, container))}", file=sys.stderr)
+    # A runtime's message may have several lines: `criu failed ...`, `log file: ...`.
+    lines = (line.strip("; ") for line in explain(exc).split("\n"))
+    text = "; ".join(filter(None, lines))
+    print(f"shimctl: {printable(text + hint(exc, container))}", file=sys.stderr)
     if isinstance(exc, CalledOffError):
         return 128 + exc.number
     return exit_code_for(str(exc)) if command in ("run", "exec") else FAILED

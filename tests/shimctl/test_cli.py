@@ -13,6 +13,7 @@ import click
 import pytest
 
 from shim.errors import (
+    InvalidError,
     TimedOutError,
     UnavailableError,
     UnsupportedError,
@@ -23,7 +24,7 @@ from shimctl.cli import commands, main
 from shimctl.cli.app import SECTIONS
 from shimctl.cli.output import colours
 from shimctl.cli.parse import signal_number
-from shimctl.cli.report import exit_code_for, hint
+from shimctl.cli.report import exit_code_for, hint, report
 from tests.shimctl.commands import COMMANDS, parsed, verbs
 
 
@@ -459,6 +460,14 @@ def test_a_state_directory_that_cannot_be_made_is_said(
         assert (done.returncode, done.stdout) == (125, "")
         assert re.fullmatch(r"shimctl: mkdir /proc/none[^\n]*\n", done.stderr)
     assert shimctl("ps").returncode == 0
+
+
+def test_an_error_of_several_lines_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InvalidError("criu failed: errno 3\nlog file: /x/dump.log\n; see /y\x1b[2J")
+    assert report(error, "checkpoint", "redis") == 125
+    assert capsys.readouterr().err == (
+        "shimctl: criu failed: errno 3; log file: /x/dump.log; see /y\\x1b[2J\n"
+    )
 
 
 def test_an_error_says_what_to_try() -> None:
