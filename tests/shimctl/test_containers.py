@@ -46,6 +46,45 @@ def test_a_created_container_runs_once_it_is_started(
     assert place.json("delete", *namespace, "made")["exit_status"] == 5
 
 
+def test_several_ids_are_changed_in_turn_and_each_is_told(
+    place: Place, namespace: tuple[str, str]
+) -> None:
+    for name in ("one", "two"):
+        place.sleeper(name)
+    for command in (["pause"], ["resume"], ["kill", "-9"], ["delete"]):
+        done = place.shimctl(*command, *namespace, "one", "nobody", "two")
+        assert (done.returncode, done.stdout) == (125, "one\ntwo\n")
+        assert done.stderr == (
+            f"shimctl: no container 'nobody' in namespace {place.namespace}; see `shimctl ps`\n"
+        )
+        if command[0] == "kill":
+            for name in ("one", "two"):
+                assert place.shimctl("wait", *namespace, name).returncode == 137
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["-s", "USR1", "told"], ["-sUSR1", "told"], ["--signal=SIGUSR1", "told"]),
+        *(["-10", "told"], ["-USR1", "told"], ["told", "usr1"], ["told", "10"]),
+    ],
+    ids=" ".join,
+)
+def test_a_signal_has_a_name_or_a_number(
+    place: Place, namespace: tuple[str, str], argv: list[str]
+) -> None:
+    script = "trap 'exit 7' USR1; while true; do sleep 0.1; done"
+    place.made("run", "told", place.bundle("sh", "-c", script))
+    assert place.json("kill", *namespace, *argv) == {
+        "namespace": place.namespace,
+        "id": "told",
+        "signal": 10,
+    }
+    # The shell may not have got as far as its trap: then the signal itself ends it.
+    assert place.shimctl("wait", *namespace, "told").returncode in (7, 138)
+    assert place.done("delete", *namespace, "told") == "told\n"
+
+
 def test_create_tells_programs_what_it_made(place: Place, namespace: tuple[str, str]) -> None:
     made = json.loads(place.made("create", "told", place.bundle("true"), "--json"))
     assert (made["namespace"], made["id"]) == (place.namespace, "told")
