@@ -185,10 +185,11 @@ def test_only_libc_uses_ctypes() -> None:
     assert culprits == {"libc.py"}
 
 
-def test_the_daemon_loads_no_asyncio_and_no_h2() -> None:
+def test_the_daemon_loads_no_asyncio_no_h2_and_nothing_of_the_command_line() -> None:
     script = (
         "import sys, shim.start.bootstrap, shim.daemon;"
-        "print([m for m in ('asyncio', 'h2', 'tomllib', 'yaml', 'psutil') if m in sys.modules])"
+        "slow = ('asyncio', 'h2', 'tomllib', 'yaml', 'psutil', 'click', 'rich', 'shimctl');"
+        "print([m for m in slow if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
