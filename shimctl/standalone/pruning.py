@@ -1,13 +1,16 @@
 """Find what no container needs any more, and remove it: all of it is ours, or of no manager.
 
 - An exited container of ``shimctl`` is removed as ``shimctl delete`` does.
-- An image without a container is removed from the image store.
+- An image without a container and without a reference is removed from the image store.  It
+  loses its reference when the source of it has another image.  One with a reference was
+  prepared by that name, and is removed only if the caller wants that.
 - A shim's socket is removed if no process listens on it, no directory of a container
   names it, and it is not new: a shim that starts binds its socket before it listens.
 
 Containers of managers stay: their managers delete them.
 
-Source: containerd pkg/shim/util_unix.go for the names of sockets.
+Source: containerd pkg/shim/util_unix.go for the names of sockets; Docker's reference of
+``docker image prune`` for the images.
 """
 
 from __future__ import annotations
@@ -46,14 +49,18 @@ class Leftover:
     remove: Callable[[], Awaitable[None]]
 
 
-async def leftovers(states: Sequence[str | Path] = ()) -> list[Leftover]:
+async def leftovers(
+    states: Sequence[str | Path] = (), *, named_images: bool = False
+) -> list[Leftover]:
     """Find what can be removed; ``states`` are further state directories of containerd.
+
+    With ``named_images`` also the unused images that have a reference.
 
     :raises OSError: the image store cannot be read.
     """
     shims = await list_shims(states=states)
     ended = [found for found in shims if found.managed and _has_ended(found)]
-    return [*map(_container, ended), *_images(ended), *_sockets(shims)]
+    return [*map(_container, ended), *_images(ended, named_images), *_sockets(shims)]
 
 
 def _has_ended(found: Found) -> bool:
@@ -70,7 +77,7 @@ def _container(found: Found) -> Leftover:
     return Leftover("container", f"{found.namespace}/{found.id}", f"exit status {status}", remove)
 
 
-def _images(ended: Sequence[Found]) -> list[Leftover]:
+def _images(ended: Sequence[Found], named: bool) -> list[Leftover]:
     store = Store()
     if not store.path.is_dir():
         return []
@@ -81,7 +88,7 @@ def _images(ended: Sequence[Found]) -> list[Leftover]:
             "image", record.digest, " ".join(record.references), partial(_remove, store, record)
         )
         for record in store.records()
-        if record.digest not in used
+        if record.digest not in used and (named or not record.references)
     ]
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from shim.linux.sockets import SOCKET_DIR
 from shimctl.standalone import pruning
+from tests.images.layouts import Layout, busybox
 from tests.shimctl.place import Place, open_place
 from tests.shimctl.tmux import open_tmux
 
@@ -69,6 +70,32 @@ def test_an_exited_container_of_shimctl_is_removed_and_a_running_one_stays(place
     assert over in place.done("prune", "-f").splitlines()
     left = json.loads(place.done("ps", "-a", "-n", place.namespace, "-o", "json"))
     assert sorted(one["id"] for one in left) == ["made", "runs"]
+
+
+def test_an_unused_image_stays_while_it_has_a_reference(place: Place, tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "layout")
+    web = layout.add("web", busybox(), Cmd=["sleep", "1000"], Env=["A=1"])
+    old = place.json("images", "prepare", web)["digest"]
+    layout.add("web", busybox(), Cmd=["sleep", "1000"], Env=["A=2"])
+    new = place.json("images", "prepare", web)["digest"]
+    assert images(place) == [old]
+    assert images(place, "-a") == sorted([old, new])
+    # A container that runs keeps its image, an exited one does not.
+    place.made("run", "uses", web)
+    assert images(place, "--all") == [old]
+    place.done("kill", "-9", "uses")
+    place.shimctl("wait", "uses")
+    assert images(place, "--all") == sorted([old, new])
+    assert old in place.done("prune", "-f").splitlines()
+    assert [image["digest"] for image in place.json("images")] == [new]
+    assert new in place.done("prune", "-f", "-a").splitlines()
+    assert place.json("images") == []
+
+
+def images(place: Place, *options: str) -> list[str]:
+    """Return the images that ``prune`` would remove."""
+    found = place.json("prune", "--dry-run", *options)
+    return sorted(one["name"] for one in found if one["kind"] == "image")
 
 
 @pytest.mark.parametrize("place", ["ours"], indirect=True)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 @declare("prune", example="shimctl prune --dry-run")
 @click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option(
+    *("-a", "--all", "named_images"),
+    is_flag=True,
+    help="Also remove unused images that have a reference.",
+)
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option(
     "--state",
@@ -26,18 +31,22 @@ if TYPE_CHECKING:
     help="Search another state directory of containerd; may be repeated.",
 )
 @output_options
-async def command(force: bool, dry_run: bool, states: tuple[str, ...], out: Out) -> int:
-    """Remove exited containers, unused images and dead sockets.
+async def command(
+    force: bool, named_images: bool, dry_run: bool, states: tuple[str, ...], out: Out
+) -> int:
+    """Remove exited containers, images without a reference, and dead sockets.
 
     It lists them, and asks.  The containers are those of `shimctl run` and `create`; those
-    of a manager stay, because it deletes them.  A socket is dead if it is older than a
-    minute, no process listens on it, and no container has it.
+    of a manager stay, because it deletes them.  An image loses its reference, such as
+    oci:LAYOUT:TAG, when another image is prepared by it; -a takes every image that no
+    container uses.  A socket is dead if it is older than a minute, no process listens on
+    it, and no container has it.
     """
     from shim.errors import InvalidError
     from shimctl.cli.report import report
     from shimctl.standalone.pruning import leftovers
 
-    found = await leftovers(states)
+    found = await leftovers(states, named_images=named_images)
     headers = ("KIND", "NAME", "DETAIL")
     rows = [(one.kind, one.name, one.detail or None) for one in found]
     if dry_run:
@@ -54,7 +63,7 @@ async def command(force: bool, dry_run: bool, states: tuple[str, ...], out: Out)
             return 1
         # Those that are still there, and unchanged.
         agreed = {(one.kind, one.name, one.detail) for one in found}
-        again = await leftovers(states)
+        again = await leftovers(states, named_images=named_images)
         found = [one for one in again if (one.kind, one.name, one.detail) in agreed]
     removed: list[str] = []
     code = 0
