@@ -1,32 +1,18 @@
-"""A watched process and its exit.  The reaper makes both."""
+"""A process that the reaper watches."""
 
 from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
 from shim.errors import NotFoundError
 from shim.linux.processes import is_exiting
 
-UNKNOWN_STATUS = 255  # containerd client/process.go UnknownExitStatus
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How and when a process ended.
-
-    ``exit_status`` is the exit status as in a shell: the exit code, or 128 + signal.
-    ``exited_at`` is UTC, in nanoseconds since the epoch.
-    ``reason`` is empty, or the reason why ``exit_status`` is unknown: it is then 255,
-    containerd's "unknown exit status".
-    """
-
-    exit_status: int
-    exited_at: int
-    reason: str = ""
+if TYPE_CHECKING:
+    from shim.exit import Exit
 
 
 class Child:

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from shim import log
-from shim.child import UNKNOWN_STATUS, Child, Exit
+from shim.child import Child
 from shim.errors import NotFoundError
+from shim.exit import UNKNOWN_STATUS, Exit
 from shim.linux import libc
 from shim.linux.libc import set_name, set_title, thp_of_children
 from shim.linux.processes import is_descendant, is_gone
@@ -245,12 +246,12 @@ class Reaper:
             return False
         exited = info.si_code == os.CLD_EXITED
         status = info.si_status if exited else 128 + info.si_status
-        self._set_exit(child, Exit(status, time.time_ns()))
+        self._set_exit(child, Exit(child.pid, status, time.time_ns()))
         return True
 
     def _set_unknown(self, child: Child, reason: str) -> None:
         log.warning("cannot read the exit status of a process", pid=child.pid, reason=reason)
-        self._set_exit(child, Exit(UNKNOWN_STATUS, time.time_ns(), reason))
+        self._set_exit(child, Exit(child.pid, UNKNOWN_STATUS, time.time_ns(), reason))
 
     def _set_exit(self, child: Child, exit_: Exit) -> None:
         del self._children[child.pid]

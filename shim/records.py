@@ -1,9 +1,9 @@
 """Exit records: the exit status of each process, written to the bundle when it is reaped.
 
 ``init.exit`` and ``EXEC_ID.exit`` are JSON objects with the fields of
-:class:`ExitRecord`.  ``delete`` and other programs read them when the shim is dead.  The
-record of an exec is removed with the exec; the record of the init process stays as long
-as the bundle.
+:class:`~shim.exit.Exit`.  ``delete`` and other programs read them when the shim is dead.
+The record of an exec is removed with the exec; the record of the init process stays as
+long as the bundle.
 
 A record exists whole or not at all: it is written to a temporary file, synced and
 renamed.  The rename is not synced, so a power failure may lose the record.
@@ -16,9 +16,10 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from shim import log
+from shim.exit import Exit
 
 # The largest size of a record, in bytes; ``reason`` is the longest part.
 _LONGEST = 4096
@@ -27,30 +28,16 @@ _STATUS_MAX = (1 << 32) - 1
 _TIME_MAX = 253_402_300_799 * 10**9
 
 
-@dataclass(frozen=True, slots=True)
-class ExitRecord:
-    """``exit_status`` is as in a shell: the exit code, or 128 + signal.
-
-    ``exited_at`` is in nanoseconds since the epoch.  ``reason`` is empty, or the
-    reason why the status is unknown: it is then 255.
-    """
-
-    pid: int
-    exit_status: int
-    exited_at: int
-    reason: str = ""
-
-
 def exit_file(bundle: str, exec_id: str = "") -> str:
     """Return the path of the record of an exec, or of the init process."""
     return f"{bundle}/{exec_id or 'init'}.exit"
 
 
-def write_exit(bundle: str, record: ExitRecord, exec_id: str = "") -> None:
-    """Write ``record`` and replace an earlier one.  A failure logs a warning only."""
+def write_exit(bundle: str, exit_: Exit, exec_id: str = "") -> None:
+    """Write ``exit_`` and replace an earlier one.  A failure logs a warning only."""
     # No exec's id begins with a dot.
     draft = f"{bundle}/.{exec_id or 'init'}.exit"
-    data = json.dumps(asdict(record)).encode()
+    data = json.dumps(asdict(exit_)).encode()
     try:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -67,7 +54,7 @@ def write_exit(bundle: str, record: ExitRecord, exec_id: str = "") -> None:
             os.unlink(draft)  # noqa: PTH108 - as above
 
 
-def read_exit(bundle: str, exec_id: str = "") -> ExitRecord | None:
+def read_exit(bundle: str, exec_id: str = "") -> Exit | None:
     """Return the exit record of a process, or None if there is no valid one."""
     if "/" in exec_id or "\0" in exec_id + bundle:
         return None  # not the id of an exec: the path would be another file
@@ -101,7 +88,7 @@ def _read(path: str) -> bytes:
     return data if len(data) <= _LONGEST else b""
 
 
-def _parse(data: bytes) -> ExitRecord | None:
+def _parse(data: bytes) -> Exit | None:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -114,5 +101,5 @@ def _parse(data: bytes) -> ExitRecord | None:
             "reason": str(reason),
         } if not any(isinstance(number, bool) for number in (pid, status, at)):
             if 0 <= pid <= _STATUS_MAX and 0 <= status <= _STATUS_MAX and 0 < at <= _TIME_MAX:
-                return ExitRecord(pid, status, at, reason)
+                return Exit(pid, status, at, reason)
     return None

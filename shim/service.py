@@ -262,10 +262,10 @@ class TaskService(TaskBase):
 
     @unary
     async def Delete(self, request: DeleteRequest) -> DeleteResponse:
-        pid, exit_ = await self._container(request.id).delete(request.exec_id)
+        exit_ = await self._container(request.id).delete(request.exec_id)
         if not request.exec_id:
             self._release(request.id)
-        reply = DeleteResponse(pid=pid, exit_status=exit_.exit_status)
+        reply = DeleteResponse(pid=exit_.pid, exit_status=exit_.exit_status)
         _stamp(reply.exited_at, exit_.exited_at)
         return reply
 

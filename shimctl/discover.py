@@ -311,7 +311,4 @@ async def _ask(
     except NotFoundError:
         return replace(found, detail="the shim has no such container")
     bundle = state.bundle or found.bundle
-    exited = None
-    if state.exit_status is not None:
-        exited = Exited(state.exit_status, state.exited_at, state.pid)
-    return replace(found, status=state.status, pid=state.pid, bundle=bundle, exited=exited)
+    return replace(found, status=state.status, pid=state.pid, bundle=bundle, exited=state.exited)

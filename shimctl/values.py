@@ -70,10 +70,19 @@ class TaskState:
     exit_status: int | None
     exited_at: datetime | None
 
+    @property
+    def exited(self) -> Exited | None:
+        """The exit of the process; None until it exits."""
+        if self.exit_status is None:
+            return None
+        return Exited(self.exit_status, self.exited_at, self.pid)
+
 
 @dataclass(frozen=True, slots=True)
 class Exited:
     """A process's exit status and time.  ``pid`` is 0 if the reply has none.
+
+    It has the fields of the shim's own :class:`shim.exit.Exit`, with the time converted.
 
     If the exit status is unknown, ``exit_status`` is 255 and ``reason`` gives the cause.
     Only exit records contain a reason; replies of a shim do not.

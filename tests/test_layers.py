@@ -21,7 +21,7 @@ LAYERS = [
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.hostfile"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
-    | {"shim.child"}
+    | {"shim.child", "shim.exit"}
     | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
     {"shim.names", "shim.counters"},
     {"shim.version"},
@@ -32,6 +32,7 @@ PURE = [
     "shim/outputaddress.py",
     "shim/text.py",
     "shim/counters.py",
+    "shim/exit.py",
     "shim/ttrpc/frames.py",
     "shim/ttrpc/protocol.py",
     "shim/runc/command.py",

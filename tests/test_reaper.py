@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from shim.child import UNKNOWN_STATUS
 from shim.errors import NotFoundError
+from shim.exit import UNKNOWN_STATUS
 from shim.reaper import open_reaper
 
 SH = "/bin/sh"

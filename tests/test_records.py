@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shim.records import ExitRecord, exit_file, read_exit, remove_exit, write_exit
+from shim.exit import Exit
+from shim.records import exit_file, read_exit, remove_exit, write_exit
 from tests.events.disks import listening, mounted
 
-SEVEN = ExitRecord(4711, 7, 1_700_000_000_123_456_789)
+SEVEN = Exit(4711, 7, 1_700_000_000_123_456_789)
 records = st.builds(
-    ExitRecord,
+    Exit,
     pid=st.integers(0, 1 << 22),
     exit_status=st.integers(0, (1 << 32) - 1),
     exited_at=st.integers(1, 253_402_300_799 * 10**9),
@@ -29,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @given(records)
-def test_what_is_written_is_read(bundle: str, record: ExitRecord) -> None:
+def test_what_is_written_is_read(bundle: str, record: Exit) -> None:
     write_exit(bundle, record, "e1")
     assert read_exit(bundle, "e1") == record
 
@@ -75,8 +76,8 @@ def test_a_process_that_has_not_ended_has_none(tmp_path: Path) -> None:
 
 def test_a_later_one_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
     write_exit(str(tmp_path), SEVEN)
-    write_exit(str(tmp_path), ExitRecord(1, 2, 3))
-    assert read_exit(str(tmp_path)) == ExitRecord(1, 2, 3)
+    write_exit(str(tmp_path), Exit(1, 2, 3))
+    assert read_exit(str(tmp_path)) == Exit(1, 2, 3)
     remove_exit(str(tmp_path))
     remove_exit(str(tmp_path))
     assert read_exit(str(tmp_path)) is None
@@ -159,7 +160,7 @@ def test_the_record_before_stays_when_there_is_no_room_for_another(tmp_path: Pat
     with mounted(tmp_path / "disk") as disk, listening() as said:
         write_exit(str(disk.path), SEVEN)
         disk.fill()
-        write_exit(str(disk.path), ExitRecord(1, 2, 3))
+        write_exit(str(disk.path), Exit(1, 2, 3))
         assert "cannot write an exit record" in said()
         assert read_exit(str(disk.path)) == SEVEN
         assert sorted(path.name for path in disk.path.iterdir()) == ["filler", "init.exit"]

@@ -24,11 +24,12 @@ from shim.container.freezer import SIGKILL, Freezer
 from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
 from shim.container.options import Options
-from shim.container.process import NEVER_STARTED, Process
+from shim.container.process import Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
 from shim.container.task_events import TaskEvents
 from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
+from shim.exit import NEVER_STARTED
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Checkpoint, Creation, exec_args
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api import task_pb2
-    from shim.child import Child, Exit
+    from shim.child import Child
     from shim.container.bundle import Config
     from shim.container.host import Host
+    from shim.exit import Exit
 
 # Seconds between the exit of the init process and the exits of its execs.
 EXECS_EXIT = 10.0
@@ -247,8 +249,8 @@ class Container:
                 self._follow_init()
             return process.pid
 
-    async def delete(self, exec_id: str) -> tuple[int, Exit]:
-        """Delete an exited container or exec; return its pid and exit.
+    async def delete(self, exec_id: str) -> Exit:
+        """Delete an exited container or exec; return its exit.
 
         Waits at most ten seconds until readers have read the output of the process.
 
@@ -268,7 +270,7 @@ class Container:
                 self.bundle.remove_exec_files(exec_id)
             process.life.apply(Op.DELETE)
             await process.dispose()
-        return process.pid, exit_
+        return exit_
 
     async def _end_unstarted(self, process: Process) -> None:
         if process.state is not State.CREATED:
@@ -306,7 +308,7 @@ class Container:
             self.bundle.remove_exec_files(process.id)
         self.execs.clear()
         self._host.cleanup_records.remove(self.id)
-        self._events.deleted(self.init.pid, exit_)
+        self._events.deleted(exit_)
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all processes of the container.
@@ -401,7 +403,7 @@ class Container:
                 )
             self._group.report_oom()
             self.init.set_exit(exit_)
-            self._events.exited(self.init, exit_)
+            self._events.exited("", exit_)
 
     async def _kill_remaining(self) -> None:
         """Kill the remaining processes of a container without its own pid namespace.
@@ -431,4 +433,4 @@ class Container:
         exit_ = await process.record_exit(child, self.bundle)
         await process.wait_output_read()
         process.set_exit(exit_)
-        self._events.exited(process, exit_)
+        self._events.exited(process.id, exit_)

@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import log
-from shim.child import Exit
 from shim.container.lifecycle import Lifecycle, Op, State
 from shim.errors import ShimError, WrongStateError
+from shim.exit import NEVER_STARTED
 from shim.offthread import run_off_thread
-from shim.records import ExitRecord, exit_file, remove_exit, write_exit
+from shim.records import exit_file, remove_exit, write_exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from shim.child import Child
     from shim.container.bundle import Bundle
+    from shim.exit import Exit
     from shim.stdio.streams import Stdio, StdioSpec
 
 # Seconds to write the exit record to a disk; after that the exit is published without.
 RECORD = 5.0
 # Seconds after the exit for the output in the pipes to reach the manager.
 DRAIN = 10.0
-
-# The exit that Delete and Wait return for an exec or a restore that was never started:
-# the status 0 and no time, as Go's shim.
-NEVER_STARTED = Exit(0, 0, "the process was never started")
 
 
 class Process:
@@ -72,12 +69,11 @@ class Process:
         A disk that hangs delays the return by ``RECORD`` seconds at most.
         """
         exit_ = await child.wait()
-        record = ExitRecord(child.pid, exit_.exit_status, exit_.exited_at, exit_.reason)
         path = str(bundle.path)
         if bundle.in_memory:
-            write_exit(path, record, self.id)
+            write_exit(path, exit_, self.id)
             return exit_
-        write = partial(write_exit, path, record, self.id)
+        write = partial(write_exit, path, exit_, self.id)
         remove = partial(self._remove_late_record, path)
         try:
             await run_off_thread(

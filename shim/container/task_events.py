@@ -26,9 +26,8 @@ from shim.counters import COUNTERS
 
 if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest
-    from shim.child import Exit
-    from shim.container.process import Process
     from shim.events.publisher import Publisher
+    from shim.exit import Exit
 
 
 # Go's zero time, year 1, in seconds since 1970: the process did not exit.
@@ -80,12 +79,12 @@ class TaskEvents:
     def oom(self) -> None:
         self.publisher.publish(TaskOOM(container_id=self.id))
 
-    def exited(self, process: Process, exit_: Exit) -> None:
-        """Publish an exit; ``id`` is the exec id, or the container's for an init process."""
+    def exited(self, exec_id: str, exit_: Exit) -> None:
+        """Publish the exit of an exec, or that of the init process if ``exec_id`` is empty."""
         event = TaskExit(
             container_id=self.id,
-            id=process.id or self.id,
-            pid=process.pid,
+            id=exec_id or self.id,
+            pid=exit_.pid,
             exit_status=exit_.exit_status,
         )
         event.exited_at.FromNanoseconds(exit_.exited_at)
@@ -94,8 +93,8 @@ class TaskEvents:
         # The clock of both times may be set back.
         COUNTERS.exit_time += max(0, time.time_ns() - exit_.exited_at)
 
-    def deleted(self, pid: int, exit_: Exit) -> None:
-        event = TaskDelete(container_id=self.id, pid=pid, exit_status=exit_.exit_status)
+    def deleted(self, exit_: Exit) -> None:
+        event = TaskDelete(container_id=self.id, pid=exit_.pid, exit_status=exit_.exit_status)
         if exit_.exited_at:
             event.exited_at.FromNanoseconds(exit_.exited_at)
         else:  # a process that was never started has no exit time

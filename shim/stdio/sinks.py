@@ -21,7 +21,7 @@ from shim.linux.fifos import Fd
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from shim.child import Exit
+    from shim.exit import Exit
     from shim.outputaddress import Address
 
 # Seconds for a logger to report that it is ready, to exit after the end of its input,

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from shim.child import Exit
 from shim.container import process as module
 from shim.container.bundle import Bundle
 from shim.container.lifecycle import Op
 from shim.container.process import Process
 from shim.errors import WrongStateError
-from shim.records import ExitRecord, read_exit, write_exit
+from shim.exit import Exit
+from shim.records import read_exit, write_exit
 from shim.stdio.streams import StdioSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-END = Exit(7, 1_700_000_000_000_000_000)
+END = Exit(4711, 7, 1_700_000_000_000_000_000)
 
 
 class Ended:
     """A child that has ended."""
 
-    pid = 4711
+    pid = END.pid
 
     async def wait(self) -> Exit:
         return END
@@ -59,8 +59,7 @@ async def test_a_record_that_is_written_late_is_removed_if_its_process_was_delet
     with trio.fail_after(20):
         while not written.is_set() or _thread._count() > threads:
             await trio.sleep(0.01)
-    record = None if deleted else ExitRecord(child.pid, END.exit_status, END.exited_at)
-    assert read_exit(str(tmp_path), "e1") == record
+    assert read_exit(str(tmp_path), "e1") == (None if deleted else END)
 
 
 async def test_an_exit_is_published_though_no_thread_can_write_its_record(

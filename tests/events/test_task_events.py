@@ -22,11 +22,9 @@ from shim.api.events_pb2 import TaskCreate, TaskDelete, TaskExit, TaskIO, TaskSt
 from shim.api.forward_pb2 import ForwardRequest
 from shim.api.mount_pb2 import Mount
 from shim.api.task_pb2 import CreateTaskRequest
-from shim.child import Exit
-from shim.container.process import NEVER_STARTED, Process
 from shim.container.task_events import TaskEvents
 from shim.events.publisher import open_publisher
-from shim.stdio.streams import StdioSpec
+from shim.exit import NEVER_STARTED, Exit
 from shim.ttrpc.server import handlers_of, unary
 from tests.events.test_publisher import Manager, serving
 
@@ -141,18 +139,12 @@ def recorder() -> Recorder:
     return Recorder()
 
 
-def process(id_: str, pid: int) -> Process:
-    made = Process(id_, StdioSpec())
-    made.pid = pid
-    return made
-
-
 def test_the_exit_of_init_bears_the_containers_id_and_one_of_an_exec_its_own(
     recorder: Recorder,
 ) -> None:
     events = TaskEvents("c1", recorder)
-    events.exited(process("", 7), Exit(137, 1_500_000_000))
-    events.exited(process("e1", 8), Exit(3, 2_000_000_001))
+    events.exited("", Exit(7, 137, 1_500_000_000))
+    events.exited("e1", Exit(8, 3, 2_000_000_001))
     init, exec_ = (TaskExit(container_id="c1", id=id_) for id_ in ("c1", "e1"))
     init.pid, init.exit_status = 7, 137
     init.exited_at.FromNanoseconds(1_500_000_000)
@@ -185,6 +177,6 @@ def test_a_create_says_what_it_was_asked_for(recorder: Recorder) -> None:
 
 
 def test_the_end_of_what_never_ran_has_gos_zero_time(recorder: Recorder) -> None:
-    TaskEvents("c1", recorder).deleted(0, NEVER_STARTED)
+    TaskEvents("c1", recorder).deleted(NEVER_STARTED)
     zero = Timestamp(seconds=-62_135_596_800)  # 0001-01-01T00:00:00Z
     assert recorder.events == [TaskDelete(container_id="c1", exited_at=zero)]

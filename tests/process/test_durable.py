@@ -23,9 +23,10 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
+from shim.exit import Exit
 from shim.linux import sockets
 from shim.linux.sockets import listen
-from shim.records import ExitRecord, exit_file, read_exit
+from shim.records import exit_file, read_exit
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
 from tests.events.disks import mounted
@@ -58,23 +59,23 @@ async def kill_shim(rig: Rig) -> None:
     await wait_gone(rig.daemons)
 
 
-async def run_exec(rig: Rig, task: TaskStub, id_: str, exec_id: str, script: str) -> ExitRecord:
+async def run_exec(rig: Rig, task: TaskStub, id_: str, exec_id: str, script: str) -> Exit:
     """Run an exec to its end; return what its record should say."""
     await task.Exec(rig.exec_request(id_, exec_id, "sh", "-c", script), timeout=10)
     started = await task.Start(StartRequest(id=id_, exec_id=exec_id), timeout=20)
     ended = await task.Wait(WaitRequest(id=id_, exec_id=exec_id), timeout=20)
-    return ExitRecord(started.pid, ended.exit_status, ended.exited_at.ToNanoseconds())
+    return Exit(started.pid, ended.exit_status, ended.exited_at.ToNanoseconds())
 
 
-async def run_to_end(rig: Rig, task: TaskStub, bundle: Path) -> ExitRecord:
+async def run_to_end(rig: Rig, task: TaskStub, bundle: Path) -> Exit:
     """Run a container to its end; return what its record should say."""
     created = await rig.run(task, bundle)
     ended = await task.Wait(WaitRequest(id=bundle.name), timeout=20)
-    return ExitRecord(created.pid, ended.exit_status, ended.exited_at.ToNanoseconds())
+    return Exit(created.pid, ended.exit_status, ended.exited_at.ToNanoseconds())
 
 
-def record_of(reply: DeleteResponse) -> ExitRecord:
-    return ExitRecord(reply.pid, reply.exit_status, reply.exited_at.ToNanoseconds())
+def record_of(reply: DeleteResponse) -> Exit:
+    return Exit(reply.pid, reply.exit_status, reply.exited_at.ToNanoseconds())
 
 
 # -- records ---------------------------------------------------------------------
@@ -97,7 +98,7 @@ async def test_an_exit_is_on_disk_before_anybody_is_told(rig: Rig) -> None:
     finally:
         os.close(reader)
     ended = await task.Wait(WaitRequest(id="c1"), timeout=30)
-    told = ExitRecord(created.pid, 7, ended.exited_at.ToNanoseconds())
+    told = Exit(created.pid, 7, ended.exited_at.ToNanoseconds())
     assert read_exit(str(bundle)) == told
 
 
@@ -117,7 +118,7 @@ async def test_every_process_has_its_own_record_for_as_long_as_it_is_there(rig: 
     await task.Delete(DeleteRequest(id="c1"), timeout=20)
     assert read_exit(str(bundle), "e2") is None
     # Its manager may be gone before it removes the bundle.
-    told = ExitRecord(created.pid, 137, ended.exited_at.ToNanoseconds())
+    told = Exit(created.pid, 137, ended.exited_at.ToNanoseconds())
     assert read_exit(str(bundle)) == told
     assert [path.name for path in bundle.glob("*.exit")] == ["init.exit"]
 
@@ -240,7 +241,7 @@ async def ask_delete(rig: Rig, bundle: Path) -> DeleteResponse:
     return await trio.to_thread.run_sync(delete, rig, bundle)
 
 
-async def live_unheard(rig: Rig) -> tuple[TaskStub, Path, ExitRecord]:
+async def live_unheard(rig: Rig) -> tuple[TaskStub, Path, Exit]:
     """Have a container live and end, and an exec in it, while the manager is away."""
     bundle = rig.bundle("c1", "sh", "-c", HELD.format(1, 7))
     task = await rig.start(bundle)
@@ -249,7 +250,7 @@ async def live_unheard(rig: Rig) -> tuple[TaskStub, Path, ExitRecord]:
     (rig.rootfs() / "go-1").touch()
     ended = await task.Wait(WaitRequest(id="c1"), timeout=20)
     state = await task.State(StateRequest(id="c1"), timeout=5)
-    return task, bundle, ExitRecord(state.pid, 7, ended.exited_at.ToNanoseconds())
+    return task, bundle, Exit(state.pid, 7, ended.exited_at.ToNanoseconds())
 
 
 async def test_a_manager_that_comes_back_hears_it_all_from_the_shim(rig: Rig) -> None:

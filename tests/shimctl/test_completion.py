@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shim import records
+from shim.exit import Exit
+from shim.records import write_exit
 from shimctl.cli.completion import SHELLS, completer, script
 from tests.shimctl.commands import COMMANDS, options
 
@@ -145,7 +146,7 @@ def test_an_id_is_offered_with_its_namespace_and_state(containers: Path) -> None
     ):
         bundle = add_container(containers, "qs", f"qs-{name}")
         if exit_ is not None:
-            records.write_exit(str(bundle), records.ExitRecord(1, exit_, 10**9))
+            write_exit(str(bundle), Exit(1, exit_, 10**9))
         else:
             (bundle / "init.pid").write_text(str(pid))
     add_container(containers, "qs", "qs-new")

@@ -14,7 +14,8 @@ import trio
 import trio.testing
 
 from shim.errors import TimedOutError
-from shim.records import ExitRecord, write_exit
+from shim.exit import Exit
+from shim.records import write_exit
 from shimctl.cli.connected import wait_for
 from shimctl.discover import Found
 from tests.shimctl.place import Place, eventually, open_place
@@ -37,12 +38,12 @@ def alone(tmp_path: Path) -> Place:
     return place
 
 
-def write(place: Place, record: ExitRecord) -> None:
+def write(place: Place, record: Exit) -> None:
     write_exit(str(place.state / "ns/gone"), record)
 
 
 def test_wait_and_state_answer_from_the_record(alone: Place) -> None:
-    write(alone, ExitRecord(pid=42, exit_status=7, exited_at=WHEN))
+    write(alone, Exit(pid=42, exit_status=7, exited_at=WHEN))
     done = alone.shimctl("wait", "gone")
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
     assert alone.shimctl("wait", "--json", "gone").stdout.count("2023-11-14T22:13:20.500000Z") == 1
@@ -56,7 +57,7 @@ def test_wait_and_state_answer_from_the_record(alone: Place) -> None:
 
 
 def test_ps_shows_the_record_too(alone: Place) -> None:
-    write(alone, ExitRecord(pid=42, exit_status=7, exited_at=WHEN))
+    write(alone, Exit(pid=42, exit_status=7, exited_at=WHEN))
     assert re.search(r" Exited \(7\) .*, no shim ", alone.done("ps", "-a", "-n", "ns"))
     assert "gone" not in alone.done("ps", "-n", "ns")
     [row] = alone.json("ps", "-a", "-n", "ns")
@@ -80,7 +81,7 @@ def test_a_broken_record_is_none(alone: Place, text: str) -> None:
 
 
 def test_a_record_of_not_knowing_is_said_as_that(alone: Place) -> None:
-    write(alone, ExitRecord(pid=42, exit_status=255, exited_at=WHEN, reason="somebody reaped it"))
+    write(alone, Exit(pid=42, exit_status=255, exited_at=WHEN, reason="somebody reaped it"))
     done = alone.shimctl("wait", "gone")
     assert (done.returncode, done.stdout) == (125, "")
     assert "the exit status of gone is unknown: somebody reaped it" in done.stderr

@@ -65,15 +65,13 @@ def _answered(found: Found, inspection: Inspection) -> Found:
     from dataclasses import replace
 
     from shimctl.discover import Health
-    from shimctl.values import Exited
 
     state = inspection.state
     if state is None:
         return replace(found, exited=inspection.exited)
-    exited = None
-    if state.exit_status is not None:
-        exited = Exited(state.exit_status, state.exited_at, state.pid)
-    return replace(found, health=Health.UP, status=state.status, pid=state.pid, exited=exited)
+    return replace(
+        found, health=Health.UP, status=state.status, pid=state.pid, exited=state.exited
+    )
 
 
 def _rows(of: Inspection, *, wide: bool) -> list[tuple[str, object]]:
