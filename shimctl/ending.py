@@ -126,11 +126,17 @@ async def _end(
                 bundle, container, namespace=namespace, runtime=runtime
             )
             exited = exited or last
-    if alone and socket_path(address):
-        with suppress(ShimError, OSError, ValueError):  # the address may be malformed
-            if not can_connect(address):  # a killed shim leaves its socket
-                Path(socket_path(address)).unlink(missing_ok=True)
+    if alone:
+        remove_dead_socket(address)
     return exited, deleted
+
+
+def remove_dead_socket(address: str) -> None:
+    """Remove the socket at ``address`` if no process listens; a killed shim leaves it."""
+    if socket_path(address):
+        with suppress(ShimError, OSError, ValueError):  # the address may be malformed
+            if not can_connect(address):
+                Path(socket_path(address)).unlink(missing_ok=True)
 
 
 async def _check(traces: Traces, *, mounts: bool, backend: Backend) -> None:

@@ -1,4 +1,4 @@
-"""Connect to the shims of the containers that the command line names."""
+"""Connect to the shims of containers, and read the exit records of dead shims."""
 
 from __future__ import annotations
 
@@ -6,56 +6,20 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import click
-
 from shim.errors import InvalidError, NotFoundError, UnavailableError
 from shim.text import printable
 from shimctl.cli.parse import signal_number
-from shimctl.cli.report import report
 from shimctl.client import connect
 from shimctl.exits import read_exit
 from shimctl.stopsignal import stop_signal
 from shimctl.values import Status, Stdio, TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator
 
-    from shimctl.cli.output import Out
-    from shimctl.cli.parameters import Where
     from shimctl.client import Task
     from shimctl.discover import Found
     from shimctl.values import Exited
-
-
-async def change_each(
-    ids: Iterable[str],
-    where: Where,
-    out: Out,
-    change: Callable[[Found], Awaitable[Mapping[str, object]]],
-) -> int:
-    """Find each container and change it; print its id, or why that failed.
-
-    ``change`` returns what JSON and YAML show of a container besides its namespace and id;
-    they show a list for several ids.  Returns the exit code: that of the last failure, 0 if
-    there was none.
-    """
-    context = click.get_current_context()
-    changed: list[object] = []
-    code = 0
-    asked = list(dict.fromkeys(ids))
-    for name in asked:
-        try:
-            found = await where.find_to_change(name)
-            more = await change(found)
-        except (Exception, BaseExceptionGroup) as exc:
-            code = report(exc, context.info_name or "", name)
-            continue
-        if out.is_table:
-            print(printable(found.id))
-        changed.append({"namespace": found.namespace, "id": found.id, **more})
-    if changed and not out.is_table:
-        out.show(changed if len(asked) > 1 else changed[0])
-    return code
 
 
 @asynccontextmanager

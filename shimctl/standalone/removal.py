@@ -39,6 +39,8 @@ async def dispose(
         alone=_alone(work, address),
     )
     await backend.in_thread(partial(workdir.remove, work))
+    if _alone(work, address):  # those beside it may have been removed at the same time
+        ending.remove_dead_socket(address)
     return exited
 
 

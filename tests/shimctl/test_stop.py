@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,6 @@ from tests.shimctl.place import RUNTIMES, Place, eventually, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 # Records each signal that it gets, and ends on USR1 only.
 LISTENER = (
@@ -96,6 +96,33 @@ def test_stop_of_several_goes_on_after_a_failure(place: Place) -> None:
     for id_ in ("first", "last"):
         assert place.json("state", id_)["status"] == "stopped"
     place.done("rm", "first", "last")
+
+
+def test_stop_of_several_takes_the_grace_of_one(place: Place) -> None:
+    ids = [f"deaf{number}" for number in range(4)]
+    for id_ in ids:
+        listener(place, id_)
+    start = time.monotonic()
+    done = place.shimctl("stop", "-t", "8", *ids[:3], "nobody", ids[3], ids[0])
+    took = time.monotonic() - start
+    assert (done.returncode, done.stdout.split()) == (125, ids)
+    assert done.stderr == "shimctl: no container 'nobody'; see `shimctl ps`\n"
+    assert 8 <= took < 24  # in turn it would be 32
+    ended = [place.json("state", id_) for id_ in ids]
+    assert {state["exit_status"] for state in ended} == {128 + 9}
+    assert place.done("rm", *ids).split() == ids
+
+
+def test_several_containers_of_one_dead_shim_are_removed_at_once(place: Place) -> None:
+    annotations = {"io.kubernetes.cri.sandbox-id": "pod"}
+    for id_ in ("pod", "member"):
+        place.made("run", id_, place.bundle("sleep", "1000", annotations=annotations))
+    seen = [place.json("inspect", id_)["shim"] for id_ in ("pod", "member")]
+    assert seen[0] == seen[1]
+    os.kill(seen[0]["pid"], signal.SIGKILL)
+    socket = Path(seen[0]["address"].removeprefix("unix://"))
+    assert place.done("rm", "-f", "pod", "member").split() == ["pod", "member"]
+    assert not socket.exists()
 
 
 def test_stop_of_an_exited_container_needs_no_shim(place: Place) -> None:

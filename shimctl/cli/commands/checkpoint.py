@@ -57,7 +57,8 @@ async def command(id_: str, where: Where, out: Out, **options: Any) -> int:
     The container's runtime does this with criu.  `shimctl restore` restores it.
     """
     from shim.api.task_pb2 import CheckpointTaskRequest
-    from shimctl.cli.connected import change_each, open_found
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found
 
     image = str(Path(options["image_path"]).absolute())
 

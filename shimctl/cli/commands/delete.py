@@ -29,7 +29,8 @@ async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> 
     from dataclasses import asdict
     from pathlib import Path
 
-    from shimctl.cli.connected import change_each, open_found
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found
     from shimctl.ending import delete_and_check
     from shimctl.standalone.run import dispose
 

@@ -68,7 +68,8 @@ async def command(
 
     Without -s the last of several words may be the signal: `shimctl kill redis HUP`.
     """
-    from shimctl.cli.connected import change_each, open_found, stop_signal_of
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found, stop_signal_of
 
     if signal is None and len(ids) > 1 and not _is_container(ids[-1], where):
         signal, ids = _trailing(ids)

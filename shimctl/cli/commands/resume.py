@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 @output_options
 async def command(ids: tuple[str, ...], where: Where, out: Out) -> int:
     """Thaw paused containers."""
-    from shimctl.cli.connected import change_each, open_found
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found
 
     async def resume(found: Found) -> dict[str, object]:
         async with open_found(found) as task:

@@ -27,7 +27,7 @@ async def command(id_: str, now: bool, where: Where, out: Out) -> int:
 
     A shim that has containers does not exit, and the command fails; delete them first.
     """
-    from shimctl.cli.connected import change_each
+    from shimctl.cli.changing import change_each
 
     async def shutdown(found: Found) -> dict[str, object]:
         return {"shim_pid": await _shutdown(found, now)}

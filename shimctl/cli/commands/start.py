@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 @search_options
 @output_options
 async def command(ids: tuple[str, ...], where: Where, out: Out) -> int:
-    """Start created containers."""
-    from shimctl.cli.connected import change_each, open_found
+    """Start created containers.
+
+    They are started in the order of the ids.
+    """
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found
 
     async def start(found: Found) -> dict[str, object]:
         async with open_found(found) as task:
             return {"pid": await task.start()}
 
-    return await change_each(ids, where, out, start)
+    return await change_each(ids, where, out, start, in_turn=True)

@@ -47,7 +47,8 @@ async def command(
     that has exited is left as it is, which is a success.  `shimctl rm` deletes it; its
     manager may start it again.
     """
-    from shimctl.cli.connected import change_each, open_found, state_of, stop_signal_of
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found, state_of, stop_signal_of
     from shimctl.stopping import stop
     from shimctl.values import Status
 

@@ -97,7 +97,8 @@ async def command(id_: str, where: Where, out: Out, **limits: Any) -> int:
 
     Other limits do not change.  Sizes are bytes, or end in KiB, MiB, GiB, TiB.
     """
-    from shimctl.cli.connected import change_each, open_found
+    from shimctl.cli.changing import change_each
+    from shimctl.cli.connected import open_found
 
     resources = resources_of(limits)
 
