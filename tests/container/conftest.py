@@ -1,4 +1,4 @@
-"""Cgroups of these tests."""
+"""Cgroups, mounts and the reaper of these tests."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ import pytest
 from shim.cgroup.files import subtree
 from shim.cgroup.find import cgroup_at, existing_directories
 from shim.cgroup.v1 import CgroupV1
+from shim.linux.layers import layers_of
+from shim.linux.mountinfo import mounts_below
+from shim.linux.mounts import Mount, mount_all, unmount_all
+from shim.reaper import Reaper, open_reaper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture
@@ -27,6 +31,26 @@ def path(tmp_path: Path) -> Iterator[str]:
             with suppress(OSError):
                 os.rmdir(group)  # noqa: PTH106 - a plain string
     assert not existing_directories(path)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a tmpfs, whose owners can be mapped."""
+    mount_all([Mount("tmpfs", "tmpfs", "", ["mode=755", "rprivate"])], str(tmp_path))
+    (tmp_path / "rootfs").mkdir()
+    try:
+        yield tmp_path
+        unmount_all(str(tmp_path / "rootfs"))
+        assert mounts_below(str(tmp_path)) == [str(tmp_path)]
+        assert not Path(layers_of(str(tmp_path / "rootfs"))).exists()
+    finally:
+        unmount_all(str(tmp_path))
+
+
+@pytest.fixture
+async def reaper() -> AsyncIterator[Reaper]:
+    async with open_reaper() as reaper:
+        yield reaper
 
 
 def make(path: str) -> list[str]:

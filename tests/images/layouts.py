@@ -13,9 +13,12 @@ import platform
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shimctl.images import platforms
+
+if TYPE_CHECKING:
+    from shimctl.images import Store
 
 BUSYBOX = Path("/bin/busybox")
 HOST = platforms.of_machine(platform.machine())
@@ -191,6 +194,11 @@ def contents(directory: Path) -> list[str]:
     own = {"images", "rootfs", "containers", "partial", "locks"}
     names = (str(path.relative_to(directory)) for path in directory.rglob("*"))
     return sorted(name for name in names if name not in own)
+
+
+def left(store: Store) -> list[str]:
+    """What there is in the store, however little of it."""
+    return contents(store.path) if store.path.exists() else []
 
 
 def _json(value: object) -> bytes:

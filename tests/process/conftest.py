@@ -7,18 +7,25 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
 from tests.process.servers import Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     async with open_rig() as rig:
         yield rig
+
+
+@pytest.fixture
+def disk(rig: Rig) -> Iterator[FreezableDisk]:
+    with freezable_disk(rig.root / "image", rig.root / "disk") as disk:
+        yield disk
 
 
 @pytest.fixture(params=["crun", "runsc"])

@@ -15,7 +15,7 @@ from grpclib.exceptions import GRPCError
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven, verdict
 from tests.process.rig import alive
-from tests.process.test_giving_up import nothing_is_left
+from tests.process.test_lost_callers import nothing_is_left
 from tests.process.test_stuck import assert_nothing_left
 
 if TYPE_CHECKING:

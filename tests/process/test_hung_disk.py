@@ -5,56 +5,35 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim.api import mount_pb2
 from shim.api.task_pb2 import (
     DeleteRequest,
     KillRequest,
-    PidsRequest,
     ShutdownRequest,
-    StartRequest,
-    StateRequest,
-    StatsRequest,
     WaitRequest,
 )
 from shim.errors import UnavailableError
-from shim.events.journal import is_waiting
-from shim.linux import fifos, sockets
-from shim.records import read_exit
+from shim.linux import fifos
 from shim.ttrpc.calls import ConnectionLostError
 from tests.e2e.waiting import PATIENCE
-from tests.frozen import FreezableDisk, file_helpers, freezable_disk
+from tests.frozen import FreezableDisk, file_helpers
+from tests.process.hung import answers, soon, wait_thread_stuck
 from tests.process.rig import Rig, alive, wait_gone
-from tests.process.test_delete import delete
-from tests.process.test_durable import away, kill_shim
 from tests.process.test_members import Pod
 from tests.process.test_stuck import BEFORE
 from tests.process.test_stuck import wait_stuck as wait_runtime_stuck
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from shim.api.task_grpc import TaskStub
-
 pytestmark = pytest.mark.e2e
 
 WRITER = "trap '' PIPE; i=0; while :; do i=$((i+1)); echo $i; done"
-# What a call may take at most, in seconds, while a disk hangs and the machine is busy.
-SOON = 2.0
-
-
-@pytest.fixture
-def disk(rig: Rig) -> Iterator[FreezableDisk]:
-    with freezable_disk(rig.root / "image", rig.root / "disk") as disk:
-        yield disk
 
 
 async def wait_stuck(rig: Rig) -> int:
@@ -65,31 +44,6 @@ async def wait_stuck(rig: Rig) -> int:
                 if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
                     return pid
             await trio.sleep(0.01)
-
-
-@contextmanager
-def soon(what: str) -> Iterator[None]:
-    before = time.monotonic()
-    yield
-    took = time.monotonic() - before
-    assert took < SOON * PATIENCE, f"{what} took {took:.2f} s"
-
-
-async def answers(rig: Rig, task: TaskStub, id_: str, number: int) -> None:
-    """Have every kind of call answered for a container, exec and kill included."""
-    with soon("State"):
-        await task.State(StateRequest(id=id_), timeout=5)
-    with soon("Pids"):
-        await task.Pids(PidsRequest(id=id_), timeout=5)
-    with soon("Stats"):
-        await task.Stats(StatsRequest(id=id_), timeout=5)
-    exec_id = f"e{number}"
-    with soon("an exec"):
-        await task.Exec(rig.exec_request(id_, exec_id, "sh", "-c", "exit 3"), timeout=5)
-        await task.Start(StartRequest(id=id_, exec_id=exec_id), timeout=5)
-        ended = await task.Wait(WaitRequest(id=id_, exec_id=exec_id), timeout=5)
-        await task.Delete(DeleteRequest(id=id_, exec_id=exec_id), timeout=5)
-    assert ended.exit_status == 3
 
 
 @pytest.mark.parametrize("kind", ["file://", "", "terminal"])
@@ -302,159 +256,6 @@ async def test_a_process_that_reads_a_file_does_not_hold_it(rig: Rig) -> None:
     await task.Delete(DeleteRequest(id="c1"), timeout=20)
     assert (rig.root / "log").read_text() == "from a file\n"
     assert (rig.root / "input").stat().st_mode & 0o7777 == 0o600
-
-
-# -- the rootfs ------------------------------------------------------------------
-
-
-async def test_a_rootfs_mount_that_hangs_holds_up_its_create_only(
-    rig: Rig, disk: FreezableDisk
-) -> None:
-    pod = await Pod.start(rig)
-    task = pod.task
-    bundle = rig.bundle("c2", "sleep", "1000")
-    for name in ("upper", "work"):
-        (disk.path / name).mkdir()
-    (rig.root / "merged").mkdir()
-    options = [
-        f"lowerdir={rig.rootfs()}",
-        f"upperdir={disk.path}/upper",
-        f"workdir={disk.path}/work",
-    ]
-    mount = mount_pb2.Mount(type="overlay", source="overlay", options=options)
-    disk.freeze()
-    refused: list[GRPCError] = []
-
-    async def create() -> None:
-        request = rig.create_request(bundle, rootfs=[mount])
-        with pytest.raises(GRPCError) as caught:
-            await task.Create(request, timeout=60)
-        refused.append(caught.value)
-
-    daemon = rig.daemons[0]
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(create)
-        await wait_thread_stuck(daemon)
-        await answers(rig, task, "c1", 1)
-        assert not refused
-    assert refused[0].status is Status.DEADLINE_EXCEEDED
-    assert str(bundle / "rootfs") in (refused[0].message or "")
-    await answers(rig, task, "c1", 2)
-    disk.thaw()
-    with trio.fail_after(10 * PATIENCE):
-        while len(os.listdir(f"/proc/{daemon}/task")) > 1:
-            await trio.sleep(0.01)
-    assert str(bundle) not in Path(f"/proc/{daemon}/mounts").read_text()
-
-
-async def wait_thread_stuck(pid: int) -> None:
-    """Wait until a thread of ``pid``, but not its first, waits for a disk."""
-    with trio.fail_after(10 * PATIENCE):
-        while True:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                stat = Path(f"/proc/{pid}/task/{task}/stat").read_text()
-                if int(task) != pid and stat.rpartition(")")[2].split()[0] == "D":
-                    return
-            await trio.sleep(0.01)
-
-
-async def test_a_daemon_killed_while_a_mount_hangs_serves_nobody_any_more(
-    rig: Rig, disk: FreezableDisk
-) -> None:
-    bundle = rig.bundle("c1", "sleep", "1000")
-    task = await rig.start(bundle)
-    for name in ("upper", "work"):
-        (disk.path / name).mkdir()
-    options = [
-        f"lowerdir={rig.rootfs()}",
-        f"upperdir={disk.path}/upper",
-        f"workdir={disk.path}/work",
-    ]
-    mount = mount_pb2.Mount(type="overlay", source="overlay", options=options)
-    disk.freeze()
-
-    async def create() -> None:
-        with pytest.raises((GRPCError, ConnectionLostError)):
-            await task.Create(rig.create_request(bundle, rootfs=[mount]), timeout=60)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(create)
-        await wait_thread_stuck(rig.daemons[0])
-        os.kill(rig.daemons[0], signal.SIGKILL)
-    with trio.fail_after(5 * PATIENCE):
-        while sockets.can_connect(rig.address):
-            await trio.sleep(0.01)
-
-
-# -- the bundle ------------------------------------------------------------------
-
-
-async def test_with_a_hung_bundle_disk_an_exit_is_told_within_seconds(rig: Rig) -> None:
-    pod = await Pod.start(rig)
-    with freezable_disk(rig.root / "image", rig.root / "c2") as disk:
-        script = "while ! [ -e /go ]; do sleep 0.02; done; exit 7"
-        made = rig.bundle("template", "sh", "-c", script)
-        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
-        await rig.run(pod.task, disk.path)
-        disk.freeze()
-        before = time.monotonic()
-        (rig.rootfs() / "go").touch()
-        for number in range(3):
-            await answers(rig, pod.task, "c1", number)
-        ended = await pod.task.Wait(WaitRequest(id="c2"), timeout=20)
-        assert ended.exit_status == 7
-        await rig.sink.wait_for("exit c2", "c2")
-        assert time.monotonic() - before < 8 * PATIENCE
-        assert read_exit(str(disk.path)) is None
-        disk.thaw()
-        with trio.fail_after(10 * PATIENCE):
-            while read_exit(str(disk.path)) is None:
-                await trio.sleep(0.01)
-        await pod.task.Delete(DeleteRequest(id="c2"), timeout=20)
-        await rig.end()
-
-
-async def test_with_a_hung_bundle_disk_events_go_on_from_memory(rig: Rig) -> None:
-    """The disk is that of the bundle the shim was started for, which has the journal."""
-    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
-        made = rig.bundle("template", "sleep", "1000")
-        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
-        task = await rig.start(disk.path)
-        await rig.run(task, disk.path)
-        await rig.sink.wait_for("start")
-        other = rig.bundle("c2", "sleep", "1000")
-        await rig.run(task, other)
-        disk.freeze()
-        for number in range(2):
-            await answers(rig, task, "c2", number)
-        await task.Kill(KillRequest(id="c2", signal=9), timeout=5)
-        with soon("Wait"):
-            await task.Wait(WaitRequest(id="c2"), timeout=5)
-        await rig.sink.wait_for("exit c2", "c2")
-        disk.thaw()
-        await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
-        await rig.sink.wait_for("exit c1", "c1")
-        assert (disk.path / "events.journal").exists()
-        await rig.end()
-
-
-async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -> None:
-    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
-        made = rig.bundle("template", "sleep", "1000")
-        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
-        with away(rig):
-            task = await rig.start(disk.path)
-            await rig.run(task, disk.path)
-            await kill_shim(rig)
-        assert is_waiting(str(disk.path / "events.journal"))
-        disk.freeze()
-        before = time.monotonic()
-        done = await trio.to_thread.run_sync(delete, rig, disk.path)
-        assert done.exit_status == 137
-        assert time.monotonic() - before < 5 * PATIENCE
-        assert "start" in rig.sink.names()
-        disk.thaw()
-        await rig.end()
 
 
 # -- the spool -------------------------------------------------------------------

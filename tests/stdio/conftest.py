@@ -15,6 +15,7 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.reaper import Reaper, open_reaper
+from shim.stdio import overflow
 from shim.stdio.opening import open_stdio
 from shim.stdio.streams import Stdio, StdioSpec
 
@@ -160,3 +161,26 @@ def reader(path: str) -> Fd:
 
 def writer(path: str) -> Fd:
     return fifos.open_writer(path)
+
+
+class LogLines:
+    """The new lines of a log that contain some words, at each call."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def __call__(self, words: str) -> list[str]:
+        return [line for line in self._capfd.readouterr().err.splitlines() if words in line]
+
+
+@pytest.fixture
+def short_wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat a reader as away after 0.1 s, except in tests of a slow reader."""
+    if "slow" not in request.node.name:
+        monkeypatch.setattr(overflow, "AWAY_AFTER", 0.1)
+
+
+@pytest.fixture
+def said(capfd: pytest.CaptureFixture[str]) -> LogLines:
+    """Return the lines of the shim's log, which goes to standard error here."""
+    return LogLines(capfd)

@@ -10,10 +10,9 @@ import trio
 import trio.testing
 
 from shim.linux import fifos
-from shim.stdio import overflow
 from shim.stdio.spool import Overflow
 from tests.stdio.conftest import read_all, read_some, read_until, reader
-from tests.stdio.test_overflow import MIB, kept_of, put, spool_in
+from tests.stdio.overflowing import MIB, kept_of, put, spool_in
 from tests.stdio.test_terminal import send_terminal
 from tests.stdio.whole.client import wait_until
 
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from tests.stdio.conftest import Rig
 
 
-@pytest.fixture(autouse=True)
-def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overflow, "AWAY_AFTER", 0.1)
+pytestmark = pytest.mark.usefixtures("short_wait")
 
 
 async def run_to_end(rig: Rig, terminal: fifos.Fd, script: str) -> None:

@@ -1,7 +1,8 @@
-"""A task service that does what the tests of the transport need, and no more."""
+"""A task service for the tests of the transport, and ways to serve it."""
 
 from __future__ import annotations
 
+import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,7 +40,7 @@ from shim.api.task_pb2 import (
 )
 from shim.errors import NotFoundError, UnsupportedError, WrongStateError
 from shim.ttrpc.client import Channel, open_channel
-from shim.ttrpc.server import Stream, handlers_of, serve_connection, unary
+from shim.ttrpc.server import Servable, Stream, handlers_of, serve, serve_connection, unary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -163,6 +164,30 @@ def sockets_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
     """Return the two ends of a connection, as a server accepts it."""
     theirs, ours = trio.socket.socketpair()
     return trio.SocketStream(theirs), trio.SocketStream(ours)
+
+
+class Listening:
+    """A server on a socket of its own."""
+
+    def __init__(self, path: str, service: FakeTask, *others: Servable) -> None:
+        self.path = path
+        self.service = service
+        self.handlers = handlers_of(service, *others)
+        self.stopped = trio.Event()
+
+    async def run(self, *, drain: float, task_status: trio.TaskStatus[None]) -> None:
+        sock = trio.socket.socket(socket.AF_UNIX)
+        await sock.bind(self.path)
+        sock.listen()
+        await serve(
+            trio.SocketListener(sock),
+            self.handlers,
+            shutdown=self.service.shutdown,
+            drain=drain,
+            cancellable={"Wait"},
+            task_status=task_status,
+        )
+        self.stopped.set()
 
 
 @asynccontextmanager

@@ -1,0 +1,96 @@
+"""A bundle whose disk hangs: exit records, events and the action delete."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.api.task_pb2 import (
+    DeleteRequest,
+    KillRequest,
+    WaitRequest,
+)
+from shim.events.journal import is_waiting
+from shim.records import read_exit
+from tests.e2e.waiting import PATIENCE
+from tests.frozen import freezable_disk
+from tests.process.hung import answers, soon
+from tests.process.test_delete import delete
+from tests.process.test_durable import away, kill_shim
+from tests.process.test_members import Pod
+
+if TYPE_CHECKING:
+    from tests.process.rig import Rig
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_with_a_hung_bundle_disk_an_exit_is_told_within_seconds(rig: Rig) -> None:
+    pod = await Pod.start(rig)
+    with freezable_disk(rig.root / "image", rig.root / "c2") as disk:
+        script = "while ! [ -e /go ]; do sleep 0.02; done; exit 7"
+        made = rig.bundle("template", "sh", "-c", script)
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        await rig.run(pod.task, disk.path)
+        disk.freeze()
+        before = time.monotonic()
+        (rig.rootfs() / "go").touch()
+        for number in range(3):
+            await answers(rig, pod.task, "c1", number)
+        ended = await pod.task.Wait(WaitRequest(id="c2"), timeout=20)
+        assert ended.exit_status == 7
+        await rig.sink.wait_for("exit c2", "c2")
+        assert time.monotonic() - before < 8 * PATIENCE
+        assert read_exit(str(disk.path)) is None
+        disk.thaw()
+        with trio.fail_after(10 * PATIENCE):
+            while read_exit(str(disk.path)) is None:
+                await trio.sleep(0.01)
+        await pod.task.Delete(DeleteRequest(id="c2"), timeout=20)
+        await rig.end()
+
+
+async def test_with_a_hung_bundle_disk_events_go_on_from_memory(rig: Rig) -> None:
+    """The disk is that of the bundle the shim was started for, which has the journal."""
+    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
+        made = rig.bundle("template", "sleep", "1000")
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        task = await rig.start(disk.path)
+        await rig.run(task, disk.path)
+        await rig.sink.wait_for("start")
+        other = rig.bundle("c2", "sleep", "1000")
+        await rig.run(task, other)
+        disk.freeze()
+        for number in range(2):
+            await answers(rig, task, "c2", number)
+        await task.Kill(KillRequest(id="c2", signal=9), timeout=5)
+        with soon("Wait"):
+            await task.Wait(WaitRequest(id="c2"), timeout=5)
+        await rig.sink.wait_for("exit c2", "c2")
+        disk.thaw()
+        await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
+        await rig.sink.wait_for("exit c1", "c1")
+        assert (disk.path / "events.journal").exists()
+        await rig.end()
+
+
+async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -> None:
+    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
+        made = rig.bundle("template", "sleep", "1000")
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        with away(rig):
+            task = await rig.start(disk.path)
+            await rig.run(task, disk.path)
+            await kill_shim(rig)
+        assert is_waiting(str(disk.path / "events.journal"))
+        disk.freeze()
+        before = time.monotonic()
+        done = await trio.to_thread.run_sync(delete, rig, disk.path)
+        assert done.exit_status == 137
+        assert time.monotonic() - before < 5 * PATIENCE
+        assert "start" in rig.sink.names()
+        disk.thaw()
+        await rig.end()
