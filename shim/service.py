@@ -348,7 +348,7 @@ class TaskService(TaskBase):
 
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
-        if not request.id:  # as ``start`` sends it; a manager sends the id of a container
+        if request.joins:  # only our ``start`` sets it; any client may leave out the id
             self._joined.append(trio.current_time() + JOIN_LIMIT)
         creation = self._creating.get(request.id)
         if request.id in self._cancelled or (creation is not None and creation.is_cancelled):

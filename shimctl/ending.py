@@ -189,8 +189,8 @@ async def end(task: Task) -> Exited | None:
 async def _pid_of(shim: Shim, container: str) -> int:
     """Return the pid of the shim.
 
-    A Connect without an id would keep the trio shim running: it is the sign of a ``start``
-    whose Create follows.
+    A Connect without an id would keep an older trio shim running for 5 s: that shim takes
+    it for a ``start`` whose Create follows.
     """
     try:
         return (await shim.connect(container, timeout=_ANSWER)).shim_pid

@@ -73,7 +73,11 @@ async def test_with_a_container_made_or_being_made_it_is_not(autojump_clock: Moc
 
 async def join(service: TaskService) -> None:
     """Do as a ``start`` that finds the shim's socket."""
-    await service.Connect(Stream[ConnectRequest, ConnectResponse](ConnectRequest(), {}))
+    await connect(service, ConnectRequest(joins=True))
+
+
+async def connect(service: TaskService, request: ConnectRequest) -> None:
+    await service.Connect(Stream[ConnectRequest, ConnectResponse](request, {}))
 
 
 async def shut_down(service: TaskService) -> None:
@@ -113,7 +117,8 @@ async def test_a_shim_that_no_start_has_joined_ends_at_once(autojump_clock: Mock
     async with watched(30) as (service, _):
         await join(service)
         await trio.sleep(JOIN_LIMIT)
-        await service.Connect(Stream[ConnectRequest, ConnectResponse](ConnectRequest(id="c"), {}))
+        await connect(service, ConnectRequest(id="c"))
+        await connect(service, ConnectRequest())
         await shut_down(service)
         assert service._shutdown.is_set()
 

@@ -118,7 +118,9 @@ def _query_version(address: str) -> int:
     """
     # Blocking calls: every ``start`` in a pod queries, and an event loop costs more.
     protocol = ClientProtocol()
-    _, request = protocol.encode_request(_TASK, "Connect", ConnectRequest().SerializeToString())
+    # Without an id: an older trio shim recognises a ``start`` by that.
+    query = ConnectRequest(joins=True).SerializeToString()
+    _, request = protocol.encode_request(_TASK, "Connect", query)
     try:
         with sockets.connect_blocking(address, VERSION_TIMEOUT) as sock:
             sockets.check_server(sock, address)

@@ -26,6 +26,8 @@ from shim.api.task_pb2 import (
 )
 from shim.errors import UnavailableError
 from shim.linux.sockets import can_connect, socket_address, socket_path
+from shim.service import JOIN_LIMIT
+from shimctl import list_shims
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
@@ -152,6 +154,23 @@ async def test_shutting_down_twice_is_one_shutdown(rig: Rig) -> None:
     with suppress(UnavailableError):  # the end of the connection says the same to managers
         await shut_down(other)
     await wait_gone(rig.daemons, 5)
+
+
+async def test_an_empty_shim_that_a_start_has_joined_waits_for_its_create(rig: Rig) -> None:
+    task = await rig.start(rig.bundle("c1", "true", change=pod))
+    bundle = rig.bundle("c2", "true", change=pod)
+    await rig.start(bundle, params("c2"))
+    await shut_down(task)
+    await rig.run(task, bundle)
+    assert daemons(rig) == rig.daemons
+
+
+async def test_an_empty_shim_that_is_only_looked_at_ends_at_once(rig: Rig) -> None:
+    task = await rig.start(rig.bundle("c1", "true", change=pod))
+    assert rig.address in {found.address for found in await list_shims()}
+    await task.Connect(ConnectRequest(), timeout=5)
+    await shut_down(task)
+    await wait_gone(rig.daemons, JOIN_LIMIT - 1)
 
 
 @contextmanager
