@@ -14,7 +14,8 @@ Loop devices, /tmp and the kernel's log remain the host's.
 Three processes: the outer one stays in the host's namespaces, makes the cgroups and removes
 them at the end; ``unshare`` makes the namespaces; the inner one is pid 1 in them, prepares
 the mounts, starts the command and reaps orphans.  When the outer one is killed, so is every
-process of the worker; its cgroups are then removed by the next worker that is started.
+process of the worker; its cgroups and its directory in /var/tmp are then removed by the
+next worker that is started.
 
 Without the right to make cgroups, a worker shares the host's, and a message names the
 reason.  ``tests/worker --check`` exits with 0 if workers are completely isolated.
@@ -36,14 +37,19 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shim.linux import libc, mountinfo
 
-# The prefix of a worker's cgroups and of its directory; the outer process's pid follows.
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
 ROOT = Path(__file__).parent.parent
+# The prefixes of a worker's cgroups, before the outer process's pid, and of its directory.
 PREFIX = "trio-shim-worker-"
+STATE_PREFIX = "trio-shim-tests-"
 STATE = "/var/lib/trio-shim"
-_TEMPORARY = "/var/tmp"  # on a disk, as /var/lib is
+TEMPORARY = "/var/tmp"  # on a disk, as /var/lib is
 _NAMESPACES = ("--mount", "--pid", "--net", "--ipc", "--uts")
 _FEWEST = ("--mount", "--pid")
 # The group of a worker's processes in a hierarchy of version 2: there only a group without
@@ -169,18 +175,31 @@ def sweep(parents: list[Path], young: float = _YOUNG) -> None:
 
     A group that is not locked and ``young``, in seconds, may be about to be locked.
     """
-    for group in [group for parent in parents for group in parent.glob(f"{PREFIX}*")]:
+    for parent in parents:
+        for group in _abandoned(parent.glob(f"{PREFIX}*"), young):
+            remove_group(group)
+
+
+def sweep_states(young: float = _YOUNG) -> None:
+    """Remove the directories in /var/tmp of workers that were killed; see :func:`sweep`."""
+    for directory in _abandoned(Path(TEMPORARY).glob(f"{STATE_PREFIX}*"), young):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _abandoned(directories: Iterable[Path], young: float) -> Iterator[Path]:
+    """Yield those that no worker has locked and that are not ``young``."""
+    for directory in directories:
         with suppress(OSError):
-            if time.time() - group.stat().st_mtime < young:
+            if time.time() - directory.stat().st_mtime < young:
                 continue
-            fd = os.open(group, os.O_RDONLY)
+            fd = os.open(directory, os.O_RDONLY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 continue  # its worker lives
             finally:
                 os.close(fd)
-            remove_group(group)
+            yield directory
 
 
 def run(command: list[str], *, strict: bool = False) -> int:
@@ -190,10 +209,13 @@ def run(command: list[str], *, strict: bool = False) -> int:
         not be complete.
     """
     sweep(own_groups())
+    sweep_states()
     groups = Groups()
     namespaces: tuple[str, ...] = _NAMESPACES
-    state = tempfile.mkdtemp(prefix=PREFIX, dir=_TEMPORARY)
+    state = tempfile.mkdtemp(prefix=STATE_PREFIX, dir=TEMPORARY)
+    lock = os.open(state, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             groups.make()
             subprocess.run(
@@ -222,6 +244,7 @@ def run(command: list[str], *, strict: bool = False) -> int:
     finally:
         groups.remove()
         shutil.rmtree(state, ignore_errors=True)
+        os.close(lock)
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.isolation import PREFIX, STATE, Groups, own_groups, sweep
+from tests.isolation import PREFIX, STATE, TEMPORARY, Groups, own_groups, sweep, sweep_states
 
 TESTS = Path(__file__).parent
 WORKER = str(TESTS / "worker")
@@ -138,6 +138,34 @@ def test_a_worker_that_is_killed_leaves_no_process() -> None:
     os.close(read)
     sweep(own_groups(), young=0)
     assert not [group for group in own_workers() if group.name == f"{PREFIX}{process.pid}"]
+
+
+def directory_of(worker: int) -> Path:
+    """Return the directory in /var/tmp that a worker has mounted, by its outer process."""
+    (unshare,) = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    (inner,) = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()
+    mounts = Path(f"/proc/{inner}/mountinfo").read_text().splitlines()
+    # The last mount is its own: a worker that runs in a worker has the other's, too.
+    *_, root = [line.split()[3] for line in mounts if line.split()[4] == STATE]
+    return Path(TEMPORARY, Path(root).name)
+
+
+def test_the_directory_of_a_killed_worker_is_removed_and_that_of_a_living_one_is_not() -> None:
+    with subprocess.Popen(
+        [WORKER, "sh", "-c", "echo ready; exec sleep 1000"], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(6) == b"ready\n"
+            state = directory_of(process.pid)
+            sweep_states(young=0)
+            assert state.exists()
+        finally:
+            process.kill()
+    sweep_states(young=60)
+    assert state.exists()
+    sweep_states(young=0)
+    assert not state.exists()
 
 
 def test_a_worker_that_is_terminated_removes_its_groups() -> None:
