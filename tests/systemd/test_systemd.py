@@ -47,7 +47,7 @@ pytestmark = [
         not Path("/run/systemd/system").exists()
         or not (TOP / "cgroup.controllers").exists()
         or os.geteuid() != 0,
-        reason="needs root, systemd as PID 1 and cgroup version 2",
+        reason="this machine has no systemd as PID 1 with cgroup version 2, or this is not root",
     ),
 ]
 
