@@ -75,7 +75,12 @@ class Place:
                 "user": {"uid": 0, "gid": 0},
             },
             "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                # Without it runc makes /dev/ptmx in the rootfs: containers of one bundle that
+                # start side by side would meet there.
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            ],
             "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")]},
         }
         (bundle / "config.json").write_text(json.dumps(config | changes))
