@@ -13,7 +13,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
-from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest
+from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest, WaitRequest
 from tests.process.rig import alive
 from tests.stdio.whole.client import MIB, ended, wait_asleep, wait_until
 
@@ -143,6 +143,8 @@ async def test_a_logger_that_ignores_sigterm_holds_no_delete_for_ever(rig: Rig) 
     address = logger(rig, "log-exec", stubborn)
     await task.Exec(rig.exec_request("c1", "e1", "true", stdout=address), timeout=10)
     await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=20)
+    with trio.fail_after(20):  # the end of the init would kill it
+        await task.Wait(WaitRequest(id="c1", exec_id="e1"))
     began = time.monotonic()
     async with trio.open_nursery() as nursery:
 
