@@ -30,7 +30,7 @@ from shim.errors import NotFoundError
 from shim.exit import UNKNOWN_STATUS, Exit
 from shim.linux import libc
 from shim.linux.libc import set_name, set_title, thp_of_children
-from shim.linux.processes import is_descendant, is_gone
+from shim.linux.processes import is_descendant, is_gone, reaped_status
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -238,10 +238,16 @@ class Reaper:
         try:
             info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            if is_gone(pidfd):
+            if not is_gone(pidfd):
+                return False
+            status = reaped_status(pidfd)
+            if status is None:
                 self._set_unknown(child, "another process reaped it")
-                return True
-            return False
+            else:
+                code = os.waitstatus_to_exitcode(status)  # -N for signal N
+                code = code if code >= 0 else 128 - code
+                self._set_exit(child, Exit(child.pid, code, time.time_ns()))
+            return True
         if info is None:
             return False
         exited = info.si_code == os.CLD_EXITED

@@ -310,7 +310,28 @@ async def test_unknown_zombies_keep_their_pids_during_a_birth_and_go_after(
         assert _state(pid) == ""
 
 
-async def test_a_status_somebody_else_took_is_reported_as_unknown() -> None:
+def keeps_status() -> bool:
+    """Whether the kernel keeps the exit status of a reaped process: Linux 6.15."""
+    return tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 15)
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 7", 7), ("kill -9 $$", 137)])
+async def test_the_kernel_has_the_status_of_a_process_that_another_reaped(
+    script: str, status: int
+) -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sh", "-c", script])
+        os.waitpid(child.pid, 0)
+        exit_ = await child.wait()
+    if not keeps_status():
+        pytest.skip("this machine's kernel keeps no exit status of a reaped process")
+    assert (exit_.exit_status, exit_.reason) == (status, "")
+
+
+async def test_a_status_that_neither_we_nor_the_kernel_has_is_reported_as_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shim.reaper.reaped_status", lambda pidfd: None)
     async with open_reaper() as reaper:
         child = reaper.spawn(["sleep", "60"])
         os.kill(child.pid, signal.SIGKILL)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+from fcntl import ioctl
 from pathlib import Path
 
 # Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
 _PARENT = 1
 _FLAGS = 6
 _PF_EXITING = 0x4
+# Source: linux/pidfd.h, struct pidfd_info: 64 bytes, first the mask, last the exit code.
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO = struct.Struct("=Q52xi")
+_PIDFD_INFO_EXIT = 1 << 3
 # The largest number of parents between a process and a descendant.
 _GENERATIONS = 32
 
@@ -50,3 +56,19 @@ def is_gone(pidfd: int) -> bool:
     except PermissionError:
         return False
     return False
+
+
+def reaped_status(pidfd: int) -> int | None:
+    """Return the wait status, as of waitpid(2), of a process that any process reaped.
+
+    None if it was not reaped, or if the kernel does not keep the status: before Linux 6.15.
+    The pidfd must have been opened before the process was reaped.
+    """
+    info = bytearray(_PIDFD_INFO.size)
+    _PIDFD_INFO.pack_into(info, 0, _PIDFD_INFO_EXIT, 0)
+    try:
+        ioctl(pidfd, _PIDFD_GET_INFO, info)
+    except OSError:  # ENOTTY before Linux 6.13, ESRCH until 6.15
+        return None
+    mask, status = _PIDFD_INFO.unpack(info)
+    return int(status) if mask & _PIDFD_INFO_EXIT else None
