@@ -11,7 +11,7 @@ from shim.text import printable
 from shimctl.cli.parse import signal_number
 from shimctl.client import connect
 from shimctl.exits import read_exit
-from shimctl.stopsignal import stop_signal
+from shimctl.standalone.stopsignal import stop_signal
 from shimctl.values import Status, Stdio, TaskState
 
 if TYPE_CHECKING:

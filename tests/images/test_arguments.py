@@ -10,7 +10,7 @@ import pytest
 from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.creating import overrides_of, run_of, volume_of, without_dashes
 from shimctl.images import Overrides, Volume
-from shimctl.stopsignal import stop_signal
+from shimctl.standalone.stopsignal import stop_signal
 from tests.shimctl.commands import parsed
 
 if TYPE_CHECKING:
