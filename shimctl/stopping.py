@@ -5,6 +5,7 @@ Source: Docker's reference of ``docker container stop``.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -24,7 +25,8 @@ _KILLED = 10  # s between SIGKILL and the exit
 async def stop(task: Task, number: int, grace: float = GRACE) -> bool:
     """End the init process of a container; return whether SIGKILL was necessary.
 
-    It gets the signal ``number``, and SIGKILL if it still runs after ``grace`` seconds.  A
+    It gets the signal ``number``, and SIGKILL if it still runs after ``grace`` seconds; an
+    infinite grace is a wait without a limit.  A
     paused container is resumed, or it could not handle the signal.  An exited one is left
     as it is.
 
@@ -45,7 +47,7 @@ async def stop(task: Task, number: int, grace: float = GRACE) -> bool:
                 await task.resume()
             if grace:
                 try:
-                    await task.wait(timeout=grace)
+                    await task.wait(timeout=None if math.isinf(grace) else grace)
                 except TimedOutError:
                     pass
                 else:

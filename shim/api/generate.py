@@ -27,6 +27,7 @@ SOURCES = {
     "shim/api/cgroups_v1.proto": False,
     "shim/api/cgroups_v2.proto": False,
     "shim/api/containerevents.proto": False,
+    "shim/api/containers.proto": False,
     "shim/api/envelope.proto": False,
     "shim/api/events.proto": False,
     "shim/api/forward.proto": True,

@@ -11,7 +11,8 @@ from shim.text import printable
 from shimctl.cli.parse import signal_number
 from shimctl.client import connect
 from shimctl.exits import read_exit
-from shimctl.standalone.stopsignal import stop_signal
+from shimctl.standalone.stopsignal import stopping_of
+from shimctl.stopping import GRACE, stop
 from shimctl.values import Status, Stdio, TaskState
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from shimctl.client import Task
     from shimctl.discover import Found
+    from shimctl.standalone.stopsignal import Stopping
     from shimctl.values import Exited
 
 
@@ -55,15 +57,44 @@ async def state_of(found: Found) -> TaskState:
     )
 
 
-def stop_signal_of(bundle: str) -> int:
-    """Return the stop signal of the container's image; SIGTERM if it has none.
+async def stop_signal_of(found: Found, bundle: str) -> int:
+    """Return the stop signal of a container; SIGTERM if it has none.
 
-    :raises InvalidError: the bundle has one that is no signal.
+    ``bundle`` is that in its state.
+
+    :raises InvalidError: its stop signal is no signal.
     """
+    return _number_of(found, await stopping_of(bundle, found.namespace, found.id))
+
+
+async def stop_found(
+    found: Found, number: int | None, grace: float | None
+) -> dict[str, int | bool | None]:
+    """Stop a container, which need not have a shim if it has exited.
+
+    Without ``number`` it gets its stop signal, and without ``grace`` it has its own time, or
+    10 s.  Returns the signal, None if the container had exited, and whether it was killed.
+
+    :raises InvalidError: its stop signal is no signal.
+    """
+    state = await state_of(found)
+    if state.status is Status.STOPPED:
+        return {"signal": None, "killed": False}
+    if number is None or grace is None:
+        chosen = await stopping_of(state.bundle, found.namespace, found.id)
+        number = number or _number_of(found, chosen)
+        grace = (GRACE if chosen.grace is None else chosen.grace) if grace is None else grace
+    async with open_found(found) as task:
+        return {"signal": number, "killed": await stop(task, number, grace)}
+
+
+def _number_of(found: Found, chosen: Stopping) -> int:
     try:
-        return signal_number(stop_signal(bundle) or "TERM")
+        return signal_number(chosen.signal or "TERM")
     except ValueError as exc:
-        raise InvalidError(f"the stop signal of {bundle} is invalid: {exc}") from None
+        raise InvalidError(
+            f"the stop signal of {found.id} is invalid: {exc}; use --signal"
+        ) from None
 
 
 async def wait_for(found: Found) -> Exited:

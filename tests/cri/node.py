@@ -75,9 +75,9 @@ class Node(Containerd):
         for archive in ("pause.tar", "busybox.tar"):
             Ctr(self).ok("images", "import", scratch / archive)
         # The plugin learns of images by events.
-        wait_until("the CRI knows the images", lambda: all(map(self._has_image, (PAUSE, NAME))))
+        wait_until("the CRI knows the images", lambda: all(map(self.has_image, (PAUSE, NAME))))
 
-    def _has_image(self, name: str) -> bool:
+    def has_image(self, name: str) -> bool:
         return bool(self.cri("ImageStatus", image={"image": name}).image.id)
 
     def _answers(self) -> bool:

@@ -81,11 +81,12 @@ class Pod:
         target: str = "",
         tty: bool = False,
         mounts: Sequence[dict[str, Any]] = (),
+        image: str = NAME,
     ) -> Request:
         name = name or f"c{len(self.containers)}"
         config = {
             "metadata": {"name": name, "attempt": attempt},
-            "image": {"image": NAME},
+            "image": {"image": image},
             "command": command,
             "mounts": mounts,
             "log_path": f"{name}-{attempt}.log",

@@ -1,16 +1,21 @@
-"""shimctl shows the logs of a pod's containers from the files of the CRI plugin."""
+"""shimctl reads the files and the records of the CRI plugin: logs, stop signals."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.ctr import Ctr
+from tests.e2e.image import write_image
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cri.pods import Pod
 
 pytestmark = pytest.mark.e2e
@@ -25,6 +30,7 @@ def shimctl(pod: Pod, *argv: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
         check=False,
+        env=os.environ | {"CONTAINERD_ADDRESS": str(pod.node.address)},
     )
 
 
@@ -56,3 +62,20 @@ def test_a_sandbox_has_no_log_and_shimctl_says_so(pod: Pod) -> None:
     done = shimctl(pod, "logs", pod.id)
     assert (done.returncode, done.stdout) == (125, "")
     assert "it is the sandbox of a pod" in done.stderr
+
+
+def test_stop_sends_the_stop_signal_of_the_image(pod: Pod, tmp_path: Path) -> None:
+    image = "docker.io/library/stops-by-usr1:latest"
+    write_image(tmp_path / "image.tar", tmp_path, image, StopSignal="SIGUSR1")
+    ctr = Ctr(pod.node)
+    ctr.ok("images", "import", tmp_path / "image.tar")
+    try:
+        wait_until("the CRI knows the image", lambda: pod.node.has_image(image))
+        script = "trap '' TERM; trap 'exit 3' USR1; echo up; while :; do sleep 0.05; done"
+        container = pod.start("sh", "-c", script, image=image)
+        pod.wait_lines("c0", 1)
+        done = shimctl(pod, "stop", "-t", "30", container)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{container}\n", "")
+        assert pod.wait_exit(container)[0] == 3
+    finally:
+        ctr.ok("images", "rm", image)

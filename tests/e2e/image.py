@@ -37,27 +37,27 @@ def make_rootfs(directory: Path) -> None:
         (directory / "bin" / name).symlink_to("busybox")
 
 
-def write_image(path: Path, scratch: Path) -> None:
-    """Write an image that ``ctr images import`` takes to ``path``."""
+def write_image(path: Path, scratch: Path, name: str = NAME, **config: str) -> None:
+    """Write an image that ``ctr images import`` takes to ``path``; ``config`` adds to its own."""
     rootfs = scratch / "rootfs"
     make_rootfs(rootfs)
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        for name in _DIRECTORIES:
-            tar.add(rootfs / name, name)
-    config = {
+        for directory in _DIRECTORIES:
+            tar.add(rootfs / directory, directory)
+    described = {
         "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
+        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"], **config},
         "rootfs": {
             "type": "layers",
             "diff_ids": ["sha256:" + hashlib.sha256(layer.getvalue()).hexdigest()],
         },
     }
-    manifest = [{"Config": "config.json", "RepoTags": [NAME], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(path, mode="w") as tar:
         _add(tar, "layer.tar", layer.getvalue())
-        _add(tar, "config.json", json.dumps(config).encode())
+        _add(tar, "config.json", json.dumps(described).encode())
         _add(tar, "manifest.json", json.dumps(manifest).encode())
 
 

@@ -10,7 +10,6 @@ import pytest
 from shim.errors import InvalidError, NotFoundError
 from shimctl.cli.creating import overrides_of, run_of, volume_of, without_dashes
 from shimctl.images import Overrides, Volume
-from shimctl.standalone.stopsignal import stop_signal
 from tests.shimctl.commands import parsed
 
 if TYPE_CHECKING:
@@ -83,13 +82,3 @@ def test_a_volume_is_found_from_where_we_are(
 def test_what_is_no_volume_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match=r"is not a volume; use SRC:/DST"):
         volume_of(text)
-
-
-def test_a_bundle_that_says_no_stop_signal_has_none(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    for text in ("{}", '{"annotations": []}', "no json", '{"annotations": {"a": "b"}}'):
-        path.write_text(text)
-        assert stop_signal(str(tmp_path)) == ""
-    assert stop_signal(str(tmp_path / "nowhere")) == ""
-    path.write_text('{"annotations": {"org.opencontainers.image.stopSignal": "SIGINT"}}')
-    assert stop_signal(str(tmp_path)) == "SIGINT"

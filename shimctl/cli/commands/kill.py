@@ -56,7 +56,7 @@ def _complete(
     *("-s", "--signal"),
     type=SIGNAL,
     metavar="SIGNAL",
-    help="The signal by name or number, also as -9 or -HUP (default: the image's, or TERM).",
+    help="The signal by name or number, also as -9 or -HUP (default: as for `shimctl stop`).",
 )
 @click.option("-a", "--all", "everyone", is_flag=True, help="Signal every process in it.")
 @search_options
@@ -76,7 +76,7 @@ async def command(
 
     async def kill(found: Found) -> dict[str, object]:
         async with open_found(found) as task:
-            number = signal or stop_signal_of((await task.state()).bundle)
+            number = signal or await stop_signal_of(found, (await task.state()).bundle)
             await task.kill(number, everyone=everyone)
         return {"signal": number}
 

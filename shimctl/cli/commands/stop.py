@@ -18,7 +18,6 @@ from shimctl.cli.parameters import (
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
-    from shimctl.discover import Found
 
 
 @declare("stop", example="shimctl stop -t 30 redis web")
@@ -27,37 +26,31 @@ if TYPE_CHECKING:
     *("-s", "--signal"),
     type=SIGNAL,
     metavar="SIGNAL",
-    help="The first signal, by name or number (default: the image's, or TERM).",
+    help="The first signal, by name or number (default: the container's, or TERM).",
 )
 @click.option(
     *("-t", "--time", "grace"),
     type=GRACE,
-    default=10,
     metavar="SECONDS",
-    help="The time between the signal and SIGKILL (default: 10).",
+    help="The time between the signal and SIGKILL (default: the container's, or 10).",
 )
 @search_options
 @output_options
 async def command(
-    ids: tuple[str, ...], signal: int | None, grace: float, where: Where, out: Out
+    ids: tuple[str, ...], signal: int | None, grace: float | None, where: Where, out: Out
 ) -> int:
     """Stop containers.
 
     Each gets a signal, and SIGKILL if it still runs later.  A paused one is resumed.  One
     that has exited is left as it is, which is a success.  `shimctl rm` deletes it; its
     manager may start it again.
+
+    The container's own signal is that of its image, or of `docker run --stop-signal`: from
+    the bundle's annotation, Docker's file about the container, or containerd.
     """
+    from functools import partial
+
     from shimctl.cli.changing import change_each
-    from shimctl.cli.connected import open_found, state_of, stop_signal_of
-    from shimctl.stopping import stop
-    from shimctl.values import Status
+    from shimctl.cli.connected import stop_found
 
-    async def stop_one(found: Found) -> dict[str, object]:
-        state = await state_of(found)  # without a shim, too
-        if state.status is Status.STOPPED:
-            return {"signal": None, "killed": False}
-        number = signal or stop_signal_of(state.bundle)
-        async with open_found(found) as task:
-            return {"signal": number, "killed": await stop(task, number, grace)}
-
-    return await change_each(ids, where, out, stop_one)
+    return await change_each(ids, where, out, partial(stop_found, number=signal, grace=grace))

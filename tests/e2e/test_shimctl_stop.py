@@ -1,0 +1,66 @@
+"""``shimctl stop`` of containerd's containers: the signal is the image's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.ctr import RUNTIME
+from tests.e2e.image import write_image
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from tests.e2e.ctr import Ctr
+
+pytestmark = pytest.mark.e2e
+SCENARIO = "Life, signals, limits"
+IMAGE = "docker.io/library/stops-by-usr1:latest"
+SCRIPT = "trap '' TERM; trap 'exit 3' USR1; touch /ready; while :; do sleep 0.05; done"
+
+
+def shimctl(ctr: Ctr, *argv: str) -> Any:
+    daemon = ctr.containerd
+    command = [sys.executable, "-m", "shimctl", *argv, "--state", str(daemon.root / "state")]
+    environ = os.environ | {"CONTAINERD_ADDRESS": str(daemon.address)}
+    done = subprocess.run(
+        [*command, "-n", daemon.namespace, "-o", "json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environ,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(done.stdout)
+
+
+def test_stop_sends_the_stop_signal_of_the_image(ctr: Ctr, tmp_path: Path) -> None:
+    write_image(tmp_path / "image.tar", tmp_path, IMAGE, StopSignal="SIGUSR1")
+    ctr.ok("images", "import", tmp_path / "image.tar")
+    try:
+        name = ctr.new_id()
+        ctr.ok("run", "-d", "--runtime", RUNTIME, IMAGE, name, "sh", "-c", SCRIPT)
+        ready = Path(f"/proc/{ctr.pid(name)}/root/ready")
+        wait_until("the container listens", ready.exists)
+        stopped = shimctl(ctr, "stop", "-t", "30", name)
+        assert (stopped["signal"], stopped["killed"]) == (signal.SIGUSR1, False)
+        ctr.wait_state(name, "STOPPED")
+        assert ctr.delete(name) == 3
+    finally:
+        ctr.ok("images", "rm", IMAGE)
+
+
+def test_stop_sends_the_signal_of_the_option_first(ctr: Ctr) -> None:
+    name = ctr.start("sh", "-c", SCRIPT)
+    wait_until("the container listens", Path(f"/proc/{ctr.pid(name)}/root/ready").exists)
+    stopped = shimctl(ctr, "stop", "-s", "USR1", "-t", "30", name)
+    assert (stopped["signal"], stopped["killed"]) == (signal.SIGUSR1, False)
+    ctr.wait_state(name, "STOPPED")
+    assert ctr.delete(name) == 3
