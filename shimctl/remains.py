@@ -143,6 +143,15 @@ def traces_of(bundle: Path, container: str, pid: int = 0) -> Traces:
     return traces
 
 
+def is_in_cgroup_of(bundle: Path, container: str, pid: int) -> bool:
+    """Return whether process ``pid`` is in the cgroup of the container, or below it.
+
+    :raises OSError: there is no such process.
+    """
+    names = _names(bundle, container)
+    return any(any(_own(path, names)) for path in membership.read(pid).values())
+
+
 def _names(bundle: Path, container: str) -> list[str]:
     """Return the possible names of the container's cgroup; a name with a slash is a path."""
     path = ""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,11 +18,10 @@ import pytest
 from shim.errors import ShimError
 from shimctl.host.containerroot import open_root
 from shimctl.host.copying import copy, sides
-from tests.shimctl.place import PATIENCE, Place, open_place
+from tests.shimctl.place import PATIENCE, Place, eventually, open_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SECRET = "a secret of the host\n"
 ROUNDS = 200  # copies against a process that swaps a directory
@@ -297,6 +299,73 @@ def test_an_exited_container_is_copied_from_while_its_rootfs_is_there(
     (bundle / "rootfs").mkdir()
     assert "is not mounted; start it" in refused(place, "done:/tmp/result", tmp_path)
     place.done("delete", "done")
+
+
+@contextmanager
+def orphaned(place: Place, id_: str) -> Iterator[Path]:
+    """Run a container with a file system of its own at /own, and kill its shim.
+
+    Give its working directory.
+    """
+    mounts = [
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/own", "type": "tmpfs", "source": "tmpfs"},
+    ]
+    bundle = place.bundle("sh", "-c", "echo inside > /own/file; exec sleep 1000", mounts=mounts)
+    place.made("run", id_, bundle)
+    seen = place.json("inspect", id_)
+    eventually(Path(f"/proc/{seen['state']['pid']}/root/own/file").exists)
+    os.kill(seen["shim"]["pid"], signal.SIGKILL)
+    eventually(
+        lambda: (
+            place.json("ps", "-a", "-n", place.namespace, "--filter", f"id={id_}")[0]["health"]
+            == "dead"
+        )
+    )
+    try:
+        yield Path(seen["bundle"])
+    finally:
+        place.done("rm", "-f", id_)
+
+
+def test_a_container_whose_shim_is_dead_is_copied_from_and_to(
+    place: Place, files: Path, tmp_path: Path
+) -> None:
+    with orphaned(place, "orphan"):
+        place.done("cp", "orphan:/own/file", tmp_path / "file")
+        assert (tmp_path / "file").read_text() == "inside\n"
+        assert place.done("cp", files / "one", "orphan:/own") == "orphan\n"
+        place.done("cp", "orphan:/own/one", tmp_path / "back")
+        assert (tmp_path / "back").read_text() == "one\n"
+
+
+def test_another_process_with_the_pid_of_the_init_process_is_not_copied_from(
+    place: Place, tmp_path: Path
+) -> None:
+    with orphaned(place, "stolen") as work:
+        pid = int((work / "init.pid").read_text())
+        state = Path("/run/containerd/runc", place.namespace, "stolen/state.json")
+        kept = state.read_text()
+        told = json.loads(kept)
+        assert told["init_process_pid"] == pid
+        # As if the kernel had given the pid to a process that started later.
+        state.write_text(json.dumps(told | {"init_process_start": told["init_process_start"] - 1}))
+        try:
+            line = refused(place, "stolen:/own/file", tmp_path / "file")
+            assert f"process {pid} is not the init process of stolen" in line
+            # Without the file of the runtime, the cgroup decides.
+            state.rename(state.with_suffix(".away"))
+            place.done("cp", "stolen:/own/file", tmp_path / "file")
+            (work / "init.pid").write_text(str(os.getpid()))
+            line = refused(place, "stolen:/own/file", tmp_path / "other")
+            assert f"process {os.getpid()} is not the init process of stolen" in line
+            (work / "init.pid").write_text("no number")
+            line = refused(place, "stolen:/own/file", tmp_path / "other")
+            assert "no init process of stolen was found" in line
+        finally:
+            (work / "init.pid").write_text(str(pid))
+            state.with_suffix(".away").unlink(missing_ok=True)
+            state.write_text(kept)
 
 
 def test_a_wrong_copy_is_refused_in_one_line(place: Place, web: Path, files: Path) -> None:

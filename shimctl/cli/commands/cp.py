@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,7 @@ from shimctl.cli.app import declare
 from shimctl.cli.parameters import CONTAINER, Where, search_options
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from click.shell_completion import CompletionItem
 
@@ -60,7 +60,8 @@ async def command(
     it.  Copies belong to the calling user, and in the container to its root, unless -a is
     given.  A copy into a container prints its id.
 
-    Also of a paused container, and of one that has exited while its rootfs is mounted.
+    Also of a paused container, of one whose shim is dead while its init process runs, and
+    of one that has exited while its rootfs is mounted.
     """
     from shim.errors import InvalidError
     from shim.text import printable
@@ -118,15 +119,39 @@ def _check_no_terminal(*, reading: bool) -> None:
 
 @asynccontextmanager
 async def _opened(found: Found) -> AsyncIterator[ContainerRoot]:
-    from shim.errors import NotFoundError
+    from shim.errors import NotFoundError, UnavailableError
     from shimctl.cli.connected import state_of
     from shimctl.host.containerroot import open_root
     from shimctl.values import Status
 
-    state = await state_of(found)
+    try:
+        state = await state_of(found)
+    except UnavailableError as exc:
+        if not found.bundle:
+            raise
+        with _opened_without_shim(found, exc) as root:
+            yield root
+        return
     running = state.status is not Status.STOPPED
     with open_root(found.id, state.pid if running else 0, found.bundle or state.bundle) as root:
         # If the process still runs, its pid was not reused before it was opened.
         if running and (await state_of(found)).status is Status.STOPPED:
             raise NotFoundError(f"{found.id} exited meanwhile; try again")
+        yield root
+
+
+@contextmanager
+def _opened_without_shim(found: Found, failure: Exception) -> Iterator[ContainerRoot]:
+    """Open the root of the init process, whose shim is dead."""
+    from shim.errors import UnavailableError, WrongStateError
+    from shimctl.host.containerroot import open_root
+    from shimctl.host.initprocess import open_init
+
+    with ExitStack() as stack:
+        try:
+            init = stack.enter_context(open_init(found.id, found.namespace, found.bundle))
+            root = stack.enter_context(open_root(found.id, init.pid, found.bundle))
+            init.check()  # so the root is that of this process
+        except WrongStateError as exc:
+            raise UnavailableError(f"{failure}, and {exc}; see `shimctl ps -a`") from None
         yield root
