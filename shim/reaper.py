@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -43,6 +43,9 @@ _ORPHAN_LIMIT = 10
 
 # Seconds for a process that a runtime reported to become our child.
 _ADOPT_LIMIT = 1.0
+
+# Bytes to read of a signalfd: one signal is pending at most once.
+_SIGNALS = 1024
 
 # Also wait for children that send no SIGCHLD.  Source: linux/wait.h.
 _WALL = 0x40000000
@@ -284,26 +287,50 @@ class Reaper:
             os.close(child.pidfd)
         self._children.clear()
 
-    async def _reap_on_sigchld(self) -> None:
-        with trio.open_signal_receiver(signal.SIGCHLD) as signals:
+    async def _reap_on_sigchld(self, signals: int) -> None:
+        while True:
             self._reap_orphans()
-            async for _ in signals:
-                self._reap_orphans()
+            await trio.lowlevel.wait_readable(signals)
+            with suppress(BlockingIOError):
+                os.read(signals, _SIGNALS)
 
 
 @asynccontextmanager
 async def open_reaper() -> AsyncIterator[Reaper]:
     """Spawn and reap all children of this process for the length of the block.
 
+    In the block, SIGCHLD is blocked in the calling thread and in those that it starts.
     The end of the block ends no process.
     """
     with ExitStack() as last:
+        signals = last.enter_context(_sigchld())
         async with background() as nursery:
             reaper = Reaper(nursery)
             # Close the pidfds after the tasks that wait on them have ended.
             last.callback(reaper._forget)
-            nursery.start_soon(reaper._reap_on_sigchld)
+            nursery.start_soon(reaper._reap_on_sigchld, signals)
             yield reaper
+
+
+@contextmanager
+def _sigchld() -> Iterator[int]:
+    """Yield an fd that is readable when a child has ended.
+
+    A signal handler would interrupt the event loop, and cost every exit 0.1 ms.
+    """
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored one would reap
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+    try:
+        fd = libc.signalfd(signal.SIGCHLD)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    finally:
+        if signal.SIGCHLD not in mask:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
+        if before is not None:  # None: a handler that is not Python's
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _spawn(

@@ -34,6 +34,31 @@ async def test_a_killed_process_exits_with_128_plus_the_signal() -> None:
     assert exit_.exit_status == 128 + signal.SIGTERM
 
 
+async def test_an_exit_is_known_though_the_caller_ignored_sigchld() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # as a manager may leave it
+    try:
+        async with open_reaper() as reaper:
+            exit_ = await reaper.spawn([SH, "-c", "exit 7"]).wait()
+        assert (exit_.exit_status, exit_.reason) == (7, "")
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+async def test_programs_start_with_no_signal_blocked_and_the_reaper_leaves_none_blocked() -> None:
+    status = "grep -q '^SigBlk:.*0000000000000000$' /proc/self/status"
+    async with open_reaper() as reaper:
+        assert (await reaper.spawn([SH, "-c", status]).wait()).exit_status == 0
+    assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+async def test_each_program_gets_its_own_environment() -> None:
+    async with open_reaper() as reaper:
+        for value in ("1", "2", "2", "1"):
+            test = [SH, "-c", f'[ "$ONE" = {value} ]']
+            assert (await reaper.spawn(test, env={"ONE": value}).wait()).exit_status == 0
+
+
 async def test_the_time_of_an_exit_is_utc_in_nanoseconds() -> None:
     before = time.time_ns()
     async with open_reaper() as reaper:

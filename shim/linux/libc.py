@@ -274,6 +274,16 @@ def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     return _checked(_libc.inotify_add_watch(fd, _encoded(path), mask), path)
 
 
+# Source: linux/signalfd.h: the flags are those of open(2).
+def signalfd(number: int) -> int:
+    """Return an fd that is readable while signal ``number``, which is blocked, is pending.
+
+    It is non-blocking and close-on-exec.  signalfd(2).
+    """
+    wanted = (1 << number - 1).to_bytes(8, sys.byteorder).ljust(_SIGSET, b"\0")
+    return _checked(_libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC))
+
+
 # Source: spawn.h of glibc and of musl, which agree.  The sizes leave room for both.
 _POSIX_SPAWN_SETSIGDEF = 0x04
 _POSIX_SPAWN_SETSIGMASK = 0x08
