@@ -9,6 +9,7 @@ Source: containerd/ttrpc client.go.
 from __future__ import annotations
 
 import math
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ class Channel(calls.Channel):
     def __init__(self, stream: trio.abc.Stream, metadata: Metadata | None = None) -> None:
         super().__init__(metadata)
         self._stream = stream
+        # Only a socket can be written without the writer task.
+        self._fd = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else -1
         self._outgoing, self._frames = trio.open_memory_channel[bytes](0)
         self._lost = trio.Event()
 
@@ -76,15 +79,31 @@ class Channel(calls.Channel):
             raise too_late(call)
 
     async def send(self, call: Call[Any, Any], payload: bytes) -> None:
-        # One writer task sends whole frames, so a cancelled call cannot leave half a frame
-        # on the wire.
+        await trio.lowlevel.checkpoint_if_cancelled()  # before the frame takes its stream id
         frame = call.encode(self._protocol, payload)
         assert call.stream_id is not None
         self._calls[call.stream_id] = call
         try:
-            await self._outgoing.send(frame)
+            if rest := self._send_now(frame):
+                await self._outgoing.send(rest)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise ConnectionLostError from None
+
+    def _send_now(self, frame: bytes) -> bytes:
+        """Send ``frame`` without waiting, if no other frame is unsent; return it otherwise.
+
+        The writer task sends the bytes that the socket does not take: it sends frames as
+        a whole, so a cancelled call cannot leave half a frame on the wire.
+        """
+        if self._fd < 0 or not self._outgoing.statistics().tasks_waiting_receive:
+            return frame
+        try:
+            sent = os.write(self._fd, frame)
+        except OSError:  # the writer task gets it again, and handles it
+            sent = 0
+        if sent < len(frame):
+            self._outgoing.send_nowait(frame[sent:])
+        return b""
 
     async def _write_loop(self) -> None:
         # The reader task also finds a closed connection; before that it delivers the

@@ -29,6 +29,7 @@ from shim.ttrpc.protocol import NAMESPACE, ServerProtocol
 from tests.ttrpc.fake import FakeTask, connected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,14 +85,25 @@ async def test_the_server_is_told_the_timeout(autojump_clock: trio.testing.MockC
         assert service.deadline == float("inf")
 
 
+def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Return two connected streams whose buffers hold some kilobytes."""
+    ours, theirs = trio.socket.socketpair()
+    for sock in (ours, theirs):
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1)
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+@pytest.mark.parametrize("pair", [trio.testing.memory_stream_pair, socket_pair])
 @pytest.mark.parametrize("timeout", [0, -1])
-async def test_a_call_without_time_is_not_sent(timeout: float) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
-    async with open_channel(ours) as channel:
-        with pytest.raises(GRPCError) as caught:
-            await TaskStub(channel).State(StateRequest(), timeout=timeout)
-    assert caught.value.status is Status.DEADLINE_EXCEEDED
-    assert await theirs.receive_some() == b""
+async def test_a_call_without_time_is_not_sent(timeout: float, pair: Callable[[], Any]) -> None:
+    ours, theirs = pair()
+    async with theirs:
+        async with open_channel(ours) as channel:
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(GRPCError) as caught:
+                await TaskStub(channel).State(StateRequest(), timeout=timeout)
+        assert caught.value.status is Status.DEADLINE_EXCEEDED
+        assert await theirs.receive_some() == b""
 
 
 async def test_metadata_of_the_call_is_added_to_the_channels() -> None:
@@ -145,6 +157,33 @@ async def test_a_call_cancelled_while_it_is_being_sent_does_not_tear_its_frame()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         assert await ids_of_two_frames(theirs, stub) == [1, 3]
+
+
+async def test_a_call_cancelled_in_the_middle_of_a_full_socket_does_not_tear_its_frame() -> None:
+    ours, theirs = socket_pair()
+    async with theirs, open_channel(ours) as channel:
+        stub = TaskStub(channel)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stub.State, StateRequest(id="x" * 1_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert await ids_of_two_frames(theirs, stub) == [1, 3]
+
+
+async def test_frames_reach_a_slow_server_in_the_order_of_their_ids() -> None:
+    ours, theirs = socket_pair()
+    decoder, ids = FrameDecoder(), list[int]()
+    async with theirs, open_channel(ours) as channel, trio.open_nursery() as nursery:
+        stub = TaskStub(channel)
+        for number in range(300):
+            nursery.start_soon(stub.State, StateRequest(id="x" * (number * 37 % 5000)))
+        while len(ids) < 300:
+            frames = decoder.receive(await theirs.receive_some(1000))
+            ids += [frame.stream_id for frame in frames]
+            if len(ids) % 3 == 0:  # a call while frames wait
+                nursery.start_soon(stub.State, StateRequest())
+        nursery.cancel_scope.cancel()
+    assert ids == list(range(1, 2 * len(ids), 2))
 
 
 async def test_a_server_that_does_not_read_is_not_sent_what_nobody_waits_for() -> None:
