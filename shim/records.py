@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict
 
 from shim import log
 from shim.exit import Exit
@@ -37,7 +36,14 @@ def write_exit(bundle: str, exit_: Exit, exec_id: str = "") -> None:
     """Write ``exit_`` and replace an earlier one.  A failure logs a warning only."""
     # No exec's id begins with a dot.
     draft = f"{bundle}/.{exec_id or 'init'}.exit"
-    data = json.dumps(asdict(exit_)).encode()
+    # Not asdict(), which takes twice as long as all the rest of this in memory.
+    fields = {
+        "pid": exit_.pid,
+        "exit_status": exit_.exit_status,
+        "exited_at": exit_.exited_at,
+        "reason": exit_.reason,
+    }
+    data = json.dumps(fields).encode()
     try:
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

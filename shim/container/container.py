@@ -390,6 +390,10 @@ class Container:
         self._ending = True
         self._group.report_oom()  # before systemd removes a cgroup that it manages
         await self.init.wait_output_read()
+        if self._config.own_pid_namespace and not self.execs and not self.init.busy.locked():
+            # No process was left in the pid namespace to be killed after the report.
+            self._publish_exit(exit_)
+            return
         # A concurrent Start publishes its event first.
         async with self.init.busy:
             if not self._config.own_pid_namespace:
@@ -402,8 +406,11 @@ class Container:
                     id=self.id,
                 )
             self._group.report_oom()
-            self.init.set_exit(exit_)
-            self._events.exited("", exit_)
+            self._publish_exit(exit_)
+
+    def _publish_exit(self, exit_: Exit) -> None:
+        self.init.set_exit(exit_)
+        self._events.exited("", exit_)
 
     async def _kill_remaining(self) -> None:
         """Kill the remaining processes of a container without its own pid namespace.

@@ -113,9 +113,9 @@ def open_writer(path: str) -> Fd:
 
 def close_reader(both: Fd) -> None:
     """Keep only the write end of a fifo that is open at both, even if it was unlinked."""
-    writer = _open(f"/proc/self/fd/{both.number}", os.O_WRONLY)
-    os.dup2(writer.number, both.number, inheritable=False)
-    writer.close()
+    writer = os.open(f"/proc/self/fd/{both.number}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    both.close()
+    both.number = writer
 
 
 def _open(path: str, access: int) -> Fd:

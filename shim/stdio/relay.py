@@ -128,6 +128,11 @@ class Relay:
             await trio.sleep(_READ_INTERVAL)
 
     @property
+    def is_over(self) -> bool:
+        """Whether the relay has ended: its sink needs it no more."""
+        return self._ended.is_set()
+
+    @property
     def backlog(self) -> int:
         """The number of bytes that have left the source and not reached the sink."""
         return self._pending

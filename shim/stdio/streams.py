@@ -117,6 +117,8 @@ class Stdio:
         Source: containerd pkg/cio/io_unix.go, the ``cancel`` of copyIO.
         """
         self.exited()
+        if all(relay.is_over for relay in self._outputs):
+            return
         kept = self._overflow is not None and any(relay.backlog for relay in self._outputs)
         with trio.move_on_after(_STORED_READ_WAIT if kept else _READ_WAIT):
             for relay in self._outputs:
@@ -125,6 +127,8 @@ class Stdio:
     async def drain(self, timeout: float = 10) -> None:
         """Wait until the process's output has left the shim, at most ``timeout`` seconds."""
         self.exited()
+        if not self._helpers and all(relay.is_over for relay in self._outputs):
+            return
         with trio.move_on_after(timeout) as scope:
             for relay in self._outputs:
                 await relay.wait_drained()
