@@ -11,6 +11,9 @@ import stat
 
 from shim.text import doing
 
+# Bytes of one read at least.
+_PART = 4096
+
 
 def read_whole(path: str, limit: int) -> bytes:
     """Return the content of the file at ``path``, of at most ``limit`` bytes.
@@ -39,9 +42,11 @@ def _read(path: str, size: int, *, tail: bool) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         offset = max(0, status.st_size - size) if tail else 0
-        # Files in /proc and /sys report the size 0, so read until the end.
+        # Files in /proc and /sys report the size 0, so read until the end.  A buffer of
+        # ``size`` bytes for each read would cost more than the read itself.
+        part = min(size, max(status.st_size - offset + 1, _PART))
         data = b""
-        while chunk := os.pread(fd, size - len(data), offset + len(data)):
+        while chunk := os.pread(fd, min(part, size - len(data)), offset + len(data)):
             data += chunk
         return data
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import signal
 import sys
@@ -325,7 +326,6 @@ def spawn(
     directory; None keeps ours.  posix_spawn(3).
     """
     words = [_encoded(word) for word in argv]
-    pairs = [_encoded(f"{name}={value}") for name, value in env.items()]
     where = _encoded(directory or "")
     actions = ctypes.create_string_buffer(_FILE_ACTIONS)
     _libc.posix_spawn_file_actions_init(actions)
@@ -341,12 +341,19 @@ def spawn(
             actions,
             _child_attributes,
             (ctypes.c_char_p * (len(words) + 1))(*words),
-            (ctypes.c_char_p * (len(pairs) + 1))(*pairs),
+            _environment(tuple(env.items())),
         )
         _returned(error, argv[0])
     finally:
         _libc.posix_spawn_file_actions_destroy(actions)
     return pid.value
+
+
+@functools.lru_cache(maxsize=1)
+def _environment(pairs: tuple[tuple[str, str], ...]) -> ctypes.Array[ctypes.c_char_p]:
+    """Return the environment as C strings; most programs are started with the same one."""
+    texts = [_encoded(f"{name}={value}") for name, value in pairs]
+    return (ctypes.c_char_p * (len(texts) + 1))(*texts)
 
 
 def _returned(error: int, name: str | None = None) -> None:

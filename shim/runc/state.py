@@ -69,7 +69,7 @@ def _bundle(state: Any) -> str:
 
 
 def _is_same(one: str, other: str) -> bool:
-    if os.path.realpath(one) == os.path.realpath(other):
+    if one == other or os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
         return os.path.samefile(one, other)  # noqa: PTH121 - plain strings
