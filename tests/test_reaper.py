@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -364,6 +365,29 @@ async def test_a_status_that_neither_we_nor_the_kernel_has_is_reported_as_unknow
         exit_ = await child.wait()
     assert exit_.exit_status == UNKNOWN_STATUS
     assert "another process" in exit_.reason
+
+
+@pytest.mark.usefixtures("subreaper")
+async def test_orphans_are_reaped_though_another_thread_takes_sigchld(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    thread = threading.Thread(target=os.read, args=(reader, 1))
+    thread.start()  # before the reaper, so SIGCHLD is not blocked in it
+    file = tmp_path / "pid"
+    try:
+        async with open_reaper() as reaper:
+            for _ in range(50):
+                end, ours = os.pipe()
+                script = f"cat <&3 & echo $! > {file}"
+                await reaper.spawn(["sh", "-c", script], fds={3: end}).wait()
+                os.close(end)
+                os.close(ours)  # the orphan ends, and no other child does
+                with trio.fail_after(10):
+                    while _state(int(file.read_text())):
+                        await trio.sleep(0.001)
+    finally:
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 @pytest.mark.usefixtures("subreaper")
