@@ -15,7 +15,6 @@ import os
 import signal
 import time
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +40,7 @@ from shim.runc.state import has_state
 from shim.start.flags import Flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from shim.container.cleanup_records import CleanupRecord
     from shim.reaper import Reaper
@@ -69,13 +68,15 @@ def delete(flags: Flags) -> bytes:
     checked_id(flags.id)
     bundle = Bundle(_bundle_of(flags))
     pid = bundle.read_pid()
+    # The clean-up removes the records.
+    others = {record.id: record.bundle for record in CleanupRecords(str(bundle.path)).read()}
 
     def deliver() -> None:
         if is_in_memory(str(bundle.path)):
-            _deliver_undelivered(flags, bundle)
+            _deliver_undelivered(flags, bundle, others)
         else:  # the journal is on a disk, which may hang
             _run_bounded(
-                lambda: _deliver_undelivered(flags, bundle),
+                lambda: _deliver_undelivered(flags, bundle, others),
                 flags.id,
                 lambda: None,
                 seconds=DELIVER,
@@ -114,30 +115,30 @@ def _bundle_of(flags: Flags) -> Path:
     return sibling if sibling.is_dir() else here
 
 
-def _deliver_undelivered(flags: Flags, bundle: Bundle) -> None:
-    @cache
-    def bundles() -> dict[str, str]:
-        return {record.id: record.bundle for record in CleanupRecords(str(bundle.path)).read()}
+def _deliver_undelivered(flags: Flags, bundle: Bundle, others: Mapping[str, str]) -> None:
+    """Deliver the events of the bundle, and of the bundles of the pod's other containers.
+
+    ``others`` has their paths by container id.
+    """
 
     def publishes_exit(id_: str) -> bool:
         # containerd calls no ``delete`` for a container that it created without a
         # ``start``.  It writes the id of the sandbox into that container's bundle.
-        here = bundles().get(id_, str(bundle.path.parent / id_))
+        here = others.get(id_, str(bundle.path.parent / id_))
         if id_ == flags.id:
             return True
         return os.path.exists(f"{here}/address") and not os.path.exists(f"{here}/sandbox")  # noqa: PTH110 - plain strings
 
     try:
         address = os.environ.get("TTRPC_ADDRESS", "")
-        deliver_undelivered(
-            bundle.journal, address, publishes_exit=publishes_exit, fork=_fork_detached
-        )
+        journals = [bundle.journal, *(Bundle(Path(path)).journal for path in others.values())]
+        deliver_undelivered(journals, address, publishes_exit=publishes_exit, fork=_fork_detached)
     except Exception as exc:
         log.crash("cannot deliver all events; they stay in the journal", exc, id=flags.id)
 
 
-def _fork_detached(work: Callable[[], object], fd: int) -> None:
-    """Do ``work`` in a new process, which is not waited for and keeps only ``fd`` open."""
+def _fork_detached(work: Callable[[], object], fds: Sequence[int]) -> None:
+    """Do ``work`` in a new process, which is not waited for and keeps only ``fds`` open."""
     if os.fork():
         return
     try:
@@ -146,8 +147,11 @@ def _fork_detached(work: Callable[[], object], fd: int) -> None:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for number in range(3):
             os.dup2(null, number)
-        os.closerange(3, fd)
-        os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+        first = 3
+        for fd in sorted(fds):
+            os.closerange(first, fd)
+            first = fd + 1
+        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
         os.chdir("/")
         work()
     finally:

@@ -135,8 +135,9 @@ def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
 
 async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Path) -> None:
     events = bundle.parent / "events"
-    async with open_publisher(str(events), "ns", Bundle(bundle).journal) as publisher:
-        publisher.publish(TaskStart(container_id="c1", pid=7))  # nobody listens yet
+    async with open_publisher(str(events), "ns") as publisher:
+        source = publisher.open_source(Bundle(bundle).journal)
+        source.publish(TaskStart(container_id="c1", pid=7))  # nobody listens yet
     argv = [sys.executable, "-m", "shim", "-namespace", "ns", "-id", "c1", "-bundle", str(bundle)]
     environ = {**os.environ, "TTRPC_ADDRESS": str(events)}
     manager = Manager()

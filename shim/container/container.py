@@ -72,7 +72,8 @@ class Container:
         self._config = config
         self._options = options
         self._host = host
-        self._events = TaskEvents(request.id, host.publisher)
+        self._source = host.publisher.open_source(bundle.journal)
+        self._events = TaskEvents(request.id, self._source)
         self._runc = Runc(
             options.runtime(host.namespace),
             host.reaper,
@@ -110,6 +111,7 @@ class Container:
         self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
         bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
+            undo.callback(self._source.close)
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             undo.callback(
@@ -309,6 +311,7 @@ class Container:
         self.execs.clear()
         self._host.cleanup_records.remove(self.id)
         self._events.deleted(exit_)
+        self._source.close()
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all processes of the container.

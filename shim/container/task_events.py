@@ -26,7 +26,7 @@ from shim.counters import COUNTERS
 
 if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest
-    from shim.events.publisher import Publisher
+    from shim.events.publisher import Source
     from shim.exit import Exit
 
 
@@ -39,7 +39,7 @@ class TaskEvents:
     """Publishes for the container ``id``.  Never waits and never raises."""
 
     id: str
-    publisher: Publisher
+    source: Source
 
     def created(self, request: CreateTaskRequest, pid: int) -> None:
         streams = TaskIO(
@@ -56,28 +56,28 @@ class TaskEvents:
             checkpoint=request.checkpoint,
             pid=pid,
         )
-        self.publisher.publish(event)
+        self.source.publish(event)
 
     def started(self, pid: int) -> None:
-        self.publisher.publish(TaskStart(container_id=self.id, pid=pid))
+        self.source.publish(TaskStart(container_id=self.id, pid=pid))
 
     def exec_added(self, exec_id: str) -> None:
-        self.publisher.publish(TaskExecAdded(container_id=self.id, exec_id=exec_id))
+        self.source.publish(TaskExecAdded(container_id=self.id, exec_id=exec_id))
 
     def exec_started(self, exec_id: str, pid: int) -> None:
-        self.publisher.publish(TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=pid))
+        self.source.publish(TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=pid))
 
     def paused(self) -> None:
-        self.publisher.publish(TaskPaused(container_id=self.id))
+        self.source.publish(TaskPaused(container_id=self.id))
 
     def resumed(self) -> None:
-        self.publisher.publish(TaskResumed(container_id=self.id))
+        self.source.publish(TaskResumed(container_id=self.id))
 
     def checkpointed(self, path: str) -> None:
-        self.publisher.publish(TaskCheckpointed(container_id=self.id, checkpoint=path))
+        self.source.publish(TaskCheckpointed(container_id=self.id, checkpoint=path))
 
     def oom(self) -> None:
-        self.publisher.publish(TaskOOM(container_id=self.id))
+        self.source.publish(TaskOOM(container_id=self.id))
 
     def exited(self, exec_id: str, exit_: Exit) -> None:
         """Publish the exit of an exec, or that of the init process if ``exec_id`` is empty."""
@@ -88,7 +88,7 @@ class TaskEvents:
             exit_status=exit_.exit_status,
         )
         event.exited_at.FromNanoseconds(exit_.exited_at)
-        self.publisher.publish(event)
+        self.source.publish(event)
         COUNTERS.exits += 1
         # The clock of both times may be set back.
         COUNTERS.exit_time += max(0, time.time_ns() - exit_.exited_at)
@@ -99,4 +99,4 @@ class TaskEvents:
             event.exited_at.FromNanoseconds(exit_.exited_at)
         else:  # a process that was never started has no exit time
             event.exited_at.seconds = ZERO_TIME
-        self.publisher.publish(event)
+        self.source.publish(event)

@@ -1,12 +1,14 @@
-"""The queue of events that the manager has not acknowledged, in memory and in the journal.
+"""The events of one container that the manager has not acknowledged.
 
-Events are kept without a limit in time.  Past a limit in number or in size the
-oldest events are dropped, some at a time and exits last, and a warning is logged.
+They are queued in memory and in the journal of the container's bundle, without a limit
+in time.  Past a limit in number or in size the oldest events are dropped, some at a time
+and exits last, and a warning is logged.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from itertools import count
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -28,6 +30,7 @@ LIMIT = 20_000
 # whole journal.
 _PART = 16
 _EXIT = TaskExit.DESCRIPTOR.full_name
+_numbers = count()
 
 
 def _open_threaded(path: str) -> ThreadedJournal:
@@ -79,13 +82,14 @@ class Backlog:
                     error=exc,
                 )
                 continue
-            self._add(Entry(payload, is_exit, offset))
+            self._add(Entry(payload, is_exit, offset, next(_numbers)))
         return True
 
     def append(self, envelope: Envelope) -> None:
         """Add an event at the end of the queue."""
         self._reload()
-        entry = Entry(envelope.SerializeToString(), envelope.event.type_url == _EXIT)
+        is_exit = envelope.event.type_url == _EXIT
+        entry = Entry(envelope.SerializeToString(), is_exit, number=next(_numbers))
         self._add(entry)
         is_full = len(self._entries) > LIMIT or self._bytes > journal.SIZE
         if is_full:
@@ -121,6 +125,15 @@ class Backlog:
     def first(self) -> Envelope:
         """The oldest event, which is queued until :meth:`acknowledge`."""
         return Envelope.FromString(self._entries[0].payload)
+
+    @property
+    def first_number(self) -> int:
+        """The number of the oldest event: of two backlogs the lower one has the older event."""
+        return self._entries[0].number
+
+    def is_of(self, path: str) -> bool:
+        """Return whether this backlog writes to the file that is at ``path`` now."""
+        return path == self._path and self._journal.is_in_place()
 
     def acknowledge(self) -> None:
         """Remove the first event: the manager has received it."""

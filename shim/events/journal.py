@@ -42,11 +42,15 @@ RETRY = 10.0
 
 @dataclass(slots=True)
 class Entry:
-    """An undelivered event.  ``offset`` is that of its record in bytes, -1 without one."""
+    """An undelivered event.  ``offset`` is that of its record in bytes, -1 without one.
+
+    ``number`` orders the events of all journals of this process.
+    """
 
     payload: bytes
     is_exit: bool
     offset: int = -1
+    number: int = 0
 
     @property
     def size(self) -> int:
@@ -194,8 +198,14 @@ class Journal:
         os.close(self._fd)
         self._fd = -1
 
+    def is_in_place(self) -> bool:
+        """Return whether the next event is written to the file at ``path``.
+
+        A new bundle may have the name of the one with this file.
+        """
+        return self._fd < 0 or self._has_place()
+
     def _has_place(self) -> bool:
-        """Return whether ``path`` is still this file: a new bundle may have the name."""
         return _is_same(self._path, os.fstat(self._fd))
 
 

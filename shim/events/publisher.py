@@ -1,7 +1,8 @@
 """Publishes events to the manager: in order, one at a time, each until it is acknowledged.
 
-While the manager is away, events are queued; ``shim.events.backlog`` is the queue.
-The events that an earlier daemon of the same bundle did not deliver go first.
+While the manager is away, events are queued; ``shim.events.backlog`` is the queue of one
+container.  Of all queues the oldest event is sent next.  The events that an earlier daemon
+of a bundle did not deliver precede those of the next one.
 
 An event whose acknowledgement was lost is sent again: the same event, with the same
 timestamp.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -34,7 +36,7 @@ from shim.scope import background
 from shim.ttrpc.client import open_channel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from google.protobuf.message import Message
 
@@ -49,14 +51,24 @@ _IDLE_CONNECTION = 5.0
 _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
 
 
+class Source(Protocol):
+    """Publishes the events of one container.  Never waits and never raises."""
+
+    def publish(self, event: Message) -> None: ...
+
+    def close(self) -> None:
+        """Close the container's journal once the manager has acknowledged every event."""
+
+
 class Publisher(Protocol):
-    """Publishes a container's events.  Never waits and never raises."""
+    """Publishes the events of a daemon's containers.  Never waits and never raises."""
 
     @property
     def waiting(self) -> int:
         """The number of events that the manager has not acknowledged."""
 
-    def publish(self, event: Message) -> None: ...
+    def open_source(self, journal: str) -> Source:
+        """Return the source whose events are kept in the file ``journal``."""
 
 
 class NullPublisher:
@@ -64,35 +76,95 @@ class NullPublisher:
 
     waiting = 0
 
+    def open_source(self, journal: str) -> NullPublisher:
+        """Return this object."""
+        return self
+
     def publish(self, event: Message) -> None:
         """Drop ``event``."""
+
+    def close(self) -> None:
+        """Do nothing: there is no journal."""
 
     async def flush(self) -> None:
         """Return at once: no event is queued."""
 
 
+class EventSource:
+    """The events of one container, queued in ``backlog``: see :meth:`EventPublisher.open_source`.
+
+    ``is_closed`` is set by :meth:`close`.
+    """
+
+    def __init__(self, publisher: EventPublisher, backlog: Backlog) -> None:
+        self.backlog = backlog
+        self.is_closed = False
+        self._publisher = publisher
+
+    def publish(self, event: Message) -> None:
+        """Queue ``event`` for delivery, with the current time as its timestamp."""
+        self._publisher.queue(self, event)
+
+    def close(self) -> None:
+        """Close the journal once the manager has acknowledged every event.
+
+        An event may still follow: an exec can exit after its container was deleted.
+        """
+        self.is_closed = True
+        self._publisher.forget_closed()
+
+
 class EventPublisher:
-    """Queues events in a backlog and delivers them.  Use :func:`open_publisher`."""
+    """Delivers the events of its sources.  Use :func:`open_publisher`."""
 
     def __init__(
-        self, address: str, namespace: str, backlog: Backlog, *, last_pause: float = _LAST_PAUSE
+        self,
+        address: str,
+        namespace: str,
+        backlogs: Iterable[Backlog] = (),
+        *,
+        last_pause: float = _LAST_PAUSE,
     ) -> None:
         self._last_pause = last_pause
         self._address = address_of(address)
         self._namespace = namespace
-        self._backlog = backlog
+        self._sources = [EventSource(self, backlog) for backlog in backlogs]
         self._more = trio.Event()
         self._empty = trio.Event()
-        if not backlog:
+        if not self.waiting:
             self._empty.set()
 
     @property
     def waiting(self) -> int:
         """The number of events that the manager has not acknowledged."""
-        return len(self._backlog)
+        return sum(len(source.backlog) for source in self._sources)
 
-    def publish(self, event: Message) -> None:
-        """Queue ``event`` for delivery, with the current time as its timestamp."""
+    def open_source(self, journal: str) -> EventSource:
+        """Return the source of the events that are kept in the file ``journal``.
+
+        The undelivered events in the file are delivered first.  With an empty path the
+        events are in memory only.
+        """
+        for source in self._sources:
+            if source.backlog.is_of(journal):
+                source.is_closed = False
+                return source
+        backlog = Backlog(journal, threaded=is_on_disk(journal))
+        try:
+            if not backlog.load():
+                log.warning(
+                    "cannot own the journal yet: another process has the journal", path=journal
+                )
+        except OSError as exc:
+            log.warning("the journal cannot be read", path=journal, error=exc)
+        source = EventSource(self, backlog)
+        self._sources.append(source)
+        if backlog:
+            self._note_more()
+        return source
+
+    def queue(self, source: EventSource, event: Message) -> None:
+        """Queue ``event`` of ``source``."""
         name = event.DESCRIPTOR.full_name
         now = time.time_ns()
         envelope = Envelope(
@@ -101,9 +173,25 @@ class EventPublisher:
             topic=topic_of(event),
             event=AnyMessage(type_url=name, value=event.SerializeToString()),
         )
-        self._backlog.append(envelope)
+        source.backlog.append(envelope)
+        if source not in self._sources:  # it was closed
+            self._sources.append(source)
+        self._note_more()
+
+    def _note_more(self) -> None:
         self._empty = trio.Event() if self._empty.is_set() else self._empty
         self._more.set()
+
+    def forget_closed(self) -> None:
+        """Close the journals of closed sources without an event."""
+        for source in [one for one in self._sources if one.is_closed and not one.backlog]:
+            self._sources.remove(source)
+            source.backlog.close()
+
+    def close(self) -> None:
+        """Close all journals; the undelivered events stay in them."""
+        for source in self._sources:
+            source.backlog.close()
 
     async def flush(self) -> None:
         """Wait without a limit until every published event has been acknowledged."""
@@ -125,20 +213,23 @@ class EventPublisher:
                         pause = _FIRST_PAUSE
             except (OSError, ShimError, GRPCError, ExceptionGroup) as exc:
                 log.debug("cannot deliver events", error=exc, waiting=self.waiting)
-                self._backlog.retry()
+                for source in self._sources:
+                    source.backlog.retry()
                 await trio.sleep(pause)
                 pause = min(2 * pause, self._last_pause)
 
     async def _wait_more(self, timeout: float = float("inf")) -> bool:
         """Wait up to ``timeout`` seconds for an event; return whether one is queued."""
-        if not self._backlog:
+        if not self.waiting:
             self._more = trio.Event()
             with trio.move_on_after(timeout):
                 await self._more.wait()
-        return bool(self._backlog)
+        return bool(self.waiting)
 
     async def _deliver_first(self, stub: EventsStub) -> None:
-        envelope = self._backlog.first
+        waiting = [source.backlog for source in self._sources if source.backlog]
+        backlog = min(waiting, key=attrgetter("first_number"))
+        envelope = backlog.first
         try:
             await stub.Forward(ForwardRequest(envelope=envelope), timeout=ACKNOWLEDGE)
         except GRPCError as exc:
@@ -149,8 +240,10 @@ class EventPublisher:
                 topic=envelope.topic,
                 error=exc.message,
             )
-        self._backlog.acknowledge()
-        if not self._backlog:
+        backlog.acknowledge()
+        if not backlog:
+            self.forget_closed()
+        if not self.waiting:
             self._empty.set()
 
 
@@ -170,24 +263,17 @@ async def open_publisher(
 ) -> AsyncIterator[EventPublisher | NullPublisher]:
     """Deliver events to ``address`` (a path, ``unix://`` optional) for the block.
 
-    With an empty address all events are dropped.  Unless ``journal`` is empty,
-    undelivered events are also kept in that file, and the events that it already
-    has are delivered first.
+    With an empty address all events are dropped.  Unless ``journal`` is empty, that file is
+    the journal of the first source.
     """
     if not address:
         yield NullPublisher()
         return
-    backlog = Backlog(journal, threaded=is_on_disk(journal))
-    try:
-        if not backlog.load():
-            log.warning(
-                "cannot own the journal yet: another process has the journal", path=journal
-            )
-    except OSError as exc:
-        log.warning("the journal cannot be read", path=journal, error=exc)
-    publisher = EventPublisher(address, namespace, backlog)
+    publisher = EventPublisher(address, namespace)
+    if journal:
+        publisher.open_source(journal)
     try:
         async with background(publisher.run):
             yield publisher
     finally:
-        backlog.close()
+        publisher.close()

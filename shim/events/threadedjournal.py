@@ -3,7 +3,8 @@
 An operation is done when its method returns, as with a journal in memory.  Once an
 operation takes longer than ``WAIT`` seconds, the daemon no longer waits: operations
 are queued, and left out while ``QUEUE_LIMIT`` are queued.  Once the disk responds
-and operations were left out, the journal is rewritten.
+and operations were left out, the journal is rewritten.  The journals of all containers on
+one disk wait once in total.
 The daemon itself writes a journal in memory, as below ``/run``, without a thread.
 """
 
@@ -33,6 +34,8 @@ QUEUE_LIMIT = 256
 LOAD = 2.0
 # Seconds to close the journal when the daemon ends.
 CLOSE = 1.0
+# The devices that do not respond.
+_late_devices: set[int] = set()
 
 
 class ThreadedJournal:
@@ -40,6 +43,7 @@ class ThreadedJournal:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._device = _device_of(path)
         self._journal = Journal(path)
         self._work: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
@@ -90,6 +94,12 @@ class ThreadedJournal:
         if not self._catch_up(kept):
             self._run_in_thread(partial(self._journal.retry, kept))
 
+    def is_in_place(self) -> bool:
+        """As :meth:`Journal.is_in_place`; False while the disk does not respond."""
+        found: list[bool] = []
+        self._run_in_thread(lambda: found.append(self._journal.is_in_place()))
+        return found == [True]
+
     def fileno(self) -> int:
         """Return -1: only the thread has the file's fd."""
         return -1
@@ -123,6 +133,7 @@ class ThreadedJournal:
             except Empty:
                 return
             self._pending -= 1
+            _late_devices.discard(self._device)
         self._late = False
 
     def _run_in_thread(self, operation: Callable[[], object], *, wait: float = WAIT) -> None:
@@ -137,12 +148,13 @@ class ThreadedJournal:
             return
         self._work.put(operation)
         self._pending += 1
-        if self._late:
+        if self._late or self._device in _late_devices:
             return
         try:
             self._done.get(timeout=wait)
         except Empty:
             self._late = True
+            _late_devices.add(self._device)
             log.warning(
                 "cannot write the journal, events are in memory only: its disk does not respond",
                 path=self._path,
@@ -174,3 +186,11 @@ class ThreadedJournal:
             except Exception as exc:
                 log.crash("the journal failed", exc, path=self._path)
             self._done.put(None)
+
+
+def _device_of(path: str) -> int:
+    """Return the number of the device of the directory of ``path``, 0 if it is unknown."""
+    try:
+        return os.stat(os.path.dirname(path)).st_dev  # noqa: PTH116, PTH120 - plain strings
+    except OSError:
+        return 0

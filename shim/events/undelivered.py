@@ -1,4 +1,4 @@
-"""Delivers the events that a dead daemon left in its journal; ``delete`` calls it.
+"""Delivers the events that a dead daemon left in journals; ``delete`` calls it.
 
 A manager that knows the task publishes the exit of its init process itself, from
 the reply of ``delete``, unless Delete had succeeded before.  A manager that has just
@@ -29,7 +29,7 @@ from shim.linux.sockets import can_connect
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from shim.api.envelope_pb2 import Envelope
 
@@ -45,53 +45,55 @@ _EXIT, _DELETE = TaskExit.DESCRIPTOR.full_name, TaskDelete.DESCRIPTOR.full_name
 
 
 def deliver_undelivered(
-    journal: str,
+    journals: Sequence[str],
     address: str,
     *,
     publishes_exit: Callable[[str], bool],
-    fork: Callable[[Callable[[], object], int], None],
+    fork: Callable[[Callable[[], object], Sequence[int]], None],
 ) -> None:
-    """Deliver the events of ``journal`` to the manager at ``address``; takes two seconds at most.
+    """Deliver the events of ``journals`` to the manager at ``address``.
 
-    ``publishes_exit`` returns whether the manager calls ``delete`` for a container
-    id, and therefore publishes the exit itself.  ``fork`` is called with a longer
-    delivery, to run it in another process, and with the one fd that it needs.
+    Takes two seconds at most.  ``publishes_exit`` returns whether the manager calls
+    ``delete`` for a container id, and therefore publishes the exit itself.  ``fork`` is
+    called with a longer delivery, to run it in another process, and with the fds that
+    it needs.
     """
     if not address:
         return
     is_there = can_connect(address_of(address))
-    try:
-        # A fork has no copy of the thread.  The forked process itself may wait for a disk.
-        backlog = _load(journal, threaded=is_there and is_on_disk(journal))
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        log.warning("the journal cannot be read", path=journal, error=exc)
-        return
-    if backlog is None:
+    deadline = time.monotonic() + DELIVERY
+    # A fork has no copy of the thread.  The forked process itself may wait for a disk.
+    loaded = [_load(path, deadline, threaded=is_there and is_on_disk(path)) for path in journals]
+    backlogs = [backlog for backlog in loaded if backlog is not None]
+    if not backlogs:
         return
     try:
         if is_there:
-            _drop_manager_exits(backlog, publishes_exit)
-            _deliver(backlog, address, DELIVERY)
-            if backlog:
-                log.warning(
-                    "cannot deliver all events: the manager does not respond", left=len(backlog)
-                )
+            for backlog in backlogs:
+                _drop_manager_exits(backlog, publishes_exit)
+            _deliver(backlogs, address, DELIVERY)
+            if left := sum(map(len, backlogs)):
+                log.warning("cannot deliver all events: the manager does not respond", left=left)
         else:
-            fork(partial(_deliver, backlog, address, BACKGROUND_DELIVERY), backlog.fileno())
+            fds = [backlog.fileno() for backlog in backlogs]
+            fork(partial(_deliver, backlogs, address, BACKGROUND_DELIVERY), fds)
     finally:
-        backlog.close()
+        for backlog in backlogs:
+            backlog.close()
 
 
-def _load(journal: str, *, threaded: bool) -> Backlog | None:
+def _load(journal: str, deadline: float, *, threaded: bool) -> Backlog | None:
     """Return the undelivered events; None if there are none or a daemon still owns them."""
-    deadline = time.monotonic() + DELIVERY
     backlog = Backlog(journal, threaded=threaded)
-    while is_waiting(journal) and time.monotonic() < deadline:
-        if backlog.load():
-            return backlog
-        time.sleep(_LOCK_INTERVAL)
+    try:
+        while is_waiting(journal) and time.monotonic() < deadline:
+            if backlog.load():
+                return backlog
+            time.sleep(_LOCK_INTERVAL)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        log.warning("the journal cannot be read", path=journal, error=exc)
     return None
 
 
@@ -118,14 +120,15 @@ def _drop_manager_exits(backlog: Backlog, publishes_exit: Callable[[str], bool])
     backlog.retain(wanted)
 
 
-def _deliver(backlog: Backlog, address: str, seconds: float) -> None:
-    """Deliver for at most ``seconds``, and close the backlog."""
+def _deliver(backlogs: Sequence[Backlog], address: str, seconds: float) -> None:
+    """Deliver for at most ``seconds``, and close the backlogs."""
 
     async def deliver() -> None:
-        publisher = EventPublisher(address, "", backlog, last_pause=_CONNECT_PAUSE)
+        publisher = EventPublisher(address, "", backlogs, last_pause=_CONNECT_PAUSE)
         with trio.move_on_after(seconds):
             async with background(publisher.run):
                 await publisher.flush()
 
     trio.run(deliver)
-    backlog.close()
+    for backlog in backlogs:
+        backlog.close()

@@ -22,9 +22,10 @@ COUNT = 200
 
 async def publish(directory: str, first: int) -> None:
     journal = f"{directory}/events.journal"
-    async with open_publisher(f"{directory}/events", "ns", journal) as publisher:
+    async with open_publisher(f"{directory}/events", "ns") as publisher:
+        source = publisher.open_source(journal)
         for number in range(first, first + COUNT):
-            publisher.publish(TaskStart(container_id="c1", pid=number))
+            source.publish(TaskStart(container_id="c1", pid=number))
             os.write(1, b"%d\n" % number)
             await trio.lowlevel.checkpoint()
         await trio.sleep_forever()

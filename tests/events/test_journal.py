@@ -18,7 +18,7 @@ from shim.events import journal as journal_module
 from shim.events.backlog import Backlog
 from shim.events.encoding import decode, encode
 from shim.events.journal import Entry
-from shim.events.publisher import EventPublisher, open_publisher
+from shim.events.publisher import EventPublisher, EventSource, open_publisher
 from shim.events.threadedjournal import ThreadedJournal
 from tests.events.test_publisher import Manager, serving
 from tests.frozen import freezable_disk
@@ -39,9 +39,14 @@ async def publishing(directory: Path) -> AsyncIterator[EventPublisher]:
         yield publisher
 
 
+def source_of(publisher: EventPublisher) -> EventSource:
+    """Return the source of the bundle for which the publisher was opened."""
+    return publisher._sources[0]
+
+
 def publish(publisher: EventPublisher, *pids: int) -> None:
     for pid in pids:
-        publisher.publish(TaskStart(container_id="c1", pid=pid))
+        source_of(publisher).publish(TaskStart(container_id="c1", pid=pid))
 
 
 async def flush(publisher: EventPublisher) -> None:
@@ -77,7 +82,7 @@ async def test_what_was_not_delivered_goes_first_when_another_daemon_starts(
 async def test_it_goes_out_with_the_time_and_namespace_it_had(tmp_path: Path) -> None:
     async with publishing(tmp_path) as publisher:
         publish(publisher, 1)
-        [before] = publisher._backlog.envelopes()
+        [before] = source_of(publisher).backlog.envelopes()
     manager = Manager()
     journal = str(tmp_path / "events.journal")
     async with (
@@ -128,7 +133,7 @@ async def test_what_is_delivered_takes_no_room_for_long(
 
 async def test_without_an_address_there_is_no_journal(tmp_path: Path) -> None:
     async with open_publisher("", "ns", str(tmp_path / "events.journal")) as publisher:
-        publisher.publish(TaskStart())
+        publisher.open_source(str(tmp_path / "events.journal")).publish(TaskStart())
     assert not list(tmp_path.iterdir())
 
 
@@ -389,7 +394,7 @@ async def test_when_too_much_waits_the_oldest_go_first_and_exits_last(
         for number in range(1, 501):
             exited = number % 20 == 0
             event = TaskExit(pid=number) if exited else TaskStart(container_id="c1", pid=number)
-            publisher.publish(event)
+            source_of(publisher).publish(event)
             assert path.stat().st_size <= 8192
     assert "events dropped" in said()
     async with publishing(tmp_path) as publisher, serving(tmp_path / "events", manager):
@@ -412,7 +417,7 @@ async def test_exits_alone_are_bounded_too(
     monkeypatch.setattr(backlog_module, "LIMIT", 100)
     async with publishing(tmp_path) as publisher:
         for pid in range(1000):
-            publisher.publish(TaskExit(pid=pid))
+            source_of(publisher).publish(TaskExit(pid=pid))
             assert publisher.waiting <= 100
         assert waiting_count(tmp_path) == publisher.waiting
     assert "events dropped" in said()

@@ -70,7 +70,7 @@ async def test_events_arrive_in_the_order_they_happened(tmp_path: Path) -> None:
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
         for pid in range(500):
-            publisher.publish(TaskStart(container_id="c1", pid=pid))
+            publisher.open_source("").publish(TaskStart(container_id="c1", pid=pid))
         with trio.fail_after(20):
             await publisher.flush()
     assert manager.pids == list(range(500))
@@ -80,7 +80,7 @@ async def test_an_envelope_is_what_containerds_exchange_accepts(tmp_path: Path) 
     manager = Manager()
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(f"unix://{path}", "ns") as publisher:
-        publisher.publish(TaskStart(container_id="c1", pid=7))
+        publisher.open_source("").publish(TaskStart(container_id="c1", pid=7))
         with trio.fail_after(20):
             await publisher.flush()
     (envelope,) = manager.got
@@ -94,7 +94,7 @@ async def test_a_manager_that_comes_late_misses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "events"
     async with open_publisher(str(path), "ns") as publisher:
         for pid in range(20):
-            publisher.publish(TaskStart(pid=pid))
+            publisher.open_source("").publish(TaskStart(pid=pid))
         async with serving(path, manager):
             with trio.fail_after(20):
                 await publisher.flush()
@@ -108,7 +108,7 @@ async def test_a_manager_that_restarts_misses_nothing(tmp_path: Path) -> None:
         for manager, pids in ((first, range(5)), (second, range(5, 10))):
             async with serving(path, manager):
                 for pid in pids:
-                    publisher.publish(TaskStart(pid=pid))
+                    publisher.open_source("").publish(TaskStart(pid=pid))
                 with trio.fail_after(20):
                     await publisher.flush()
     assert first.pids + second.pids == list(range(10))
@@ -119,7 +119,7 @@ async def test_an_event_is_sent_again_until_it_is_acknowledged(tmp_path: Path) -
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
         for pid in (1, 2):
-            publisher.publish(TaskStart(pid=pid))
+            publisher.open_source("").publish(TaskStart(pid=pid))
         with trio.fail_after(20):
             await publisher.flush()
     assert manager.pids == [1, 2]
@@ -134,7 +134,7 @@ async def test_an_event_nobody_will_ever_accept_holds_up_no_other(
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
         for pid in (1, 2):
-            publisher.publish(TaskStart(pid=pid))
+            publisher.open_source("").publish(TaskStart(pid=pid))
         with trio.fail_after(20):
             await publisher.flush()
     assert manager.pids == [2]
@@ -142,7 +142,7 @@ async def test_an_event_nobody_will_ever_accept_holds_up_no_other(
 
 async def test_without_an_address_events_are_nobodys_business() -> None:
     async with open_publisher("", "ns") as publisher:
-        publisher.publish(TaskStart())
+        publisher.open_source("").publish(TaskStart())
         await publisher.flush()
 
 
@@ -168,8 +168,8 @@ async def test_when_the_queue_is_full_exits_are_the_last_to_go(
     path = tmp_path / "events"
     async with open_publisher(str(path), "ns") as publisher:
         for event in (TaskStart(pid=1), TaskExit(pid=1), TaskStart(pid=2), TaskDelete(pid=1)):
-            publisher.publish(event)
-        publisher.publish(TaskExit(pid=2))
+            publisher.open_source("").publish(event)
+        publisher.open_source("").publish(TaskExit(pid=2))
         async with serving(path, manager):
             with trio.fail_after(20):
                 await publisher.flush()

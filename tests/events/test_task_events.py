@@ -65,7 +65,7 @@ async def test_an_event_goes_out_under_its_topic_and_its_bare_name(
     manager = Manager()
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
-        publisher.publish(kind(container_id="c1"))
+        publisher.open_source("").publish(kind(container_id="c1"))
         with trio.fail_after(20):
             await publisher.flush()
     [envelope] = manager.got
@@ -102,7 +102,7 @@ async def test_what_is_sent_again_is_the_same_to_the_last_bit(tmp_path: Path) ->
     path = tmp_path / "events"
     async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
         for pid in (1, 2):
-            publisher.publish(TaskStart(pid=pid))
+            publisher.open_source("").publish(TaskStart(pid=pid))
         with trio.fail_after(20):
             await publisher.flush()
     assert manager.heard[0::2] == manager.heard[1::2]
@@ -116,7 +116,7 @@ async def test_the_time_of_an_event_is_when_it_happened_and_not_when_it_arrives(
     path = tmp_path / "events"
     async with open_publisher(str(path), "ns") as publisher:
         before = time.time_ns()
-        publisher.publish(TaskStart(pid=1))
+        publisher.open_source("").publish(TaskStart(pid=1))
         after = time.time_ns()
         async with serving(path, manager):
             with trio.fail_after(20):
@@ -132,6 +132,9 @@ class Recorder:
 
     def publish(self, event: Message) -> None:
         self.events.append(event)
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture
