@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 from shim.ttrpc import blocking as ttrpc
-from shimctl.backend import Backend
+from shimctl.backend import AT_ONCE, Backend
 
 if TYPE_CHECKING:
     import socket
@@ -31,7 +31,6 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _JOIN = 10  # s; a thread that waits longer ends with its connection
-_AT_ONCE = 32  # the most threads that probe at once
 
 
 class Threads(Backend):
@@ -63,8 +62,11 @@ class Threads(Backend):
     async def run_all(self, works: Iterable[Callable[[], Awaitable[None]]]) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
             list(pool.map(lambda work: ttrpc.run(_coroutine(work)), works))
+        finally:  # after an interrupt, the works that have not begun are left out
+            pool.shutdown(cancel_futures=True)
 
     @asynccontextmanager
     async def beside(self, work: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:

@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import trio
 
 _TIMEOUT = 5.0  # s
 _MAX_VERSION = 4096  # characters of the version
@@ -38,6 +37,8 @@ def executable_of(bundle: str, pid: int) -> str:
 
 async def version_of(executable: str) -> str:
     """Return the output of ``executable -v``, empty if that fails or takes more than 5 s."""
+    import trio  # late: a list of containers needs no versions
+
     output = b""
     with suppress(OSError), trio.move_on_after(_TIMEOUT):
         done = await trio.run_process(

@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,3 +161,12 @@ def test_stats_have_a_row_for_a_container_without_a_cgroup(place: Place) -> None
     eventually(lambda: place.shimctl("delete", "-f", *inside, "lost").returncode == 0)
     if elsewhere.exists():
         elsewhere.rmdir()
+
+
+def test_ps_loads_neither_trio_nor_asyncio(place: Place) -> None:
+    code = "import sys; from shimctl.cli import main; main(['ps']); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "c1" in done.stdout
+    assert not {"trio", "asyncio"} & set(done.stdout.split())

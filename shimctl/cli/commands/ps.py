@@ -38,7 +38,7 @@ _FINISHED = ("created", "exited")  # as docker, `ps` hides these
 @format_option
 @search_options
 @output_options
-async def command(
+def command(
     everything: bool,
     quiet: bool,
     no_trunc: bool,
@@ -63,9 +63,10 @@ async def command(
     from shimctl.listing.fields import listed
     from shimctl.listing.filters import Filters
     from shimctl.listing.formatting import Format
+    from shimctl.on_threads import function
 
     chosen, wanted = Filters(filters), Format(template) if template else None
-    shims = await list_shims(states=where.states)
+    shims = function(list_shims)(states=where.states)
     rows = [
         row
         for row in rows_of(one for one in shims if where.namespace in ("", one.namespace))
