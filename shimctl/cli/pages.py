@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shim.linux.modes import make_directories, write_file
 from shim.version import VERSION
 from shimctl.cli.app import SECTIONS, SETTINGS, Command, app, load
 
@@ -202,6 +201,9 @@ def _roff(text: str) -> str:
 
 def main(argv: list[str]) -> int:
     """Write or check the pages; return the exit code."""
+    # Late: where the package is built, click is the only requirement that is installed.
+    from shim.linux.modes import make_directories, write_file
+
     match argv:
         case ["--man", directory]:
             place = Path(directory)

@@ -1,5 +1,7 @@
 """Installs the shim's executable and shimctl in a directory of containerd's PATH.
 
+The caller has the other files, those below ``share``: man pages and completions.
+
 Each is one file that works under any name, as a copy or a link.  If there is a C
 compiler, the shim's executable is a small native program.  It sends the call to a
 running fork server.  In every other case it runs the Python code that is compiled
@@ -16,6 +18,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,7 +30,7 @@ from shim.start import identity
 from shimctl.host.interpreter import find_interpreter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from shimctl.host.interpreter import Interpreter
 
@@ -40,26 +43,37 @@ _INSTALL_MARK = "installed by shimctl install"
 # In every executable of this project, whether pip or this module wrote it.  install
 # replaces only a file with one of these marks; earlier versions wrote the first.
 _PROJECT_MARKS = (b"shim.launcher", b"shim.start.launcher", b"shimctl.cli")
+_COMMENTS = {".1": '.\\"'}  # how a comment begins, by a file's suffix; others have "#"
 _COMPILER_TIMEOUT = 60.0  # s for the compiler
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The files that were installed or removed.  ``remark`` names a step that failed, and why."""
+    """The files that were installed or removed.
+
+    ``files`` are the executables, ``shared`` the files below ``share``.  ``remark`` names
+    the steps that failed or were left out, and why.
+    """
 
     files: tuple[str, ...]
     native: bool = False
     remark: str = ""
+    shared: tuple[str, ...] = ()
 
 
 async def install(
-    prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE, native: bool | None = None
+    prefix: str | Path = PREFIX,
+    *,
+    name: str = names.EXECUTABLE,
+    native: bool | None = None,
+    shared: Mapping[str, str] = MappingProxyType({}),
 ) -> Installed:
     """Write ``name`` and shimctl into ``prefix``/bin; replace the files of an earlier call.
 
     ``native`` is true to build the native launcher, false not to, and None to build it
-    if possible.
+    if possible.  ``shared`` has the texts of further files by their paths below
+    ``prefix``/share.  Such a file of another installer, as pip or a package, is not replaced.
 
     :raises ExistsError: another program has that name.
     :raises InvalidError: ``name`` cannot be the name of a shim.
@@ -77,26 +91,37 @@ async def install(
     program = interpreter.script("shim.start.launcher", _INSTALL_MARK).encode(
         errors="surrogateescape"
     )
-    remark = ""
+    remarks = []
     if native is not False:
         try:
             program = await build(interpreter)
         except ShimError as exc:
             if native:
                 raise
-            remark = f"cannot build the native launcher: {exc}"
+            remarks.append(f"cannot build the native launcher: {exc}")
+    is_native = native is not False and not remarks
     make_directories(directory, 0o755, parents=0o755)
     _replace(targets[0], program)
     script = interpreter.script("shimctl.cli", _INSTALL_MARK)
     _replace(targets[1], script.encode(errors="surrogateescape"))
-    is_native = native is not False and not remark
-    return Installed(tuple(map(str, targets)), is_native, remark)
+    share = directory.parent / "share"
+    written, foreign = _write_shared(share, shared)
+    if foreign:
+        count = "1 file" if len(foreign) == 1 else f"{len(foreign)} files"
+        remarks.append(
+            f"{count} below {share} of another installer not replaced, such as {foreign[0]}; "
+            "use that installer to update them"
+        )
+    return Installed(tuple(map(str, targets)), is_native, "; ".join(remarks), written)
 
 
-def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> Installed:
+def uninstall(
+    prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE, shared: Iterable[str] = ()
+) -> Installed:
     """Remove the file that :func:`install` wrote, and shimctl after the last shim.
 
-    Missing files are no error.
+    With shimctl go the files that :func:`install` wrote into the directories of ``shared``,
+    which are paths below ``prefix``/share.  Missing files are no error.
 
     :raises ExistsError: another program has that name, or pip wrote it.
     """
@@ -117,7 +142,10 @@ def uninstall(prefix: str | Path = PREFIX, *, name: str = names.EXECUTABLE) -> I
     if not others and _is_of(shimctl, [_INSTALL_MARK.encode()]):
         shimctl.unlink()
         removed.append(str(shimctl))
-    return Installed(tuple(removed))
+    ours = [] if others else _marked(directory.parent / "share", shared)
+    for path in ours:
+        path.unlink()
+    return Installed(tuple(removed), shared=tuple(map(str, ours)))
 
 
 async def build(interpreter: Interpreter, *extra: str) -> bytes:
@@ -174,6 +202,39 @@ def find_compiler() -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
 
 
+def _write_shared(
+    share: Path, files: Mapping[str, str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write ``files``, and remove those of an earlier version.
+
+    Returns what was written, and what was not since another installer wrote another text.
+    """
+    written, foreign = [], []
+    for name, text in files.items():
+        path = share / name
+        present = _content(path)
+        if present and not _is_of(path, [_INSTALL_MARK.encode()]):
+            if present != text.encode():
+                foreign.append(str(path))
+            continue
+        make_directories(path.parent, 0o755, parents=0o755)
+        # At the end: the first line of a zsh function has a meaning.
+        comment = f"{_COMMENTS.get(path.suffix, '#')} {_INSTALL_MARK}\n"
+        _replace(path, f"{text}{comment}".encode(), 0o644)
+        written.append(str(path))
+    for path in _marked(share, files):
+        if str(path) not in written:
+            path.unlink()
+    return tuple(written), tuple(foreign)
+
+
+def _marked(share: Path, names: Iterable[str]) -> list[Path]:
+    """Return the files that :func:`install` wrote into the directories of ``names``."""
+    directories = sorted({(share / name).parent for name in names})
+    found = [path for directory in directories for path in sorted(directory.glob("*shimctl*"))]
+    return [path for path in found if _is_of(path, [_INSTALL_MARK.encode()])]
+
+
 def _literal(text: str) -> str:
     """Return a C string literal.  An octal escape has three digits at most, unlike a hex one."""
     plain = (string.ascii_letters + string.digits + " ./_-").encode()
@@ -200,13 +261,13 @@ def _is_of(path: Path, marks: Iterable[bytes]) -> bool:
     return any(mark in content for mark in marks)
 
 
-def _replace(target: Path, content: bytes) -> None:
-    """Replace an executable in one step: a program that runs it gets the old or the new file."""
+def _replace(target: Path, content: bytes, mode: int = 0o755) -> None:
+    """Replace a file in one step: a program that opens it gets the old or the new file."""
     fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
-            os.fchmod(file.fileno(), 0o755)
+            os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         Path(scratch).replace(target)

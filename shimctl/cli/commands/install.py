@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,8 @@ from shimctl.cli.app import declare
 from shimctl.cli.parameters import DIRECTORY, output_options
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from shimctl.cli.output import Out
 
 
@@ -68,12 +71,16 @@ async def command(
     It gets the fastest available launcher.  The installed executables run this interpreter
     with -I -S.  Install again after an upgrade of Python or of the shim.
 
+    The man pages, and the completions for bash, zsh and fish, are installed below
+    DIR/share.  A file there that pip or a package installed is not replaced.
+
     --for shows the change of a manager's configuration as a difference, asks, and writes
     it; the manager's own program reads the result before that.  A present file that is
     invalid is not changed.  --undo restores every byte.
     """
     from shim.errors import InvalidError
     from shim.text import printable
+    from shimctl.cli.shared import shared_files
     from shimctl.host import install
 
     if manager:
@@ -83,15 +90,25 @@ async def command(
     if undo or dry_run or yes or systemd is not None:
         raise InvalidError("--undo, --dry-run, --yes and --systemd-cgroup go with --for")
 
+    shared = shared_files()
     if uninstall:
-        done = install.uninstall(prefix, name=name)
+        done = install.uninstall(prefix, name=name, shared=shared)
     else:
-        done = await install.install(prefix, name=name, native=native)
+        done = await install.install(prefix, name=name, native=native, shared=shared)
     if done.remark:
         print(f"shimctl: {printable(done.remark)}", file=sys.stderr)
-    files = "\n".join(map(printable, done.files))
-    out.show(done, (lambda: files) if files else None)
+    lines = [*done.files, *_counted(done.shared)]
+    out.show(done, (lambda: "\n".join(map(printable, lines))) if lines else None)
     return 0
+
+
+def _counted(files: Iterable[str]) -> list[str]:
+    """Return a line for each directory of ``files``, with the number of its files."""
+    directories = Counter(file.rpartition("/")[0] for file in files)
+    return [
+        f"{directory} ({count} {'file' if count == 1 else 'files'})"
+        for directory, count in directories.items()
+    ]
 
 
 async def _configure(
