@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 async def command(
     force: bool, named_images: bool, dry_run: bool, states: tuple[str, ...], out: Out
 ) -> int:
-    """Remove exited containers, unreferenced images and dead sockets.
+    """Remove exited containers, unused images and dead sockets.
 
     It lists them, and asks.  The containers are those of `shimctl run` and `create`; those
     of a manager stay, because it deletes them.  An image loses its reference, such as
