@@ -19,12 +19,12 @@ from shim.linux.libc import set_child_subreaper
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytest_plugins = ["tests.matrix", "tests.parallel", "tests.repeats"]
+pytest_plugins = ["tests.matrix", "tests.parallel", "tests.repeats", "tests.sharedserver"]
 STRICT = "CI_STRICT"
 ALLOWED = "this machine"  # the beginning of the reasons that a strict run accepts
 
-# A warm parent outlives its daemons on purpose.  The tests of it ask for one;
-# to the others it would be something left behind.
+# A fork server outlives its daemons.  Tests use one of their own, or the one that the tests
+# of a worker share (tests/sharedserver.py); any other would be left behind.
 os.environ["TRIO_SHIM_FORKSERVER"] = "off"
 
 # On busy processors an example takes as long as the scheduler wants: that is no fault.

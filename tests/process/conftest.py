@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests import sharedserver
 from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
@@ -14,6 +15,11 @@ from tests.process.servers import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _warm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharedserver.use(request, monkeypatch)
 
 
 @pytest.fixture

@@ -133,6 +133,7 @@ async def test_a_runtime_that_hangs_keeps_nothing_alive(rig: Rig) -> None:
     assert not state_of(rig, "c1").exists()
 
 
+@pytest.mark.cold  # the child is that of the process that is killed
 async def test_a_delete_that_is_killed_is_not_carried_on_by_its_child(rig: Rig) -> None:
     began = rig.root / "began"
     flag = rig.root / "hang"

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from tests.process.servers import Server
 
+pytestmark = pytest.mark.cold
+
 
 def grouped(name: str, value: str) -> Callable[[dict[str, Any]], object]:
     return lambda config: config.setdefault("annotations", {}).update({name: value})

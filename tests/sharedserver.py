@@ -1,0 +1,63 @@
+"""One fork server for the tests of a worker that are not about the start of a daemon.
+
+A daemon that a fork server starts costs an eighth of the processor time of one that starts
+alone.  The server is started before the first test that uses it, in an environment of no
+test, and ends with the session.  A test, or a module, with ``pytest.mark.cold`` starts its
+daemons alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_ROOT = Path(__file__).parents[1]
+_TIMEOUT = 120.0  # seconds for a server to start or to end on a busy machine
+
+
+def _shimctl(word: str, environ: Mapping[str, str]) -> None:
+    """Run the command, again if it fails: it gives up a slow server after ten seconds."""
+
+    def succeeds() -> bool:
+        done = subprocess.run(
+            [sys.executable, "-m", "shimctl", "forkserver", word],
+            capture_output=True,
+            check=False,
+            timeout=_TIMEOUT,
+            env={**os.environ, **environ, "PYTHONPATH": str(_ROOT)},
+        )
+        return done.returncode == 0
+
+    wait_until(f"shimctl forkserver {word}", succeeds, _TIMEOUT)
+
+
+@pytest.fixture(scope="session")
+def _shared_server() -> Iterator[dict[str, str]]:
+    """Own a fork server; return the variables with which a shim is started by it."""
+    directory = tempfile.mkdtemp(prefix="forkserver", dir="/run")
+    environ = {"TRIO_SHIM_FORKSERVER": "on", "TRIO_SHIM_FORKSERVER_DIR": directory}
+    try:
+        _shimctl("warm", environ={**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
+        yield environ
+        _shimctl("stop", environ=environ)
+    finally:
+        shutil.rmtree(directory)
+
+
+def use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the shims of a test be started by the worker's fork server, unless it is cold."""
+    if request.node.get_closest_marker("cold") is None and not os.geteuid():
+        for name, value in request.getfixturevalue("_shared_server").items():
+            monkeypatch.setenv(name, value)
