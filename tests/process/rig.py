@@ -7,6 +7,7 @@ come to a real ttrpc server.  Only the manager is the test.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -101,11 +102,16 @@ class Sink(EventsBase):
                 await self._more.wait()
 
 
-def default_config() -> dict[str, Any]:
-    """Return what ``runc spec`` says, less what this user may not raise or does not have."""
+@functools.cache
+def _spec() -> str:
     with tempfile.TemporaryDirectory() as scratch:
         subprocess.run(["runc", "spec", "--bundle", scratch], check=True)
-        config: dict[str, Any] = json.loads((Path(scratch) / "config.json").read_text())
+        return (Path(scratch) / "config.json").read_text()
+
+
+def default_config() -> dict[str, Any]:
+    """Return what ``runc spec`` says, less what this user may not raise or does not have."""
+    config: dict[str, Any] = json.loads(_spec())
     config["process"]["terminal"] = False
     config["process"].pop("rlimits", None)
     config["root"]["readonly"] = False
