@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,24 @@ from shim.errors import UnavailableError
 from shim.start import launcher
 from shim.start.server import Server as ForkServer
 from shim.ttrpc.client import ConnectionLostError
+from tests.e2e.waiting import wait_until
 from tests.process.rig import NAMESPACE, wait_gone
 from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
+
+# The moments of a start at which a process is killed.
+MOMENTS = 12
+
+
+async def moments(server: Server) -> list[float]:
+    """Leave a fork server behind; return moments, in seconds, spread over a start with it."""
+    for name in ("first", "timed"):
+        began = trio.current_time()
+        daemon = await server.start(server.rig.bundle(name, "true"))
+        took = trio.current_time() - began
+        await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
+        await wait_gone([daemon])
+        await server.wait_up()
+    return [took * number / MOMENTS for number in range(MOMENTS)]
 
 
 @pytest.mark.parametrize("spare", [False, True])
@@ -29,7 +46,7 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
 ) -> None:
     """Every start ends with a shim that works, and one daemon each, whatever the moment."""
     daemons = []
-    for attempt in range(25):
+    for attempt, moment in enumerate(await moments(server)):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         if server.ask(b"status") is None:
             # The last one was shot after it had served: somebody must leave another.
@@ -40,8 +57,8 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
             await server.wait_spare(*daemons)
         async with trio.open_nursery() as nursery:
 
-            async def shoot(victim: int = victim, attempt: int = attempt) -> None:
-                await trio.sleep(attempt * 0.001)  # another moment each time
+            async def shoot(victim: int = victim, moment: float = moment) -> None:
+                await trio.sleep(moment)
                 os.kill(victim, signal.SIGKILL)
 
             nursery.start_soon(shoot)
@@ -62,10 +79,8 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
 async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
     server: Server, spare: bool
 ) -> None:
-    await server.start(server.rig.bundle("first", "true"))
-    await server.wait_up()
     flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "orphans")]
-    for attempt in range(25):
+    for attempt, moment in enumerate(await moments(server)):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         if spare:
             await server.wait_spare(*map(int, daemons_of(server.rig.root / "orphans")))
@@ -76,7 +91,7 @@ async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
-        await trio.sleep(attempt * 0.001)  # another moment each time
+        await trio.sleep(moment)
         launch.kill()
         assert launch.stdout is not None
         async with launch.stdout:
@@ -176,6 +191,17 @@ async def test_a_server_that_never_answers_is_given_up(
             await server.start(server.rig.bundle("c1", "true"))
 
 
+def _removed(group: Path) -> bool:
+    """Move the processes of a cgroup to its parent, and remove it once they have left it."""
+    try:
+        for member in (group / "cgroup.procs").read_text().split():
+            (group.parent / "cgroup.procs").write_text(member)
+        group.rmdir()
+    except OSError:
+        return False  # a process was forked meanwhile, or is ending
+    return True
+
+
 async def test_a_fork_that_fails_costs_the_caller_nothing_but_time(server: Server) -> None:
     """The pids limit of the server's cgroup is what makes fork fail in practice."""
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(3)]
@@ -199,9 +225,7 @@ async def test_a_fork_that_fails_costs_the_caller_nothing_but_time(server: Serve
     finally:
         os.close(keep)
         server.ask(b"stop")
-        for member in (group / "cgroup.procs").read_text().split():
-            (groups / "cgroup.procs").write_text(member)
-        group.rmdir()
+        wait_until("the group is removed", partial(_removed, group))
 
 
 async def test_a_caller_that_says_nothing_or_nonsense_harms_nobody(server: Server) -> None:
