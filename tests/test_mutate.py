@@ -149,7 +149,8 @@ def project(tmp_path: Path) -> Path:
 def test_survivors_are_shown_and_the_checkout_is_left_alone(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--root", str(project), "--timeout", "15", str(project / "program.py")]
+    arguments = ["--root", str(project), "--timeout", "15", "--jobs", "4"]
+    arguments += [str(project / "program.py")]
     equivalent = project / "equivalent"
     arguments += ["--equivalent", str(equivalent), "test_program.py"]
     assert mutate.main(arguments) == 1
@@ -164,11 +165,14 @@ def test_survivors_are_shown_and_the_checkout_is_left_alone(
     assert outcomes["program.py:10", "return"] == SURVIVED
     assert '-    return "end"\n+    return None\n' in said
     assert (project / "program.py").read_text() == PROGRAM
-    # What is listed as equivalent is not tried again.
-    survivors = [line.split()[1] for line in said.splitlines() if line.startswith("survived")]
-    equivalent.write_text("".join(f"{key} known\n" for key in survivors))
+    # What is listed as equivalent is not tried again; one that is killed is tried once more.
+    tried = {key: word for word, key, *_ in four}
+    again = next(key for key, word in tried.items() if word == KILLED)
+    equivalent.write_text("".join(f"{key} known\n" for key in tried if key != again))
     assert mutate.main(arguments) == 0
-    assert f"{len(survivors)} equivalent" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{len(tried) - 1} equivalent, 1 tried" in said
+    assert f"{KILLED:8} {again}" in said
 
 
 def test_tests_that_fail_without_a_mutant_are_no_measure(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a pod's shim still has after hundreds of containers and execs: what it had before."""
+"""What a pod's shim still has after many containers and hundreds of execs: what it had before."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ pytestmark = pytest.mark.e2e
 
 # As many at once as keep a small machine busy.
 LANES = 6
+# As many as show 3.5 KiB that each of them leaves, which is less than the objects of one
+# process and its streams.  A single fd, mount, cgroup or file is seen in any case.
+EXECS, CONTAINERS = 250, 50
 # Bytes a shim may have grown: what malloc has free and not given back comes and goes.
 GROWTH = 1 << 20
 
@@ -86,9 +89,9 @@ class Crowd:
         await self._lanes(self._container, number)
 
     async def many(self) -> None:
-        """Five hundred execs and a hundred containers, until the manager has heard of all."""
-        await self.execs(500)
-        await self.containers(100)
+        """Run all execs and containers, until the manager has heard of each."""
+        await self.execs(EXECS)
+        await self.containers(CONTAINERS)
         await self.rig.sink.wait_for("delete", self.ids[-1])
 
     async def _lanes(self, one: Callable[[int], object], number: int) -> None:
@@ -153,7 +156,7 @@ class Crowd:
         self.ids.append(id_)
 
 
-async def test_five_hundred_execs_and_a_hundred_containers_leave_nothing(rig: Rig) -> None:
+async def test_hundreds_of_execs_and_many_containers_leave_nothing(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     driven = Driven(rig, await rig.start(bundle))
     sockets = holdings(rig).fds["socket:"]
