@@ -11,8 +11,9 @@
 #                     is the newest of this machine beside the default one, without which
 #                     nothing is run
 #   --workers N       so many workers side by side; 0 is one pytest without workers.  "auto",
-#                     the default unless tests are named, is two a processor, or one where
+#                     the default unless tests are named, is three a processor, or one where
 #                     workers cannot be isolated from each other.
+#   -m EXPRESSION     as pytest's, in addition to what run.sh selects
 #   --setup-only      only install; print the environment's directory
 #   The remaining arguments are pytest's.
 #
@@ -23,7 +24,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 cache=$PWD/.cache
 venv=${TRIO_SHIM_VENV:-$cache/venv}
 python=${PYTHON:-python3}
-setup_only='' fast='' workers='' fetching='' arguments=()
+setup_only='' fast='' workers='' fetching='' markers='' arguments=()
 mkdir -p "$cache"
 
 # The interpreter of a version: on PATH, or among pyenv's.
@@ -55,6 +56,8 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --workers) workers=$2; shift ;;
+    # pytest uses the last -m alone, so this one and those of the phases below are joined.
+    -m) markers=$2; shift ;;
     *) arguments+=("$1") ;;
     esac
     shift
@@ -98,7 +101,10 @@ make_venv() {
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         { echo "$python is older than 3.11; set PYTHON" >&2; return 1; }
     "$python" -m venv "$venv"
-    retry "$venv/bin/pip" install -qq --disable-pip-version-check -e '.[dev]' >&2
+    # "compat" puts the checkout into a .pth file; the default is an import hook, which doubles
+    # the start of each Python that the tests run.
+    retry "$venv/bin/pip" install -qq --disable-pip-version-check --config-settings editable_mode=compat \
+        -e '.[dev]' >&2
     echo "$wanted" >"$stamp"
 }
 
@@ -171,7 +177,7 @@ run_fast() {
     }
     (check ruff format --check && check ruff check . && check mypy --strict shim shimctl tests examples/minid) &
     jobs+=($!)
-    (check pytest -q -n "$((2 * $(nproc)))" --dist loadscope -m "not e2e and not slow and not timed and not host" "${fast_rings[@]}") &
+    (check pytest -q -n "$((2 * $(nproc)))" --dist loadscope -m "not e2e and not slow and not timed and not host${markers:+ and ($markers)}" "${fast_rings[@]}") &
     jobs+=($!)
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1
@@ -186,14 +192,14 @@ if [ -n "$fast" ]; then
 fi
 
 # A run that names tests is one process, as a debugger wants it.
-if [ -z "$workers" ]; then
-    workers=auto
-    for argument in "${arguments[@]}"; do
-        [ ! -e "${argument%%::*}" ] || workers=0
-    done
-fi
+named=''
+for argument in "${arguments[@]}"; do
+    [ ! -e "${argument%%::*}" ] || named=1
+done
+[ -n "$workers" ] || { [ -n "$named" ] && workers=0 || workers=auto; }
 if [ "$workers" = auto ]; then
-    workers=$((2 * $(nproc)))
+    # A test waits for half of its time, for processes and for limits of time.
+    workers=$((3 * $(nproc)))
     if ! tests/worker --check; then
         step "workers cannot be isolated from each other here: one worker"
         workers=1
@@ -209,25 +215,35 @@ in_workers() {
 }
 
 failed=0
+# run_tests PHASE OPTIONS...: PHASE is an expression of markers, empty for all tests.
 run_tests() {
+    local status=0 selected=${1:+($1)}${1:+${markers:+ and }}${markers:+($markers)} phase=$1
+    shift
+    [ -z "$selected" ] || set -- -m "$selected" "$@"
     step "pytest $*"
-    local status=0
     "$venv/bin/python" -m pytest "$@" "${arguments[@]}" || status=$?
     # 5: no test is selected, as with a phase that the named tests do not have.
-    [ $status = 0 ] || { [ $status = 5 ] && [ $# -gt 0 ]; } || failed=$status
+    [ $status = 0 ] || { [ $status = 5 ] && [ -n "$phase" ]; } || failed=$status
+}
+
+# The files with a marker: pytest imports all others in vain, which takes ten seconds.
+files_with() {
+    [ -n "$named" ] || grep -rl --include='test_*.py' "mark\.$1\b" tests
 }
 
 SECONDS=0
 if [ "$workers" = 0 ]; then
-    run_tests
+    run_tests ""
 else
     in_workers "$workers"
-    run_tests -m "not host and not timed" --durations=10 "${options[@]}"
+    run_tests "not host and not timed" --durations=10 "${options[@]}"
     in_workers 1
     step "the tests that measure time: they need an idle machine"
-    run_tests -m timed "${options[@]}"
+    # shellcheck disable=SC2046  # one word a file
+    run_tests timed "${options[@]}" $(files_with timed)
     step "the tests that need the host's own pid namespace"
-    run_tests -m host
+    # shellcheck disable=SC2046
+    run_tests host $(files_with host)
     step "all rings in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 fi
 exit $failed
