@@ -71,10 +71,6 @@ class Backend(ABC):
         """Wait until ``fd`` is readable, up to ``seconds``; return whether it is."""
 
     @abstractmethod
-    async def wait_writable(self, fd: int) -> None:
-        """Wait until ``fd`` is writable."""
-
-    @abstractmethod
     def closing(self, fd: int) -> None:
         """End every wait for ``fd``, which the caller closes next."""
 
@@ -131,12 +127,6 @@ class Trio(Backend):
                 await trio.lowlevel.wait_readable(fd)
             return True
         return False
-
-    async def wait_writable(self, fd: int) -> None:
-        import trio
-
-        with suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_writable(fd)
 
     def closing(self, fd: int) -> None:
         import trio

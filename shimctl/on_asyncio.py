@@ -37,23 +37,10 @@ class Asyncio(Backend):
 
     async def wait_readable(self, fd: int, seconds: float | None = None) -> bool:
         loop = asyncio.get_running_loop()
-        return await self._wait(fd, loop.add_reader, loop.remove_reader, seconds)
-
-    async def wait_writable(self, fd: int) -> None:
-        loop = asyncio.get_running_loop()
-        await self._wait(fd, loop.add_writer, loop.remove_writer, None)
-
-    async def _wait(
-        self,
-        fd: int,
-        add: Callable[..., object],
-        remove: Callable[[int], object],
-        seconds: float | None,
-    ) -> bool:
         ready = asyncio.Event()
-        key = asyncio.get_running_loop(), fd
+        key = loop, fd
         self._waits.setdefault(key, set()).add(ready)
-        add(fd, ready.set)
+        loop.add_reader(fd, ready.set)
         try:
             async with asyncio.timeout(seconds):
                 await ready.wait()
@@ -61,7 +48,7 @@ class Asyncio(Backend):
             return False
         finally:
             if waits := self._waits.get(key):  # else it was closed, and the number may be reused
-                remove(fd)
+                loop.remove_reader(fd)
                 waits.discard(ready)
                 if not waits:
                     del self._waits[key]
@@ -72,7 +59,6 @@ class Asyncio(Backend):
         for ready in self._waits.pop((loop, fd), ()):
             ready.set()
         loop.remove_reader(fd)
-        loop.remove_writer(fd)
 
     async def run_shielded(self, work: Callable[[], Awaitable[None]], seconds: float) -> None:
         async def bounded() -> None:

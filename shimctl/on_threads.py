@@ -47,10 +47,9 @@ class Threads(Backend):
             yield channel
 
     async def wait_readable(self, fd: int, seconds: float | None = None) -> bool:
-        return _poll(fd, select.POLLIN, seconds)
-
-    async def wait_writable(self, fd: int) -> None:
-        _poll(fd, select.POLLOUT, None)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else max(0, seconds) * 1000))
 
     def closing(self, fd: int) -> None:
         pass  # a thread that polls is not woken; it reads EOF before the fd is closed
@@ -88,12 +87,6 @@ class Threads(Backend):
 
 
 THREADS = Threads()
-
-
-def _poll(fd: int, event: int, seconds: float | None) -> bool:
-    poll = select.poll()
-    poll.register(fd, event)
-    return bool(poll.poll(None if seconds is None else max(0, seconds) * 1000))
 
 
 async def _coroutine(work: Callable[[], Awaitable[R]]) -> R:

@@ -1,20 +1,22 @@
 """The fifos between the caller and a process behind a shim, as streams.
 
-The library makes the fifos and opens its ends before the shim opens the other ones.  A read
-waits for the first writer: it does not take the absence of a writer for the end.
+The library makes the fifos and opens its ends of the output before the shim opens the other
+ones.  A read waits for the first writer: it does not take the absence of a writer for the end.
 
 Source: fifo(7) for an open without a peer; poll(2), which reports no end before the first
-writer has come.
+writer has come; :mod:`shimctl.stdinfifo` for stdin.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, contextmanager
+import select
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from shim.errors import WrongStateError
 from shim.linux.modes import make_fifo
+from shimctl.stdinfifo import open_writer, pauses
 from shimctl.values import Stdio
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64 * 1024  # bytes, what a fifo holds
 _LONGEST_LINE = 16 << 20  # bytes
+_UNREAD = "cannot write to stdin: the process has closed it, or has exited"
 
 
 class _End:
@@ -114,27 +117,115 @@ class Output(_End):
 
 
 class Input(_End):
-    """The stdin of a process."""
+    """The stdin of a process.  Only one task may write at a time.
 
-    def __init__(self, backend: Backend, fd: int = -1) -> None:
-        super().__init__(backend, fd)
+    Our end is opened at the first use, after the shim has opened its own.  ``dup_done``
+    returns an fd that is readable once the process was deleted; the caller closes it.
+    """
+
+    def __init__(self, backend: Backend, path: str = "") -> None:
+        super().__init__(backend)
+        self._path, self._closed = path, not path
+        self._pauses = pauses()
+        self._waiting: set[int] = set()
         self.close_io: Callable[[], Awaitable[None]] | None = None
+        self.dup_done = _never
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or the process has no stdin."""
+        return self._closed
+
+    @property
+    def opened(self) -> bool:
+        """Whether our end is open now."""
+        return self._fd >= 0
+
+    def detach(self) -> None:
+        """Close our end, without a wait for the shim."""
+        self._closed = True
+        super().detach()
+        for fd in list(self._waiting):
+            self._backend.closing(fd)
+
+    def open(self) -> float | None:
+        """Open our end if the shim has opened its own; else return the seconds to wait.
+
+        Returns None if it is open, or if the shim does not open it.
+        """
+        if not self._closed and self._fd < 0:
+            with suppress(WrongStateError):  # the process was deleted with its fifos
+                if (fd := open_writer(self._path)) is None:
+                    return next(self._pauses, None)
+                self._fd = fd
+        return None
 
     async def write(self, data: bytes) -> None:
-        """Write all of ``data``; wait while the fifo is full."""
+        """Write all of ``data``; wait while the fifo is full.
+
+        :raises WrongStateError: stdin is closed here, or the process has closed it or exited.
+        """
+        await self._wait_open()
         rest = memoryview(data)
         while rest:
             try:
                 rest = rest[os.write(self.fileno(), rest) :]
             except BlockingIOError:
-                await self._backend.wait_writable(self.fileno())
+                await self._wait_room()
+            except BrokenPipeError:
+                raise WrongStateError(_UNREAD) from None
 
     async def close(self) -> None:
-        """Close stdin: the process reads EOF after the data.  May be repeated."""
-        if not self.closed:
+        """Close stdin: the process reads EOF after the data.  May be repeated.
+
+        This waits until the shim has opened its end.  Otherwise the data would be lost.
+        """
+        if not self._closed:
+            with suppress(WrongStateError):  # no process reads it
+                await self._wait_open()
             self.detach()
             if self.close_io is not None:
                 await self.close_io()
+
+    async def _wait_open(self) -> None:
+        if self._closed or self.opened:
+            return
+        with self._done() as done:
+            while (pause := self.open()) is not None:
+                if await self._backend.wait_readable(done, pause):
+                    break
+        if not self._closed and self._fd < 0:
+            raise WrongStateError(_UNREAD)
+
+    async def _wait_room(self) -> None:
+        """Wait until the fifo has room.
+
+        :raises WrongStateError: the process was deleted.
+        """
+        with self._done() as done, select.epoll() as either:
+            either.register(done, select.EPOLLIN)
+            either.register(self.fileno(), select.EPOLLOUT)
+            self._waiting.add(either.fileno())
+            try:
+                await self._backend.wait_readable(either.fileno())
+            finally:
+                self._waiting.discard(either.fileno())
+                self._backend.closing(either.fileno())
+            if any(fd == done for fd, _ in either.poll(0)):
+                raise WrongStateError(_UNREAD)
+
+    @contextmanager
+    def _done(self) -> Iterator[int]:
+        fd = self.dup_done()
+        try:
+            yield fd
+        finally:
+            self._backend.closing(fd)
+            os.close(fd)
+
+
+def _never() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
 class Streams:
@@ -149,26 +240,30 @@ class Streams:
 def open_streams(
     backend: Backend, directory: Path, *, stdin: bool = False, terminal: bool = False
 ) -> Iterator[Streams]:
-    """Make the fifos in ``directory`` and open our ends; remove both at the end of the block.
+    """Make the fifos in ``directory``, open our ends of the output; remove all after the block.
 
     A process with a ``terminal`` has no stderr.
     """
     with ExitStack() as stack:
 
-        def fifo(name: str, flags: int) -> tuple[str, int]:
+        def fifo(name: str) -> str:
             path = directory / name
             make_fifo(path)
             stack.callback(path.unlink, missing_ok=True)
-            return str(path), os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+            return str(path)
 
-        out_path, fd = fifo("stdout", os.O_RDONLY)
-        stdout = Output(backend, fd)
-        stack.callback(stdout.detach)
-        err_path, fd = ("", -1) if terminal else fifo("stderr", os.O_RDONLY)
-        stderr = Output(backend, fd)
-        stack.callback(stderr.detach)
-        # O_WRONLY would fail until the shim has opened its end.
-        in_path, fd = fifo("stdin", os.O_RDWR) if stdin else ("", -1)
-        to = Input(backend, fd)
+        def output(path: str) -> Output:
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            stream = Output(backend, os.open(path, flags) if path else -1)
+            stack.callback(stream.detach)
+            return stream
+
+        paths = Stdio(
+            fifo("stdin") if stdin else "",
+            fifo("stdout"),
+            "" if terminal else fifo("stderr"),
+            terminal,
+        )
+        to = Input(backend, paths.stdin)
         stack.callback(to.detach)
-        yield Streams(Stdio(in_path, out_path, err_path, terminal), to, stdout, stderr)
+        yield Streams(paths, to, output(paths.stdout), output(paths.stderr))

@@ -6,6 +6,7 @@ the background, and deleted at once when it has exited; then its output ends.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import time
@@ -42,7 +43,7 @@ class Process:
         self.task = task
         self.pid = pid
         self.stdin, self.stdout, self.stderr = streams.stdin, streams.stdout, streams.stderr
-        self.stdin.close_io = self._close_io
+        self.stdin.close_io, self.stdin.dup_done = self._close_io, self.dup_done
         self._backend = task.shim.backend
         self._exited: Exited | None = None
         self._error: ShimError | None = None
@@ -102,12 +103,14 @@ class Process:
         deadline = None if timeout is None else time.monotonic() + timeout
         fd = exchange.fileno()
         while not exchange.ended:
-            left = None if deadline is None else deadline - time.monotonic()
+            left = math.inf if deadline is None else deadline - time.monotonic()
             if exchange.last is not None:
                 left = exchange.last - time.monotonic()
-            if (left is not None and left <= 0) or not await self._backend.wait_readable(fd, left):
+            if left <= 0:
                 return exchange.last is not None
-            exchange.move()
+            left = min(left, exchange.open_stdin())
+            if await self._backend.wait_readable(fd, None if left == math.inf else left):
+                exchange.move()
             if exchange.written:
                 await self.stdin.close()
         return True
@@ -158,8 +161,7 @@ class _Exchange:
         self._open = {fd: captured for fd, captured in self._captured if fd >= 0}
         self._done = process.dup_done()
         self._epoll.register(self._done, select.EPOLLIN)
-        if not self._stdin.closed:
-            self._epoll.register(self._stdin.fileno(), select.EPOLLOUT)
+        self._writing = False
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -181,6 +183,22 @@ class _Exchange:
         """Whether the process was deleted and its output has ended."""
         return self.last is not None and not self._open
 
+    def open_stdin(self) -> float:
+        """Open stdin if the shim has opened its end, else return the seconds to the next attempt.
+
+        Returns infinity if there is no further one.
+        """
+        if self._writing or self._stdin.closed or self.last is not None:
+            return math.inf
+        if (pause := self._stdin.open()) is not None:
+            return pause
+        if self._stdin.opened:
+            self._epoll.register(self._stdin.fileno(), select.EPOLLOUT)
+            self._writing = True
+        else:
+            self.written = True  # the process does not read it
+        return math.inf
+
     def move(self) -> None:
         """Read and write what does not block."""
         for fd, _ in self._epoll.poll(0):
@@ -195,8 +213,12 @@ class _Exchange:
                         self._epoll.unregister(fd)
                         del self._open[fd]
             else:
-                with suppress(BlockingIOError):
+                try:
                     self._rest = self._rest[os.write(fd, self._rest) :]
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:  # the process does not read the rest
+                    self._rest = self._rest[:0]
                 if not self._rest:
                     self._epoll.unregister(fd)
                     self.written = True

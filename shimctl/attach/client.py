@@ -298,18 +298,14 @@ def _open_ends(stdio: Stdio, place: Path) -> Iterator[None]:
 
 @contextmanager
 def _open_pipes(stdio: Stdio) -> Iterator[Pipes]:
-    """Open our ends of the fifos without waiting for the other ends."""
+    """Open our ends of the output without waiting for the other ends."""
     with ExitStack() as stack:
         outputs = []
         for path in _outputs(stdio):
             fd = _open_output(path)
             stack.callback(os.close, fd)
             outputs.append(fd)
-        stdin = None
-        if stdio.stdin:
-            with suppress(OSError):  # no process reads it
-                stdin = os.open(stdio.stdin, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        pipes = Pipes(stdio, stdin, outputs[0], outputs[1] if len(outputs) > 1 else None)
+        pipes = Pipes(stdio, outputs[0], outputs[1] if len(outputs) > 1 else None)
         stack.callback(pipes.close_stdin)
         yield pipes
 

@@ -4,7 +4,7 @@ We create the fifos, the shim opens the other ends.  A shim may keep both ends o
 each fifo open until ``Delete``, so the end of the output does not mean that the
 process has exited: call ``Wait``, then ``Delete``.
 
-Source: fifo(7) for an open without a peer.
+Source: fifo(7) for an open without a peer; :mod:`shimctl.stdinfifo` for stdin.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shim.errors import WrongStateError
 from shim.linux.modes import make_fifo
+from shimctl.stdinfifo import open_writer, pauses
 from shimctl.values import Stdio
 
 if TYPE_CHECKING:
@@ -34,24 +36,37 @@ _PIECE = 4096  # bytes that a writable pipe accepts without blocking
 class Pipes:
     """Our ends of a process's fifos; the block that opened them closes them.
 
-    ``stdin`` is None for a process without input, ``stderr`` with a terminal.
+    ``stderr`` is None with a terminal.  ``stdio.stdin`` is empty for a process without
+    input; our end of it is opened at the first use.
     The block removes the fifos at its end unless ``keep`` is set.
     """
 
     stdio: Stdio
-    stdin: int | None
     stdout: int
     stderr: int | None
     keep: bool = False
+    _stdin: int | None = None
+    _input_ended: bool = False
     # Several clients may type; only one task at a time can wait for room in stdin.
     _typing: trio.Lock = field(default_factory=trio.Lock)
 
     def close_stdin(self) -> None:
-        """Close our end of stdin, once; the process sees EOF after ``CloseIO``, too."""
-        fd, self.stdin = self.stdin, None
+        """Close our end of stdin, for good, without a wait for the shim."""
+        self._input_ended = True
+        fd, self._stdin = self._stdin, None
         if fd is not None:
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
+
+    async def end_stdin(self) -> None:
+        """Close our end of stdin after all input; the process sees EOF after ``CloseIO``, too.
+
+        This waits for the shim to open its end, also without input: a shim whose end
+        opens after ``CloseIO`` might wait in open(2) for a writer.
+        """
+        async with self._typing:
+            await self._open_stdin()
+            self.close_stdin()
 
     async def write_stdin(self, data: bytes) -> None:
         """Write input to the process, after any earlier input.
@@ -59,21 +74,43 @@ class Pipes:
         Do nothing once stdin is closed at either end.
         """
         async with self._typing:
-            if self.stdin is not None:
+            if (fd := await self._open_stdin()) is not None:
                 with suppress(BrokenPipeError, trio.ClosedResourceError):
-                    await write(self.stdin, data)
+                    await write(fd, data)
+
+    async def _open_stdin(self) -> int | None:
+        """Return our end of stdin, once the shim has opened its own; None if it does not."""
+        if self._stdin is None and self.stdio.stdin and not self._input_ended:
+            try:
+                for pause in pauses():
+                    self._stdin = open_writer(self.stdio.stdin)
+                    if self._stdin is not None:
+                        return self._stdin
+                    await trio.sleep(pause)
+                    if self._input_ended:
+                        break
+            except WrongStateError:
+                pass  # the process was deleted with its fifos
+            self._input_ended = True
+        return self._stdin
 
 
 @contextmanager
 def open_pipes(directory: Path, *, stdin: bool, terminal: bool) -> Iterator[Pipes]:
-    """Create the fifos in ``directory`` and open our ends, before the shim opens its own."""
+    """Create the fifos in ``directory``; open our ends of the output before the shim's."""
     with ExitStack() as stack:
 
-        def opened(name: str, flags: int) -> tuple[str, int]:
+        def made_fifo(name: str) -> str:
             path = directory / name
             make_fifo(path)
             made.append(path)
-            return str(path), os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+            return str(path)
+
+        def opened(name: str) -> tuple[str, int]:
+            path = made_fifo(name)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            return path, fd
 
         def unlink() -> None:
             if pipes is None or not pipes.keep:
@@ -83,17 +120,12 @@ def open_pipes(directory: Path, *, stdin: bool, terminal: bool) -> Iterator[Pipe
         pipes: Pipes | None = None
         made: list[Path] = []
         stack.callback(unlink)
-        out_path, out = opened("stdout", os.O_RDONLY)
-        stack.callback(os.close, out)
+        out_path, out = opened("stdout")
         err_path, err = "", None
         if not terminal:
-            err_path, err = opened("stderr", os.O_RDONLY)
-            stack.callback(os.close, err)
-        in_path, to = "", None
-        if stdin:
-            # O_WRONLY would fail until the shim has opened its end.
-            in_path, to = opened("stdin", os.O_RDWR)
-        pipes = Pipes(Stdio(in_path, out_path, err_path, terminal), to, out, err)
+            err_path, err = opened("stderr")
+        in_path = made_fifo("stdin") if stdin else ""
+        pipes = Pipes(Stdio(in_path, out_path, err_path, terminal), out, err)
         stack.callback(pipes.close_stdin)
         yield pipes
 
@@ -176,7 +208,7 @@ async def copy_in(
             await typed()
             await pipes.write_stdin(data)
     if not keys.found:
-        pipes.close_stdin()
+        await pipes.end_stdin()
         await closed()
 
 

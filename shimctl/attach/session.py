@@ -165,13 +165,13 @@ async def _attach(
     outputs = [(pipes.stdout, 1, partial(hub.broadcast, OUT))]
     if pipes.stderr is not None:
         outputs.append((pipes.stderr, 2, partial(hub.broadcast, ERR)))
-    terminal = pipes.stdio.terminal and pipes.stdin is not None
+    terminal = pipes.stdio.terminal and bool(pipes.stdio.stdin)
     filtered = KeyFilter(keys if terminal and os.isatty(0) else b"")
     signals.task, signals.resized = task, resized
     exited = None
     with raw_mode(0) if terminal else nullcontext(), trio.CancelScope() as staying:
         await resized()
-        inputs = [forward_input] if pipes.stdin is not None and stdin else []
+        inputs = [forward_input] if pipes.stdio.stdin and stdin else []
         async with background(*inputs), trio.open_nursery() as copying:
             for source, target, copied in outputs:
                 copying.start_soon(copy_out, source, target, output_closed, copied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -36,14 +37,17 @@ PATIENCE = 30  # s
 def open_process() -> Iterator[tuple[Pipes, int, int]]:
     """Stand for a process: our ends of its pipes, then its stdout and its stdin."""
     out, stdout = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    stdin, to = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    pipes = Pipes(Stdio(terminal=True), to, out, None)
-    try:
-        yield pipes, stdout, stdin
-    finally:
-        pipes.close_stdin()
-        for fd in (out, stdin):
-            os.close(fd)
+    with tempfile.TemporaryDirectory() as directory:
+        path = f"{directory}/stdin"
+        os.mkfifo(path)
+        stdin = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        pipes = Pipes(Stdio(stdin=path, terminal=True), out, None)
+        try:
+            yield pipes, stdout, stdin
+        finally:
+            pipes.close_stdin()
+            for fd in (out, stdin):
+                os.close(fd)
 
 
 @contextmanager
