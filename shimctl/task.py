@@ -7,7 +7,6 @@ those of containerd's api/types/runc/options and pkg/oci.
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from shim.api import task_pb2 as api
 from shimctl.bundles import process_for, read_config
 from shimctl.checks import check_id, signal_number
+from shimctl.execfifos import open_directory
 from shimctl.options import checkpoint_options, json_value, make_message
 from shimctl.values import Exited, Stdio, pids_of, state_of, stats_of, time_of
 
@@ -139,10 +139,9 @@ class Task:
 
         from shimctl.process import open_process  # late: it imports this module's callers
 
-        # Not in the bundle, which belongs to the manager.
-        with tempfile.TemporaryDirectory(prefix="shimctl-") as directory:
+        with open_directory() as directory:
             async with open_process(
-                self.shim.backend, create, Path(directory), stdin=stdin, terminal=terminal
+                self.shim.backend, create, directory, stdin=stdin, terminal=terminal
             ) as process:
                 yield process
 

@@ -6,8 +6,6 @@ Source: docker exec for the meaning of the options.
 from __future__ import annotations
 
 import secrets
-import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shim.errors import NotFoundError, ShimError
 from shimctl.client import Task
 from shimctl.ending import end
+from shimctl.execfifos import remove_left
 from shimctl.host.inroot import read_regular, root_of
 from shimctl.images.accounts import parse_user, read_inside
 from shimctl.values import Stdio
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
     from shimctl.values import Exited, TaskState
 
-DIRECTORY = "shimctl-"  # the beginning of the name of a directory with the fifos of an exec
 _MOST = 4 << 20  # bytes that are read of /etc/passwd and /etc/group
 
 
@@ -96,7 +94,7 @@ async def kill_exec(task: Task, exec_id: str) -> Exited | None:
             f"{task.id} has no exec {exec_id!r}; its running execs: {there}"
         ) from None
     exited = await end(added)
-    _remove_fifos(state.stdio.stdout)
+    remove_left(state.stdio.stdout)
     return exited
 
 
@@ -106,15 +104,3 @@ async def list_execs(task: Task) -> list[str]:
         return sorted({one.exec_id for one in await task.pids() if one.exec_id})
     except ShimError:
         return []  # the runtime cannot list processes
-
-
-def _remove_fifos(stdout: str) -> None:
-    """Remove the directory that ``shimctl exec`` made for its fifos, if ``stdout`` is there."""
-    directory = Path(stdout).parent
-    if directory.parent != Path(tempfile.gettempdir()) or not directory.name.startswith(DIRECTORY):
-        return
-    with suppress(OSError):  # its client removes it at this moment
-        for path in directory.iterdir():
-            if stat.S_ISFIFO(path.lstat().st_mode):
-                path.unlink()
-        directory.rmdir()

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -34,15 +32,17 @@ from shimctl.attach.terminal import check_input
 from shimctl.bundles import process_for as process_for
 from shimctl.client import connect
 from shimctl.ending import end
+from shimctl.execfifos import open_directory
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.options import make_message
 from shimctl.standalone import detached, logger, workdir
 from shimctl.standalone.detached import Detached, open_detached
-from shimctl.standalone.execs import DIRECTORY, new_exec_id
+from shimctl.standalone.execs import new_exec_id
 from shimctl.standalone.removal import dispose as dispose
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from shim.api.mount_pb2 import Mount
     from shimctl.client import Shim, Task
@@ -240,9 +240,8 @@ async def exec_attached(
     name = new_exec_id()
     async with open_signals() as signals:
         with (
-            # Not in the bundle, which belongs to the manager.
-            tempfile.TemporaryDirectory(prefix=DIRECTORY) as directory,
-            open_pipes(Path(directory), stdin=stdin, terminal=terminal) as pipes,
+            open_directory() as directory,
+            open_pipes(directory, stdin=stdin, terminal=terminal) as pipes,
         ):
             added = await task.exec(name, process, stdio=pipes.stdio)
             try:
