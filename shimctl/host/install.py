@@ -15,7 +15,6 @@ import shutil
 import string
 import subprocess
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +27,7 @@ from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, Tim
 from shim.linux.modes import make_directories
 from shim.start import identity
 from shimctl.host.interpreter import find_interpreter
+from shimctl.replacing import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,9 +101,9 @@ async def install(
             remarks.append(f"cannot build the native launcher: {exc}")
     is_native = native is not False and not remarks
     make_directories(directory, 0o755, parents=0o755)
-    _replace(targets[0], program)
+    replace_file(targets[0], program, 0o755)
     script = interpreter.script("shimctl.cli", _INSTALL_MARK)
-    _replace(targets[1], script.encode(errors="surrogateescape"))
+    replace_file(targets[1], script.encode(errors="surrogateescape"), 0o755)
     share = directory.parent / "share"
     written, foreign = _write_shared(share, shared)
     if foreign:
@@ -220,7 +220,7 @@ def _write_shared(
         make_directories(path.parent, 0o755, parents=0o755)
         # At the end: the first line of a zsh function has a meaning.
         comment = f"{_COMMENTS.get(path.suffix, '#')} {_INSTALL_MARK}\n"
-        _replace(path, f"{text}{comment}".encode(), 0o644)
+        replace_file(path, f"{text}{comment}".encode(), 0o644)
         written.append(str(path))
     for path in _marked(share, files):
         if str(path) not in written:
@@ -259,19 +259,3 @@ def _content(path: Path) -> bytes:
 def _is_of(path: Path, marks: Iterable[bytes]) -> bool:
     content = _content(path)
     return any(mark in content for mark in marks)
-
-
-def _replace(target: Path, content: bytes, mode: int = 0o755) -> None:
-    """Replace a file in one step: a program that opens it gets the old or the new file."""
-    fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(scratch).unlink()
-        raise

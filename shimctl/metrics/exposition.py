@@ -5,11 +5,7 @@ Source: Prometheus, "Exposition formats"; node_exporter README.md, "Textfile Col
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -18,9 +14,11 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from shim.errors import InvalidError
 from shimctl.metrics.collect import collect
 from shimctl.metrics.families import families_of
+from shimctl.replacing import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from prometheus_client.core import Metric
 
@@ -94,13 +92,4 @@ def write(path: Path, text: str) -> None:
 
     :raises OSError: it cannot be written.
     """
-    fd, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "w") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text)
-        Path(scratch).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(scratch).unlink()
-        raise
+    replace_file(path, text.encode(), 0o644)

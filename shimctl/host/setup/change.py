@@ -7,9 +7,7 @@ file lies between two marks, so its removal restores the other bytes exactly.
 from __future__ import annotations
 
 import difflib
-import os
 import re
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING
 from shim.errors import WrongStateError
 from shim.linux.files import read_whole
 from shim.linux.modes import make_directories
+from shimctl.replacing import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -121,20 +120,8 @@ def _below(root: str, path: str) -> str:
 def _write(path: Path, data: bytes) -> None:
     target = path.resolve()  # a link stays one
     make_directories(target.parent, 0o755, parents=0o755)
-    fd, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            mode = 0o644
-            with suppress(FileNotFoundError):
-                found = target.stat()
-                mode = found.st_mode & 0o7777
-                os.fchown(file.fileno(), found.st_uid, found.st_gid)
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(scratch).replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(scratch).unlink()
-        raise
+    mode, owner = 0o644, None
+    with suppress(FileNotFoundError):
+        found = target.stat()
+        mode, owner = found.st_mode & 0o7777, (found.st_uid, found.st_gid)
+    replace_file(target, data, mode, owner)
