@@ -27,7 +27,6 @@ Source: fifo(7), unix(7), flock(2); docker's attach for the redraw for a late cl
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -44,10 +43,12 @@ from shim import jsontext
 from shim.errors import NotFoundError
 from shim.linux.sockets import check_server
 from shim.scope import background
+from shimctl import locking
 from shimctl.attach.relay import CHUNK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from shimctl.attach.relay import Pipes
@@ -303,19 +304,12 @@ def open_lock(place: Path) -> int:
         ) from None
 
 
-@contextmanager
-def try_lock(place: Path) -> Iterator[bool]:
-    """Try to lock ``place`` for the block; give whether that succeeded."""
-    fd = open_lock(place)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+def try_lock(place: Path) -> AbstractContextManager[bool]:
+    """Try to lock ``place`` for the block; yield whether that succeeded.
+
+    :raises NotFoundError: the directory does not exist (any more).
+    """
+    return locking.try_lock(open_lock(place))
 
 
 def call(place: Path) -> socket.socket | None:

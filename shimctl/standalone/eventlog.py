@@ -16,16 +16,15 @@ Source: flock(2).
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from shimctl import locking
 from shimctl.standalone.logfiles import Log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from shimctl.standalone.published import Published
@@ -86,16 +85,7 @@ def _write(fd: int, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Try to become the receiver for the block; give whether that succeeded."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
+def try_lock(path: Path) -> AbstractContextManager[bool]:
+    """Try to become the receiver for the block; yield whether that succeeded."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return locking.try_lock(os.open(path, flags, 0o600))
