@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import psutil
 import trio
 
-from shim.errors import ShimError
 from shimctl.attach.session import CalledOffError
 from shimctl.cli import render
 from shimctl.cli.connected import open_found
 from shimctl.cli.screen import open_screen
-from shimctl.discover import PROBE, list_shims
-from shimctl.host.processes import ProcessSampler, memory_of
-from shimctl.host.usage import Sample, ordered, ordered_processes, usage_of, without_figures
+from shimctl.discover import list_shims
+from shimctl.host.processes import ProcessSampler
+from shimctl.host.usage import ordered, ordered_processes
+from shimctl.listing.measuring import Meter
 from shimctl.values import Status
 
 if TYPE_CHECKING:
@@ -129,42 +129,14 @@ class Containers:
 
     def __init__(self, where: Where) -> None:
         self._where = where
-        self._before: dict[tuple[str, str, int], Sample] = {}
+        self._meter = Meter()
         self._usages: list[Usage] = []
 
     async def look(self) -> None:
         """Measure all containers concurrently."""
         shims = await list_shims(states=self._where.states)
         shims = [found for found in shims if self._measurable(found)]
-        seen: dict[tuple[str, str, int], Sample] = {}
-        usages: list[Usage] = []
-        total = psutil.virtual_memory().total
-
-        async def measure(found: Found) -> None:
-            usage = without_figures(found, f"no answer within {PROBE} s")
-            with trio.move_on_after(PROBE):
-                try:
-                    async with open_found(found) as task:
-                        stats = await task.stats()
-                except ShimError as exc:
-                    usage = without_figures(found, str(exc))
-                else:
-                    now = Sample(time.monotonic(), stats)
-                    key = (found.namespace, found.id, found.pid)
-                    seen[key] = now
-                    usage = usage_of(
-                        found,
-                        now,
-                        self._before.get(key),
-                        memory_total=total,
-                        shim_memory=memory_of(found.shim_pid),
-                    )
-            usages.append(usage)
-
-        async with trio.open_nursery() as nursery:
-            for found in shims:
-                nursery.start_soon(measure, found)
-        self._before, self._usages = seen, usages
+        self._usages = [one.usage for one in await self._meter.measure(shims)]
 
     def _measurable(self, found: Found) -> bool:
         running = found.status in (Status.RUNNING, Status.PAUSED)
