@@ -28,35 +28,22 @@ Source: containerd's Task API (api/runtime/task) and its runtime v2 README.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shimctl import common, images
-    from shimctl.client import Shim, connect
+    from shimctl import images as images
+    from shimctl.client import Shim as Shim
+    from shimctl.client import connect as connect
     from shimctl.common import *  # noqa: F403 - its __all__ is part of ours
-    from shimctl.discover import list_shims
-    from shimctl.ending import dispose
-    from shimctl.events import serve_events
-    from shimctl.launching import launch, run_delete
-    from shimctl.process import Process
-    from shimctl.standalone.spawning import run, spawn
-    from shimctl.task import Task
-
-    __all__ = [
-        "Process",
-        "Shim",
-        "Task",
-        "connect",
-        "dispose",
-        "images",
-        "launch",
-        "list_shims",
-        "run",
-        "run_delete",
-        "serve_events",
-        "spawn",
-    ]
-    __all__ += common.__all__
+    from shimctl.discover import list_shims as list_shims
+    from shimctl.ending import dispose as dispose
+    from shimctl.events import serve_events as serve_events
+    from shimctl.launching import launch as launch
+    from shimctl.launching import run_delete as run_delete
+    from shimctl.process import Process as Process
+    from shimctl.standalone.spawning import run as run
+    from shimctl.standalone.spawning import spawn as spawn
+    from shimctl.task import Task as Task
 
 # The module of each function, and of each class for trio; ``common`` has the other classes.
 # A module is imported at the first use of a name, so ``shimctl --help`` does not load
@@ -80,21 +67,22 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
+if not TYPE_CHECKING:  # else a type checker would accept every name
 
-    if name == "__all__":
-        common = import_module("shimctl.common")
-        return list(dict.fromkeys([*_HOMES, "images", *common.__all__]))
-    if name == "images":
-        return import_module("shimctl.images")
-    home = _HOMES.get(name, "common" if name[:1].isupper() else "")
-    if home:
-        module = import_module(f"shimctl.{home}")
-        if hasattr(module, name):
-            return getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
 
+        if name == "__all__":
+            common = import_module("shimctl.common")
+            return list(dict.fromkeys([*_HOMES, "images", *common.__all__]))
+        if name == "images":
+            return import_module("shimctl.images")
+        home = _HOMES.get(name, "common" if name[:1].isupper() else "")
+        if home:
+            module = import_module(f"shimctl.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-def __dir__() -> list[str]:
-    return sorted(__getattr__("__all__"))
+    def __dir__() -> list[str]:
+        return sorted(__getattr__("__all__"))

@@ -21,16 +21,17 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import shimctl
 from shim.ttrpc.aio import open_server
-from shimctl import client, common, discover, ending, launching
-from shimctl.client import Shim
+from shimctl import client, discover, ending, launching
+from shimctl.client import Shim as Shim
 from shimctl.common import *  # noqa: F403 - its __all__ is part of ours
 from shimctl.events import handlers_for, listening
-from shimctl.images import aio as images
+from shimctl.images import aio as aio_images
 from shimctl.on_asyncio import ASYNCIO
-from shimctl.process import Process
+from shimctl.process import Process as Process
 from shimctl.standalone import spawning
-from shimctl.task import Task
+from shimctl.task import Task as Task
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,22 +39,10 @@ if TYPE_CHECKING:
 
     from shimctl.topics import Event
 
-__all__ = [
-    "Process",
-    "Shim",
-    "Task",
-    "connect",
-    "dispose",
-    "images",
-    "launch",
-    "list_shims",
-    "run",
-    "run_delete",
-    "serve_events",
-    "spawn",
-]
-__all__ += common.__all__
+if not TYPE_CHECKING:  # a type checker follows the imports and assignments
+    __all__ = shimctl.__all__
 
+images = aio_images
 connect = client.connect.on(ASYNCIO)
 dispose = ending.dispose.on(ASYNCIO)
 launch = launching.launch.on(ASYNCIO)

@@ -18,10 +18,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import shimctl
 from shim.ttrpc.blocking import Channel
-from shimctl import client, common, discover, ending, launching, pipes, process, task
+from shimctl import client, discover, ending, launching, pipes, process, task
 from shimctl.common import *  # noqa: F403 - its __all__ is part of ours
-from shimctl.images import blocking as images
+from shimctl.images import blocking as blocking_images
 from shimctl.on_threads import THREADS, block, block_method, function, method
 from shimctl.standalone import spawning
 
@@ -31,21 +32,10 @@ if TYPE_CHECKING:
 
     from shimctl.topics import Event
 
-__all__ = [
-    "Process",
-    "Shim",
-    "Task",
-    "connect",
-    "dispose",
-    "images",
-    "launch",
-    "list_shims",
-    "run",
-    "run_delete",
-    "serve_events",
-    "spawn",
-]
-__all__ += common.__all__
+if not TYPE_CHECKING:  # a type checker follows the imports and definitions
+    __all__ = shimctl.__all__
+
+images = blocking_images
 
 
 class Shim:

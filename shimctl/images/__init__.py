@@ -13,44 +13,19 @@ config.json and the rootfs, and removes both.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shimctl.images.config import ImageConfig, Overrides, Volume
-    from shimctl.images.image import Image, prepare
-    from shimctl.images.overlay import mounts_for
-    from shimctl.images.reference import is_reference
-    from shimctl.images.step import Step
-    from shimctl.images.store import Store, release
+    from shimctl.images.image import prepare as prepare
+    from shimctl.images.names import *  # noqa: F403 - each is named there
+else:
+    from shimctl.images.names import NAMES, find
 
-__all__ = [
-    "Image",
-    "ImageConfig",
-    "Overrides",
-    "Step",
-    "Store",
-    "Volume",
-    "is_reference",
-    "mounts_for",
-    "prepare",
-    "release",
-]
+    __all__ = NAMES
 
-# The module of each public name.  A module is imported at the first use of its name.
-_MODULES = {
-    "shimctl.images.config": ("ImageConfig", "Volume", "Overrides"),
-    "shimctl.images.image": ("Image", "prepare"),
-    "shimctl.images.overlay": ("mounts_for",),
-    "shimctl.images.reference": ("is_reference",),
-    "shimctl.images.step": ("Step",),
-    "shimctl.images.store": ("Store", "release"),
-}
+    def __getattr__(name: str) -> object:
+        if name == "prepare":
+            from shimctl.images.image import prepare
 
-
-def __getattr__(name: str) -> Any:
-    module = next((module for module, names in _MODULES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(module), name)
+            return prepare
+        return find(name)

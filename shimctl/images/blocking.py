@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shimctl.images import preparing
 from shimctl.on_threads import function
 
 if TYPE_CHECKING:
-    from shimctl.images import (
-        Image,
-        ImageConfig,
-        Overrides,
-        Step,
-        Store,
-        Volume,
-        is_reference,
-        mounts_for,
-        release,
-    )
+    from shimctl.images.names import *  # noqa: F403 - each is named there
+else:
+    from shimctl.images.names import NAMES
+    from shimctl.images.names import find as __getattr__  # noqa: F401 - Python calls it
 
-__all__ = [
-    "Image",
-    "ImageConfig",
-    "Overrides",
-    "Step",
-    "Store",
-    "Volume",
-    "is_reference",
-    "mounts_for",
-    "prepare",
-    "release",
-]
+    __all__ = NAMES
 
 prepare = function(preparing.prepare)
-
-
-def __getattr__(name: str) -> Any:  # the other names load trio
-    import shimctl.images
-
-    return getattr(shimctl.images, name)

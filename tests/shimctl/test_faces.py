@@ -14,9 +14,12 @@ from shimctl import aio, blocking, pipes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import ModuleType
 
+TRIO: ModuleType = shimctl  # whose __all__ is found at runtime only
 FACES = [aio, blocking]
+NAMES = ["shimctl", "shimctl.aio", "shimctl.blocking"]
 # What waits, and so differs; all else is the very same object.
 CALLS = [
     "connect",
@@ -46,9 +49,9 @@ METHODS = [*methods(), ("Shim", "task")]
 
 @pytest.mark.parametrize("face", FACES)
 def test_a_face_has_the_names_of_the_others_and_the_same_values(face: ModuleType) -> None:
-    assert sorted(face.__all__) == sorted(shimctl.__all__)
+    assert sorted(face.__all__) == sorted(TRIO.__all__)
     waiting = {*CALLS, "Shim", "Task", "Process", "images"}
-    for name in set(shimctl.__all__) - waiting:
+    for name in set(TRIO.__all__) - waiting:
         assert getattr(face, name) is getattr(shimctl, name)
     for name in waiting:
         assert getattr(face, name).__doc__
@@ -58,6 +61,35 @@ def test_what_no_face_has_is_an_attribute_error() -> None:
     for face in (shimctl, *FACES):
         with pytest.raises(AttributeError, match="nonesuch"):
             _ = face.nonesuch
+
+
+def test_the_images_of_each_face_have_the_same_names() -> None:
+    found = [face.images for face in (TRIO, *FACES)]
+    assert all(sorted(images.__all__) == sorted(found[0].__all__) for images in found)
+    for name in found[0].__all__:
+        same = len({id(getattr(images, name)) for images in found}) == 1
+        assert same == (name != "prepare")
+
+
+def test_a_type_checker_knows_each_name_and_refuses_another(tmp_path: Path) -> None:
+    imports = "".join(f"import {name}\n" for name in NAMES)
+    modules = {f"{name}{part}": "" for name in NAMES for part in ("", ".images")}
+    for name, face in zip(NAMES, (TRIO, *FACES), strict=True):
+        modules[name] = "".join(f"{name}.{of_face}\n" for of_face in face.__all__)
+        of_images = (f"{name}.images.{found}\n" for found in face.images.__all__)
+        modules[f"{name}.images"] = "".join(of_images)
+    known, unknown = tmp_path / "known.py", tmp_path / "unknown.py"
+    known.write_text(imports + "".join(modules.values()))
+    unknown.write_text(imports + "".join(f"{name}.nonesuch\n" for name in modules))
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path, known, unknown],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in done.stdout.splitlines() if ": error: " in line]
+    assert len(errors) == len(modules), done.stdout
+    assert all("unknown.py" in line and "nonesuch" in line for line in errors), errors
 
 
 def arguments(function: Any) -> list[tuple[str, object]]:
@@ -82,7 +114,7 @@ def test_a_method_takes_the_same_arguments_and_defaults_on_each(kind: str, name:
     assert ours.__doc__.splitlines()[0] == theirs.__doc__.splitlines()[0]
 
 
-@pytest.mark.parametrize("face", ["shimctl", "shimctl.aio", "shimctl.blocking"])
+@pytest.mark.parametrize("face", NAMES)
 def test_a_face_loads_none_of_the_others(face: str) -> None:
     """And threads load what finds, launches and listens when it is asked for."""
     code = f"import {face}, sys; {face}.connect; print(*sys.modules)"
@@ -95,7 +127,7 @@ def test_a_face_loads_none_of_the_others(face: str) -> None:
 
 
 def test_help_can_show_each() -> None:
-    for face in ("shimctl", "shimctl.aio", "shimctl.blocking"):
+    for face in NAMES:
         code = f"import {face}; help({face})"
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
