@@ -11,7 +11,6 @@ import pty
 import secrets
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import pytest
 
 from shimctl.launching import DEFAULT_RUNTIME
 from tests.images.layouts import OTHER, Layer, Layout, busybox, contents, flip
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,17 +42,10 @@ class Host:
         self.state = root / "state"
 
     def command(self, *argv: str | Path) -> list[str]:
-        return [sys.executable, "-m", "shimctl", *map(str, argv)]
+        return tool.command_line(*argv)
 
     def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*argv),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        return tool.shimctl(*argv, stdin=stdin)
 
     def run(self, *argv: str | Path, runtime: str = RUNTIME) -> subprocess.CompletedProcess[str]:
         return self.shimctl("run", "-n", NAMESPACE, "--runtime", runtime, *argv)

@@ -12,7 +12,6 @@ import re
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -26,12 +25,13 @@ import pytest
 from shim.errors import NotFoundError
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime
 from tests.process.runtimes import FETCHED, GVISOR
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60  # s for what should take a fraction of one
+PATIENCE = tool.PATIENCE
 TOOLS = ("sh", "cat", "echo", "sleep", "yes", "true", "dd", "head", "id", "pwd", "env", "seq")
 
 # Whose shim, and the runtime's name.  gVisor is a runtime under a shim.
@@ -59,13 +59,7 @@ class Place:
     def bundle(self, *args: str, **changes: Any) -> Path:
         """Make a bundle whose root is busybox; ``changes`` replace keys of its config."""
         bundle = Path(tempfile.mkdtemp(prefix="b", dir=self.root))
-        for name in ("bin", "proc", "dev", "tmp"):
-            (bundle / "rootfs" / name).mkdir(parents=True)
-        busybox = shutil.which("busybox")
-        assert busybox
-        shutil.copy(busybox, bundle / "rootfs/bin/busybox")
-        for name in TOOLS:
-            (bundle / "rootfs/bin" / name).symlink_to("busybox")
+        make_root(bundle / "rootfs", TOOLS)
         config = {
             "ociVersion": "1.0.2",
             "process": {
@@ -87,19 +81,10 @@ class Place:
         return bundle
 
     def command(self, *argv: str | Path) -> list[str]:
-        return [sys.executable, "-m", "shimctl", *map(str, argv)]
+        return tool.command_line(*argv)
 
     def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*argv),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            cwd=self.root,
-            env=self.environ,
-        )
+        return tool.shimctl(*argv, stdin=stdin, cwd=self.root, env=self.environ)
 
     def done(self, *argv: str | Path, stdin: str = "") -> str:
         """Run a command that must succeed; return what it printed."""
@@ -151,6 +136,17 @@ class Place:
         left += map(str, self.state.glob("*/*"))
         left += map(str, Path("/run/containerd/runc", self.namespace).glob("*"))
         return left
+
+
+def make_root(root: Path, applets: Iterable[str]) -> None:
+    """Make a root file system of busybox with these applets."""
+    for name in ("bin", "proc", "dev", "tmp"):
+        (root / name).mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox
+    shutil.copy(busybox, root / "bin/busybox")
+    for name in applets:
+        (root / "bin" / name).symlink_to("busybox")
 
 
 def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) -> None:

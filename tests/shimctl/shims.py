@@ -13,6 +13,7 @@ import trio
 
 from shimctl.host import forkserver
 from tests.process.rig import NAMESPACE, Rig, open_rig
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -70,10 +71,7 @@ class Shims:
         return daemon
 
     def shimctl(self, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shimctl", *args]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
+        return tool.shimctl(*args, cwd=ROOT)
 
     async def server(self) -> int:
         """Return the pid of the one fork server; it need not listen yet when a start ends."""

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import click
@@ -20,36 +18,19 @@ from shim.errors import (
     WrongStateError,
 )
 from shim.version import VERSION
-from shimctl.cli import commands, main
+from shimctl.cli import commands
 from shimctl.cli.app import SECTIONS
 from shimctl.cli.output import colours
 from shimctl.cli.parse import signal_number
 from shimctl.cli.report import exit_code_for, hint, report
 from tests.shimctl.commands import COMMANDS, parsed, verbs
+from tests.shimctl.tool import called, command_line, shimctl
 
 
 @pytest.fixture(autouse=True)
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SHIMCTL_STATE", str(tmp_path / "state"))
     return tmp_path / "state"
-
-
-def shimctl(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "shimctl", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:
-    """Do what :func:`shimctl` does, in this process: most of its time is the start of one."""
-    out, err = io.StringIO(), io.StringIO()
-    code: object
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = main([str(word) for word in argv])
-        except SystemExit as exc:
-            code = exc.code
-    assert isinstance(code, int)
-    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -412,7 +393,7 @@ def test_who_starts_us_without_a_stdin_or_stdout_gets_no_traceback(missing: str)
 def test_a_reader_that_is_gone_ends_us_without_a_word(command: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    argv = [sys.executable, "-m", "shimctl", *command]
+    argv = command_line(*command)
     with os.fdopen(write, "wb") as pipe:
         done = subprocess.run(argv, stdout=pipe, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (141, b"")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import trio
 from shim.start import identity
 from tests.process.rig import alive, wait_gone
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
+from tests.shimctl.tool import called
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -261,12 +261,8 @@ async def test_a_server_that_cannot_start_says_why(
 
 
 def test_the_command_line_is_checked_and_explained() -> None:
-    def run(*args: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shimctl", "forkserver", *args]
-        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-
-    assert run().returncode == run("dance").returncode == 125
-    assert "\n  shimctl forkserver status" in run("--help").stdout
+    assert called("forkserver").returncode == called("forkserver", "dance").returncode == 125
+    assert "\n  shimctl forkserver status" in called("forkserver", "--help").stdout
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

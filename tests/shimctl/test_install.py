@@ -29,6 +29,7 @@ from shimctl.host.install import find_compiler, install, uninstall
 from shimctl.host.interpreter import Interpreter, find_interpreter
 from tests.process.attributes import IDENTITY, UNSUPPORTED, prefix
 from tests.process.rig import wait_gone
+from tests.shimctl import tool
 from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
 
 if TYPE_CHECKING:
@@ -386,7 +387,7 @@ def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def shimctl(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "shimctl", *args, **environ)
+    return tool.shimctl(*args, env=os.environ | environ)
 
 
 def files_in(prefix: Path) -> set[str]:

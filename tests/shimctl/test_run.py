@@ -15,7 +15,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import tempfile
 import termios
 import time
@@ -29,6 +28,8 @@ import pytest
 from shim.errors import NotFoundError
 from shim.linux.sockets import socket_address, socket_path
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime
+from tests.shimctl import tool
+from tests.shimctl.place import make_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,28 +57,15 @@ class Host:
         """Make a bundle whose root is busybox."""
         self.bundles += 1
         bundle = self.root / f"b{self.bundles}"
-        for name in ("bin", "proc", "dev", "tmp"):
-            (bundle / "rootfs" / name).mkdir(parents=True)
-        busybox = shutil.which("busybox")
-        assert busybox
-        shutil.copy(busybox, bundle / "rootfs/bin/busybox")
-        for name in APPLETS:
-            (bundle / "rootfs/bin" / name).symlink_to("busybox")
+        make_root(bundle / "rootfs", APPLETS)
         (bundle / "config.json").write_text(json.dumps(config(args, terminal=terminal)))
         return bundle
 
     def command(self, *argv: str | Path) -> list[str]:
-        return [sys.executable, "-m", "shimctl", *map(str, argv)]
+        return tool.command_line(*argv)
 
     def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*argv),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        return tool.shimctl(*argv, stdin=stdin, patience=PATIENCE)
 
     def run_command(self, *argv: str | Path) -> list[str]:
         """The command line of ``shimctl run``, with an id that is remembered."""

@@ -1,0 +1,55 @@
+"""shimctl as the tests call it: as a process, or its main function."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING
+
+from shimctl.cli import main
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+PATIENCE = 60  # s for what should take a fraction of one
+
+
+def command_line(*argv: str | Path) -> list[str]:
+    """Return the command line of shimctl with these arguments."""
+    return [sys.executable, "-m", "shimctl", *map(str, argv)]
+
+
+def shimctl(
+    *argv: str | Path,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    patience: float = PATIENCE,
+) -> subprocess.CompletedProcess[str]:
+    """Run shimctl as a process."""
+    return subprocess.run(
+        command_line(*argv),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=patience,
+        check=False,
+        cwd=cwd,
+        env=env,
+    )
+
+
+def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    """Do the same in this process: most of the time of a command is the start of one."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main([str(word) for word in argv])
+        except SystemExit as exc:
+            code = exc.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
