@@ -271,7 +271,7 @@ def test_what_is_wrong_with_an_image_is_one_line_and_leaves_nothing(
     assert "is not a platform" in host.fails("--platform", "a/b/c/d", good)
 
 
-def test_prune_removes_an_exited_container_with_its_image_and_keeps_what_runs(
+def test_prune_a_removes_an_exited_container_with_its_image_and_keeps_what_runs(
     host: Host, layout: Layout
 ) -> None:
     used = layout.add("used", busybox().file("used"))
@@ -281,10 +281,10 @@ def test_prune_removes_an_exited_container_with_its_image_and_keeps_what_runs(
     assert host.shimctl("wait", "-n", NAMESPACE, "ends").returncode == 0
     digests = {image["references"][0]: image["digest"] for image in host.images()}
     gone = [f"{NAMESPACE}/ends", digests[f"oci:{layout.path}:unused"]]
-    listed = json.loads(host.shimctl("prune", "--dry-run", "-o", "json").stdout)
+    listed = json.loads(host.shimctl("prune", "-a", "--dry-run", "-o", "json").stdout)
     assert [one["name"] for one in listed if one["kind"] != "socket"] == gone
     assert len(host.images()) == 2
-    done = host.shimctl("prune", "-f")
+    done = host.shimctl("prune", "-a", "-f")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:2] == gone
     assert [image["used_by"] for image in host.images()] == [["stays"]]
