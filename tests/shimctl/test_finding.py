@@ -142,3 +142,11 @@ def test_a_socket_that_belongs_to_something_else_is_no_shim(
     elif command[0] not in ("delete", "rm"):
         assert (done.returncode, done.stdout) == (125, "")
         assert re.fullmatch(r"shimctl: [^\n]+\n", done.stderr)
+
+
+@pytest.mark.parametrize("word", ["0", "65", "TREM", "SIGNONE"])
+def test_a_mistyped_signal_sends_none_to_the_containers_before_it(state: Path, word: str) -> None:
+    make_directory(state, "ns", "unlike-any-other")
+    done = called("kill", "unlike-any-other", word)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == f"shimctl: there is no signal {word!r}; `kill -l` lists them\n"

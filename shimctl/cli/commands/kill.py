@@ -86,15 +86,18 @@ async def command(
 def _trailing(ids: tuple[str, ...]) -> tuple[int | None, tuple[str, ...]]:
     """Return the signal that the last word is, and the other words; None if it is none.
 
-    :raises InvalidError: the last word is in capitals, but no signal.
+    :raises InvalidError: the last word is in capitals or a number, but no signal.
     """
     from shim.errors import InvalidError
     from shimctl.cli import parse
+    from shimctl.discover import BEGINNING
 
     try:
         return parse.signal_number(ids[-1]), ids[:-1]
     except ValueError as exc:
-        if ids[-1].isupper():  # a mistyped signal; TERM in its place would be a surprise
+        # A mistyped signal: TERM in its place would be a surprise.
+        number = ids[-1].isdecimal() and len(ids[-1]) < BEGINNING
+        if ids[-1].isupper() or number:
             raise InvalidError(str(exc)) from None
         return None, ids
 
