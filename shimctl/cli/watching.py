@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import trio
 
+from shim.errors import WrongStateError
 from shimctl.attach.session import CalledOffError
 from shimctl.cli import render
 from shimctl.cli.connected import open_found
@@ -176,10 +177,15 @@ class Processes:
         self._usages: list[ProcessUsage] = []
 
     async def look(self) -> None:
-        """Measure every process of the container."""
+        """Measure every process of the container.
+
+        :raises WrongStateError: it has exited.
+        """
         async with open_found(self._found) as task:
-            init = (await task.state()).pid
-            self._usages = self._sampler.sample(await task.pids(), init)
+            state = await task.state()
+            if state.status is Status.STOPPED:
+                raise WrongStateError(f"cannot show the processes of {task.id}: it has exited")
+            self._usages = self._sampler.sample(await task.pids(), state.pid)
 
     def value(self, sort: str) -> object:
         """Return the last measurement for JSON and YAML."""

@@ -275,6 +275,15 @@ def test_top_of_nothing_that_runs_is_a_table_of_nothing(place: Place) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (125, 1)
 
 
+def test_top_of_an_exited_container_says_so(place: Place, namespace: tuple[str, str]) -> None:
+    place.made("run", "over", place.bundle("true"))
+    place.done("wait", *namespace, "over")
+    done = place.shimctl("top", *namespace, "-i", "1", "over")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "cannot show the processes of over: it has exited" in done.stderr
+    place.done("delete", *namespace, "over")
+
+
 def test_top_ends_with_its_reader(place: Place) -> None:
     command = place.command("top", "-n", place.namespace, "-d", "100ms")
     with subprocess.Popen(
