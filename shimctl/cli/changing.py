@@ -67,7 +67,9 @@ async def change_each(
             try:
                 if one.failure is not None:
                     context = click.get_current_context()
-                    code = report(one.failure, context.info_name or "", one.name)
+                    several = len(outcomes) > 1
+                    command = context.info_name or ""
+                    code = report(one.failure, command, one.name, several=several)
                 elif one.found is not None:
                     changed.append(_values(one.found, one.result))
                     if out.is_table and broken is None:

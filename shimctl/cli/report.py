@@ -43,10 +43,11 @@ def only(exc: BaseException) -> BaseException:
     return exc
 
 
-def report(exc: BaseException, command: str, container: str = "") -> int:
+def report(exc: BaseException, command: str, container: str = "", *, several: bool = False) -> int:
     """Print the failure of ``command`` in one line on stderr; return the exit code.
 
-    ``container`` is the id on the command line, for the remedy.  An exception that is not a
+    ``container`` is the id on the command line, for the remedy.  If it is one of
+    ``several``, the line begins with it, unless the message has it.  An exception that is not a
     failure of a shim, a file or an argument is a bug; it is raised again.  So is a closed
     output, which :func:`shimctl.cli.main` handles.
     """
@@ -60,7 +61,8 @@ def report(exc: BaseException, command: str, container: str = "") -> int:
     # A runtime's message may have several lines: `criu failed ...`, `log file: ...`.
     lines = (line.strip("; ") for line in explain(exc).split("\n"))
     text = "; ".join(filter(None, lines))
-    print(f"shimctl: {printable(text + hint(exc, container))}", file=sys.stderr)
+    subject = f"{container}: " if several and container not in text else ""
+    print(f"shimctl: {printable(subject + text + hint(exc, container))}", file=sys.stderr)
     if isinstance(exc, CalledOffError):
         return 128 + exc.number
     return exit_code_for(str(exc)) if command in ("run", "exec") else FAILED

@@ -156,3 +156,17 @@ def test_run_with_rm_and_name_leaves_nothing(place: Place) -> None:
     place.done("run", "-d", *options, bundle)
     place.done("wait", "short")
     place.done("rm", "short")
+
+
+def test_the_failure_of_one_of_several_names_its_container(place: Place) -> None:
+    for id_ in ("over", "done"):
+        place.made("run", id_, place.bundle("true"))
+        place.done("wait", id_)
+    failed = place.shimctl("kill", "over", "done")
+    assert (failed.returncode, failed.stdout) == (125, "")
+    assert [line.split(": ")[:2] for line in failed.stderr.splitlines()] == [
+        ["shimctl", "over"],
+        ["shimctl", "done"],
+    ]
+    assert "over" not in place.shimctl("kill", "over").stderr
+    place.done("rm", "over", "done")

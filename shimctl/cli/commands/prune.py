@@ -71,7 +71,7 @@ async def command(
         try:
             await one.remove()
         except (Exception, BaseExceptionGroup) as exc:
-            code = report(exc, "prune", one.name)
+            code = report(exc, "prune", one.name, several=True)
         else:
             removed.append(one.name)
     out.lines(removed)
