@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 BEGIN = "<!-- The rest of this page is generated: python -m shimctl.cli.pages docs/shimctl.md -->"
 # These options are described once for all commands.
-SHARED = frozenset({"--help", "--state", "--output", "--json"})
-_NAMESPACE = ["-n", "--namespace"]
+SHARED = (
+    *(("-h", "--help"), ("--state",), ("-o", "--output"), ("--json",)),
+    ("-n", "--namespace"),
+)
 _SENTENCE = re.compile(r"(?<=[^.\s]\.) +(?=[A-Z`-])")
 
 
@@ -67,7 +69,7 @@ def rows(context: click.Context, *, shared: bool = False) -> Iterator[tuple[str,
     for parameter in context.command.get_params(context):
         if not isinstance(parameter, click.Option) or parameter.hidden:
             continue
-        if not shared and (SHARED & {*parameter.opts} or parameter.opts == _NAMESPACE):
+        if not shared and tuple(parameter.opts) in SHARED:
             continue
         record = parameter.get_help_record(context)
         if record is not None:
@@ -113,7 +115,12 @@ def _code(record: str) -> str:
     words = record.split(" ")
     options = [word for word in words if word.startswith("-")]
     shown = ", ".join(f"`{option.rstrip(',')}`" for option in options)
-    return " ".join([shown, *(_cell(word.strip("[]")) for word in words[len(options) :])])
+    return " ".join([shown, *(_cell(_bare(word)) for word in words[len(options) :])])
+
+
+def _bare(word: str) -> str:
+    """Return a word without the brackets around the whole of it, which click adds to choices."""
+    return word[1:-1] if word.startswith("[") and word.endswith("]") else word
 
 
 def _cell(text: str) -> str:

@@ -175,6 +175,17 @@ class Where:
         return await find_shim(text, self.namespace, states=self.states, to_change=True)
 
 
+def state_option(function: Function[T]) -> Function[T]:
+    """Declare ``--state``; the function gets the directories as ``state``."""
+    return click.option(
+        "--state",
+        type=DIRECTORY,
+        multiple=True,
+        metavar="DIR",
+        help="Search another state directory of containerd; may be repeated.",
+    )(function)
+
+
 def search_options(function: Function[T]) -> Function[T]:
     """Declare ``-n`` and ``--state``; the function gets them as ``where``, a :class:`Where`."""
     return _search_options(function, "-n", "--namespace")
@@ -193,13 +204,7 @@ def _search_options(function: Function[T], *namespace_names: str) -> Function[T]
         metavar="NAMESPACE",
         help="Search only this namespace (default: all).",
     )
-    @click.option(
-        "--state",
-        type=DIRECTORY,
-        multiple=True,
-        metavar="DIR",
-        help="Search another state directory of containerd; may be repeated.",
-    )
+    @state_option
     @wraps(function)
     def made(*args: Any, namespace: str, state: tuple[str, ...], **kwargs: Any) -> T:
         return function(*args, where=Where(namespace, state), **kwargs)

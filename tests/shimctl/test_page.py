@@ -38,6 +38,19 @@ def test_the_page_names_every_command_and_option(command: str) -> None:
         assert str(one.name) in text
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_option_of_one_command_has_a_row_with_its_whole_argument(command: str) -> None:
+    text = section(command)
+    for one in verbs(COMMANDS[command]):
+        for option in one.params:
+            if not isinstance(option, click.Option) or option.hidden:
+                continue
+            if tuple(option.opts) not in pages.SHARED:
+                names = ", ".join(f"`{name}`" for name in option.opts)
+                words = [names, *([option.metavar] if option.metavar else [])]
+                assert " ".join(words) in text
+
+
 def test_the_page_names_nothing_that_is_not_there() -> None:
     named = re.findall(r"^### `shimctl ([a-z]+)", PAGE, re.MULTILINE)
     assert sorted(named) == sorted(COMMANDS)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shimctl.cli.app import declare
-from shimctl.cli.parameters import DIRECTORY, output_options
+from shimctl.cli.parameters import output_options, state_option
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 @declare("doctor", example="shimctl doctor > report.txt")
 @click.option("-a", "--all", "everything", is_flag=True, help="Show the checks that pass, too.")
-@click.option(
-    "--state",
-    type=DIRECTORY,
-    multiple=True,
-    metavar="DIR",
-    help="Search another state directory of containerd; may be repeated.",
-)
+@state_option
 @output_options
 async def command(everything: bool, state: tuple[str, ...], out: Out) -> int:
     """Check this host, the managers' configuration and all shims.

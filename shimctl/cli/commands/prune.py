@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shimctl.cli.app import declare
-from shimctl.cli.parameters import DIRECTORY, output_options
+from shimctl.cli.parameters import output_options, state_option
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
@@ -22,17 +22,10 @@ if TYPE_CHECKING:
     help="Also remove unused images that have a reference.",
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@click.option(
-    "--state",
-    "states",
-    type=DIRECTORY,
-    multiple=True,
-    metavar="DIR",
-    help="Search another state directory of containerd; may be repeated.",
-)
+@state_option
 @output_options
 async def command(
-    force: bool, named_images: bool, dry_run: bool, states: tuple[str, ...], out: Out
+    force: bool, named_images: bool, dry_run: bool, state: tuple[str, ...], out: Out
 ) -> int:
     """Remove exited containers, unused images and dead sockets.
 
@@ -46,7 +39,7 @@ async def command(
     from shimctl.cli.report import report
     from shimctl.standalone.pruning import leftovers
 
-    found = await leftovers(states, named_images=named_images)
+    found = await leftovers(state, named_images=named_images)
     headers = ("KIND", "NAME", "DETAIL")
     rows = [(one.kind, one.name, one.detail or None) for one in found]
     if dry_run:
@@ -63,7 +56,7 @@ async def command(
             return 1
         # Those that are still there, and unchanged.
         agreed = {(one.kind, one.name, one.detail) for one in found}
-        again = await leftovers(states, named_images=named_images)
+        again = await leftovers(state, named_images=named_images)
         found = [one for one in again if (one.kind, one.name, one.detail) in agreed]
     removed: list[str] = []
     code = 0
