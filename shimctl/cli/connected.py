@@ -31,7 +31,8 @@ async def open_found(found: Found) -> AsyncIterator[Task]:
     :raises UnavailableError: the container has no shim, or the connection fails.
     """
     if not found.address:
-        raise UnavailableError(f"{found.id} has no shim; `shimctl delete -f {found.id}` cleans up")
+        remedy = f"`shimctl delete -f {found.id}`" if found.managed else "its manager"
+        raise UnavailableError(f"{found.id} has no shim; {remedy} cleans up")
     async with connect(found.address, namespace=found.namespace) as shim:
         yield shim.task(found.id)
 

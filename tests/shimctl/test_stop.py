@@ -135,6 +135,32 @@ def test_stop_of_an_exited_container_needs_no_shim(place: Place) -> None:
     place.done("rm", "-f", "record")
 
 
+def test_rm_of_a_container_that_runs_without_its_shim_needs_f(place: Place) -> None:
+    listener(place, "orphan")
+    init = place.json("state", "orphan")["pid"]
+    os.kill(place.json("inspect", "orphan")["shim"]["pid"], signal.SIGKILL)
+    eventually(lambda: place.json("ps", "-a", "-n", place.namespace)[0]["health"] == "dead")
+    refused = place.shimctl("rm", "orphan")
+    assert (refused.returncode, refused.stdout) == (125, "")
+    assert "orphan runs without its shim; use --force" in refused.stderr
+    os.kill(init, 0)
+    assert place.done("rm", "-f", "orphan") == "orphan\n"
+    eventually(lambda: not Path(f"/proc/{init}").exists())
+
+
+def test_rm_of_a_container_whose_shim_does_not_answer_needs_f(place: Place) -> None:
+    listener(place, "stopped")
+    init = place.json("state", "stopped")["pid"]
+    shim = place.json("inspect", "stopped")["shim"]["pid"]
+    os.kill(shim, signal.SIGSTOP)
+    refused = place.shimctl("rm", "stopped")
+    os.kill(shim, signal.SIGCONT)
+    assert (refused.returncode, refused.stdout) == (125, "")
+    assert "so the container may run; use --force" in refused.stderr
+    os.kill(init, 0)
+    assert place.done("rm", "-f", "stopped") == "stopped\n"
+
+
 def test_rm_deletes_several_and_running_ones_only_with_f(place: Place) -> None:
     for id_ in ("one", "two"):
         listener(place, id_)

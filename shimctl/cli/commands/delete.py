@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from shimctl.cli.output import Out
     from shimctl.discover import Found
 
+_ANSWER = 10  # s for the shim to return the state
+
 
 @declare("delete", example="shimctl delete redis")
 @several_ids
@@ -49,16 +51,34 @@ async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> 
 
 
 async def _check_ended(found: Found) -> None:
-    from shim.errors import ShimError, WrongStateError
+    from shim.errors import NotFoundError, TimedOutError, UnavailableError, WrongStateError
     from shimctl.cli.connected import open_found
     from shimctl.values import Status
 
     try:
         async with open_found(found) as task:
-            state = await task.state()
-    except ShimError:
-        if found.managed:
-            return  # the shim is dead, and dispose() handles any state
-        raise
+            state = await task.state(timeout=_ANSWER)
+    except (UnavailableError, NotFoundError):
+        if not found.managed:
+            raise
+        if _init_runs(found):
+            raise WrongStateError(f"{found.id} runs without its shim; use --force") from None
+        return  # dispose() handles every other state
+    except TimedOutError:
+        raise TimedOutError(
+            f"the shim of {found.id} does not answer within {_ANSWER} s, so the container may "
+            "run; use --force"
+        ) from None
     if state.status not in (Status.STOPPED, Status.CREATED):
         raise WrongStateError(f"{found.id} is {state.status.value}; kill it first, or use --force")
+
+
+def _init_runs(found: Found) -> bool:
+    from shim.errors import WrongStateError
+    from shimctl.host.initprocess import open_init
+
+    try:
+        with open_init(found.id, found.namespace, found.bundle):
+            return True
+    except WrongStateError:
+        return False
