@@ -59,7 +59,7 @@ def is_gone(pidfd: int) -> bool:
 
 
 def reaped_status(pidfd: int) -> int | None:
-    """Return the wait status, as of waitpid(2), of a process that any process reaped.
+    """Return the wait status, as of wait(2), of a process that any process reaped.
 
     None if it was not reaped, or if the kernel does not keep the status: before Linux 6.15.
     The pidfd must have been opened before the process was reaped.
