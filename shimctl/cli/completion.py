@@ -19,28 +19,43 @@ from click.shell_completion import (
 
 from shimctl.cli import COMPLETE_VARIABLE, FAILED
 
-# A list of several candidates shows each with its description; a single one is inserted.
+# Readline lists what it inserts.  Several candidates have their descriptions: it inserts the
+# text in which all of them begin, which ends before the first description.  A single
+# candidate has none, nor have several that readline inserts one after the other
+# (menu-complete) or together (insert-completions), nor those that readline takes for equal
+# with completion-ignore-case.
 # Readline also splits words at "=", so a candidate for an option's value has no option.
 _BASH = """\
 # bash completion for %(prog_name)s; put it into bash-completion's directory, or run:
 #   source <(%(prog_name)s completion bash)
 %(complete_func)s() {
-    local line kind value text found=() helps=() index
+    local line kind value text found=() helps=() index longest=0 width plain=
+    local -A seen=()
     COMPREPLY=()
     while IFS= read -r line; do
         IFS=$'\\t' read -r kind value text <<<"$line"
         case $kind in
             dir) compopt -o dirnames 2>/dev/null ;;
             file) compopt -o default 2>/dev/null ;;
-            plain) found+=("$value") helps+=("$text") ;;
+            plain)
+                found+=("$value") helps+=("$text")
+                ((${#value} <= longest)) || longest=${#value}
+                [[ -z ${seen[${value,,}]} ]] || plain=1
+                seen[${value,,}]=1
+                ;;
         esac
     done < <(COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD \\
         %(complete_var)s=bash_complete "${COMP_WORDS[0]}" 2>/dev/null)
+    case $COMP_TYPE in
+        37 | 42) plain=1 ;;  # menu-complete, insert-completions
+        63) plain= ;;        # a Tab that lists only
+    esac
+    width=$((${COLUMNS:-80} - longest - 4))
     for index in "${!found[@]}"; do
-        value=${found[index]}
-        # 63 is a Tab that lists: what is listed is not inserted.
-        if [[ $COMP_TYPE == 63 && ${#found[@]} -gt 1 && -n ${helps[index]} ]]; then
-            value+="  (${helps[index]})"
+        value=${found[index]} text=${helps[index]}
+        if [[ -z $plain && ${#found[@]} -gt 1 && -n $text && $width -gt 8 ]]; then
+            ((${#text} <= width)) || text=${text:0:width-3}...
+            printf -v value '%%-*s  (%%s)' "$longest" "$value" "$text"
         fi
         COMPREPLY+=("$value")
     done

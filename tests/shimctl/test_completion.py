@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,12 @@ from shim.exit import Exit
 from shim.records import write_exit
 from shimctl.cli.completion import SHELLS, completer, script
 from tests.shimctl.commands import COMMANDS, options
+from tests.shimctl.tmux import eventually, open_tmux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.shimctl.tmux import Terminal
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30  # s
@@ -300,3 +304,90 @@ def test_tab_lists_several_ids_each_with_its_namespace_and_state(shell: str, hom
         assert log.read_text().split() == ["state", "qzcandidate-2"]
     finally:
         typist.close()
+
+
+# -- bash, whose readline lists what it inserts ---------------------------------------
+
+
+@pytest.fixture
+def bash(home: Path) -> Iterator[Callable[..., Terminal]]:
+    """Opens a bash with completion and these settings of readline."""
+    with open_tmux() as tmux:
+
+        def open_bash(*settings: str, columns: int = 100) -> Terminal:
+            terminal = tmux.open(columns)
+            commands = ["source completion.bash", *(f"bind {shlex.quote(s)}" for s in settings)]
+            assert terminal.command("; ".join(commands)) == 0
+            (home / "bin/shimctl").write_text(WRITES_DOWN.format(real=REAL, log=home / "log"))
+            return terminal
+
+        yield open_bash
+
+
+def written(home: Path, terminal: Terminal) -> list[str]:
+    """Return the arguments of the command that was typed and run."""
+    eventually((home / "log").exists, terminal.screen)
+    return (home / "log").read_text().split()
+
+
+AT_ONCE = "set show-all-if-ambiguous on"
+
+
+@shells
+@pytest.mark.parametrize("setting", [AT_ONCE, "set show-all-if-unmodified on"])
+def test_bash_lists_descriptions_at_the_first_tab_and_inserts_none(
+    setting: str, home: Path, bash: Callable[..., Terminal]
+) -> None:
+    for name in ("qzweb", "qzweb-database"):
+        add_container(home / "state", "ns1", name)
+    terminal = bash(setting, "set completion-ignore-case on")
+    terminal.type("shimctl state qzweb\t")
+    terminal.expect("qzweb           (in ns1, created)")
+    terminal.expect("qzweb-database  (in ns1, created)")
+    terminal.type("-d\t\n")
+    assert written(home, terminal) == ["state", "qzweb-database"]
+
+
+@shells
+@pytest.mark.parametrize(
+    ("setting", "key", "expected"),
+    [
+        ("TAB: menu-complete", "\t", ["qzmany-1"]),
+        ("TAB: menu-complete", "\t\t", ["qzmany-2"]),
+        (r'"\C-t": insert-completions', "\x14", ["qzmany-1", "qzmany-2"]),
+    ],
+    ids=["menu", "menu again", "insert"],
+)
+def test_bash_inserts_only_ids_where_it_inserts_several(
+    setting: str, key: str, expected: list[str], home: Path, bash: Callable[..., Terminal]
+) -> None:
+    for name in ("qzmany-1", "qzmany-2"):
+        add_container(home / "state", "ns1", name)
+    terminal = bash(setting)
+    terminal.type(f"shimctl state qzmany-{key}\n")
+    assert written(home, terminal) == ["state", *expected]
+
+
+@shells
+def test_bash_inserts_no_description_of_ids_that_readline_takes_for_equal(
+    home: Path, bash: Callable[..., Terminal]
+) -> None:
+    for name in ("qzsame-a", "qzsame-A"):
+        add_container(home / "state", "ns1", name)
+    add_container(home / "state", "ns2", "qzsame-a")
+    terminal = bash(AT_ONCE, "set completion-ignore-case on")
+    terminal.type("shimctl state qzs\t\n")
+    assert written(home, terminal) in (["state", "qzsame-a"], ["state", "qzsame-A"])
+
+
+@shells
+def test_bash_cuts_descriptions_to_the_width_of_the_terminal(
+    bash: Callable[..., Terminal],
+) -> None:
+    terminal = bash(AT_ONCE, columns=30)
+    terminal.type("shimctl st\t")
+    terminal.expect("stop   (")
+    rows = [line for line in terminal.screen().splitlines() if line.startswith("sta")]
+    assert len(rows) == 3
+    assert all(len(row) <= 30 and row.endswith(")") for row in rows)
+    assert any(row.endswith("...)") for row in rows)
