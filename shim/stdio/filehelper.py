@@ -20,8 +20,9 @@ from shim.stdio import filecopy
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from shim.child import Child
     from shim.linux.fifos import Fd
-    from shim.stdio.sinks import Child, Spawner
+    from shim.reaper import Reaper
 
 # Seconds for a file to be opened, and its directories to be made.
 OPEN = 10.0
@@ -43,7 +44,7 @@ class FileHelper:
         self,
         path: str,
         work: Callable[[socket.socket], None],
-        spawner: Spawner,
+        reaper: Reaper,
         fds: Sequence[Fd],
         *,
         writes: bool,
@@ -51,7 +52,7 @@ class FileHelper:
         self.path = path
         self._writes = writes  # whether it writes to the file; it reads otherwise
         self._work = work
-        self._spawner = spawner
+        self._reaper = reaper
         self._fds = fds
         self._closing = False
         self._changed = trio.Event()  # set when the process is replaced or not used any more
@@ -61,7 +62,7 @@ class FileHelper:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                child = self._spawner.fork(
+                child = self._reaper.fork(
                     ["trio-shim-file", os.fsencode(self.path).decode(errors="replace")],
                     lambda: self._work(theirs),
                     [*(fd.number for fd in self._fds), theirs.fileno()],
@@ -202,7 +203,7 @@ class FileHelper:
 
 
 async def open_writer(
-    path: str, sources: Sequence[Fd], spawner: Spawner, *, create: bool, timeout: float
+    path: str, sources: Sequence[Fd], reaper: Reaper, *, create: bool, timeout: float
 ) -> FileHelper:
     """Open the file; the bytes of the pipes ``sources`` are appended after ``start()``.
 
@@ -215,10 +216,10 @@ async def open_writer(
     def work(control: socket.socket) -> None:
         filecopy.write_file(path, create=create, sources=numbers, control=control)
 
-    return await _opened(FileHelper(path, work, spawner, sources, writes=True), timeout)
+    return await _opened(FileHelper(path, work, reaper, sources, writes=True), timeout)
 
 
-async def open_reader(path: str, sink: Fd, spawner: Spawner, *, timeout: float) -> FileHelper:
+async def open_reader(path: str, sink: Fd, reaper: Reaper, *, timeout: float) -> FileHelper:
     """Open the file; its content is written to the pipe ``sink`` after ``start()``.
 
     The helper owns ``sink`` from this call on.
@@ -230,7 +231,7 @@ async def open_reader(path: str, sink: Fd, spawner: Spawner, *, timeout: float) 
     def work(control: socket.socket) -> None:
         filecopy.read_file(path, sink=number, control=control)
 
-    return await _opened(FileHelper(path, work, spawner, [sink], writes=False), timeout)
+    return await _opened(FileHelper(path, work, reaper, [sink], writes=False), timeout)
 
 
 async def _opened(helper: FileHelper, timeout: float) -> FileHelper:

@@ -20,7 +20,7 @@ from shim.stdio.terminal import TerminalStdio
 if TYPE_CHECKING:
     import trio
 
-    from shim.stdio.sinks import Spawner
+    from shim.reaper import Reaper
     from shim.stdio.spool import Overflow
     from shim.stdio.streams import Stdio, StdioSpec
 
@@ -29,7 +29,7 @@ async def open_stdio(
     spec: StdioSpec,
     *,
     nursery: trio.Nursery,
-    reaper: Spawner,
+    reaper: Reaper,
     container_id: str,
     namespace: str,
     uid: int = 0,

@@ -59,7 +59,7 @@ class PipeStdio(Stdio):
 
         # A process that had an fd of the file could change its mode.
         self._helpers.append(
-            await filehelper.open_reader(path, writer, self._spawner, timeout=filehelper.OPEN)
+            await filehelper.open_reader(path, writer, self._reaper, timeout=filehelper.OPEN)
         )
         return reader
 

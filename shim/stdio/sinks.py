@@ -9,7 +9,7 @@ end) and process/io_util.go (the logger's arguments and environment).
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -19,10 +19,9 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from shim.exit import Exit
+    from shim.child import Child
     from shim.outputaddress import Address
+    from shim.reaper import Reaper
 
 # Seconds for a logger to report that it is ready, to exit after the end of its input,
 # to exit after SIGTERM, and to exit after SIGKILL.
@@ -32,41 +31,6 @@ LOGGER_TERM = 10.0
 LOGGER_KILL = 2.0
 
 _SIGTERM, _SIGKILL = 15, 9
-
-
-class Child(Protocol):
-    """A process that the reaper started."""
-
-    pid: int
-
-    async def wait(self) -> Exit:
-        """Wait for the process to exit, and return its exit."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal.
-
-        :raises NotFoundError: the process has exited.
-        """
-
-
-class Spawner(Protocol):
-    """Starts processes.  The reaper implements it."""
-
-    def spawn(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        fds: Mapping[int, int] | None = None,
-        directory: str | None = None,
-    ) -> Child:
-        """Start a program in ``directory``.
-
-        ``fds`` maps the program's fd numbers to the daemon's; 0 to 2 default to /dev/null.
-        """
-
-    def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
-        """Run ``work`` in a fork of this process that has fd 2 and the fds ``keep`` only."""
 
 
 def open_fifo(path: str) -> Fd | None:
@@ -139,7 +103,7 @@ def _signal(child: Child, number: int) -> bool:
 
 async def open_logger(
     address: Address,
-    spawner: Spawner,
+    reaper: Reaper,
     *,
     container_id: str,
     namespace: str,
@@ -164,7 +128,7 @@ async def open_logger(
         ready_r, ready_w = (Fd(number) for number in os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK))
         opened += [ready_r, ready_w]
         os.set_blocking(ready_w.number, True)
-        child = spawner.spawn(
+        child = reaper.spawn(
             [address.path, *address.arguments],
             env={"CONTAINER_ID": container_id, "CONTAINER_NAMESPACE": namespace},
             fds={3: stdout_r.number, 4: stderr_r.number, 5: ready_w.number},

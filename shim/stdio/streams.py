@@ -18,9 +18,10 @@ from shim.linux.fifos import Fd
 
 if TYPE_CHECKING:
     from shim.outputaddress import Address
+    from shim.reaper import Reaper
     from shim.stdio.filehelper import FileHelper
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Logger, Spawner
+    from shim.stdio.sinks import Logger
     from shim.stdio.spool import Overflow
 
 # Seconds for readers to read the output before the exit is published; the same if
@@ -50,7 +51,7 @@ class Stdio:
         self,
         spec: StdioSpec,
         nursery: trio.Nursery,
-        spawner: Spawner,
+        reaper: Reaper,
         logger: Logger | None,
         overflow: Overflow | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class Stdio:
         # The path for the runtime's --console-socket, for a terminal.
         self.console_socket: str | None = None
         self._nursery = nursery
-        self._spawner = spawner
+        self._reaper = reaper
         self._fds: list[Fd] = []  # all of them
         self._child_ends: list[Fd] = []  # the fds that started() closes
         self._stdin_keeper: Fd | None = None
@@ -194,7 +195,7 @@ class Stdio:
 
         for path, sources in self._files.items():
             helper = await filehelper.open_writer(
-                path, sources, self._spawner, create=create, timeout=filehelper.OPEN
+                path, sources, self._reaper, create=create, timeout=filehelper.OPEN
             )
             self._helpers.append(helper)
 

@@ -12,15 +12,11 @@ from shim.linux.fifos import Fd
 from shim.stdio.console import ConsoleSocket, set_size
 from shim.stdio.copying import CopyRelay, TerminalRelay
 from shim.stdio.sinks import open_fifo
-from shim.stdio.streams import Stdio, StdioSpec
+from shim.stdio.streams import Stdio
 
 if TYPE_CHECKING:
-    import trio
-
     from shim.outputaddress import Address
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Logger, Spawner
-    from shim.stdio.spool import Overflow
 
 # Seconds to wait for the terminal after the runtime command has returned.
 _CONSOLE = 10.0
@@ -29,22 +25,13 @@ _CONSOLE = 10.0
 class TerminalStdio(Stdio):
     """A terminal whose master the runtime sends; stdout and stderr are one stream."""
 
-    def __init__(
-        self,
-        spec: StdioSpec,
-        nursery: trio.Nursery,
-        spawner: Spawner,
-        logger: Logger | None,
-        overflow: Overflow | None = None,
-    ) -> None:
-        super().__init__(spec, nursery, spawner, logger, overflow)
-        self._socket: ConsoleSocket | None = None
-        self._master: Fd | None = None
-        self._output: TerminalRelay | None = None
-        self._input: Fd | None = None
-        self._sink: Fd | None = None
-        self._is_fifo = False
-        self._size: tuple[int, int] | None = None
+    _socket: ConsoleSocket | None = None
+    _master: Fd | None = None
+    _output: TerminalRelay | None = None
+    _input: Fd | None = None
+    _sink: Fd | None = None
+    _is_fifo = False
+    _size: tuple[int, int] | None = None
 
     async def open(self, address: Address, uid: int, gid: int) -> None:
         """Open all fds but the master, which :meth:`started` receives."""
