@@ -81,10 +81,7 @@ async def idle(place: Workplace, shim: Shim, _: Sizes) -> dict[str, float]:
     """A shim whose container sleeps."""
     async with open_session(place, shim) as session:
         session.hold_stdout()
-        session.start()
-        await session.connect()
-        await session.create()
-        await session.run()
+        await session.bring_up()
         await trio.sleep(SETTLE)
         before = procs.wakeups(session.daemon)
         await trio.sleep(IDLE)
@@ -104,10 +101,7 @@ async def many(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float]:
     async with AsyncExitStack() as stack:
         sessions = await open_many(stack, place, shim, sizes.containers)
         for session in sessions:
-            session.start()
-            await session.connect()
-            await session.create()
-            await session.run()
+            await session.bring_up()
         await trio.sleep(SETTLE)
         turn = {"pss": memory(sessions)}
         began = time.perf_counter()
@@ -156,10 +150,7 @@ async def clients(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float
     """One shim that many ask for its State all the time."""
     async with open_session(place, shim) as session:
         session.hold_stdout()
-        session.start()
-        await session.connect()
-        await session.create()
-        await session.run()
+        await session.bring_up()
         with ExitStack() as stack:
             callers = [
                 stack.enter_context(Caller(session.address, NAMESPACE, session.version))

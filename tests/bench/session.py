@@ -152,6 +152,13 @@ class Session:
         request = task_pb2.StartRequest(id=self.id)
         return await _time(lambda: self.task.Start(request, timeout=RPC))
 
+    async def bring_up(self) -> None:
+        """Start the shim and run the container; :meth:`end` ends both."""
+        self.start()
+        await self.connect()
+        await self.create()
+        await self.run()
+
     async def exec_true(self) -> float:
         """Run ``true`` in the container: add it, start it, wait for it, delete it."""
         process = self.place.config["process"] | {"args": ["true"], "terminal": False}

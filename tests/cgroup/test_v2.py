@@ -1,33 +1,18 @@
+"""Controllers and files of cgroup version 2."""
+
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 from shim.cgroup.v2 import CgroupV2, enable_controllers
+from tests.cgroup.version2 import check_on_version_2
 
-_V2 = (
-    "mount --make-rprivate / && umount -R /sys/fs/cgroup && "
-    'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
-)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_a_version_2_host_works() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    argv = [sys.executable, "-m", "tests.cgroup.inside_v2"]
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", _V2, "sh", *argv],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    check_on_version_2("tests.cgroup.inside_v2")
 
 
 def test_every_parent_hands_down_what_it_is_offered(tmp_path: Path) -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from shim.reaper import Reaper
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+needs_fuse = pytest.mark.skipif(
+    shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None,
+    reason="needs fuse3 and fuse-overlayfs",
+)
 
 
 @pytest.fixture
@@ -91,12 +95,11 @@ async def test_a_helper_that_hangs_ends_with_its_children(
             await trio.sleep(0.01)
 
 
+@needs_fuse
 @pytest.mark.usefixtures("subreaper")
 async def test_a_file_system_in_user_space_ends_when_it_is_unmounted(
     work: Path, reaper: Reaper
 ) -> None:
-    if shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None:
-        pytest.skip("needs fuse3 and fuse-overlayfs")
     lower = layer(work / "lower", file=5)
     (work / "rootfs/sub").mkdir()
     mounts = [
@@ -118,12 +121,11 @@ async def test_a_file_system_in_user_space_ends_when_it_is_unmounted(
             await trio.sleep(0.01)
 
 
+@needs_fuse
 @pytest.mark.usefixtures("subreaper")
 async def test_a_file_system_whose_process_hangs_is_unmounted_too(
     work: Path, reaper: Reaper
 ) -> None:
-    if shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None:
-        pytest.skip("needs fuse3 and fuse-overlayfs")
     options = overlay(work, layer(work / "lower", file=5), options=[]).options
     (work / "lower/sub").mkdir()
     mounts = [
@@ -144,12 +146,11 @@ async def test_a_file_system_whose_process_hangs_is_unmounted_too(
             await trio.sleep(0.01)
 
 
+@needs_fuse
 @pytest.mark.usefixtures("subreaper")
 async def test_a_target_inside_a_file_system_that_hangs_holds_no_other_task(
     work: Path, reaper: Reaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if shutil.which("fuse-overlayfs") is None or shutil.which("mount.fuse3") is None:
-        pytest.skip("needs fuse3 and fuse-overlayfs")
     monkeypatch.setattr(rootfs_module, "MOUNT", 0.5)
     options = overlay(work, layer(work / "lower", file=5), options=[]).options
     mount = Mount("fuse3.fuse-overlayfs", "overlay", "", options)

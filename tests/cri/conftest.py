@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager, suppress
@@ -17,10 +15,8 @@ from tests.cri.leftovers import cgroups, remove_cgroups_of_pods, wait_nothing_le
 from tests.cri.node import NAMESPACE, Node
 from tests.cri.pods import Pod
 from tests.e2e.ctr import RUNTIME, Ctr
-from tests.e2e.image import BUSYBOX
-from tests.e2e.leftovers import RUNC, mounts, processes, sockets
-from tests.e2e.managers import MANAGERS, Manager
-from tests.e2e.waiting import wait_until
+from tests.e2e.leftovers import RUNC, end_fork_servers, kill_and_unmount, mounts, sockets
+from tests.e2e.managers import MANAGERS, Manager, skip_without
 from tests.matrix import record_manager
 
 if TYPE_CHECKING:
@@ -34,19 +30,14 @@ _log_start = pytest.StashKey[int]()
 def _session_node(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
-    manager: Manager = request.param
-    if not manager.there:
-        pytest.skip(f"tests/managers/fetch.sh has not fetched {manager.directory}")
-    missing = [tool for tool in (manager.tool("ctr"), "runc") if shutil.which(tool) is None]
-    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
-        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
-    with open_node(tmp_path_factory.mktemp("image"), manager) as node:
+    with open_node(tmp_path_factory.mktemp("image"), request.param) as node:
         yield node
 
 
 @contextmanager
 def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Iterator[Node]:
     """Run a node, with its images, for the block."""
+    skip_without(manager)
     # Not pytest's own directory: socket paths are short.
     node = make(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
     try:
@@ -57,10 +48,7 @@ def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Itera
         if node.running:
             _force_clean(node, [])
         node.stop()
-        servers = node.fork_servers()
-        for pid in servers:
-            os.kill(pid, signal.SIGTERM)
-        wait_until("the fork server is gone", lambda: not node.fork_servers())
+        end_fork_servers(str(node.root))
         for path in cgroups(node.group):
             with suppress(OSError):  # reported by the last test
                 path.rmdir()
@@ -127,12 +115,8 @@ def pytest_report_header() -> str:
 
 def _force_clean(node: Node, pods: list[Pod]) -> None:
     """Kill and unmount what a failed test left, so that it fails alone."""
-    for pid, _line in list(processes(str(node.root), node.group, {node.pid})):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    kill_and_unmount(str(node.root), node.group, {node.pid})
     Ctr(node).remove_all()
-    for point in reversed(mounts(str(node.root))):
-        subprocess.run(["umount", "-l", point], timeout=10, check=False)
     ids = [id_ for pod in pods for id_ in (pod.id, *pod.containers)]
     for id_ in ids:
         for root in (RUNC / NAMESPACE, node.runc_root / NAMESPACE):

@@ -14,8 +14,8 @@ from tests.e2e.leftovers import (
     processes,
     sockets,
     subdirectories,
+    wait_none,
 )
-from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,11 +49,7 @@ def leftovers(node: Node, pods: Iterable[Pod]) -> list[str]:
 
 def wait_nothing_left(node: Node, pods: Iterable[Pod], timeout: float = 15) -> list[str]:
     """Return what is left after ``timeout`` s, or at once nothing."""
-    try:
-        wait_until("nothing is left", lambda: not leftovers(node, pods), timeout)
-    except AssertionError:
-        return leftovers(node, pods)
-    return []
+    return wait_none(lambda: leftovers(node, pods), timeout)
 
 
 def remove_cgroups_of_pods(group: str) -> None:

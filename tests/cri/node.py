@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from grpclib import GRPCError
 
 from tests.cri.client import Cri
-from tests.e2e.containerd import Containerd
+from tests.e2e.containerd import UNUSED, Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.image import NAME, write_image
-from tests.e2e.leftovers import fork_servers, processes
+from tests.e2e.leftovers import processes
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -30,19 +30,12 @@ _PAUSE = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; don
 # Runtime handlers with options: in a table, and in a file, which is all that 1.6 passes on.
 WITH_OPTIONS, WITH_FILE = "with-options", "with-file"
 
-_DISABLED = [
-    "io.containerd.internal.v1.opt",
-    "io.containerd.internal.v1.tracing",
-    "io.containerd.nri.v1.nri",
-    "io.containerd.snapshotter.v1.aufs",
-    "io.containerd.snapshotter.v1.btrfs",
-    "io.containerd.snapshotter.v1.devmapper",
-    "io.containerd.snapshotter.v1.zfs",
-    "io.containerd.tracing.processor.v1.otlp",
-]
-
 
 class Node(Containerd):
+    @property
+    def disabled(self) -> list[str]:
+        return UNUSED
+
     @property
     def group(self) -> str:
         """The cgroup of all pods, below the root of each hierarchy."""
@@ -65,9 +58,6 @@ class Node(Containerd):
             for pid, line in processes(str(self.root), self.group, known)
             if str(self.address) in line and "shim" in line and pod in line
         }
-
-    def fork_servers(self) -> list[int]:
-        return fork_servers(str(self.root))
 
     def import_images(self, scratch: Path) -> None:
         write_image(scratch / "busybox.tar", scratch)
@@ -97,17 +87,7 @@ class Node(Containerd):
         file = self.root / "options.toml"
         file.write_text(options)
         return f"""\
-version = 2
-root = "{self.root}/root"
-state = "{self.root}/state"
-oom_score = 0
-disabled_plugins = [{", ".join(f'"{name}"' for name in _DISABLED)}]
-[grpc]
-address = "{self.address}"
-[ttrpc]
-address = "{self.address}.ttrpc"
-[debug]
-level = "debug"
+{super()._config()}\
 [{plugin}]
 sandbox_image = "{PAUSE}"
 restrict_oom_score_adj = true

@@ -9,7 +9,7 @@ import pytest
 from grpclib import GRPCError
 
 from tests.e2e.test_lifecycle import alive
-from tests.e2e.test_output_policy import spools
+from tests.e2e.test_output_policy import LINES, SAID, SAY, spools
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -23,16 +23,12 @@ __all__ = ["spools"]
 pytestmark = pytest.mark.e2e
 SCENARIO = "Output nobody reads"
 
-LINES = 30_000
-TAIL = "x" * 100
-SCRIPT = f"until test -e /go; do sleep 0.05; done; seq 1 {LINES} | sed s/$/{TAIL}/; exit 6"
-
 
 def test_what_a_container_says_meanwhile_is_in_the_log_as_its_pods_annotation_asks(
     node: Node, make_pod: Callable[..., Pod]
 ) -> None:
     pod = make_pod(annotations={"io.trio-shim.output": "spool"})
-    container = pod.start("sh", "-c", SCRIPT)
+    container = pod.start("sh", "-c", SAY)
     pid = pod.pid(container)
     node.kill()
     Path(f"/proc/{pid}/root/go").touch()
@@ -40,7 +36,7 @@ def test_what_a_container_says_meanwhile_is_in_the_log_as_its_pods_annotation_as
     node.start()
     assert pod.wait_exit(container) == (6, "Error")
     pod.wait_lines("c0", LINES)
-    assert [text for _, text in pod.said("c0")] == [f"{n}{TAIL}" for n in range(1, LINES + 1)]
+    assert [text for _, text in pod.said("c0")] == SAID
 
 
 def test_a_policy_there_is_not_fails_the_pod_by_name(make_pod: Callable[..., Pod]) -> None:

@@ -18,8 +18,7 @@ from tests.cri.conftest import open_node
 from tests.cri.node import Node
 from tests.cri.pods import IDS, SLEEP
 from tests.e2e.ctr import RUNTIME, STOCK
-from tests.e2e.image import BUSYBOX
-from tests.e2e.managers import EXECUTABLE, FETCHED, MANAGERS, Manager
+from tests.e2e.managers import EXECUTABLE, FETCHED, MANAGERS
 from tests.e2e.waiting import wait_until
 from tests.kernel import maps_owners
 from tests.matrix import record_manager
@@ -89,11 +88,9 @@ Root = "{self.runc_root}"
 def _users_node(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
-    manager: Manager = request.param
-    missing = [str(path) for path in HANDLERS.values() if not path.exists()]
-    if os.geteuid() != 0 or not manager.there or missing or not BUSYBOX.exists():
-        pytest.skip(f"needs root, busybox, containerd 2 and {missing} of tests/managers/fetch.sh")
-    with open_node(tmp_path_factory.mktemp("image"), manager, UsersNode) as node:
+    if missing := [str(path) for path in HANDLERS.values() if not path.exists()]:
+        pytest.skip(f"tests/managers/fetch.sh has not fetched {missing}")
+    with open_node(tmp_path_factory.mktemp("image"), request.param, UsersNode) as node:
         yield node
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager, suppress
@@ -19,14 +18,13 @@ from tests.docker.leftovers import NAMESPACE, wait_nothing_left
 from tests.e2e.image import BUSYBOX, make_rootfs
 from tests.e2e.leftovers import (
     cgroup_parents,
+    end_fork_servers,
     fifos,
-    fork_servers,
+    kill_and_unmount,
     mounts,
-    processes,
     sockets,
 )
 from tests.e2e.managers import oldest_and_newest
-from tests.e2e.waiting import wait_until
 from tests.matrix import record_manager
 
 if TYPE_CHECKING:
@@ -74,17 +72,13 @@ def _import_image(docker: Docker, rootfs: Path) -> None:
 
 def _remove(root: Path) -> None:
     """Take away what is meant to outlive a container, and see that it goes."""
-    servers = fork_servers(str(root))
-    for pid in servers:
-        os.kill(pid, signal.SIGTERM)
-    wait_until("the fork server is gone", lambda: not fork_servers(str(root)))
+    end_fork_servers(str(root))
     for point in reversed(mounts(str(root))):
         subprocess.run(["umount", point], timeout=10, check=True)
     for parent in cgroup_parents(root.name):
         with suppress(FileNotFoundError):
             parent.rmdir()
     shutil.rmtree(root)
-    assert len(servers) <= 1, "one manager needs one fork server"
 
 
 @pytest.fixture
@@ -120,12 +114,8 @@ def pytest_runtest_makereport(
 def _force_clean(docker: Docker) -> None:
     """Kill and unmount what a failed test left, so that it fails alone."""
     daemon = docker.dockerd
-    for pid, _line in list(processes(str(daemon.root), daemon.cgroup_parent, daemon.pids)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for point in reversed(mounts(str(daemon.root))):
-        if point != f"{daemon.root}/data":
-            subprocess.run(["umount", "-l", point], timeout=10, check=False)
+    root = str(daemon.root)
+    kill_and_unmount(root, daemon.cgroup_parent, daemon.pids, f"{root}/data")
     for path in [
         *fifos(daemon.root / "exec"),
         *sockets(str(daemon.containerd_address), NAMESPACE, docker.find_ids()),

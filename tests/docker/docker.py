@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from tests.e2e.ctr import Result
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.docker.dockerd import Dockerd
@@ -107,15 +105,3 @@ class Docker:
         self.find_ids()
         if names := self.ok("ps", "-aq", "--no-trunc").split():
             self("rm", "-f", "-v", *names)
-
-
-@contextmanager
-def attached(docker: Docker, *args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A call that goes on beside the block, with pipes; killed on the way out."""
-    with subprocess.Popen(
-        docker.argv(*args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.e2e.ctr import RUNTIME, STOCK
+from tests.e2e.daemon import Daemon
 from tests.e2e.test_lifecycle import alive
 from tests.e2e.waiting import wait_until
 
@@ -32,11 +33,9 @@ SUITES = ["bookworm", "trixie", "sid"]  # from old to new: 20.10, 26, 28
 
 
 @dataclass
-class Dockerd:
-    root: Path
+class Dockerd(Daemon):
     suite: str  # the Debian release it is from
     version: str = field(default="", init=False)
-    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
     def bin(self) -> Path:
@@ -89,18 +88,9 @@ class Dockerd:
         return self.root / "runc.log"
 
     @property
-    def log(self) -> Path:
-        return self.root / "log"
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None
-
-    @property
     def pids(self) -> set[int]:
         """Return dockerd's pid and its containerd's."""
-        assert self._process is not None, "dockerd is not running"
-        return {self._process.pid, self.containerd_pid}
+        return {self.pid, self.containerd_pid}
 
     @property
     def containerd_pid(self) -> int:
@@ -120,29 +110,17 @@ class Dockerd:
     def _environ(self) -> dict[str, str]:
         own = [self.root / "bin", self.bin, self.bin.with_name("sbin")]
         path = [*map(str, own), str(EXECUTABLE.parent), os.environ["PATH"]]
-        return os.environ | {
-            "PATH": ":".join(path),
-            "TRIO_SHIM_FORKSERVER": "on",
-            "TRIO_SHIM_FORKSERVER_DIR": str(self.root / "f"),
-        }
+        return {"PATH": ":".join(path)}
 
     def start(self) -> None:
         self._write_config()
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                ["dockerd", "--config-file", self.root / "daemon.json"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environ,
-                start_new_session=True,
-            )
+        self._spawn(["dockerd", "--config-file", self.root / "daemon.json"], self._environ)
         self.version = wait_until("dockerd answers", self._answer, 60)
 
     def kill(self) -> None:
         """End it and its containerd the way a crash of both does."""
         containerd = self.containerd_pid
-        self._end(signal.SIGKILL)
+        super().kill()
         with suppress(ProcessLookupError):  # it dies with its parent in some versions
             os.kill(containerd, signal.SIGKILL)
         wait_until("containerd is gone", lambda: not alive(containerd))
@@ -150,23 +128,8 @@ class Dockerd:
         for file in (self._pid_file, self.root / "docker.pid"):
             file.unlink(missing_ok=True)
 
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def restart(self) -> None:
-        self.kill()
-        self.start()
-
-    def _end(self, sig: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self._process.send_signal(sig)
-        self._process.wait(60)
-        self._process = None
-
     def _answer(self) -> str:
-        assert self._process is not None
-        assert self._process.poll() is None, self.log.read_text()[-4000:]
+        self._check_running()
         ask = ["--host", f"unix://{self.address}", "version", "-f", "{{.Server.Version}}"]
         done = subprocess.run(
             [self.bin / "docker", *ask], capture_output=True, text=True, timeout=20, check=False

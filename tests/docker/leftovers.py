@@ -12,8 +12,8 @@ from tests.e2e.leftovers import (
     processes,
     sockets,
     subdirectories,
+    wait_none,
 )
-from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.docker.docker import Docker
@@ -45,11 +45,7 @@ def leftovers(docker: Docker) -> list[str]:
 
 def wait_nothing_left(docker: Docker, timeout: float = 15) -> list[str]:
     """Return what is left after ``timeout`` s, or at once nothing."""
-    try:
-        wait_until("nothing is left", lambda: not leftovers(docker), timeout)
-    except AssertionError:
-        return leftovers(docker)
-    return []
+    return wait_none(lambda: leftovers(docker), timeout)
 
 
 def shims(docker: Docker, container: str) -> list[int]:

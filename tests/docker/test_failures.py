@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker.docker import attached
 from tests.docker.leftovers import shims
+from tests.e2e.attached import attached
 from tests.e2e.test_lifecycle import COUNT, alive
 from tests.e2e.waiting import wait_until
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker.docker import attached
+from tests.e2e.attached import attached
 from tests.e2e.test_lifecycle import COUNT
 from tests.e2e.waiting import wait_until
 

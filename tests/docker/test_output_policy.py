@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.test_lifecycle import alive
-from tests.e2e.test_output_policy import spools
+from tests.e2e.test_output_policy import SAID, SAY, spools
 from tests.e2e.waiting import wait_until
 from tests.matrix import record_not_applicable
 
@@ -19,12 +19,6 @@ __all__ = ["spools"]
 
 pytestmark = pytest.mark.e2e
 SCENARIO = "Output nobody reads"
-
-# Three times what a fifo holds, in lines that are few: dockerd writes each into its log,
-# and stops reading two seconds after it has heard of the exit.
-LINES = 30_000
-TAIL = "x" * 100
-SCRIPT = f"until test -e /go; do sleep 0.05; done; seq 1 {LINES} | sed s/$/{TAIL}/; exit 6"
 
 
 @pytest.fixture
@@ -43,14 +37,14 @@ def test_a_spooled_container_ends_meanwhile_and_all_of_it_is_in_the_log(
         return
     docker = annotating
     flags = ("--annotation", "io.trio-shim.output=spool")
-    name = docker.start("sh", "-c", SCRIPT, flags=flags)
+    name = docker.start("sh", "-c", SAY, flags=flags)
     pid = docker.pid(name)
     docker.dockerd.kill()
     Path(f"/proc/{pid}/root/go").touch()
     wait_until("it has ended", lambda: not alive(pid), 60)
     docker.dockerd.start()
     assert docker.wait_exit(name) == 6
-    assert docker.logs(name) == "\n".join(f"{n}{TAIL}" for n in range(1, LINES + 1))
+    assert docker.logs(name) == "\n".join(SAID)
 
 
 def test_a_policy_there_is_not_is_named(annotating: Docker | None) -> None:

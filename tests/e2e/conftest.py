@@ -6,10 +6,8 @@ the parameter, so that each containerd is started once.
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import signal
 import subprocess
 import tempfile
 from contextlib import contextmanager, suppress
@@ -20,20 +18,19 @@ import pytest
 
 from tests.e2e.containerd import Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
-from tests.e2e.image import BUSYBOX, write_image
+from tests.e2e.image import write_image
 from tests.e2e.leftovers import (
     RUNC,
     cgroup_parents,
+    end_fork_servers,
     fifos,
-    fork_servers,
+    kill_and_unmount,
     mounts,
-    processes,
     sockets,
     subdirectories,
     wait_nothing_left,
 )
-from tests.e2e.managers import MANAGERS, Manager
-from tests.e2e.waiting import wait_until
+from tests.e2e.managers import MANAGERS, Manager, skip_without
 from tests.matrix import record_manager
 
 if TYPE_CHECKING:
@@ -47,10 +44,7 @@ _log_start = pytest.StashKey[int]()
 def containerd(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Containerd]:
-    manager: Manager = request.param
-    if not manager.there:
-        pytest.skip(f"tests/managers/fetch.sh has not fetched {manager.directory}")
-    with open_containerd(tmp_path_factory.mktemp("image"), manager) as daemon:
+    with open_containerd(tmp_path_factory.mktemp("image"), request.param) as daemon:
         yield daemon
 
 
@@ -59,10 +53,7 @@ def open_containerd(
     scratch: Path, manager: Manager, make: type[Containerd] = Containerd
 ) -> Iterator[Containerd]:
     """Run a containerd, with the image, for the block."""
-    tools = [manager.tool("containerd"), manager.tool("ctr"), "runc"]
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
-        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
+    skip_without(manager)
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
     daemon = make(root, f"e2e{secrets.token_hex(4)}", manager)
@@ -75,11 +66,7 @@ def open_containerd(
         if daemon.running:
             _force_clean(Ctr(daemon))
         daemon.stop()
-        servers = fork_servers(str(daemon.root))
-        for pid in servers:
-            os.kill(pid, signal.SIGTERM)
-        wait_until("the fork server is gone", lambda: not fork_servers(str(daemon.root)))
-        assert len(servers) <= 1, "one manager needs one fork server"
+        end_fork_servers(str(root))
         for leftover in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
             with suppress(OSError):  # not there, or reported by the last test
                 leftover.rmdir()
@@ -146,11 +133,7 @@ def pytest_report_header() -> str:
 def _force_clean(ctr: Ctr) -> None:
     """Kill and unmount what a failed test left, so that it fails alone."""
     daemon = ctr.containerd
-    for pid, _line in list(processes(str(daemon.root), daemon.namespace, {daemon.pid})):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for point in reversed(mounts(str(daemon.root))):
-        subprocess.run(["umount", "-l", point], timeout=10, check=False)
+    kill_and_unmount(str(daemon.root), daemon.namespace, {daemon.pid})
     for path in [
         *fifos(daemon.root / "fifo"),
         *sockets(str(daemon.address), daemon.namespace, ctr.ids),

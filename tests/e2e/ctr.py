@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ from tests.e2e.image import NAME
 from tests.e2e.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.e2e.containerd import Containerd
 
 STOCK = "io.containerd.runc.v2"
@@ -156,15 +153,3 @@ class Ctr:
 
     def _tasks(self) -> list[list[str]]:
         return [line.split() for line in self.ok("task", "ls").splitlines()[1:]]
-
-
-@contextmanager
-def attached(ctr: Ctr, *args: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A call that goes on beside the block, with pipes; killed on the way out."""
-    with subprocess.Popen(
-        ctr.argv(*args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.e2e.ctr import Ctr
 
@@ -44,11 +47,35 @@ def leftovers(ctr: Ctr) -> list[str]:
 
 def wait_nothing_left(ctr: Ctr, timeout: float = 15) -> list[str]:
     """Return what is left after ``timeout`` s, or at once nothing."""
+    return wait_none(lambda: leftovers(ctr), timeout)
+
+
+def wait_none(find: Callable[[], list[str]], timeout: float = 15) -> list[str]:
+    """Return what ``find`` finds after ``timeout`` s, or an empty list once it finds nothing."""
     try:
-        wait_until("nothing is left", lambda: not leftovers(ctr), timeout)
+        wait_until("nothing is left", lambda: not find(), timeout)
     except AssertionError:
-        return leftovers(ctr)
+        return find()
     return []
+
+
+def end_fork_servers(root: str) -> None:
+    """End the fork server of the shims of ``root``, of which a manager needs one at most."""
+    servers = fork_servers(root)
+    for pid in servers:
+        os.kill(pid, signal.SIGTERM)
+    wait_until("the fork server is gone", lambda: not fork_servers(root))
+    assert len(servers) <= 1, "one manager needs one fork server"
+
+
+def kill_and_unmount(root: str, group: str, known: Iterable[int], *keep: str) -> None:
+    """Kill the processes and undo the mounts of a failed test, but not the mounts ``keep``."""
+    for pid, _line in list(processes(root, group, known)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for point in reversed(mounts(root)):
+        if point not in keep:
+            subprocess.run(["umount", "-l", point], timeout=10, check=False)
 
 
 def processes(root: str, namespace: str, known: Iterable[int] = ()) -> Iterator[tuple[int, str]]:

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import pytest
+
 from tests.e2e.ctr import RUNTIME
+from tests.e2e.image import BUSYBOX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,3 +114,13 @@ def choose() -> list[Manager]:
 
 ALL = os.environ.get("TRIO_SHIM_TEST_MANAGERS") == "all"
 MANAGERS = choose()
+
+
+def skip_without(manager: Manager) -> None:
+    """Skip where ``manager`` was not fetched, or where it cannot run containers."""
+    if not manager.there:
+        pytest.skip(f"tests/managers/fetch.sh has not fetched {manager.directory}")
+    tools = [manager.tool("containerd"), manager.tool("ctr"), "runc"]
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
+        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")

@@ -83,3 +83,16 @@ def open_terminal(
         process.kill()
         process.wait(10)
         os.close(master)
+
+
+def check_interrupt(terminal: Terminal) -> None:
+    """Check that Ctrl-C in a shell ends its program and not the shell; then leave the shell."""
+    terminal.expect("# ")
+    # Between two commands the shell itself would get the signal.
+    terminal.type("sh -c 'echo go; exec sleep 1000'\n")
+    terminal.expect("go\n")
+    terminal.type("\x03")
+    terminal.expect("# ")
+    terminal.type("echo code $?; exit 0\n")
+    terminal.expect("code 130")
+    assert terminal.wait() == 0

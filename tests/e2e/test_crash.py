@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.attached import attached
+from tests.e2e.ctr import RUNTIME, STOCK, Ctr
 from tests.e2e.leftovers import RUNC, cgroup_parents, mounts, processes
 from tests.e2e.test_restart import remove_stock_sockets, shim_pids
 from tests.e2e.waiting import wait_until

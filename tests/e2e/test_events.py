@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.ctr import Ctr, attached
+from tests.e2e.attached import attached
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.e2e.ctr import Ctr
 
 pytestmark = pytest.mark.e2e
 SCENARIO = "Events"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.ctr import attached
+from tests.e2e.attached import attached
 
 if TYPE_CHECKING:
     from tests.e2e.ctr import Ctr

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
-from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.attached import attached
+from tests.e2e.ctr import RUNTIME, STOCK, Ctr
 from tests.e2e.test_lifecycle import alive
 from tests.e2e.waiting import wait_until
 
@@ -33,6 +34,12 @@ touch /written
 until test -e /end; do sleep 0.05; done
 exit 5
 """
+# Three times the bytes that a fifo holds, in few lines: dockerd writes each line to its log,
+# and stops reading two seconds after the exit event.
+LINES = 30_000
+_TAIL = "x" * 100
+SAID = [f"{number}{_TAIL}" for number in range(1, LINES + 1)]
+SAY = f"until test -e /go; do sleep 0.05; done; seq 1 {LINES} | sed s/$/{_TAIL}/; exit 6"
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.attached import attached
+from tests.e2e.ctr import RUNTIME, STOCK, Ctr
 from tests.e2e.leftovers import processes, sockets
 from tests.e2e.test_lifecycle import COUNT, alive
 from tests.e2e.waiting import wait_until

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.ctr import RUNTIME, STOCK, Ctr, attached
+from tests.e2e.attached import attached
+from tests.e2e.ctr import RUNTIME, STOCK, Ctr
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -52,8 +52,6 @@ recreate_scratch = true
 def _blocks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ctr]:
-    if not request.param.there:
-        pytest.skip(f"tests/managers/fetch.sh has not fetched {request.param.directory}")
     scratch = tmp_path_factory.mktemp("image")
     with open_containerd(scratch, request.param, BlockContainerd) as daemon:
         ctr = Ctr(daemon)

@@ -51,8 +51,17 @@ class Manager(EventsBase):
         return [TaskStart.FromString(e.event.value).pid for e in self.got]
 
 
+async def deliver_two(path: Path, manager: EventsBase) -> None:
+    """Publish the starts of the processes 1 and 2, and wait until both are acknowledged."""
+    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
+        for pid in (1, 2):
+            publisher.open_source("").publish(TaskStart(pid=pid))
+        with trio.fail_after(20):
+            await publisher.flush()
+
+
 @asynccontextmanager
-async def serving(path: Path, manager: Manager) -> AsyncIterator[None]:
+async def serving(path: Path, manager: EventsBase) -> AsyncIterator[None]:
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(listen(f"unix://{path}")))
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -117,11 +126,7 @@ async def test_a_manager_that_restarts_misses_nothing(tmp_path: Path) -> None:
 async def test_an_event_is_sent_again_until_it_is_acknowledged(tmp_path: Path) -> None:
     manager = Manager(refuse=3)
     path = tmp_path / "events"
-    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
-        for pid in (1, 2):
-            publisher.open_source("").publish(TaskStart(pid=pid))
-        with trio.fail_after(20):
-            await publisher.flush()
+    await deliver_two(path, manager)
     assert manager.pids == [1, 2]
     assert manager.calls == 5
 
@@ -132,11 +137,7 @@ async def test_an_event_nobody_will_ever_accept_holds_up_no_other(
 ) -> None:
     manager = Manager(refuse=1, status=status)
     path = tmp_path / "events"
-    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
-        for pid in (1, 2):
-            publisher.open_source("").publish(TaskStart(pid=pid))
-        with trio.fail_after(20):
-            await publisher.flush()
+    await deliver_two(path, manager)
     assert manager.pids == [2]
 
 

@@ -26,7 +26,7 @@ from shim.container.task_events import TaskEvents
 from shim.events.publisher import open_publisher
 from shim.exit import NEVER_STARTED, Exit
 from shim.ttrpc.server import handlers_of, unary
-from tests.events.test_publisher import Manager, serving
+from tests.events.test_publisher import Manager, deliver_two, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,11 +100,7 @@ class Deaf(Manager):
 async def test_what_is_sent_again_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
     manager = Deaf()
     path = tmp_path / "events"
-    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
-        for pid in (1, 2):
-            publisher.open_source("").publish(TaskStart(pid=pid))
-        with trio.fail_after(20):
-            await publisher.flush()
+    await deliver_two(path, manager)
     assert manager.heard[0::2] == manager.heard[1::2]
     assert len(manager.heard) == 4
 

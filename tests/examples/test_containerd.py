@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tomllib
@@ -18,7 +17,7 @@ from tests.cri.leftovers import wait_nothing_left
 from tests.cri.node import PAUSE, Node
 from tests.cri.pods import Pod
 from tests.e2e.ctr import RUNTIME, STOCK, Ctr
-from tests.e2e.image import BUSYBOX, NAME
+from tests.e2e.image import NAME
 from tests.e2e.managers import MANAGERS, Manager
 from tests.e2e.test_output_policy import spools
 from tests.examples.files import (
@@ -156,11 +155,7 @@ conf_dir = "{self.root}/cni"
 def _module_node(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
-    manager: Manager = request.param
-    missing = [tool for tool in (manager.tool("ctr"), "runc") if shutil.which(tool) is None]
-    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
-        pytest.skip(f"needs root, busybox, containerd and runc; missing: {missing}")
-    with open_node(tmp_path_factory.mktemp("image"), manager, PastedNode) as node:
+    with open_node(tmp_path_factory.mktemp("image"), request.param, PastedNode) as node:
         yield node
 
 

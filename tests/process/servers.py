@@ -16,17 +16,40 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, Rig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pytest
 
 ROOT = Path(__file__).parents[2]
 # As an entry point calls it; -m would put the working directory first.
-LAUNCH = [
+LAUNCH = (
     sys.executable,
     "-c",
     "import sys; from shim.start.launcher import main; sys.exit(main())",
-]
+)
+
+
+def launch(
+    rig: Rig,
+    bundle: Path,
+    *args: str,
+    command: Sequence[str] = LAUNCH,
+    environ: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    before: Any = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the launcher as a manager does; ``before`` runs in its process first."""
+    flags = ["-namespace", NAMESPACE, "-address", str(rig.root / "manager")]
+    return subprocess.run(
+        [*command, *flags, "-id", bundle.name, *args],
+        cwd=bundle,
+        input=stdin,
+        capture_output=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
+        preexec_fn=before,
+    )
 
 
 class Server:
@@ -51,17 +74,9 @@ class Server:
         stdin: bytes = b"",
         **environ: str,
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the launcher as a manager would."""
-        flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
-        return subprocess.run(
-            [*command, *flags, "-id", bundle.name, *args],
-            cwd=bundle,
-            input=stdin,
-            capture_output=True,
-            timeout=30,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **environ},
-            preexec_fn=before,
+        """Run the launcher as a manager does."""
+        return launch(
+            self.rig, bundle, *args, command=command, environ=environ, stdin=stdin, before=before
         )
 
     async def start(self, bundle: Path, *args: str, **kinds: Any) -> int:

@@ -29,9 +29,11 @@ from shim.linux.libc import mount
 from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import can_connect
 from tests.e2e.waiting import wait_until
+from tests.process.configs import overlay, own_rootfs
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
 from tests.process.servers import children_of
-from tests.process.test_delete import MS_BIND, delete, overlay, own_rootfs
+from tests.process.steps import kill_daemon
+from tests.process.test_delete import MS_BIND, delete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,11 +77,6 @@ def remove_group(cgroup: Cgroup) -> None:
     for directory in directories:
         with suppress(FileNotFoundError):
             Path(directory).rmdir()
-
-
-async def kill_daemon(rig: Rig) -> None:
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
 
 
 @pytest.mark.parametrize(

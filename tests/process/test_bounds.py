@@ -15,6 +15,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import CheckpointTaskRequest, DeleteRequest, StartRequest, StateRequest
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.steps import kill_daemon
 from tests.process.test_delete import delete
 
 if TYPE_CHECKING:
@@ -106,8 +107,7 @@ async def test_delete_reads_no_huge_file(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     pid = (await rig.run(task, bundle)).pid
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     (bundle / "members").mkdir()
     (bundle / "members/c2").touch()
     for name in ("address", "init.exit", "members/c2"):

@@ -26,10 +26,10 @@ from shim.container.task_events import ZERO_TIME
 from tests.process.crio import open_fifo, read_all
 from tests.process.recorder import record
 from tests.process.rig import PROCESS_URL, Rig, default_config
+from tests.process.steps import waiting_for_exec
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
-    from shim.api.task_pb2 import WaitResponse
 
 
 def with_terminal(config: dict[str, Any], *, wanted: bool = True) -> None:
@@ -105,14 +105,7 @@ async def test_an_exec_that_was_never_started_is_deleted_with_status_0(rig: Rig)
     task = await rig.start(bundle)
     await rig.run(task, bundle)
     await task.Exec(rig.exec_request("c1", "e1", "true"), timeout=10)
-    waited: list[WaitResponse] = []
-
-    async def wait() -> None:
-        waited.append(await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=20))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
+    async with waiting_for_exec(task, "e1") as waited:
         deleted = await task.Delete(DeleteRequest(id="c1", exec_id="e1"), timeout=15)
     assert (deleted.pid, deleted.exit_status) == (0, 0)
     assert deleted.exited_at.seconds == waited[0].exited_at.seconds == ZERO_TIME
@@ -189,14 +182,7 @@ async def test_an_exec_whose_start_failed_is_waited_for_until_its_delete(rig: Ri
     task = await rig.start(bundle)
     await rig.run(task, bundle)
     await task.Exec(rig.exec_request("c1", "e1", "/no/such/program"), timeout=10)
-    waited: list[WaitResponse] = []
-
-    async def wait() -> None:
-        waited.append(await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=20))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait)
-        await trio.testing.wait_all_tasks_blocked()
+    async with waiting_for_exec(task, "e1") as waited:
         with pytest.raises(GRPCError):
             await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=20)
         assert not waited

@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
 from shim.api.task_pb2 import PauseRequest, ResumeRequest, StateRequest
+from tests.process.configs import host_pids
 from tests.process.driven import Driven, verdict
 from tests.process.oracle import Oracle
 from tests.process.rig import NAMESPACE, Rig
@@ -82,11 +83,7 @@ async def test_containers_of_ten_shims_keep_order_and_codes(rig: Rig) -> None:
 async def test_init_dying_while_execs_start_is_told_last(rig: Rig, spaces: str) -> None:
     """With a pid namespace of its own, and with the host's, where the shim has to kill."""
 
-    def change(config: dict[str, Any]) -> None:
-        if spaces == "shared":
-            kept = [n for n in config["linux"]["namespaces"] if n["type"] != "pid"]
-            config["linux"]["namespaces"] = kept
-
+    change = host_pids if spaces == "shared" else None
     rounds, delays = 60, random.Random(spaces)
     bundles = [rig.bundle(f"c{n}", "sleep", "1000", change=change) for n in range(rounds)]
     driven = Driven(rig, await rig.start(bundles[0]))

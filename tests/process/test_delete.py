@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 from grpclib.exceptions import GRPCError
 
-from shim.api.mount_pb2 import Mount
 from shim.api.task_pb2 import DeleteRequest, DeleteResponse, KillRequest, StateRequest, WaitRequest
 from shim.linux.libc import mount
 from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import socket_path
+from tests.process.configs import overlay, own_rootfs
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.steps import kill_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +39,7 @@ async def test_after_the_shim_was_killed_nothing_is_left(rig: Rig) -> None:
     created = await rig.run(task, bundle, rootfs=[layers])
     # The shim's own mount, and one a manager stacked on it.
     mount(str(bundle / "rootfs"), str(bundle / "rootfs"), "", MS_BIND)
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     assert alive(created.pid)
     reply = delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
@@ -54,8 +54,7 @@ async def test_it_is_idempotent(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     created = await rig.run(task, bundle)
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     for _ in range(10):
         assert delete(rig, bundle).pid == created.pid
 
@@ -91,22 +90,6 @@ async def test_the_bundle_is_found_beside_the_working_directory_too(rig: Rig) ->
     os.kill(rig.daemons[0], signal.SIGKILL)
     done = rig.run_shim(elsewhere, "-id", "c1", "delete")
     assert DeleteResponse.FromString(done.stdout).pid == created.pid
-
-
-def own_rootfs(config: dict[str, dict[str, str]]) -> None:
-    config["root"]["path"] = "rootfs"
-
-
-def overlay(rig: Rig) -> Mount:
-    rig.rootfs()
-    for name in ("upper", "work"):
-        (rig.root / name).mkdir()
-    options = [
-        f"lowerdir={rig.root}/busybox",
-        f"upperdir={rig.root}/upper",
-        f"workdir={rig.root}/work",
-    ]
-    return Mount(type="overlay", source="overlay", options=options)
 
 
 async def test_the_rootfs_is_mounted_at_create_and_undone_at_delete(rig: Rig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.events.disks import mounted
 from tests.process.oracle import Oracle
 from tests.process.rig import NAMESPACE, Rig, wait_gone
+from tests.process.steps import kill_daemon
 from tests.process.test_delete import delete
 from tests.process.test_members import Pod
 
@@ -52,11 +52,6 @@ def away(rig: Rig) -> Iterator[None]:
     yield
     if aside.exists():
         aside.rename(here)
-
-
-async def kill_shim(rig: Rig) -> None:
-    os.kill(rig.daemons[-1], signal.SIGKILL)
-    await wait_gone(rig.daemons)
 
 
 async def run_exec(rig: Rig, task: TaskStub, id_: str, exec_id: str, script: str) -> Exit:
@@ -143,7 +138,7 @@ async def test_a_container_made_anew_in_its_bundle_has_not_ended(rig: Rig) -> No
     (rig.rootfs() / "go-1").unlink()
     created = await rig.run(task, bundle)
     assert read_exit(str(bundle)) is None
-    await kill_shim(rig)
+    await kill_daemon(rig)
     reply = delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
 
@@ -155,7 +150,7 @@ async def test_a_creation_that_fails_early_leaves_no_earlier_end_behind(rig: Rig
     await task.Delete(DeleteRequest(id="c1"), timeout=20)
     with pytest.raises(GRPCError, match="nowhere"):
         await rig.run(task, bundle, stdout=str(rig.root / "nowhere"))
-    await kill_shim(rig)
+    await kill_daemon(rig)
     reply = delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (0, 137)
 
@@ -165,7 +160,7 @@ async def test_delete_says_how_it_really_ended_though_the_shim_is_gone(rig: Rig)
     task = await rig.start(bundle)
     told = await run_to_end(rig, task, bundle)
     assert told.exit_status == 7
-    await kill_shim(rig)
+    await kill_daemon(rig)
     for _ in range(3):
         assert record_of(delete(rig, bundle)) == told
 
@@ -175,7 +170,7 @@ async def test_delete_says_137_where_the_record_is_none(rig: Rig, damage: str) -
     bundle = rig.bundle("c1", "sh", "-c", "exit 7")
     task = await rig.start(bundle)
     told = await run_to_end(rig, task, bundle)
-    await kill_shim(rig)
+    await kill_daemon(rig)
     record = Path(exit_file(str(bundle)))
     match damage:
         case "cut":
@@ -273,7 +268,7 @@ async def test_a_manager_that_comes_back_hears_it_all_from_the_shim(rig: Rig) ->
 async def test_delete_tells_what_the_dead_shim_could_not_but_not_its_own_answer(rig: Rig) -> None:
     with away(rig):
         _, bundle, told = await live_unheard(rig)
-        await kill_shim(rig)
+        await kill_daemon(rig)
     for _ in range(2):
         assert record_of(await ask_delete(rig, bundle)) == told
         # The manager tells the rest, from that answer.
@@ -284,7 +279,7 @@ async def test_what_was_deleted_before_the_shim_died_is_told_whole(rig: Rig) -> 
     with away(rig):
         task, bundle, told = await live_unheard(rig)
         await task.Delete(DeleteRequest(id="c1"), timeout=20)
-        await kill_shim(rig)
+        await kill_daemon(rig)
     # Who was answered knows no such container any more, and says nothing of it.
     assert record_of(await ask_delete(rig, bundle)) == told
     assert rig.sink.names() == [*LIFE, "delete"]
@@ -294,7 +289,7 @@ async def test_what_was_deleted_before_the_shim_died_is_told_whole(rig: Rig) -> 
 async def test_a_manager_that_does_not_listen_yet_is_told_once_it_does(rig: Rig) -> None:
     with away(rig):
         _, bundle, told = await live_unheard(rig)
-        await kill_shim(rig)
+        await kill_daemon(rig)
         before = time.monotonic()
         assert record_of(await ask_delete(rig, bundle)) == told
         assert time.monotonic() - before < 3 * PATIENCE
@@ -313,7 +308,7 @@ async def test_a_manager_that_does_not_listen_yet_is_told_once_it_does(rig: Rig)
 async def test_a_manager_that_hangs_costs_delete_no_more_than_a_second(rig: Rig) -> None:
     with away(rig):
         _, bundle, told = await live_unheard(rig)
-        await kill_shim(rig)
+        await kill_daemon(rig)
         with listen(f"unix://{rig.root}/events"):
             before = time.monotonic()
             assert record_of(await ask_delete(rig, bundle)) == told
@@ -345,7 +340,7 @@ async def test_the_end_of_another_of_the_pod_is_told_unless_it_has_a_delete(
 async def test_a_shim_started_again_tells_first_what_the_last_one_could_not(rig: Rig) -> None:
     with away(rig):
         _, bundle, _ = await live_unheard(rig)
-        await kill_shim(rig)
+        await kill_daemon(rig)
         for state in rig.runc_root.glob("*/*"):
             await trio.run_process(
                 ["runc", "--root", str(state.parent), "delete", "--force", state.name]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -15,7 +13,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import DeleteRequest, KillRequest, StateRequest, WaitRequest
-from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
+from tests.process.rig import NAMESPACE, Rig, alive
+from tests.process.steps import kill_daemon
 from tests.process.test_delete import delete
 
 if TYPE_CHECKING:
@@ -62,8 +61,7 @@ async def test_a_create_that_is_refused_and_its_delete_end_no_other_container(
         await task.Create(rig.create_request(bundle), timeout=20)
     assert caught.value.status is Status.ALREADY_EXISTS
     assert delete(rig, bundle).pid == 0
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     delete(rig, bundle)
     assert alive(pid)
 
@@ -104,8 +102,7 @@ async def test_a_bundle_by_another_of_its_names_is_the_same(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     pid = (await rig.run(task, bundle)).pid
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     (rig.root / "link").symlink_to(bundle)
     done = rig.run_shim(rig.root, "-id", "c1", "-bundle", str(rig.root / "link"), "delete")
     assert done.returncode == 0, done.stderr

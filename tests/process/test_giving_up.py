@@ -24,7 +24,9 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from shim.linux.sockets import socket_address
+from tests.process.configs import host_pids
 from tests.process.rig import NAMESPACE, Rig, alive
+from tests.process.steps import wait_path
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -56,9 +58,7 @@ exec runc "$@\"""",
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start, task, "c1")
-        with trio.fail_after(10):
-            while not began.exists():
-                await trio.sleep(0.01)
+        await wait_path(began)
         nursery.start_soon(delete)
         # Both are served by one loop, in order: once State answers, Delete has run.
         await task.State(StateRequest(id="c1"), timeout=5)
@@ -82,11 +82,6 @@ exec runc "$@\"""",
     assert (await task.Wait(WaitRequest(id="c1"), timeout=5)).exit_status == 137
 
 
-def share(config: dict[str, Any]) -> None:
-    spaces = config["linux"]["namespaces"]
-    config["linux"]["namespaces"] = [n for n in spaces if n["type"] != "pid"]
-
-
 async def test_an_exec_whose_init_ended_long_before_can_be_deleted(rig: Rig) -> None:
     done, go = rig.root / "done", rig.root / "go"
     wrapper = rig.wrapper(
@@ -95,7 +90,7 @@ async def test_an_exec_whose_init_ended_long_before_can_be_deleted(rig: Rig) -> 
 runc "$@"; touch {done}; while [ ! -e {go} ]; do sleep 0.02; done; exit 0;; esac
 exec runc "$@\"""",
     )
-    bundle = rig.bundle("c1", "sleep", "1000", change=share)
+    bundle = rig.bundle("c1", "sleep", "1000", change=host_pids)
     task = await rig.start(bundle)
     await rig.run(task, bundle, options=rig.options(binary_name=wrapper))
     await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
@@ -107,9 +102,7 @@ exec runc "$@\"""",
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start_late)
-        with trio.fail_after(10):
-            while not done.exists():
-                await trio.sleep(0.01)
+        await wait_path(done)
         await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
         await task.Wait(WaitRequest(id="c1"), timeout=20)  # it gives the exec ten seconds
         go.touch()

@@ -18,8 +18,9 @@ from shim.records import read_exit
 from tests.e2e.waiting import PATIENCE
 from tests.frozen import freezable_disk
 from tests.process.hung import answers, soon
+from tests.process.steps import kill_daemon
 from tests.process.test_delete import delete
-from tests.process.test_durable import away, kill_shim
+from tests.process.test_durable import away
 from tests.process.test_members import Pod
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -
         with away(rig):
             task = await rig.start(disk.path)
             await rig.run(task, disk.path)
-            await kill_shim(rig)
+            await kill_daemon(rig)
         assert is_waiting(str(disk.path / "events.journal"))
         disk.freeze()
         before = time.monotonic()

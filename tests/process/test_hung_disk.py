@@ -27,6 +27,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.frozen import FreezableDisk, file_helpers
 from tests.process.hung import answers, soon, wait_thread_stuck
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.steps import wait_path
 from tests.process.test_members import Pod
 from tests.process.test_stuck import BEFORE
 from tests.process.test_stuck import wait_stuck as wait_runtime_stuck
@@ -185,9 +186,7 @@ async def test_under_drop_and_spool_no_process_waits_for_a_hung_disk(
             await trio.sleep(0.01)
     disk.freeze()
     (rig.rootfs() / "go").touch()
-    with trio.fail_after(10 * PATIENCE):
-        while not (rig.rootfs() / "done").exists():
-            await trio.sleep(0.01)
+    await wait_path(rig.rootfs() / "done")
     disk.thaw()
     with trio.fail_after(10 * PATIENCE):
         while b"bytes of output dropped]" not in (disk.path / "log").read_bytes():
@@ -278,17 +277,13 @@ async def test_a_hung_spool_disk_holds_up_no_call_and_no_process(
     task = await rig.start(bundle)
     os.mkfifo(rig.root / "out")
     await rig.run(task, bundle, stdout=str(rig.root / "out"))
-    with trio.fail_after(10 * PATIENCE):
-        while not (rig.rootfs() / "begun").exists():
-            await trio.sleep(0.01)
+    await wait_path(rig.rootfs() / "begun")
     disk.freeze()
     (rig.rootfs() / "go").touch()
     await wait_thread_stuck(rig.daemons[0])
     for number in range(2):
         await answers(rig, task, "c1", number)
-    with trio.fail_after(20 * PATIENCE):
-        while not (rig.rootfs() / "done").exists():
-            await trio.sleep(0.01)
+    await wait_path(rig.rootfs() / "done")
     await answers(rig, task, "c1", 2)
     disk.thaw()
     received = b""

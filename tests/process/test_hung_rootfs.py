@@ -12,10 +12,10 @@ import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim.api import mount_pb2
 from shim.linux import sockets
 from shim.ttrpc.calls import ConnectionLostError
 from tests.e2e.waiting import PATIENCE
+from tests.process.configs import overlay
 from tests.process.hung import answers, wait_thread_stuck
 from tests.process.test_members import Pod
 
@@ -32,15 +32,7 @@ async def test_a_rootfs_mount_that_hangs_holds_up_its_create_only(
     pod = await Pod.start(rig)
     task = pod.task
     bundle = rig.bundle("c2", "sleep", "1000")
-    for name in ("upper", "work"):
-        (disk.path / name).mkdir()
-    (rig.root / "merged").mkdir()
-    options = [
-        f"lowerdir={rig.rootfs()}",
-        f"upperdir={disk.path}/upper",
-        f"workdir={disk.path}/work",
-    ]
-    mount = mount_pb2.Mount(type="overlay", source="overlay", options=options)
+    mount = overlay(rig, disk.path)
     disk.freeze()
     refused: list[GRPCError] = []
 
@@ -71,14 +63,7 @@ async def test_a_daemon_killed_while_a_mount_hangs_serves_nobody_any_more(
 ) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
-    for name in ("upper", "work"):
-        (disk.path / name).mkdir()
-    options = [
-        f"lowerdir={rig.rootfs()}",
-        f"upperdir={disk.path}/upper",
-        f"workdir={disk.path}/work",
-    ]
-    mount = mount_pb2.Mount(type="overlay", source="overlay", options=options)
+    mount = overlay(rig, disk.path)
     disk.freeze()
 
     async def create() -> None:

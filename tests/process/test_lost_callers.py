@@ -13,7 +13,6 @@ from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
 from shim.api.mount_pb2 import Mount
-from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import (
     ConnectRequest,
     DeleteRequest,
@@ -26,18 +25,18 @@ from shim.container.container import Container
 from shim.container.host import Host
 from shim.errors import NotFoundError
 from shim.events.publisher import NullPublisher
-from shim.linux.sockets import connect, socket_path
+from shim.linux.sockets import socket_path
 from shim.reaper import open_reaper
-from shim.ttrpc.client import open_channel
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import groups
 from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
+from tests.process.steps import lose_call
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
-    from shim.api.task_pb2 import CreateTaskRequest
+    from shim.api.task_grpc import TaskStub
     from shim.cgroup.find import Cgroup
     from shim.child import Child
     from shim.reaper import Reaper
@@ -127,19 +126,6 @@ def stuck(request: pytest.FixtureRequest, rig: Rig) -> tuple[AnyMessage, Path, P
     return rig.options(binary_name=wrapper), mark, go
 
 
-async def lose_during_create(rig: Rig, request: CreateTaskRequest, mark: Path) -> None:
-    """Call Create over a connection of its own, and close that once ``mark`` is there."""
-    async with (
-        open_channel(await connect(rig.address)) as channel,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(TaskStub(channel).Create, request)
-        with trio.fail_after(20 * PATIENCE):
-            while not mark.exists():
-                await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
-
-
 async def connects(task: TaskStub, id_: str) -> bool:
     """Whether a manager that loads its containers finds ``id_`` in the shim."""
     try:
@@ -180,7 +166,7 @@ async def test_a_create_whose_caller_is_gone_is_undone_and_the_shim_ends(
     await rig.start(bundle)
     rootfs = Mount(type="bind", source=str(rig.rootfs()), options=["rbind"])
     request = rig.create_request(bundle, options=options, rootfs=[rootfs])
-    await lose_during_create(rig, request, mark)
+    await lose_call(rig, lambda task: task.Create, request, mark)
     await wait_gone([int(mark.read_text()), *rig.daemons], 15)
     await nothing_is_left(rig, "c1")
     assert not Path(socket_path(rig.address)).exists()
@@ -201,7 +187,7 @@ async def test_in_a_pod_a_create_whose_caller_is_gone_costs_the_others_nothing(
     for path in fifos.values():
         os.mkfifo(path)
     request = rig.create_request(bundle, options=options, **fifos)
-    await lose_during_create(rig, request, mark)
+    await lose_call(rig, lambda task: task.Create, request, mark)
     with trio.fail_after(5 * PATIENCE):
         while await connects(task, "c2"):  # containerd 1.6 keeps what it can connect to
             await trio.sleep(0.01)
@@ -227,15 +213,7 @@ async def test_a_start_whose_caller_is_gone_goes_on_and_is_told(rig: Rig) -> Non
     task = await rig.start(bundle)
     request = rig.create_request(bundle, options=rig.options(binary_name=wrapper))
     await task.Create(request, timeout=20)
-    async with (
-        open_channel(await connect(rig.address)) as channel,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(TaskStub(channel).Start, StartRequest(id="c1"))
-        with trio.fail_after(20 * PATIENCE):
-            while not mark.exists():
-                await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
+    await lose_call(rig, lambda task: task.Start, StartRequest(id="c1"), mark)
     await task.State(StateRequest(id="c1"), timeout=5)  # by now the shim knows of the end
     go.touch()
     await rig.sink.wait_for("start")

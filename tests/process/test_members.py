@@ -6,9 +6,7 @@ Under an answer of version 3 containerd calls no other ``delete``.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +19,11 @@ from shim.api.bootstrap_pb2 import BootstrapParams
 from shim.api.task_pb2 import DeleteRequest, KillRequest, PauseRequest, StateRequest, WaitRequest
 from shim.cgroup.find import cgroup_of
 from shim.linux.mountinfo import mount_points
-from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
+from tests.process.configs import host_pids, overlay, own_rootfs
+from tests.process.rig import NAMESPACE, Rig, alive
+from tests.process.steps import kill_daemon
 from tests.process.test_abandoned import sleeper
-from tests.process.test_delete import delete, overlay, own_rootfs
+from tests.process.test_delete import delete
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,8 +37,7 @@ def of_pod(config: dict[str, Any]) -> None:
 
 def of_pod_with_host_pids(config: dict[str, Any]) -> None:
     of_pod(config)
-    namespaces = config["linux"]["namespaces"]
-    config["linux"]["namespaces"] = [ns for ns in namespaces if ns["type"] != "pid"]
+    host_pids(config)
 
 
 def of_pod_with_rootfs(config: dict[str, dict[str, str]]) -> None:
@@ -75,8 +74,7 @@ class Pod:
         return bundle, (await self.rig.run(self.task, bundle, **fields)).pid
 
     async def kill_shim(self) -> None:
-        os.kill(self.rig.daemons[0], signal.SIGKILL)
-        await wait_gone(self.rig.daemons)
+        await kill_daemon(self.rig)
 
     def notes(self) -> list[str]:
         return sorted(path.name for path in self.first.glob("members/*"))

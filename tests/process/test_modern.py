@@ -42,8 +42,8 @@ from shim.cgroup.find import cgroup_at
 from shim.container.cleanup_records import cgroup_names_of
 from shim.linux.mountinfo import mount_points
 from shim.linux.sockets import SOCKET_DIR, socket_address, socket_path
+from tests.process.configs import overlay, own_rootfs
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
-from tests.process.test_delete import overlay, own_rootfs
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub

@@ -16,14 +16,15 @@ from shim.api import process_pb2
 from shim.api.task_pb2 import (
     DeleteRequest,
     KillRequest,
-    PidsRequest,
     StartRequest,
     StateRequest,
     WaitRequest,
 )
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
+from tests.process.configs import host_pids
 from tests.process.rig import Rig, wait_gone
+from tests.process.steps import run_until_told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +44,7 @@ def limited(config: dict[str, Any]) -> None:
 
 def sharing_pids(config: dict[str, Any]) -> None:
     limited(config)
-    spaces = config["linux"]["namespaces"]
-    config["linux"]["namespaces"] = [n for n in spaces if n["type"] != "pid"]
+    host_pids(config)
 
 
 class Commanded:
@@ -190,18 +190,10 @@ async def test_a_kill_by_a_limit_that_a_container_set_itself_is_told_before_its_
 async def test_in_the_hosts_pid_namespace_the_rest_is_killed_and_told_in_order(rig: Rig) -> None:
     script = f"sleep 1000 & sleep 1000 & read go; {EAT}"
     bundle = rig.bundle("c1", "sh", "-c", script, change=sharing_pids)
-    fifo = rig.root / "in"
-    os.mkfifo(fifo)
-    task = await rig.start(bundle)
-    await rig.run(task, bundle, stdin=str(fifo))
-    await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
-    await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=10)
-    with trio.fail_after(10):
-        while len(pids := (await task.Pids(PidsRequest(id="c1"))).processes) < 4:
-            await trio.sleep(0.01)
-    fifo.write_text("go\n")
+    task, go, pids = await run_until_told(rig, bundle, 4)
+    go()
     assert (await task.Wait(WaitRequest(id="c1"), timeout=30)).exit_status == 137
-    await wait_gone([p.pid for p in pids])
+    await wait_gone(pids)
     await task.Delete(DeleteRequest(id="c1"), timeout=10)
     await rig.sink.wait_for("delete")
     names = rig.sink.names()

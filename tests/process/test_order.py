@@ -26,7 +26,9 @@ from shim.api.task_pb2 import (
 )
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
+from tests.process.configs import host_pids
 from tests.process.rig import RESOURCES_URL, Rig, alive, wait_gone
+from tests.process.steps import run_until_told
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -140,26 +142,14 @@ async def test_kill_all_reaches_every_process(rig: Rig) -> None:
 
 
 async def test_with_the_hosts_pid_namespace_nothing_outlives_init(rig: Rig) -> None:
-    def share(config: dict[str, Any]) -> None:
-        spaces = config["linux"]["namespaces"]
-        config["linux"]["namespaces"] = [n for n in spaces if n["type"] != "pid"]
-
-    bundle = rig.bundle("c1", "sh", "-c", "sleep 1000 & sleep 1000 & read x", change=share)
-    fifo = rig.root / "in"
-    await trio.run_process(["mkfifo", str(fifo)])
-    task = await rig.start(bundle)
-    await rig.run(task, bundle, stdin=str(fifo))
-    await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
-    await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=10)
-    with trio.fail_after(10):
-        while len(pids := (await task.Pids(PidsRequest(id="c1"))).processes) < 4:
-            await trio.sleep(0.01)
-    fifo.write_text("go\n")
+    bundle = rig.bundle("c1", "sh", "-c", "sleep 1000 & sleep 1000 & read x", change=host_pids)
+    task, go, pids = await run_until_told(rig, bundle, 4)
+    go()
     await task.Wait(WaitRequest(id="c1"), timeout=20)
     await rig.sink.wait_for("exit c1")
     names = rig.sink.names()
     assert names.index("exit e1") < names.index("exit c1")
-    await wait_gone([p.pid for p in pids], 5)
+    await wait_gone(pids, 5)
 
 
 async def test_an_update_changes_the_limit(rig: Rig) -> None:

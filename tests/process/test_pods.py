@@ -31,6 +31,7 @@ from shimctl import list_shims
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, SHIM, Rig, wait_gone
+from tests.process.steps import kill_daemon, wait_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,8 +98,7 @@ async def test_of_many_starters_at_once_all_get_the_one_shim(rig: Rig) -> None:
             await task.Wait(WaitRequest(id=bundle.name), timeout=20)
             await task.Delete(DeleteRequest(id=bundle.name), timeout=20)
         if end == "kill":
-            os.kill(rig.daemons[0], signal.SIGKILL)
-            await wait_gone(rig.daemons)
+            await kill_daemon(rig)
             assert Path(socket_path(rig.address)).exists()
         elif end == "shut down":
             await shut_down(task)
@@ -137,9 +137,7 @@ async def test_a_shim_whose_first_container_is_being_created_does_not_shut_down(
     task = await rig.start(bundle)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: rig.run(task, bundle, options=options))
-        with trio.fail_after(20):
-            while not (bundle / "options.json").exists():
-                await trio.sleep(0.01)
+        await wait_path(bundle / "options.json")
         for _ in range(3):
             await shut_down(task)
         go.touch()

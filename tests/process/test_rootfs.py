@@ -21,8 +21,10 @@ from shim.linux.mounts import Mount as Plain
 from shim.linux.mounts import mount_all
 from tests.kernel import maps_owners
 from tests.loopdevices import attached_below
+from tests.process.configs import own_rootfs
 from tests.process.rig import Rig, alive, wait_gone
-from tests.process.test_delete import delete, own_rootfs
+from tests.process.steps import kill_daemon
+from tests.process.test_delete import delete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,8 +142,7 @@ async def test_delete_undoes_it_when_the_shim_is_dead(
     _task, bundle, pid = await run(rig, make)
     assert await said(rig) == f"{owner}:{owner}"
     helpers = servers(rig)
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     delete(rig, bundle)
     assert not mounts_below(str(bundle))
     await wait_gone([pid, *helpers])

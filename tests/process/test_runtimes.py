@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from shim.api.task_pb2 import (
 from tests.process.crio import open_fifo, read_all
 from tests.process.rig import Rig, alive, wait_gone
 from tests.process.runtimes import Engine, find, light
+from tests.process.steps import kill_daemon
 
 pytestmark = pytest.mark.e2e
 
@@ -162,8 +161,7 @@ async def test_a_program_that_is_not_there_leaves_nothing(rig: Rig, engine: Engi
 async def test_delete_after_the_shim_was_killed_leaves_nothing(rig: Rig, engine: Engine) -> None:
     bundle = engine.bundle("c1", "sleep", "1000")
     _, pid = await engine.run(bundle)
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     for _ in range(2):
         done = engine.run_shim(bundle, "-bundle", str(bundle), "delete")
         assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from shim.api.task_pb2 import (
 from shim.linux.sockets import socket_path
 from shim.ttrpc.client import ConnectionLostError
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.steps import wait_path
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -78,9 +79,7 @@ exec runc "$@\"""",
     async with trio.open_nursery() as nursery:
         request = rig.create_request(bundle, options=rig.options(binary_name=wrapper))
         nursery.start_soon(create, task, request)
-        with trio.fail_after(10):
-            while not Path(f"{go}.seen").exists():
-                await trio.sleep(0.01)
+        await wait_path(Path(f"{go}.seen"))
         await task.Shutdown(ShutdownRequest(now=True), timeout=5)
         go.touch()
     await task.Start(StartRequest(id="c1"), timeout=10)
@@ -108,9 +107,7 @@ exec runc "$@\"""",
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refused)
-        with trio.fail_after(10):
-            while not seen.exists():
-                await trio.sleep(0.01)
+        await wait_path(seen)
         await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
         assert not alive(int(seen.read_text()))
         assert not list(rig.runc_root.glob("*/c1"))

@@ -32,6 +32,7 @@ from shim.api.task_pb2 import (
 from shim.linux.sockets import can_connect, connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
+from tests.process.steps import kill_daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -191,8 +192,7 @@ async def test_racing_starters_of_a_pod_end_with_one_daemon(rig: Rig) -> None:
 async def test_a_socket_left_by_a_dead_shim_is_taken_over(rig: Rig) -> None:
     bundle = rig.bundle("c1", "true")
     await rig.start(bundle)
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     assert os.path.exists(socket_path(rig.address))  # noqa: PTH110
     await rig.start(bundle)
     assert len(rig.daemons) == 2

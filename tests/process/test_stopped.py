@@ -76,7 +76,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(params=["python", "native"])
 def command(request: pytest.FixtureRequest) -> list[str]:
-    return LAUNCH if request.param == "python" else request.getfixturevalue("native")
+    return list(LAUNCH) if request.param == "python" else request.getfixturevalue("native")
 
 
 @contextlib.contextmanager

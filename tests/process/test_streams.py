@@ -6,7 +6,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -14,6 +14,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import StartRequest, StateRequest, WaitRequest
 from shim.linux import fifos
+from tests.process.configs import host_pids
 from tests.stdio.conftest import read_all, read_some, read_until, write_all
 from tests.stdio.whole.client import (
     MIB,
@@ -216,10 +217,6 @@ async def test_a_background_child_with_the_output_delays_neither_exit_nor_delete
 
 
 async def test_the_last_words_of_an_init_whose_children_live_on_arrive(rig: Rig) -> None:
-    def host_pids(config: dict[str, Any]) -> None:
-        namespaces = config["linux"]["namespaces"]
-        config["linux"]["namespaces"] = [n for n in namespaces if n["type"] != "pid"]
-
     streams = Streams(rig, "c1")
     out = streams.reader()
     script = "sleep 1000 & seq 100000; exit 6"

@@ -7,10 +7,9 @@ making; a pod's containers may share the pid namespace of one of them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import trio
 
 from shim.api import process_pb2
 from shim.api.task_pb2 import (
@@ -24,7 +23,9 @@ from shim.api.task_pb2 import (
 )
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
+from tests.process.configs import pids_of
 from tests.process.rig import Rig, alive, wait_gone
+from tests.process.steps import wait_processes
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -58,9 +59,7 @@ async def test_processes_in_groups_below_are_listed_and_killed_with_the_rest(rig
     created = await rig.run(task, bundle)
     await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
     started = await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=10)
-    with trio.fail_after(10):
-        while len(everybody := await pids(task)) < 4:
-            await trio.sleep(0.01)
+    everybody = await wait_processes(task, 4)
     groups: list[Path] = []
     for number, pid in enumerate(everybody):
         if pid != created.pid:
@@ -87,19 +86,11 @@ async def test_in_the_pid_namespace_of_another_container_only_the_own_are_killed
     task = await rig.start(first)
     pause = (await rig.run(task, first)).pid
 
-    def share(config: dict[str, Any]) -> None:
-        for space in config["linux"]["namespaces"]:
-            if space["type"] == "pid":
-                space["path"] = f"/proc/{pause}/ns/pid"
-
     second = rig.bundle(
-        "c2", "sh", "-c", "sleep 1000 & sleep 1000 & exec sleep 1000", change=share
+        "c2", "sh", "-c", "sleep 1000 & sleep 1000 & exec sleep 1000", change=pids_of(pause)
     )
     own = (await rig.run(task, second)).pid
-    with trio.fail_after(10):
-        while len(await pids(task)) < 2 or len(await pids(task, "c2")) < 3:
-            await trio.sleep(0.01)
-    theirs, others = await pids(task), await pids(task, "c2")
+    theirs, others = await wait_processes(task, 2), await wait_processes(task, 3, "c2")
     assert own in others
     assert not set(theirs) & set(others)
     await task.Kill(KillRequest(id="c2", signal=9), timeout=5)
@@ -117,12 +108,7 @@ async def test_the_end_of_a_namespace_ends_the_containers_that_joined_it(rig: Ri
     task = await rig.start(first)
     pause = (await rig.run(task, first)).pid
 
-    def share(config: dict[str, Any]) -> None:
-        for space in config["linux"]["namespaces"]:
-            if space["type"] == "pid":
-                space["path"] = f"/proc/{pause}/ns/pid"
-
-    second = rig.bundle("c2", "sleep", "1000", change=share)
+    second = rig.bundle("c2", "sleep", "1000", change=pids_of(pause))
     await rig.run(task, second)
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     for id_ in ("c1", "c2"):

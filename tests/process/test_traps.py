@@ -37,6 +37,7 @@ from shim.container.task_events import ZERO_TIME
 from shim.linux.sockets import connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
+from tests.process.steps import wait_path
 from tests.ttrpc.test_conversation import Peer, call, frame
 
 if TYPE_CHECKING:
@@ -213,9 +214,7 @@ async def test_a_manager_that_comes_back_is_answered_while_a_runtime_hangs(rig: 
     options = rig.options(binary_name=rig.wrapper("hang", hang))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(task.Create, rig.create_request(second, options=options))
-        with trio.fail_after(20):
-            while not began.exists():
-                await trio.sleep(0.01)
+        await wait_path(began)
         with trio.fail_after(5):
             back = await rig.connect()
             assert (await back.Connect(ConnectRequest(id="c1"))).task_pid == pid

@@ -6,7 +6,6 @@ Wrappers of runtimes read config.json there.
 from __future__ import annotations
 
 import os
-import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +19,8 @@ from shim.api.task_pb2 import (
     UpdateTaskRequest,
     WaitRequest,
 )
-from tests.process.rig import RESOURCES_URL, Rig, wait_gone
+from tests.process.rig import RESOURCES_URL, Rig
+from tests.process.steps import kill_daemon
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,8 +131,7 @@ async def test_delete_runs_the_runtime_in_the_bundle(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     await rig.run(task, bundle, options=rig.options(binary_name=noting(rig)))
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     noted(rig)
     done = rig.run_shim(rig.root, "-id", "c1", "-bundle", str(bundle), "delete")
     assert done.returncode == 0, done.stderr

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from shimctl.host import forkserver
-from tests.process.rig import NAMESPACE, Rig, open_rig
+from tests.process.rig import Rig, open_rig
+from tests.process.servers import LAUNCH, ROOT, launch
 from tests.shimctl import tool
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
     import pytest
-
-ROOT = Path(__file__).parents[2]
-# As an entry point calls it; -m would put the working directory first.
-LAUNCH = (
-    sys.executable,
-    "-c",
-    "import sys; from shim.start.launcher import main; sys.exit(main())",
-)
 
 
 class Shims:
@@ -43,16 +34,7 @@ class Shims:
         command: tuple[str, ...] = LAUNCH,
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
-        flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
-        return subprocess.run(
-            [*command, *flags, "-id", bundle.name, *args],
-            cwd=bundle,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=30,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
-        )
+        return launch(self.rig, bundle, *args, command=command, environ=environ)
 
     async def start(
         self,
@@ -95,8 +77,3 @@ async def open_shims(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shims]:
             yield shims
         finally:
             await forkserver.stop_servers()
-
-
-def parent_of(pid: int) -> int:
-    text = Path(f"/proc/{pid}/stat").read_text()
-    return int(text.rpartition(")")[2].split()[1])

@@ -17,7 +17,8 @@ import trio
 
 from shim.start import identity
 from tests.process.rig import alive, wait_gone
-from tests.shimctl.shims import ROOT, Shims, open_shims, parent_of
+from tests.process.servers import ROOT, parent_of
+from tests.shimctl.shims import Shims, open_shims
 from tests.shimctl.tool import called
 
 if TYPE_CHECKING:

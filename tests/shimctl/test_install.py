@@ -25,8 +25,9 @@ from shimctl.host.install import find_compiler, install
 from shimctl.host.interpreter import find_interpreter
 from tests.process.attributes import IDENTITY, UNSUPPORTED, prefix
 from tests.process.rig import wait_gone
+from tests.process.servers import parent_of
 from tests.shimctl.installed import files_in, run
-from tests.shimctl.shims import Shims, open_shims, parent_of
+from tests.shimctl.shims import Shims, open_shims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,8 +17,8 @@ from shimctl.cli.shared import shared_files
 from shimctl.host import install as installing
 from shimctl.host.install import install, uninstall
 from shimctl.host.interpreter import Interpreter, find_interpreter
+from tests.process.servers import ROOT
 from tests.shimctl.installed import files_in, run, shimctl
-from tests.shimctl.shims import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

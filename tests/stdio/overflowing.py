@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from shim.linux import fifos
 from shim.stdio.spool import Overflow
+from tests.stdio.conftest import read_some
 from tests.stdio.whole.client import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from shim.stdio.streams import Stdio
@@ -57,3 +59,26 @@ def kept_of(received: bytes, data: bytes) -> tuple[bytes, bytes]:
     assert data.startswith(kept)
     assert len(kept) + int(found[1]) == len(data)
     return kept, received[found.end() :]
+
+
+async def run_to_written(
+    rig: Rig, stdio: Stdio, script: str
+) -> Callable[[], Coroutine[Any, Any, Any]]:
+    """Run ``script`` until it makes the file ``written`` and its pipe is empty.
+
+    Return the function that waits for its exit.
+    """
+    process = fifos.Fd(os.dup(stdio.child_fds[1]))
+    wait = await rig.run(stdio, script)
+    await wait_until((rig.directory / "written").exists)
+    await wait_until(lambda: not fifos.unread(process))
+    process.close()
+    return wait
+
+
+async def read_to_marker(out: fifos.Fd) -> bytes:
+    """Read until a marker of dropped output has come."""
+    received = b""
+    while not MARKER.search(received):
+        received += await read_some(out)
+    return received

@@ -15,7 +15,15 @@ import trio.testing
 from shim.linux import fifos
 from shim.stdio.spool import Overflow
 from tests.stdio.conftest import LogLines, read_all, read_some, read_until, reader
-from tests.stdio.overflowing import MARKER, MIB, MUCH, kept_of, put, spool_in
+from tests.stdio.overflowing import (
+    MIB,
+    MUCH,
+    kept_of,
+    put,
+    read_to_marker,
+    run_to_written,
+    spool_in,
+)
 from tests.stdio.whole.client import wait_until
 
 if TYPE_CHECKING:
@@ -81,15 +89,9 @@ async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missin
     data = put(rig, "data", 50 * MIB, width=width)
     async with rig.open(rig.path("in"), rig.path("out"), overflow=Overflow()) as stdio:
         script = f"cat {rig.directory}/data; touch {rig.directory}/written; cat"
-        process = fifos.Fd(os.dup(stdio.child_fds[1]))
-        await rig.run(stdio, script)
-        await wait_until((rig.directory / "written").exists)
-        await wait_until(lambda: not fifos.unread(process))
-        process.close()
+        await run_to_written(rig, stdio, script)
         out = reader(rig.path("out"))
-        received = b""
-        while not MARKER.search(received):
-            received += await read_some(out)
+        received = await read_to_marker(out)
         kept, _ = kept_of(received, data)
         assert len(kept) >= MIB  # what a fifo holds
         client = fifos.open_writer(rig.path("in"))

@@ -12,8 +12,17 @@ import trio.testing
 from shim.linux import fifos
 from shim.linux.mounts import Mount, mount_all, unmount_all
 from shim.stdio.spool import Overflow
-from tests.stdio.conftest import LogLines, read_all, read_some, read_until, reader
-from tests.stdio.overflowing import MARKER, MIB, MUCH, kept_of, put, run_dry, spool_in
+from tests.stdio.conftest import LogLines, read_all, read_until, reader
+from tests.stdio.overflowing import (
+    MIB,
+    MUCH,
+    kept_of,
+    put,
+    read_to_marker,
+    run_dry,
+    run_to_written,
+    spool_in,
+)
 from tests.stdio.whole.client import wait_until
 
 if TYPE_CHECKING:
@@ -28,17 +37,11 @@ async def test_past_the_limit_the_newest_is_dropped_and_the_place_is_marked(rig:
     overflow = spool_in(rig.directory / "spool", MIB)
     async with rig.open(rig.path("in"), rig.path("out"), overflow=overflow) as stdio:
         script = f"cat {rig.directory}/data; touch {rig.directory}/written; cat"
-        process = fifos.Fd(os.dup(stdio.child_fds[1]))
-        await rig.run(stdio, script)
-        await wait_until((rig.directory / "written").exists)
-        await wait_until(lambda: not fifos.unread(process))
-        process.close()
+        await run_to_written(rig, stdio, script)
         assert spool_sizes(rig) == [MIB]
         client = fifos.open_writer(rig.path("in"))
         out = reader(rig.path("out"))
-        received = b""
-        while not MARKER.search(received):
-            received += await read_some(out)
+        received = await read_to_marker(out)
         os.write(client.number, b"and what comes after\n")
         client.close()
         stdio.close_stdin()
@@ -135,15 +138,9 @@ async def test_a_disk_that_is_full_from_the_start_makes_it_drop_and_is_tried_aga
         async with rig.open(rig.path("in"), rig.path("out"), overflow=spool_in(small)) as stdio:
             script = f"cat {rig.directory}/data; touch {rig.directory}/written; "
             script += f"read x; cat {rig.directory}/data"
-            process = fifos.Fd(os.dup(stdio.child_fds[1]))
-            wait = await rig.run(stdio, script)
-            await wait_until((rig.directory / "written").exists)
-            await wait_until(lambda: not fifos.unread(process))
-            process.close()
+            wait = await run_to_written(rig, stdio, script)
             out = reader(rig.path("out"))
-            received = b""
-            while not MARKER.search(received):
-                received += await read_some(out)
+            received = await read_to_marker(out)
             kept_of(received, data)
             mount_all([Mount("tmpfs", "tmpfs", "", ["remount", "size=20m"])], str(small))
             client = fifos.open_writer(rig.path("in"))
@@ -183,9 +180,7 @@ async def test_without_any_directory_the_rest_is_dropped(rig: Rig, said: LogLine
             await wait_until((rig.directory / "written").exists)
             await wait_until(lambda: not fifos.unread(process))
             out = reader(rig.path("out"))
-            received = b""
-            while not MARKER.search(received):
-                received += await read_some(out)
+            received = await read_to_marker(out)
             kept_of(received, data)
             out.close()
             (rig.directory / "written").unlink()

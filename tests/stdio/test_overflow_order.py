@@ -45,19 +45,27 @@ async def settle() -> None:
         await trio.lowlevel.checkpoint()
 
 
+def open_ends(path: str) -> tuple[Fd, Fd, Fd, Fd]:
+    """Make a fifo of one page; return the ends of a pipe, then those of the fifo.
+
+    All are non-blocking: a relay's source, the process's end, the relay's sink, a reader.
+    """
+    os.mkfifo(path)
+    sink = fifos.open_keep(path)
+    fcntl.fcntl(sink.number, fcntl.F_SETPIPE_SZ, PAGE)
+    out = fifos.open_reader(path)
+    source, process = fifos.open_pipe()
+    for end in (source, process):
+        os.set_blocking(end.number, False)
+    return source, process, sink, out
+
+
 async def written_and_read(steps: list[tuple[str, int]], overflow: Overflow) -> tuple[int, bytes]:
     """Do the steps, with a fifo of one page; return how much was written and all that came."""
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, trio.testing.MockClock)
     with tempfile.TemporaryDirectory() as directory:
-        path = f"{directory}/fifo"
-        os.mkfifo(path)
-        sink = fifos.open_keep(path)
-        fcntl.fcntl(sink.number, fcntl.F_SETPIPE_SZ, PAGE)
-        out = fifos.open_reader(path)
-        source, process = fifos.open_pipe()
-        for end in (source, process):
-            os.set_blocking(end.number, False)
+        source, process, sink, out = open_ends(f"{directory}/fifo")
         relay = OverflowPipeRelay("stdout", source, sink, closes=(source, sink), overflow=overflow)
         written, received = 0, b""
         async with trio.open_nursery() as nursery:
@@ -132,12 +140,7 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
     async def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             path = f"{directory}/fifo"
-            os.mkfifo(path)
-            sink = fifos.open_keep(path)
-            fcntl.fcntl(sink.number, fcntl.F_SETPIPE_SZ, PAGE)
-            out = fifos.open_reader(path)
-            source, process = fifos.open_pipe()
-            os.set_blocking(source.number, False)
+            source, process, sink, out = open_ends(path)
             directories = () if place == "drop" else (directory,)
             overflow = Watched(100_000, (*directories, path))
             relay = OverflowPipeRelay(

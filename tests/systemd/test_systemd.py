@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from tests.process.rig import RESOURCES_URL, Rig, wait_gone
+from tests.process.steps import kill_daemon
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -226,8 +226,7 @@ async def test_a_scope_killed_through_systemd_is_an_ordinary_end(rig: Rig) -> No
 async def test_what_a_crashed_shim_leaves_is_deleted_with_its_scope(rig: Rig) -> None:
     scope = Scope(rig)
     init = await scope.run("sh", "-c", "sleep 1000 & wait")
-    os.kill(rig.daemons[0], signal.SIGKILL)
-    await wait_gone(rig.daemons)
+    await kill_daemon(rig)
     args = ("-id", "c1", "-bundle", str(scope.bundle), "delete")
     done = await trio.to_thread.run_sync(lambda: rig.run_shim(scope.bundle, *args))
     assert done.returncode == 0, done.stderr
