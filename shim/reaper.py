@@ -77,7 +77,7 @@ class Reaper:
 
         :raises NotFoundError: there is no such program.  The text is that of Go's
             os/exec, which managers match, and a remedy.
-        :raises OSError: it cannot be executed, or a process limit was reached.
+        :raises OSError: it cannot be executed, or a limit of processes or fds was reached.
         """
         dups: list[tuple[int, int]] = []
         wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
@@ -110,7 +110,7 @@ class Reaper:
         finally:
             for fd in moved:
                 os.close(fd)
-        return self._watch(pid)
+        return self._watch_new(pid)
 
     def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
         """Run ``work`` in a forked child of this process, and watch the child.
@@ -119,7 +119,7 @@ class Reaper:
         SIGTERM and SIGINT do not end it: they are for the daemon.  ``ps`` shows
         ``title``.  The exit status is 0 if ``work`` returned and 1 if it raised.
 
-        :raises OSError: a process limit was reached.
+        :raises OSError: a limit of processes or fds was reached.
         """
         sys.stderr.flush()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -131,7 +131,7 @@ class Reaper:
         if pid == 0:
             _work_in_child(title, work, keep)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return self._watch(pid)
+        return self._watch_new(pid)
 
     @contextmanager
     def runtime_running(self) -> Iterator[None]:
@@ -177,22 +177,16 @@ class Reaper:
 
         Do nothing for 0, for a watched process, and for a process that is not our child:
         the pid may have been recycled.  The process is reaped as soon as it ends, also
-        within a block of :meth:`runtime_running`.
+        within a block of :meth:`runtime_running`; if no fd is left to watch it, then after
+        that block.
         """
-        if not pid or pid in self._children:
+        if not pid or pid in self._children or not _is_child(pid):
             return
+        os.kill(pid, signal.SIGKILL)  # a child that is not reaped keeps its pid
         try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except (ChildProcessError, ProcessLookupError):
-            return
-        finally:
-            os.close(pidfd)
-        self._watch(pid)
+            self._watch(pid)
+        except OSError as exc:
+            log.warning("cannot watch a killed process", pid=pid, error=exc)
 
     @contextmanager
     def ended(self, namespaces: int) -> Iterator[int]:
@@ -207,6 +201,14 @@ class Reaper:
             yield pid
         finally:
             os.waitid(os.P_PID, pid, os.WEXITED | _WALL)
+
+    def _watch_new(self, pid: int) -> Child:
+        """Watch a process that this one has just made; kill it if it cannot be watched."""
+        try:
+            return self._watch(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # as in kill_orphan
+            raise
 
     def _watch(self, pid: int) -> Child:
         try:

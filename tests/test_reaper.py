@@ -329,11 +329,11 @@ async def test_unknown_zombies_keep_their_pids_during_a_birth_and_go_after(
         with reaper.runtime_running():
             await reaper.spawn(["perl", "-e", STILLBORN, "3", str(file)]).wait()
             pid = int(file.read_text())
-            assert _state(pid) == "Z"
+            assert state_of(pid) == "Z"
             # Another child's exit makes the reaper look around.
             await reaper.spawn(["true"]).wait()
-            assert _state(pid) == "Z"
-        assert _state(pid) == ""
+            assert state_of(pid) == "Z"
+        assert state_of(pid) == ""
 
 
 def keeps_status() -> bool:
@@ -436,9 +436,9 @@ async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
             reaper.kill_orphan(os.getppid())
             reaper.kill_orphan(0)
             with trio.fail_after(10):
-                while _state(pid) not in ("Z", ""):
+                while state_of(pid) not in ("Z", ""):
                     await trio.lowlevel.checkpoint()
-    assert _state(os.getppid()) not in ("Z", "")
+    assert state_of(os.getppid()) not in ("Z", "")
 
 
 # Says whether huge pages are allowed: to what it spawns, and to itself after that.
@@ -472,7 +472,7 @@ async def test_leaving_the_reaper_kills_nobody_and_leaks_no_fd() -> None:
     async with open_reaper() as reaper:
         child = reaper.spawn(["sleep", "60"])
     assert set(os.listdir("/proc/self/fd")) == before
-    assert _state(child.pid) in ("S", "R", "D")
+    assert state_of(child.pid) in ("S", "R", "D")
     os.kill(child.pid, signal.SIGKILL)
     os.waitpid(child.pid, 0)
 
@@ -484,7 +484,7 @@ def _is_inheritable(fd: int) -> bool:
         return False
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
     """The letter in /proc/pid/stat, or "" when the process is gone."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
