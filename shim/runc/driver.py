@@ -123,10 +123,12 @@ class Runc:
         """
         if verb in _ENDING and self.directory is not None:
             self._check_bundle(args[-1] if verb == "delete" else args[-2], self.directory)
-        out, err = Output(), Output()
-        source = -1
-        try:
-            source = _memory(stdin) if stdin else -1
+        with contextlib.ExitStack() as closing:
+            out, err = (closing.enter_context(contextlib.closing(Output())) for _ in range(2))
+            source = -1
+            if stdin:
+                source = _memory(stdin)
+                closing.callback(os.close, source)
             fds = {0: source, 1: out.writer, 2: err.writer}
             child = self._spawn(verb, self.runtime.argv(verb, *args), fds)
             out.started()
@@ -136,11 +138,6 @@ class Runc:
                 text = err.text()
                 raise _failure(verb, exit_, reason_of(text))
             return out.text()
-        finally:
-            if source >= 0:
-                os.close(source)
-            out.close()
-            err.close()
 
     async def create_process(
         self,
@@ -220,8 +217,12 @@ class Runc:
 def _memory(data: bytes) -> int:
     """Return an fd from which ``data`` can be read."""
     fd = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        os.write(fd, data)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
@@ -143,6 +144,25 @@ async def test_no_fd_stays_behind(fake: Callable[..., Runc]) -> None:
         await fake("false").run("start", "c1")
     with pytest.raises(RuntimeMissingError):
         await Runc(Runtime("/nonexistent"), fake("true").reaper).run("start", "c1")
+    assert os.listdir("/proc/self/fd") == before
+
+
+async def test_a_command_that_no_fd_is_left_for_leaks_none(
+    fake: Callable[..., Runc], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe2 = os.pipe2
+    made: list[tuple[int, int]] = []
+
+    def one_pipe(flags: int) -> tuple[int, int]:
+        if made:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(pipe2(flags))
+        return made[0]
+
+    runc, before = fake("true"), os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, "pipe2", one_pipe)
+    with pytest.raises(OSError, match="Too many open files"):
+        await runc.run("start", "c1")
     assert os.listdir("/proc/self/fd") == before
 
 
