@@ -215,6 +215,7 @@ class _OverflowRelay(Relay):
         if store.used or store.stuck:
             store.seal()
             return
+        self._count_lost(store)
         self._close_store()
         self._store = FirstBytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio.overflow import AWAY_AFTER, OverflowPipeRelay
-from shim.stdio.spool import Overflow, Ring
+from shim.stdio.spool import FirstBytes, Overflow, Ring
 
 if TYPE_CHECKING:
     from shim.stdio.spool import Store
@@ -165,3 +166,45 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
 
     for _ in range(20):
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.001))
+
+
+class LateLoss(FirstBytes):
+    """A store whose disk responds too late with an error: the bytes it had taken are lost."""
+
+    def fill(self, pipe: Fd) -> int:
+        self.lost = len(os.read(pipe.number, PAGE))
+        raise OSError(errno.ETIMEDOUT, "the disk does not respond")
+
+    @property
+    def free(self) -> int:
+        return PAGE
+
+
+def test_bytes_that_a_disk_lost_after_its_time_limit_are_counted() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Losing(Overflow):
+        def open(self) -> Store:
+            return LateLoss()
+
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            source, process, sink, out = open_ends(f"{directory}/fifo")
+            relay = OverflowPipeRelay(
+                "stdout", source, sink, closes=(source, sink), overflow=Losing()
+            )
+            received = b""
+            async with trio.open_nursery() as nursery:
+                relay.start(nursery)
+                os.write(process.number, DATA[: 3 * PAGE])
+                await trio.sleep(2 * AWAY_AFTER)
+                process.close()
+                with trio.fail_after(10 * AWAY_AFTER):
+                    while relay.sink.number >= 0 or fifos.unread(out):
+                        with suppress(BlockingIOError):
+                            received += os.read(out.number, PAGE)
+                        await trio.sleep(0.01)
+                await relay.stop()
+            out.close()
+        check(3 * PAGE, received)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.001))
