@@ -87,16 +87,22 @@ async def _receive(peer: socket.socket) -> Fd:
     raise UnavailableError("the runtime sent no terminal over the console socket")
 
 
-def set_size(master: Fd, width: int, height: int) -> None:
-    """Set the size of a terminal, in columns and rows.
+def winsize(width: int, height: int) -> bytes:
+    """Return the kernel's form of a terminal's size, in columns and rows.
 
     :raises InvalidError: a number is above 65535.
-    :raises OSError: the ioctl failed.
     """
     if max(width, height) > 0xFFFF:
         raise InvalidError(
             f"cannot resize the terminal to {width} columns and {height} rows: "
             "each must be at most 65535"
         )
-    size = struct.pack("HHHH", height, width, 0, 0)
+    return struct.pack("HHHH", height, width, 0, 0)
+
+
+def set_size(master: Fd, size: bytes) -> None:
+    """Set the size of a terminal to the result of :func:`winsize`.
+
+    :raises OSError: the ioctl failed.
+    """
     fcntl.ioctl(master.number, termios.TIOCSWINSZ, size)

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.linux.fifos import Fd
-from shim.stdio.console import ConsoleSocket, set_size
+from shim.stdio.console import ConsoleSocket, set_size, winsize
 from shim.stdio.copying import CopyRelay, TerminalRelay
 from shim.stdio.sinks import open_fifo
 from shim.stdio.streams import Stdio
@@ -31,7 +31,7 @@ class TerminalStdio(Stdio):
     _input: Fd | None = None
     _sink: Fd | None = None
     _is_fifo = False
-    _size: tuple[int, int] | None = None
+    _size = b""  # set before there is a terminal
 
     async def open(self, address: Address, uid: int, gid: int) -> None:
         """Open all fds but the master, which :meth:`started` receives."""
@@ -66,8 +66,8 @@ class TerminalStdio(Stdio):
             master.close()
             return
         self._master = master
-        if self._size is not None:
-            set_size(master, *self._size)
+        if self._size:
+            set_size(master, self._size)
         self._output = self._relay_output(master, self._sink)
         self._outputs.append(self._output)
         self._output.start(self._nursery)
@@ -94,9 +94,9 @@ class TerminalStdio(Stdio):
             self._output.finish()
 
     def resize(self, width: int, height: int) -> None:
-        self._size = width, height
+        self._size = winsize(width, height)
         if self._master is not None and self._master.number >= 0:
-            set_size(self._master, width, height)
+            set_size(self._master, self._size)
 
     async def aclose(self) -> None:
         self._close_socket()

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from shim.errors import TimedOutError, UnavailableError
+from shim.errors import InvalidError, TimedOutError, UnavailableError
 from shim.linux.fifos import Fd
 from shim.stdio import terminal as module
 from tests.stdio.conftest import read_all, read_some, read_until, reader, write_all, writer
@@ -181,6 +181,15 @@ async def test_a_size_is_kept_until_there_is_a_terminal(rig: Rig) -> None:
         assert size() == (43, 132)
         stdio.resize(80, 25)
         assert size() == (25, 80)
+        process.close()
+
+
+async def test_an_invalid_size_is_refused_before_there_is_a_terminal(rig: Rig) -> None:
+    async with rig.open(stdout=rig.path("out"), terminal=True) as stdio:
+        with pytest.raises(InvalidError, match="65536 columns"):
+            stdio.resize(65536, 1)
+        process = send_terminal(stdio)
+        await stdio.started()
         process.close()
 
 
