@@ -7,15 +7,16 @@ Source: containerd-shim-runc-v2 process/init_state.go; runc's kill and pause.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import trio
 
+from shim import log
 from shim.cgroup.v1 import CgroupV1
 from shim.container.lifecycle import Op, State
 from shim.errors import ShimError
 from shim.runc.driver import RuntimeFailedError
+from shim.text import explain
 
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 SIGKILL = 9
 # Seconds to thaw a container that a failed pause may have frozen.
 _THAW = 10.0
+# A part of the message of a resume for a container that is not frozen.
+_NOT_PAUSED = "not paused"
 
 
 class Freezer:
@@ -51,12 +54,24 @@ class Freezer:
                 await self._runc.run("pause", self._id)
             except BaseException:
                 # The container may be frozen already, and could not be killed then.
-                with trio.move_on_after(_THAW, shield=True), contextlib.suppress(ShimError):
-                    await self._runc.run("resume", self._id)
+                await self._thaw()
                 raise
             self._init.life.apply(Op.PAUSE)
             if self._init.state is State.PAUSED:  # it may have exited meanwhile
                 self._events.paused()
+
+    async def _thaw(self) -> None:
+        """Thaw the container if it is frozen; log a warning if that fails."""
+        error = f"not finished within {_THAW:g} s"
+        with trio.move_on_after(_THAW, shield=True):
+            try:
+                await self._runc.run("resume", self._id)
+                return  # noqa: TRY300 - the branches are the errors
+            except (ShimError, OSError) as exc:
+                error = explain(exc)
+                if _NOT_PAUSED in error:
+                    return
+        log.warning("cannot thaw the container after a failed pause", id=self._id, error=error)
 
     async def resume(self) -> None:
         """Thaw the container.
@@ -70,7 +85,7 @@ class Freezer:
                 await self._runc.run("resume", self._id)
             except RuntimeFailedError as exc:
                 # An earlier, cancelled resume has thawed it.
-                if "not paused" not in str(exc):
+                if _NOT_PAUSED not in str(exc):
                     raise
             self._init.life.apply(Op.RESUME)
             if self._init.state is State.RUNNING:
