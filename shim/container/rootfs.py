@@ -13,16 +13,16 @@ import contextlib
 import itertools
 import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim import log
-from shim.errors import NotFoundError, ShimError, TimedOutError
+from shim.errors import ShimError, TimedOutError
 from shim.linux.idmap import open_namespace
 from shim.linux.libc import CLONE_NEWUSER
 from shim.linux.mounts import mount_all, resolve, unmount_all
+from shim.linux.tree import stopped_tree
 from shim.offthread import run_off_thread, wait_unchanged
 from shim.runc.output import Output
 from shim.scope import background
@@ -166,7 +166,7 @@ async def _run_helper(
             raise TimedOutError(text) from None
         finally:
             if child.exit is None:
-                await _end(child, reaper)
+                await _end(child)
         if exit_.exit_status:
             message = output.text().strip()[-_MESSAGE:] or "no output"
             raise MountFailedError(
@@ -176,22 +176,9 @@ async def _run_helper(
         output.close()
 
 
-async def _end(child: Child, reaper: Reaper) -> None:
-    """Kill a helper and its children, one of which may run the file system."""
+async def _end(child: Child) -> None:
+    """Kill a helper and its descendants, one of which may run the file system."""
     with trio.move_on_after(_KILLED, shield=True):
-        family = _descendants(child.pid)
-        with contextlib.suppress(NotFoundError):
-            child.signal(9)
+        with stopped_tree(child.pid) as tree:
+            tree.kill()
         await child.wait()
-        for pid in family:
-            reaper.kill_orphan(pid)
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return the descendants of ``pid``; none on a kernel without /proc/PID/task/TID/children."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for word in (task / "children").read_bytes().split():
-                found += [int(word), *_descendants(int(word))]
-    return found
