@@ -13,7 +13,6 @@ cmd/containerd-shim-runc-v2/manager/manager_linux.go.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -52,7 +51,10 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        ours.close()
+        # Among them are copies of the caller's output, which the manager reads to its end.
+        ours.detach()
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
     ours.settimeout(READY_TIMEOUT)
@@ -60,9 +62,11 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
         if answer := ours.recv(launcher.MAX_ANSWER):
             return ours, answer
     ours.close()
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it
+        child = os.pidfd_open(pid)
+        launcher.kill_child(child)  # waits a second at most: the child may wait for a dead disk
+        os.close(child)
+        os.waitpid(pid, os.WNOHANG)
     raise UnavailableError(
         f"cannot start the shim: no answer within {READY_TIMEOUT:g} s; see the manager's log"
     )

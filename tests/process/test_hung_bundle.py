@@ -95,3 +95,18 @@ async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -
         assert "start" in rig.sink.names()
         disk.thaw()
         await rig.end()
+
+
+async def test_a_start_in_a_bundle_on_a_hung_disk_fails_at_its_limit(rig: Rig) -> None:
+    """The process that became the daemon writes the file address, and cannot be killed then."""
+    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
+        made = rig.bundle("template", "true")
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        disk.freeze()
+        done = await trio.to_thread.run_sync(
+            lambda: rig.run_shim(disk.path, "-id", "c1", "start", timeout=30)
+        )
+        assert done.returncode == 1
+        assert b"cannot start the shim: no answer within 10 s" in done.stderr
+        disk.thaw()
+        await rig.end()
