@@ -1,4 +1,4 @@
-"""What every ring shares: in the project's own run, a skipped test fails.
+"""The parts that every ring shares: in the project's own run, a skipped test fails.
 
 A test that needs containerd, runc or criu skips itself where they are missing, so that a
 laptop can run the rest.  ``.ci/run`` sets ``CI_STRICT=1``: there a skip would hide that a
@@ -62,7 +62,7 @@ def _lost_reason(call: pytest.CallInfo[None]) -> str:
 
 @pytest.fixture
 def subreaper() -> Iterator[None]:
-    """Get the orphans of the test's children, and of nobody's later.
+    """Get the orphans of the test's children, and no others later.
 
     A run that stayed one would keep every later orphan as a zombie, which a
     runtime that looks for its processes takes for alive.

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MNT_DETACH = 2
-# Seconds after which a disk is thawed whatever its test does.
+# Seconds after which a disk is thawed in any case.
 _LONGEST = 90
 # What util-linux and e2fsprogs install, also where a user's PATH lacks it.
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class FreezableDisk:
-    """A file system of its own, mounted at ``path``."""
+    """A separate file system, mounted at ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,9 +57,9 @@ def _run(*argv: str) -> None:
 
 @contextmanager
 def freezable_disk(image: Path, path: Path, mib: int = 64) -> Iterator[FreezableDisk]:
-    """Have a disk of ``mib`` MiB at ``path``, whose bytes are in the file ``image``.
+    """Mount a disk of ``mib`` MiB at ``path``, with its bytes in the file ``image``.
 
-    It is thawed at the end whatever happened, since nothing that waits for it can be killed.
+    It is always thawed at the end, since no process that waits for it can be killed.
     """
     with image.open("wb") as file:
         file.truncate(mib << 20)

@@ -147,7 +147,7 @@ class Groups:
 
 
 def remove_group(top: Path) -> None:
-    """Kill what is left in a cgroup and below it, and remove it; a failure is reported."""
+    """Kill the processes in a cgroup and below it, and remove it; a failure is reported."""
     deadline = time.monotonic() + _REMOVAL
     while top.exists():
         try:

@@ -1,4 +1,4 @@
-"""What the kernel that runs the tests can do."""
+"""Features of the kernel that runs the tests."""
 
 from __future__ import annotations
 

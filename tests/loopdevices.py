@@ -1,4 +1,4 @@
-"""Loop devices are the machine's: a test looks only at those of its own files."""
+"""Loop devices are the machine's: a test looks only at the devices of its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LIMIT = 10.0  # seconds
 
 
 def attached_below(path: str) -> list[Path]:
-    """Return ``/sys/block/NAME/loop`` of each device whose file is ``path`` or below it."""
+    """Return ``/sys/block/NAME/loop`` of each device of the file ``path`` or of one below it."""
     found = []
     for file in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:

@@ -1,7 +1,7 @@
 """Which scenario passed under which manager: one Markdown table at the end of a run.
 
-A fixture that hands a manager to its test says so with :func:`record_manager`; the rest
-is here.  A row is a module, named by its ``SCENARIO`` or by the first line of its
+A fixture that provides a manager calls :func:`record_manager`; this module does the rest.  A
+row is a module, named by its ``SCENARIO`` or by the first line of its
 docstring; modules of one name share a row.  A column is a manager, as it was named.
 Rings that were not run are not in the table, so a table to show comes of a whole run.
 """
@@ -24,8 +24,8 @@ _PASSED, _FAILED, _NOTHING = "passed", "failed", "n/a"
 def record_manager(request: pytest.FixtureRequest, name: str) -> None:
     """Put the test that asks into the column ``name``, such as "dockerd 28.5.2".
 
-    Call it in a fixture of the test's own scope, first thing: a test whose setup fails
-    after it has failed under that manager.
+    Call it in a fixture of the test's own scope, first thing: a test that fails in its setup
+    after that has failed under that manager.
     """
     properties = request.node.user_properties
     properties.append((_MANAGER, name))
@@ -33,7 +33,7 @@ def record_manager(request: pytest.FixtureRequest, name: str) -> None:
 
 
 def record_not_applicable(request: pytest.FixtureRequest, reason: str) -> None:
-    """Say that what the test asks for does not exist in this manager; then return."""
+    """Record that this manager does not have the tested feature; then return."""
     request.node.user_properties.append((_REASON, reason))
 
 
@@ -121,7 +121,7 @@ def _cell(counts: Counter[str]) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort 9 before 10, whatever stands before them."""
+    """Sort 9 before 10, after any text."""
     return [
         (int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|\D+", name)
     ]

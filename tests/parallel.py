@@ -1,7 +1,7 @@
 """How the tests of a run share its workers, and how long each ring took.
 
-A run of the whole suite has several workers (``tests/run.sh``), each in namespaces and
-cgroups of its own (``tests/worker``).  The tests of one module stay together, as they
+A run of the whole suite has several workers (``tests/run.sh``), each in separate namespaces and
+cgroups (``tests/worker``).  The tests of one module stay together, as they
 share fixtures.  The tests of one real manager stay together across modules, so that each
 manager is started once.  ``pytest.mark.alone`` makes a group of one test, for a long one.
 

@@ -30,12 +30,12 @@ _REASON = 300  # characters
 
 
 def drives_a_manager(path: Path, fixtures: Iterable[str]) -> bool:
-    """Say whether the test in ``path`` that takes these fixtures drives a real manager."""
+    """Return whether the test in ``path`` that takes these fixtures drives a real manager."""
     return ring_of(path) in RINGS or not set(MANAGERS).isdisjoint(fixtures)
 
 
 def reason_of(text: str) -> str:
-    """Return the line of a failure's ``text`` that says why: pytest's first one with an E."""
+    """Return the line of a failure's ``text`` with the reason: pytest's first one with an E."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line[1:].strip() for line in lines if line.startswith("E ")]
     # An exception group ends with a frame of lines; the innermost error is the last word.
@@ -96,7 +96,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Repeats:
-    """Prints what is repeated."""
+    """Prints the repeated tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

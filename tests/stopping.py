@@ -36,7 +36,9 @@ def stop_at(step: int, *files: str, again: int = 0) -> None:
 
 
 class Stopped:
-    """A child that does ``work`` and stops at a step of it; ``ended`` says there is none."""
+    """A child that does ``work`` and stops at a step of it; ``ended`` reports that there is no
+    such step.
+    """
 
     def __init__(self, work: Callable[[], int], step: int, *files: str, again: int = 0) -> None:
         self.pid = os.fork()

@@ -1,6 +1,6 @@
 """The documents name tests; here is the proof that these exist and that no rule goes without.
 
-What a test shows is its own business.  A rule without one has to say why.
+The test itself shows the rule.  A rule without one has to give the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``delete`` of what a shim left in order: answered at once, by looking only."""
+"""``delete`` after a shim that removed everything: answered at once, by looking only."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Pa
     events = bundle.parent / "events"
     async with open_publisher(str(events), "ns") as publisher:
         source = publisher.open_source(Bundle(bundle).journal)
-        source.publish(TaskStart(container_id="c1", pid=7))  # nobody listens yet
+        source.publish(TaskStart(container_id="c1", pid=7))  # no process listens yet
     argv = [sys.executable, "-m", "shim", "-namespace", "ns", "-id", "c1", "-bundle", str(bundle)]
     environ = {**os.environ, "TTRPC_ADDRESS": str(events)}
     manager = Manager()

@@ -1,4 +1,4 @@
-"""The host's file, and what a container's annotations change of it."""
+"""The host's file, and the changes by a container's annotations."""
 
 from __future__ import annotations
 

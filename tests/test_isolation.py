@@ -1,4 +1,4 @@
-"""What a worker of a parallel run does not share with the host and with other workers."""
+"""The isolation of a parallel run's worker from the host and from other workers."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ PURE = [
 ]
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
 
-# What the command line and the library may take from the daemon's package.
+# The modules of the daemon's package that the command line and the library may import.
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     *("shim.names", "shim.hostfile", "shim.start.identity"),
@@ -60,7 +60,7 @@ SHIMCTL_MAY = (
 
 
 # The root is the library.  A package imports from itself and from the layers below it.
-# The faces, modules of the root, join what the packages below them offer.
+# The faces, modules of the root, combine the packages below them.
 FACES = ("shimctl.aio", "shimctl.blocking", "shimctl.__init__")
 SHIMCTL_LAYERS = [
     {"cli"},
@@ -73,7 +73,7 @@ SHIMCTL_LAYERS = [
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the full names of what a module imports, in functions too."""
+    """Return the full names of a module's imports, in functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,6 @@
-"""The shim's own log: lines whole or not at all, and never a wait for who should read them."""
+"""The shim's own log: each line is written whole or not at all, and no write waits for the
+reader.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mutation tool: which changes it makes, and what it says of the tests."""
+"""The mutation tool: the changes that it makes, and its report about the tests."""
 
 from __future__ import annotations
 
@@ -165,7 +165,8 @@ def test_survivors_are_shown_and_the_checkout_is_left_alone(
     assert outcomes["program.py:10", "return"] == SURVIVED
     assert '-    return "end"\n+    return None\n' in said
     assert (project / "program.py").read_text() == PROGRAM
-    # What is listed as equivalent is not tried again; one that is killed is tried once more.
+    # A change that is listed as equivalent is not tried again; one that is killed is tried once
+    # more.
     tried = {key: word for word, key, *_ in four}
     again = next(key for key, word in tried.items() if word == KILLED)
     equivalent.write_text("".join(f"{key} known\n" for key in tried if key != again))

@@ -1,4 +1,6 @@
-"""Threads beside the event loop: what they take from it, and what it does without one."""
+"""Threads beside the event loop: the resources that they share with it, and the fallback
+without a thread.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,7 @@ def test_a_signal_wakes_the_loop_though_only_a_thread_could_take_it() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-# No thread's stack fits into what is left of the address space.
+# No thread's stack fits into the remaining address space.
 NO_ROOM = """
 import errno, resource, sys, threading, time
 from shim.api.envelope_pb2 import Envelope

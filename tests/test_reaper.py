@@ -169,7 +169,7 @@ async def test_a_child_runs_in_the_directory_it_is_given(tmp_path: Path) -> None
 
 async def test_a_child_gets_the_fds_it_is_given_and_no_other(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
-    # What the test runner itself was started with is not the reaper's doing.
+    # The reaper does not change the signals that the test runner was started with.
     alien = {int(fd) for fd in os.listdir("/proc/self/fd") if _is_inheritable(int(fd))}
     out = os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY)
     try:
@@ -382,7 +382,7 @@ async def test_orphans_are_reaped_though_another_thread_takes_sigchld(tmp_path: 
                 os.close(end)
                 os.close(ours)  # the orphan ends, and no other child does
                 with trio.fail_after(10):
-                    while _state(int(file.read_text())):
+                    while state_of(int(file.read_text())):
                         await trio.sleep(0.001)
     finally:
         os.close(writer)
@@ -441,7 +441,7 @@ async def test_a_stray_is_killed_only_if_it_is_ours(tmp_path: Path) -> None:
     assert state_of(os.getppid()) not in ("Z", "")
 
 
-# Says whether huge pages are allowed: to what it spawns, and to itself after that.
+# Prints whether huge pages are allowed: for its child, and for itself after that.
 WITHOUT_HUGE_PAGES = """
 import trio
 from shim.linux import libc

@@ -1,4 +1,4 @@
-"""Exit records: whole or not there, whatever happened to the file."""
+"""Exit records: whole or absent, after any damage of the file."""
 
 from __future__ import annotations
 

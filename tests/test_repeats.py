@@ -1,4 +1,4 @@
-"""Which failing tests are run again, and what is said of them."""
+"""The failing tests that are run again, and the report about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a shim is deserted; what the methods mean is tested with real containers."""
+"""A shim without containers; other tests check the methods with real containers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def watched(seconds: float) -> AsyncIterator[tuple[TaskService, trio.Event]]:
-    """A service without containers, and what is set when it has been deserted."""
+    """A service without containers, and the event that is set when it is unused."""
     deserted = trio.Event()
     async with open_reaper() as reaper, trio.open_nursery() as nursery:
         host = Host("test", reaper, NullPublisher(), nursery, 10)

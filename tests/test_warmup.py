@@ -1,4 +1,4 @@
-"""What a parent of daemons does before it forks: a life in play, and a heap put in order."""
+"""The work of a fork server before it forks: a life in play, and a heap put in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# In a process of its own: the heap stays as it is arranged, and a reaper reaps.
+# In another process: the heap stays as it is arranged, and a reaper reaps.
 _WARM_UP = """
 import os, sys
 from google.protobuf.empty_pb2 import Empty

@@ -88,7 +88,7 @@ class Caller:
         )[1]
 
     def receive(self) -> list[ResponseReceived]:
-        """Read what has come.
+        """Read the available bytes.
 
         :raises CallError: an error, or the end of the connection.
         """

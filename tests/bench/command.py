@@ -1,7 +1,7 @@
 """Run one command as a manager does, and time it: spawn, read to the end, wait.
 
-Blocking, because nothing else may share the processor with what is timed;
-every wait has a bound.  The time ends when the output has ended and the
+Blocking, because nothing else may share the processor with the timed process; every wait has a
+bound.  The time ends when the output has ended and the
 process too, as in containerd, which waits for both.
 """
 
@@ -55,7 +55,7 @@ class Running:
                 output += chunk
             ended = _readable(pidfd, deadline)
             if not ended:
-                os.killpg(self.pid, signal.SIGKILL)  # what it started too
+                os.killpg(self.pid, signal.SIGKILL)  # its children, too
             status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             seconds = time.perf_counter() - self.began
         finally:
@@ -83,7 +83,7 @@ def spawn(
     capture: bool = True,
     errors: bool = False,
 ) -> Running:
-    """Start ``argv`` in a process group of its own, with /dev/null on stdin.
+    """Start ``argv`` in a new process group, with /dev/null on stdin.
 
     stdout is read if ``capture``, and stderr with it if ``errors``.
     """

@@ -1,4 +1,4 @@
-"""What is measured: the name, the unit and the target of each figure.
+"""The measured figures: the name, the unit and the target of each figure.
 
 A target is the ratio of our figure to the other shim's that the project aims
 for, or for ``cold`` a plain limit.  Pure data.

@@ -26,7 +26,7 @@ NAME = "runc alone"
 
 @contextmanager
 def _subreaper() -> Iterator[None]:
-    """Adopt what the runtime leaves behind, as a shim does: init may take seconds to reap it."""
+    """Adopt the runtime's orphans, as a shim does: init may take seconds to reap it."""
     procs.set_subreaper(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where and with what was measured."""
+"""The machine and the programs of a measurement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.bench.command import CommandError, spawn
 
-LIMIT = 10.0  # seconds a program may take to say its version
+LIMIT = 10.0  # seconds for a program to print its version
 
 
 def describe(shims: dict[str, str]) -> list[str]:

@@ -30,7 +30,8 @@ STYLE = "font-family:system-ui,sans-serif;font-size:13px"
 
 
 def position(value: float) -> float:
-    """Return how far from the line ``value`` is, in pixels; what is off the scale sits at its end.
+    """Return how far from the line ``value`` is, in pixels; a value beyond the scale is at its
+    end.
 
     >>> position(1.0), position(2.0), position(0.25), position(1000.0)
     (0.0, 60.0, -120.0, 180.0)

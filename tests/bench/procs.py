@@ -1,4 +1,4 @@
-"""What /proc says of processes: memory, CPU time, threads, files, wake-ups, who belongs to us."""
+"""Facts about processes from /proc: memory, CPU time, threads, files, wake-ups, parents."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _stat(pid: int) -> list[str]:
 def fork_servers(daemons: Iterable[int]) -> set[int]:
     """Return the processes, other than init and us, that ``daemons`` are children of.
 
-    Somebody's subreaper above the benchmark is no fork server.
+    A subreaper above the benchmark is no fork server.
     """
     above = set()
     pid = os.getpid()
@@ -97,7 +97,7 @@ def fork_servers(daemons: Iterable[int]) -> set[int]:
 
 
 def mentioning(*words: str, environ: bool = False) -> Iterator[int]:
-    """Yield the live processes whose command lines contain each of ``words``.
+    """Yield the live processes with all of ``words`` in their command lines.
 
     With ``environ`` their environments count too.
     """

@@ -1,4 +1,4 @@
-"""What was measured, as text: a Markdown table, which is also what the terminal shows.  Pure."""
+"""The measurements as text: a Markdown table, also for the terminal.  Pure."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def rows(report: Report) -> list[list[str]]:
 
 
 def markdown(report: Report) -> str:
-    """Render the table, and above it when, where and with what it was measured."""
+    """Render the table, and above it the time, the machine and the programs."""
     head, *body = rows(report)
     align = ["---", "---", *["---:"] * (len(head) - 3), "---"]
     lines = [f"Medians of {report.date}.", *[f"{line}." for line in report.machine], ""]

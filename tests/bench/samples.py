@@ -1,4 +1,4 @@
-"""Measured values and what is said of them: medians, ratios, spreads.  Pure."""
+"""Measured values and their statistics: medians, ratios, spreads.  Pure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Samples:
                 del figures[key]
 
     def median(self, shim: str, key: str) -> float | None:
-        """Return the middle value; None if there is none."""
+        """Return the middle value, or None without values."""
         values = self.values.get(shim, {}).get(key)
         return statistics.median(values) if values else None
 
@@ -59,7 +59,7 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 
 def verdict(figure: Figure, value: float | None, ratio: float | None) -> bool | None:
-    """Say whether ``figure`` reaches its target; None if there is none, or no measurement."""
+    """Return whether ``figure`` reaches its target; None without a target or a measurement."""
     if figure.limit is not None:
         return None if value is None else value <= figure.limit
     if figure.target is None or ratio is None:

@@ -1,4 +1,4 @@
-"""What is done to a shim in one turn, and the figures that come of it."""
+"""The calls to a shim in one turn, and their figures."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def cold(place: Workplace, shim: Shim, _: Sizes) -> dict[str, float]:
 
 
 async def idle(place: Workplace, shim: Shim, _: Sizes) -> dict[str, float]:
-    """A shim whose container sleeps."""
+    """A shim with a container that sleeps."""
     async with open_session(place, shim) as session:
         session.hold_stdout()
         await session.bring_up()
@@ -147,7 +147,7 @@ async def at_once(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float
 
 
 async def clients(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float]:
-    """One shim that many ask for its State all the time."""
+    """One shim with many clients that call State all the time."""
     async with open_session(place, shim) as session:
         session.hold_stdout()
         await session.bring_up()
@@ -185,7 +185,7 @@ async def _output(
             await session.create()
             before = procs.cpu_seconds(session.daemon)
             await session.run()
-            # A thread, so that the events have somebody to take them.
+            # In a thread, so that events are still received.
             seconds = await trio.to_thread.run_sync(
                 _drain, os.dup(fd), size * MIB, abandon_on_cancel=True
             )

@@ -73,13 +73,13 @@ class Session:
         self.id = bundle.name
         self.terminal = terminal
         self.address = ""
-        self.version = 0  # of the Task API, as the shim's start said
+        self.version = 0  # of the Task API, from the answer of ``start``
         self.daemon = 0
         self.init = 0
         self._stack = stack
         self.stdout = str(bundle / "stdout")
         self.stderr = "" if terminal else str(bundle / "stderr")
-        # The log, which containerd reads; nobody writes 64 KiB into it here.
+        # The log, which containerd reads; a shim writes less than 64 KiB here.
         for path in filter(None, (self.stdout, self.stderr, str(bundle / "log"))):
             os.mkfifo(path, 0o700)
             if path != self.stdout:
@@ -90,7 +90,7 @@ class Session:
         self._stack.callback(os.close, os.open(path, os.O_RDWR | os.O_NONBLOCK))
 
     def hold_stdout(self) -> None:
-        """Keep the container's output from blocking; for who does not read it."""
+        """Keep the container's output from blocking, for scenarios that do not read it."""
         self._hold(self.stdout)
 
     def launch(self, environ: Mapping[str, str] | None = None) -> command.Running:
@@ -237,7 +237,7 @@ async def open_session(
         state = place.runc_root / NAMESPACE / bundle.name
         if state.exists():
             delete_container(state, deadline)
-        # A start that did not end well has not told its address; containerd's rule has it.
+        # A failed start has not printed its address; containerd's rule gives it.
         ruled = sockets.socket_address(place.manager, NAMESPACE, bundle.name)
         for address in {ruled, session.address if session else ruled} - {""}:
             with suppress(OSError):

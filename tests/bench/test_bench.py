@@ -134,7 +134,7 @@ def test_the_plot_is_xml_with_a_bar_for_each_ratio() -> None:
     found = report_of(start=(10, 5), stdout=(2000, 500), threads=(1, 10), wakeups=(0, 0))
     tree = ET.fromstring(plot.svg(found))
     bars = tree.findall("{http://www.w3.org/2000/svg}rect")
-    # Without a ratio there is no bar: nobody woke up.
+    # Without a ratio there is no bar: no process woke up.
     assert [bar.get("fill") for bar in bars] == [plot.BEHIND, plot.AHEAD, plot.AHEAD]
 
 
@@ -250,7 +250,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     before = leftovers()
     argv = [sys.executable, "-m", "tests.bench", "--only=pss", "--rounds=1"]
     with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        # The shims of the second half of a second, whatever they are at.
+        # The shims of the second half of a second, in any state.
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=1)
         process.send_signal(signal.SIGTERM)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.bench.workplace import Shim, Workplace
 
 TURN = 240.0  # seconds one turn of one shim may take
-# What a shim that is broken, or cannot do what is asked, may cost: its turn.
+# The cost of a shim that is broken, or does not support a call: its turn.
 EXPECTED = (CallError, CommandError, GRPCError, ShimError, OSError, trio.TooSlowError)
 
 

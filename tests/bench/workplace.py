@@ -1,7 +1,7 @@
 """The place of a run: a directory, an event sink, bundles, and the end of everything made here.
 
 Every process started here has the directory's name, which is unique, in its
-command line or environment; so whatever happens, it can be found and ended.
+command line or environment; so it can always be found and ended.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ class Workplace:
 
     @property
     def manager(self) -> str:
-        """The address given as the manager's, where nobody listens."""
+        """The address given as the manager's, on which no process listens."""
         return str(self.root / "manager")
 
     def new_bundle(self, *args: str, terminal: bool = False) -> Path:
-        """Make a bundle, named by its container's id, whose init runs ``args``."""
+        """Make a bundle with its container's id as the name and the init process ``args``."""
         self._made += 1
         # Of one length, so that no id is the beginning of another.
         path = self.root / f"b{self._made:05}"
@@ -111,7 +111,9 @@ class Workplace:
         return path
 
     def environ_of(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """Return what a manager sets for ``start`` and ``delete``, and ``extra``."""
+        """Return the environment that a manager sets for ``start`` and ``delete``, and
+        ``extra``.
+        """
         return self.environ | {
             "GOMAXPROCS": "2",
             "MAX_SHIM_VERSION": "2",
@@ -205,7 +207,7 @@ def end_processes(deadline: float, *words: str, environ: bool = False) -> None:
 
 
 def delete_container(state: Path, deadline: float) -> None:
-    """Remove what the runtime knows under ``state``: its root, and the container's name."""
+    """Remove the runtime's containers under ``state``: its root, and the container's name."""
     argv = ["runc", "--root", str(state.parent), "delete", "--force", state.name]
     with suppress(subprocess.TimeoutExpired):
         limit = max(1.0, deadline - time.monotonic())

@@ -27,7 +27,7 @@ Start = Callable[[str], subprocess.Popen[bytes]]
 
 @pytest.fixture
 def group() -> Iterator[CgroupV1]:
-    """A v1 group that does not exist yet; what is below it is removed afterwards."""
+    """A v1 group that does not exist yet; it and the groups below are removed afterwards."""
     present = [name for name in _CONTROLLERS if (TOP / name / "cgroup.procs").exists()]
     if os.geteuid() != 0 or "memory" not in present:
         pytest.skip("needs root and cgroup v1")
@@ -41,7 +41,7 @@ def group() -> Iterator[CgroupV1]:
 def eventually(condition: Callable[[], bool]) -> None:
     """Look until ``condition`` holds, 30 seconds at most.
 
-    For what the kernel or PID 1 does to processes that are not our children.
+    For changes by the kernel or PID 1 to processes that are not our children.
     """
     end = time.monotonic() + 30
     while not condition():
@@ -69,7 +69,7 @@ def say_go(child: subprocess.Popen[bytes]) -> None:
 
 
 def remove_tree(directory: str) -> None:
-    """Remove a group and those below it, whose processes must have ended."""
+    """Remove a group and those below it; their processes must have ended."""
     for here, _, _ in os.walk(directory, topdown=False):
         Path(here).rmdir()
 

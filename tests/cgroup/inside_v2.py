@@ -50,7 +50,7 @@ def check_another_pid_namespace(group: CgroupV2) -> None:
 
 
 def check_a_zombie_of_a_removed_group(group: CgroupV2) -> None:
-    # A zombie whose group is removed, beside a group that is called as the zombie's path is.
+    # A zombie in a removed group, beside a group with the name in the zombie's path.
     child, other = sleeper(), sleeper()
     lost = CgroupV2(f"{group.directory}/lost", group.mount)
     neighbour = CgroupV2(f"{group.directory}/lost (deleted)", group.mount)

@@ -41,8 +41,8 @@ HYBRID = b"""\
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 """
 
-# What str.splitlines takes for an end of a line, what text mode does, what is no
-# UTF-8, and what the kernel writes behind the path of a group that is removed.
+# Characters at which str.splitlines or text mode end a line, bytes that are not UTF-8, and the
+# kernel's suffix for the path of a removed group.
 ODD_NAMES = [
     *(b"\x0b", b"\x0c", b"\x1c", b"\x1d", b"\x1e", "\x85".encode(), "\u2028".encode()),
     *(b"\r", b"\xff", b" (deleted)", b" - cgroup", b"\\134"),

@@ -1,4 +1,4 @@
-"""What the kernel's log says of kills, for groups that are gone before they were read."""
+"""OOM kills in the kernel's log, for groups that were removed before they were read."""
 
 from __future__ import annotations
 

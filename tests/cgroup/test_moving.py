@@ -1,4 +1,6 @@
-"""The thread that has the kernel ready for a move: it is one, it is gone soon, it moves nobody."""
+"""The thread that has the kernel ready for a move: it is one thread, it ends soon, and it moves
+no process.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,7 @@ def test_where_there_is_nothing_to_write_to_nothing_happens(
     monkeypatch.setattr(moving, "_file", nowhere)
     prepare_move()
     prepare_move()
-    assert looked == []  # what was remembered is forgotten
+    assert looked == []  # the cached state is dropped
     assert threads() <= before
 
 

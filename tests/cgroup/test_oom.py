@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shim.cgroup.oom import OomWatch
     from tests.cgroup.conftest import Start
 
-# Python asks for more than the limit; the shell around it lives on.
+# Python allocates more than the limit; the shell around it continues.
 EATER = f"{sys.executable} -S -c 'b = bytearray(200 << 20)'"
 LIMIT = 40 << 20
 
@@ -81,7 +81,7 @@ async def test_a_kill_in_a_group_below_counts(group: CgroupV1, start: Start) -> 
 async def test_the_count_of_the_last_kill_is_there_once_the_process_is_dead(
     group: CgroupV1, start: Start
 ) -> None:
-    # Nobody waited: the count is read from the kernel, not from notifications.
+    # No task waited: the count is read from the kernel, not from notifications.
     child = start(f"exec {EATER}")
     group.add(child.pid)
     _limit(group)
@@ -169,7 +169,9 @@ async def test_a_kill_between_two_waits_is_told_at_once(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_inotify_left() -> Iterator[Callable[[], None]]:
-    """Use up the inotify instances of user nobody, as whom the test goes on until freed."""
+    """Use up the inotify instances of user 65534, with which the test continues until they are
+    freed.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root")
     taken: list[int] = []

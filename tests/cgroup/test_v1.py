@@ -127,7 +127,7 @@ def test_signal_all_passes_other_signals_on(group: CgroupV1, start: Start) -> No
 
 
 def test_signal_all_never_signals_the_shims_own_group(group: CgroupV1, start: Start) -> None:
-    # In a process of its own: it moves itself.
+    # In another process: it moves itself.
     child = start("")
     group.add(child.pid)
     code = (

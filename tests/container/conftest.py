@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a tmpfs, whose owners can be mapped."""
+    """A directory on a tmpfs, which supports mapped owners."""
     mount_all([Mount("tmpfs", "tmpfs", "", ["mode=755", "rprivate"])], str(tmp_path))
     (tmp_path / "rootfs").mkdir()
     try:

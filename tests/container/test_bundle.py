@@ -1,4 +1,4 @@
-"""What a shim reads from a bundle, and what it refuses."""
+"""The files that a shim reads from a bundle, and the invalid ones that it refuses."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from shim.stdio.streams import StdioSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Makes a process once the kernel was told that one comes.
+# Makes a process once the move of it was prepared in the kernel.
 RUNTIME = """#!/bin/sh
 until test -e {ready}; do sleep 0.01; done
 sleep 60 >/dev/null 2>&1 &

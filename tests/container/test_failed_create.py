@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="cgroups need root")
 
 @pytest.fixture
 def child(path: str) -> Iterator[subprocess.Popen[str]]:
-    """A child of this process; it writes the pid of its own child, and both are killed."""
+    """A child of this process, which writes the pid of its child; both are killed."""
     script = "trap 'kill -9 $!; wait; exit' TERM; sleep 60 >/dev/null & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
         try:

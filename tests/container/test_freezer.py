@@ -24,7 +24,7 @@ RUNNING = RuntimeFailedError("OCI runtime resume failed: container not paused")
 
 
 class Runtime:
-    """A runtime whose commands fail as ``errors`` says."""
+    """A runtime that raises the error in ``errors`` for a command."""
 
     def __init__(self, errors: Mapping[str, Exception]) -> None:
         self.calls: list[str] = []

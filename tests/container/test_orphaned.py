@@ -1,4 +1,4 @@
-"""Which cgroup is surely a container's own, so that what is in it may be killed."""
+"""The cgroup that is certainly the container's, so that its processes may be killed."""
 
 from __future__ import annotations
 

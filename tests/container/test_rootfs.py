@@ -222,7 +222,7 @@ async def test_an_image_that_holds_nothing_leaves_no_device(work: Path, reaper: 
     wait_detached(str(work / "zeros"))
 
 
-# -- what a killed shim leaves ---------------------------------------------------------
+# -- the remains of a killed shim ---------------------------------------------------------
 
 
 async def test_layers_that_a_killed_shim_left_are_unmounted_and_removed(work: Path) -> None:

@@ -114,7 +114,7 @@ def pytest_report_header() -> str:
 
 
 def _force_clean(node: Node, pods: list[Pod]) -> None:
-    """Kill and unmount what a failed test left, so that it fails alone."""
+    """Kill and unmount the remains of a failed test, so that no other test fails."""
     kill_and_unmount(str(node.root), node.group, {node.pid})
     Ctr(node).remove_all()
     ids = [id_ for pod in pods for id_ in (pod.id, *pod.containers)]

@@ -42,18 +42,20 @@ def leftovers(node: Node, pods: Iterable[Pod]) -> list[str]:
         node.runc_root / NAMESPACE,
     ):
         found += [f"directory {path}" for path in subdirectories(directory)]
-    # Shared with whoever else uses that namespace on this machine.
+    # Shared with other users of that namespace on this machine.
     found += [f"directory {path}" for id_ in ids if (path := RUNC / NAMESPACE / id_).exists()]
     return found
 
 
 def wait_nothing_left(node: Node, pods: Iterable[Pod], timeout: float = 15) -> list[str]:
-    """Return what is left after ``timeout`` s, or at once nothing."""
+    """Return the remains after ``timeout`` s, or an empty list once there are no remains."""
     return wait_none(lambda: leftovers(node, pods), timeout)
 
 
 def remove_cgroups_of_pods(group: str) -> None:
-    """Remove what a kubelet makes and removes: the group of each pod, when it is empty."""
+    """Remove the groups that a kubelet makes and removes: the group of each pod, when it is
+    empty.
+    """
     for parent in cgroup_parents(group):
         for path in subdirectories(parent):
             with suppress(OSError):  # not empty

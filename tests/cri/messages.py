@@ -34,7 +34,7 @@ def _compile() -> descriptor_pool.DescriptorPool:
         protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{here}"]
         subprocess.run([*protoc, f"--descriptor_set_out={out}", "cri.proto"], check=True, cwd=here)
         files = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
-    # A pool of its own: the default one belongs to what the product speaks.
+    # A separate pool: the default one has the messages of the product.
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.Add(file)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NAMESPACE = "k8s.io"
 PAUSE = "docker.io/library/pause:latest"
-# What the pause program does: wait, and reap what is left to it.
+# The pause program waits, and reaps orphans.
 _PAUSE = ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done"]
 # Runtime handlers with options: in a table, and in a file, which is all that 1.6 passes on.
 WITH_OPTIONS, WITH_FILE = "with-options", "with-file"

@@ -1,4 +1,4 @@
-"""Pods and their containers, said as a kubelet says it."""
+"""Pods and their containers, with the requests of a kubelet."""
 
 from __future__ import annotations
 
@@ -153,11 +153,13 @@ class Pod:
         return (self.logs / f"{name}-{attempt}.log").read_text().splitlines()
 
     def wait_lines(self, name: str, number: int) -> None:
-        """Wait for so many lines of log: containerd tells an exit before it writes the last."""
+        """Wait for so many lines of log: containerd publishes an exit before it writes the last
+        line.
+        """
         wait_until(f"{name} has {number} lines", lambda: len(self.log(name)) >= number)
 
     def said(self, name: str, attempt: int = 0) -> Iterator[tuple[str, str]]:
-        """Split a container's log into streams and what was said there.
+        """Split a container's log into pairs of stream and text.
 
         The format is TIME STREAM TAGS TEXT; F is the tag of a full line.
         """

@@ -1,6 +1,6 @@
 """The streams of an exec or attach: channels in a websocket to the CRI's streaming server.
 
-Each message is one byte that names the channel, then what was said there.
+Each message is one byte with the channel, then the data.
 
 Sources: RFC 6455; Kubernetes' "v4.channel.k8s.io" subprotocol.
 """
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STDIN, STDOUT, STDERR, ERROR = range(4)  # the last says at the end what it came to
+STDIN, STDOUT, STDERR, ERROR = range(4)  # the last has the result at the end
 _BINARY, _CLOSE = 2, 8
 _FINAL, _MASKED = 0x80, 0x80
 _TIMEOUT = 30  # s
@@ -54,7 +54,7 @@ class Stream:
         return None
 
     def read_all(self) -> dict[int, bytes]:
-        """Read to the end; return what was said by channel."""
+        """Read to the end; return the data by channel."""
         said: dict[int, bytes] = defaultdict(bytes)
         while message := self.read():
             said[message[0]] += message[1]

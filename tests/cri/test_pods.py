@@ -210,7 +210,7 @@ def cgroup_names(pod: Pod) -> set[str]:
 
 
 def settled_fds(shim: int, wanted: list[str] | None = None) -> list[str]:
-    """Return what the shim has open, once it is ``wanted`` or has not changed for a while."""
+    """Return the shim's open files, once they are ``wanted`` or have not changed for a while."""
     seen: list[list[str]] = []
 
     def settled() -> bool:
@@ -222,7 +222,7 @@ def settled_fds(shim: int, wanted: list[str] | None = None) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """Say what is open without what differs from one to the next, such as an inode's number."""
+    """Return an open file without the parts that differ each time, such as an inode's number."""
     try:
         return re.sub(r"\d{3,}|[0-9a-f]{32,}", "N", str(path.readlink()))
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from tests.matrix import record_not_applicable
 pytestmark = pytest.mark.e2e
 SCENARIO = "Life, signals, limits"
 MIB = 1 << 20
-# Doubles a variable for ever.
+# Doubles a variable without end.
 EAT = "x=x; while :; do x=$x$x; done"
 
 

@@ -1,4 +1,4 @@
-"""What containers of a pod say arrives in their logs on disk, whole and in order."""
+"""The output of a pod's containers reaches their logs on disk, complete and in order."""
 
 from __future__ import annotations
 

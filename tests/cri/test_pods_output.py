@@ -1,4 +1,4 @@
-"""Output of a pod's containers while containerd is away, as the pod's annotation says."""
+"""Output of a pod's containers while containerd is away, by the pod's annotation."""
 
 from __future__ import annotations
 

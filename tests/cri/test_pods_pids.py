@@ -1,4 +1,4 @@
-"""Pods whose containers share pid namespaces: who ends whom, and who does not."""
+"""Pods with shared pid namespaces: the containers that an exit ends, and the others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 SCENARIO = "Pods"
-# A child of its own, which holds stdout too, is to end with its container.
+# A child that holds stdout, too, must end with its container.
 FAMILY = ("sh", "-c", "sleep 1234 & echo $!; exec sleep 1000")
 
 

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.e2e, maps_owners]
 SCENARIO = "User namespaces"
 
 OCI = FETCHED / "sid/usr/oci"
-# crun can be asked what it has, and runs no container where both versions of cgroups are.
+# crun reports its features, and runs no container on a host with both versions of cgroups.
 HANDLERS = {"users-runc": OCI / "runc", "users-crun": OCI / "crun"}
 FIRST = 1_000_000
 
@@ -63,8 +63,8 @@ class UsersNode(Node):
         place = f'conf_dir = "{self.root}/cni"'
         assert place in text
         text = text.replace(place, f'{place}\nbin_dir = "{self.root}/cni"')
-        # containerd 2.0 to 2.2 asks for the features of no other type, and no containerd yet
-        # makes such a pod when another type has options.  The shim is told by its path.
+        # containerd 2.0 to 2.2 reads the features of no other type, and no containerd yet
+        # makes such a pod when another type has options.  The path selects the shim.
         beside = self.root / "bin" if self.manager.modern else Path(sys.executable).parent
         path = f'runtime_path = "{beside / EXECUTABLE}"' if RUNTIME != STOCK else ""
         for name, binary in HANDLERS.items():

@@ -71,7 +71,7 @@ def _import_image(docker: Docker, rootfs: Path) -> None:
 
 
 def _remove(root: Path) -> None:
-    """Take away what is meant to outlive a container, and see that it goes."""
+    """Remove the parts that outlive a container on purpose."""
     end_fork_servers(str(root))
     for point in reversed(mounts(str(root))):
         subprocess.run(["umount", point], timeout=10, check=True)
@@ -83,7 +83,7 @@ def _remove(root: Path) -> None:
 
 @pytest.fixture
 def docker(_session_docker: Docker, request: pytest.FixtureRequest) -> Iterator[Docker]:
-    """Return the command; after the test delete what it started and look for what is left."""
+    """Return the command; after the test delete its containers and search for remains."""
     docker = _session_docker
     daemon = docker.dockerd
     record_manager(request, f"dockerd {daemon.release}")
@@ -112,7 +112,7 @@ def pytest_runtest_makereport(
 
 
 def _force_clean(docker: Docker) -> None:
-    """Kill and unmount what a failed test left, so that it fails alone."""
+    """Kill and unmount the remains of a failed test, so that no other test fails."""
     daemon = docker.dockerd
     root = str(daemon.root)
     kill_and_unmount(root, daemon.cgroup_parent, daemon.pids, f"{root}/data")

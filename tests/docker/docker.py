@@ -37,7 +37,7 @@ class Docker:
         return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
     def ok(self, *args: str | Path, timeout: float = CALL) -> str:
-        """Make a call that must succeed; return what it printed, without the last newline."""
+        """Make a call that must succeed; return its output without the last newline."""
         result = self(*args, timeout=timeout)
         assert result.code == 0, f"docker {args}: {result}"
         return result.text.removesuffix("\n")
@@ -72,7 +72,7 @@ class Docker:
         return self("exec", *flags, container, *command, stdin=stdin or b"")
 
     def inspect(self, container: str) -> Any:
-        """Return what docker knows of ``container``, as it says it."""
+        """Return docker's description of ``container``."""
         return json.loads(self.ok("inspect", container))[0]
 
     def state(self, container: str) -> Any:
@@ -101,7 +101,7 @@ class Docker:
         return self.ids
 
     def remove_all(self) -> None:
-        """Kill and delete whatever a test left, through the API."""
+        """Kill and delete the remains of a test, through the API."""
         self.find_ids()
         if names := self.ok("ps", "-aq", "--no-trunc").split():
             self("rm", "-f", "-v", *names)

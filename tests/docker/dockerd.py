@@ -4,8 +4,8 @@ tests/managers/fetch.sh gets three generations.  From 23 on dockerd takes the na
 shim as a runtime; 20.10 knows only its own, so there our executable is found first on
 PATH under that one's file name.
 
-Everything lies below one short private directory, except for what a shim puts under
-/run/containerd whoever its manager is.  dockerd keeps containers through its own death
+Everything lies below one short private directory, except for the files that any shim has under
+/run/containerd.  dockerd keeps containers through its own death
 (live-restore), has no network and makes its cgroups below a parent of the tests' own.
 """
 
@@ -43,7 +43,7 @@ class Dockerd(Daemon):
 
     @property
     def old(self) -> bool:
-        """Tell whether it can run a shim only under the stock one's file name."""
+        """Return whether it can run a shim only under the stock one's file name."""
         return self.suite == "bookworm"
 
     @property
@@ -101,7 +101,7 @@ class Dockerd(Daemon):
         return self.root / "exec/containerd/containerd.pid"
 
     def missing(self) -> list[str]:
-        """Name what this machine lacks for it."""
+        """Return the tools that this machine lacks for it."""
         path = self._environ["PATH"]
         tools = ("dockerd", "docker", "containerd", "runc", "iptables")
         return [tool for tool in tools if shutil.which(tool, path=path) is None]

@@ -1,4 +1,4 @@
-"""What a docker container that is gone may have left behind, found by looking at the machine."""
+"""The remains of deleted docker containers, found on the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def leftovers(docker: Docker) -> list[str]:
     daemon, ids = docker.dockerd, docker.find_ids()
     root, parent = str(daemon.root), daemon.cgroup_parent
     found = [f"process {pid}: {line}" for pid, line in processes(root, parent, daemon.pids)]
-    # dockerd makes its data directory a mount of its own.
+    # dockerd makes its data directory a mount.
     found += [f"mount {point}" for point in mounts(root) if point != f"{root}/data"]
     found += [f"fifo {path}" for path in fifos(daemon.root / "exec")]
     found += [f"socket {path}" for path in sockets(str(daemon.containerd_address), NAMESPACE, ids)]
@@ -44,7 +44,7 @@ def leftovers(docker: Docker) -> list[str]:
 
 
 def wait_nothing_left(docker: Docker, timeout: float = 15) -> list[str]:
-    """Return what is left after ``timeout`` s, or at once nothing."""
+    """Return the remains after ``timeout`` s, or an empty list once there are no remains."""
     return wait_none(lambda: leftovers(docker), timeout)
 
 

@@ -1,4 +1,4 @@
-"""The order in which docker tells what happened, under each dockerd."""
+"""The order of docker's events, under each dockerd."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def now(docker: Docker) -> str:
 
 
 def events(docker: Docker, since: str, ident: str, last: str) -> list[dict[str, Any]]:
-    """Return what docker told of container ``ident`` since ``since``, once ``last`` is told."""
+    """Return docker's events of container ``ident`` since ``since``, once there is a
+    ``last``.
+    """
 
     def told() -> list[dict[str, Any]]:
         which = ["--since", since, "--until", now(docker), "-f", f"container={ident}"]

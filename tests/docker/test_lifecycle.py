@@ -39,7 +39,7 @@ def test_a_container_that_listens_is_stopped_with_its_own_code(docker: Docker) -
 
 
 def test_one_that_does_not_listen_is_stopped_by_force(docker: Docker) -> None:
-    name = docker.start("sleep", "1000")  # init of its own: the kernel keeps SIGTERM from it
+    name = docker.start("sleep", "1000")  # separate init: the kernel keeps SIGTERM from it
     docker.ok("stop", "-t", "1", name)
     assert docker.state(name)["ExitCode"] == 137
 

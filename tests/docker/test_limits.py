@@ -1,4 +1,4 @@
-"""What docker tells of a running container, and the limits it sets, under each dockerd."""
+"""docker's description of a running container, and the limits it sets, under each dockerd."""
 
 from __future__ import annotations
 

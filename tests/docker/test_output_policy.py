@@ -1,4 +1,4 @@
-"""Output of a container whose dockerd is away, as its annotation says."""
+"""Output of a container while dockerd is away, by its annotation."""
 
 from __future__ import annotations
 

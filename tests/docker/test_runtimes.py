@@ -49,6 +49,6 @@ def test_daemon_json_chooses_the_oci_runtime(docker: Docker) -> None:
     lines = docker.dockerd.runc_log.read_text().splitlines()
     for verb in ("create", "start", "exec", "delete"):
         assert any(verb in line.split() for line in lines), (verb, lines)
-    # Where the state is: where docker has that of all its runtimes, or what the options say.
+    # Where the state is: docker's directory for all its runtimes, or the one in the options.
     root = docker.dockerd.root / ("exec/runtime-runc" if docker.dockerd.old else "state") / "moby"
     assert all(line.startswith(f"--root {root} ") for line in lines), lines

@@ -70,8 +70,8 @@ def test_a_shell_that_was_left_is_found_again(docker: Docker) -> None:
 def wait_size(terminal: Terminal, rows: int, columns: int) -> None:
     """Change the window until the shell has seen it.
 
-    Once is not enough: docker begins to listen for changes some time after it has told
-    the first size.
+    Once is not enough: docker begins to listen for changes some time after it has sent the
+    first size.
     """
 
     def seen() -> bool:

@@ -88,7 +88,7 @@ def ctr(_session_ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
 
 @contextmanager
 def leaving_nothing(ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[None]:
-    """After the test in the block, delete what it started, then look for what is left."""
+    """After the test in the block, delete its containers, then search for remains."""
     daemon = ctr.containerd
     request.node.stash[_log_start] = daemon.log.stat().st_size
     yield
@@ -131,7 +131,7 @@ def pytest_report_header() -> str:
 
 
 def _force_clean(ctr: Ctr) -> None:
-    """Kill and unmount what a failed test left, so that it fails alone."""
+    """Kill and unmount the remains of a failed test, so that no other test fails."""
     daemon = ctr.containerd
     kill_and_unmount(str(daemon.root), daemon.namespace, {daemon.pid})
     for path in [

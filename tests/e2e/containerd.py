@@ -1,8 +1,8 @@
 """A containerd of the tests' own: started, killed, restarted and stopped by its pid.
 
-Everything it owns lies below one short private directory, except for what a
-shim puts under /run/containerd whoever its manager is (sockets, runc's state).
-It never meets the machine's own containerd, and uses one namespace of its own.
+Everything it owns lies below one short private directory, except for the files that any shim
+has under /run/containerd (sockets, runc's state).
+It never meets the machine's containerd, and uses a separate namespace.
 
 1.6, 1.7 and 2 read the same configuration.
 """

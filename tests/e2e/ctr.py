@@ -29,7 +29,7 @@ CALL = 30  # s; far more than any call takes on a busy machine
 
 @dataclass(frozen=True)
 class Result:
-    """What one call came to."""
+    """The result of one call."""
 
     code: int
     out: bytes
@@ -54,7 +54,7 @@ class Ctr:
         """Return the command line of a call.  Fifos go where the tests look for them.
 
         Those of a detached exec do not: ctr makes them and never removes them.
-        A call that says itself where its output goes is left as it is.
+        A call with its own flags for the output is not changed.
         """
         daemon = self.containerd
         ctr = daemon.tool("ctr")
@@ -78,7 +78,7 @@ class Ctr:
         return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
     def ok(self, *args: str | Path, timeout: float = CALL) -> str:
-        """Make a call that must succeed; return what it printed."""
+        """Make a call that must succeed; return its output."""
         result = self(*args, timeout=timeout)
         assert result.code == 0, f"ctr {args}: {result}"
         return result.text
@@ -140,12 +140,12 @@ class Ctr:
         result = self("task", "rm", container)
         assert result.code == 0, result
         self.ok("c", "rm", container)
-        # `task rm` succeeds whatever the code was, and says it in a warning.
+        # `task rm` succeeds with every exit code, and prints the code in a warning.
         words = result.err.rstrip().rstrip('"').split()
         return int(words[-1]) if "non-zero" in result.err else 0
 
     def remove_all(self) -> None:
-        """Kill and delete whatever a test left in the namespace, through the API."""
+        """Kill and delete the remains of a test in the namespace, through the API."""
         for row in self._tasks():
             self("task", "rm", "-f", row[0])
         for name in self("c", "ls", "-q").text.split():

@@ -51,7 +51,7 @@ class Daemon:
         self.start()
 
     def _spawn(self, argv: Sequence[str | Path], environ: Mapping[str, str]) -> None:
-        """Run ``argv`` with ``environ`` and a directory of its own for the fork server."""
+        """Run ``argv`` with ``environ`` and a separate directory for the fork server."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv,

@@ -1,4 +1,4 @@
-"""What a container that is gone may have left behind, found by looking at the machine.
+"""The remains of deleted containers, found on the machine.
 
 Nothing here asks containerd or a shim.  Zombies do not count: they wait for
 PID 1, which on some machines takes its time.
@@ -46,7 +46,7 @@ def leftovers(ctr: Ctr) -> list[str]:
 
 
 def wait_nothing_left(ctr: Ctr, timeout: float = 15) -> list[str]:
-    """Return what is left after ``timeout`` s, or at once nothing."""
+    """Return the remains after ``timeout`` s, or an empty list once there are no remains."""
     return wait_none(lambda: leftovers(ctr), timeout)
 
 
@@ -153,7 +153,7 @@ def sockets(address: str, namespace: str, ids: Iterable[str]) -> list[Path]:
 
 
 def fifos(root: Path) -> list[Path]:
-    # Through lstat: what is found may go while we look.
+    # Through lstat: a found file may disappear during the search.
     return [path for path in root.rglob("*") if _is_fifo(path)]
 
 

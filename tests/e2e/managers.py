@@ -1,7 +1,7 @@
 """The containerds there are: the machine's own, and those of other releases.
 
-tests/managers/fetch.sh unpacks the others below .cache/managers.  Of one version there
-is one, so a machine whose own is 1.7 does without the fetched 1.7.
+tests/managers/fetch.sh unpacks the others below .cache/managers.  Each version is used once, so
+a machine with 1.7 installed does without the fetched 1.7.
 SHIM_TEST_CONTAINERD_BIN, a directory, leaves only the one in it.
 
 Each calls the shim the way it does.  The newest does so a second time through
@@ -61,7 +61,7 @@ class Manager:
 
     @property
     def path(self) -> list[str]:
-        """Return what goes in front of PATH."""
+        """Return the directories to put before PATH."""
         return [str(self.directory)] if self.directory else []
 
     def tool(self, name: str) -> str:

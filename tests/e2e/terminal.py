@@ -28,12 +28,12 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def resize(self, rows: int, columns: int) -> None:
-        """Change the window and tell the program, as a terminal emulator does."""
+        """Change the window and notify the program, as a terminal emulator does."""
         set_size(self._master, rows, columns)
         self.process.send_signal(signal.SIGWINCH)
 
     def expect(self, text: str, timeout: float = 20) -> None:
-        """Read until ``text`` is on the screen; what came before it is forgotten."""
+        """Read until ``text`` is on the screen, and drop the text up to it."""
         deadline = time.monotonic() + timeout
         while text not in self.screen:
             assert time.monotonic() < deadline, f"no {text!r} on the screen: {self.screen!r}"
@@ -48,12 +48,12 @@ class Terminal:
         return self.process.wait(timeout)
 
     def _read(self, timeout: float) -> bool:
-        """Read what is there; False once the other side is closed."""
+        """Read the available bytes; return False once the other side is closed."""
         if not select.select([self._master], [], [], timeout)[0]:
             return True
         try:
             data = os.read(self._master, 65536)
-        except OSError:  # EIO: nobody has the terminal open any more
+        except OSError:  # EIO: no process has the terminal open any more
             return False
         # Two terminals in a row may each add their own carriage return.
         self.screen += data.decode(errors="replace").replace("\r", "")
@@ -68,7 +68,7 @@ def set_size(fd: int, rows: int, columns: int) -> None:
 def open_terminal(
     argv: Sequence[str | Path], rows: int = 24, columns: int = 80
 ) -> Iterator[Terminal]:
-    """Run ``argv`` at a terminal of its own for the block; kill it on the way out."""
+    """Run ``argv`` at a new terminal for the block, and kill it at the end."""
     master, slave = os.openpty()
     set_size(master, rows, columns)
     try:

@@ -30,7 +30,7 @@ def count(ctr: Ctr, name: str) -> int:
 
 
 def counting(ctr: Ctr) -> str:
-    # criu restores files by path: what is open must be there again.
+    # criu restores files by path: open files must exist again.
     name = ctr.start("sh", "-c", COUNT, flags=("--null-io",))
     wait_until("it counts", lambda: count(ctr, name) > 5)
     return name

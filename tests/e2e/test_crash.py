@@ -1,4 +1,4 @@
-"""Something dies in the middle of a call: what is left works, or is nothing."""
+"""Something dies in the middle of a call: the container works, or no part of it remains."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCENARIO = "Crashes in the middle of a call"
 
 @dataclass(frozen=True)
 class StuckRuntime:
-    """A runc that stops in front of one of its commands until it is let go."""
+    """A runc that stops before one of its commands until a file exists."""
 
     directory: Path
     verb: str
@@ -55,7 +55,7 @@ class StuckRuntime:
 
 
 def assert_working_or_nothing(ctr: Ctr, name: str) -> None:
-    """A container that is said to run runs; else its id is free for another, soon."""
+    """A container that is reported as running runs; otherwise its id can soon be used again."""
     if ctr.state(name) == "RUNNING":
         assert ctr.exec(name, "echo", "in").text == "in\n"
         ctr.kill(name)
@@ -68,10 +68,10 @@ def assert_free(ctr: Ctr, name: str) -> None:
     """``name`` can be deleted and used again, once containerd has cleaned up behind itself."""
 
     def gone() -> bool:
-        ctr("task", "rm", "-f", name)  # again: what is still being made has no task yet
+        ctr("task", "rm", "-f", name)  # again: a container that is being created has no task yet
         return not ctr.containerd.bundle(name).exists()
 
-    # An empty shim that nobody ends leaves after half a minute.
+    # An empty shim without a Shutdown exits after half a minute.
     wait_until("its bundle is gone", gone, timeout=60)
     wait_until("its shim is gone", lambda: not shim_pids(ctr), timeout=60)
     ctr("c", "rm", name)
@@ -98,7 +98,7 @@ def test_containerd_dies_during_a_run(ctr: Ctr, moment: str) -> None:
 @pytest.mark.parametrize("verb", ["create", "start"])
 @pytest.mark.parametrize("back", ["before", "after"])
 def test_containerd_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str, back: str) -> None:
-    """``back`` says whether containerd is back before runc ends, or after."""
+    """``back`` is whether containerd is back before runc ends, or after."""
     name, runtime = ctr.new_id(), StuckRuntime(tmp_path, verb)
     run = ctr.run_args("-d", "--null-io", *runtime.flags, "--", name, "sleep", "1000")
     with attached(ctr, *run):
@@ -118,7 +118,7 @@ def test_containerd_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str, b
 def test_a_create_that_containerd_did_not_live_to_see_can_be_tried_again(
     ctr: Ctr, tmp_path: Path, back: str, pod: bool
 ) -> None:
-    """``back`` says whether containerd is back before the runtime goes on, or after."""
+    """``back`` is whether containerd is back before the runtime continues, or after."""
     runtime = StuckRuntime(tmp_path, "create")
     flags: tuple[str | Path, ...] = ("--null-io",)
     if pod:

@@ -1,4 +1,4 @@
-"""Deleting takes everything with it, whatever state it finds."""
+"""Delete removes everything, in every state."""
 
 from __future__ import annotations
 

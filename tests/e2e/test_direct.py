@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 SCENARIO = "What the shim answers itself"
-TASK = "/containerd.task.v2.Task/"  # served beside v3 whatever the manager speaks
+TASK = "/containerd.task.v2.Task/"  # served beside v3 to every manager
 RESOURCES = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
 
 

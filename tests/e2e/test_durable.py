@@ -1,4 +1,6 @@
-"""containerd is away, or the shim is gone: what happened is told all the same, and told right."""
+"""containerd is away, or the shim is gone: the events are still published, with the right
+values.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ SCENARIO = "What outlives containerd and the shim"
 class Gate:
     """The way of the events to containerd, for the shims that are started through it.
 
-    containerd takes events before anybody can have subscribed to them.  So whoever
-    wants to see what comes first keeps the gate closed until it has.
+    containerd accepts events before any client can have subscribed to them. So a test that
+    needs the first events keeps the gate closed until it has subscribed.
     """
 
     ctr: Ctr
@@ -135,7 +137,7 @@ def test_a_shim_that_dies_after_its_container_changes_nothing_about_the_code(gat
         assert ctr.state(name) == "STOPPED"
         os.kill(shim, signal.SIGKILL)
         events = subscriber.until("delete", name)
-    # containerd tells the end itself, from what `delete` answers.
+    # containerd publishes the exit itself, from the reply of `delete`.
     assert [str(event) for event in events] == ["exit init", "delete"]
     for event in events:
         fields = ("pid", "exit_status", "exited_at")

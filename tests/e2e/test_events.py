@@ -29,7 +29,7 @@ class Event:
     body: dict[str, Any]
 
     def __str__(self) -> str:
-        """Name it; an exit also says whose, by exec id or as init."""
+        """Return its name; that of an exit has the exec id, or init."""
         if self.topic != "exit":
             return self.topic
         return (
@@ -78,7 +78,9 @@ class Subscriber:
         return Event(words[5].removeprefix("/tasks/"), json.loads(words[6]))
 
     def wait_started(self, ctr: Ctr) -> None:
-        """Wait until a marker event comes through: ctr does not say when it has subscribed."""
+        """Wait until a marker event comes through: ctr does not report when it has
+        subscribed.
+        """
 
         def marked() -> bool:
             ctr.ok("c", "label", marker, "mark=1")

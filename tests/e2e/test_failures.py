@@ -1,4 +1,4 @@
-"""What cannot work says why, in a bounded time, and leaves nothing."""
+"""A call that cannot work fails with the reason, in a bounded time, and nothing remains."""
 
 from __future__ import annotations
 

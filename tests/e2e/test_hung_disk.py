@@ -1,4 +1,4 @@
-"""containerd's view of a container whose log disk hangs: only its log waits."""
+"""containerd's view of a container with a log disk that hangs: only its log waits."""
 
 from __future__ import annotations
 

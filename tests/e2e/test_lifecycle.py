@@ -115,7 +115,7 @@ def test_children_in_the_hosts_pid_namespace_die_with_init(ctr: Ctr, tmp_path: P
 
 
 def alive(pid: int) -> bool:
-    """Tell whether ``pid`` runs; a zombie that PID 1 has not reaped yet does not."""
+    """Return whether ``pid`` runs; a zombie that PID 1 has not reaped yet does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Output that goes to a file or to a program of its own, not to the client."""
+"""Output that goes to a file or to a logging program, not to the client."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 SCENARIO = "Logging"
 
-# What a logger gets: stdout on 3, stderr on 4; closing 5 says that it is ready.
+# A logger has stdout on 3 and stderr on 4; it closes 5 when it is ready.
 LOGGER = """\
 #!/bin/sh
 PATH=/usr/bin:/bin

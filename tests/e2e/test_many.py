@@ -30,7 +30,7 @@ def test_fifty_containers_at_once_keep_output_codes_and_order(ctr: Ctr) -> None:
     for number, name in enumerate(names):
         assert [str(e) for e in lives[name]] == ["create", "start", "exit init", "delete"]
         exited, deleted = (event.body for event in lives[name][2:])
-        # What is zero is left out of an event's JSON.
+        # The JSON of an event omits fields that are zero.
         assert exited.get("exit_status", 0) == deleted.get("exit_status", 0) == number
 
 

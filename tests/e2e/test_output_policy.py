@@ -1,4 +1,6 @@
-"""Output of containers whose manager is away: it is spooled or dropped, and nothing stops."""
+"""Output of containers while their manager is away: it is spooled or dropped, and nothing
+stops.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def spools() -> Iterator[None]:
 
 
 def started(ctr: Ctr, policy: str, data: bytes) -> tuple[str, Path]:
-    """Start a container that writes ``data`` when told to; return it and its root directory."""
+    """Start a container that writes ``data`` once /go exists; return its id and root
+    directory.
+    """
     flags = ("--annotation", f"io.trio-shim.output={policy}")
     name = ctr.start("sh", "-c", SCRIPT, flags=flags)
     root = Path(f"/proc/{ctr.pid(name)}/root")

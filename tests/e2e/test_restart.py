@@ -69,7 +69,7 @@ def test_a_client_that_went_away_costs_the_container_nothing(ctr: Ctr) -> None:
     script = "i=0; while test $i -lt 50; do i=$((i+1)); echo line $i; sleep 0.02; done; exit 25"
     name = ctr.start("sh", "-c", script)
     with attached(ctr, "task", "attach", name):
-        pass  # killed at once; nobody reads the fifos from here on
+        pass  # killed at once; no client reads the fifos after that
     ctr.wait_state(name, "STOPPED")
     assert ctr.delete(name) == 25
 
@@ -168,7 +168,7 @@ def test_a_shim_killed_while_containerd_is_away_leaves_nothing(ctr: Ctr) -> None
 
 
 def remove_stock_sockets(ctr: Ctr) -> None:
-    """Forgive the stock shim, whose `delete` leaves the socket of a killed daemon."""
+    """Remove the socket of a killed daemon, which the stock shim's `delete` leaves."""
     if RUNTIME == STOCK:
         daemon = ctr.containerd
         for path in sockets(str(daemon.address), daemon.namespace, ctr.ids):

@@ -1,4 +1,4 @@
-"""Snapshotters whose rootfs is an image file, which the shim attaches to a loop device."""
+"""Snapshotters with an image file as the rootfs, which the shim attaches to a loop device."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_much_output_at_a_terminal_is_complete(ctr: Ctr) -> None:
 
 
 def wait_for_size(terminal: Terminal, size: str) -> None:
-    """Ask until the shell says ``size``: a resize is a call of its own, beside the input."""
+    """Query until the shell reports ``size``: a resize is a separate call, beside the input."""
 
     def says() -> bool:
         terminal.type("echo =$(stty size)=\n")

@@ -1,4 +1,4 @@
-"""Waiting for what a daemon does in its own time: asked again and again, with a bound.
+"""Waiting for the asynchronous work of a daemon: asked again and again, with a bound.
 
 SHIM_TEST_PATIENCE, a number, multiplies the bounds: 10 or so on an emulated machine.
 """

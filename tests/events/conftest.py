@@ -1,4 +1,4 @@
-"""What the tests of events share: a disk that can fail, and the ear for the log."""
+"""Fixtures of the tests of events: a disk that can fail, and the ear for the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that fail: one that is full, one that is read-only.  And what the log said of it."""
+"""Disks that fail: one that is full, one that is read-only.  And the log of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MS_RDONLY, _MS_REMOUNT = 1, 32
 
 
 class Disk:
-    """A file system of its own, mounted at ``path``."""
+    """A separate file system, mounted at ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,7 +35,7 @@ class Disk:
         (self.path / "filler").unlink()
 
     def protect(self) -> None:
-        """Make it read-only; nobody may have a file open for writing."""
+        """Make it read-only; no process may have a file open for writing."""
         mount("tmpfs", str(self.path), "tmpfs", _MS_REMOUNT | _MS_RDONLY)
 
     def release(self) -> None:
@@ -57,13 +57,13 @@ def mounted(path: Path, size: int = 1 << 20) -> Iterator[Disk]:
 
 
 class Said:
-    """What is logged from its making on."""
+    """The log since this was made."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
     def __call__(self) -> str:
-        """Return what was logged since the last call."""
+        """Return the lines that were logged since the last call."""
         try:
             return os.read(self._fd, 1 << 20).decode()
         except BlockingIOError:
@@ -72,7 +72,7 @@ class Said:
 
 @contextmanager
 def listening() -> Iterator[Said]:
-    """Collect the warnings of the block, and what is worse."""
+    """Collect the warnings and errors that the block logs."""
     read, write = os.pipe()
     os.set_blocking(read, False)
     os.set_blocking(write, False)

@@ -1,7 +1,7 @@
-"""A program that publishes numbered events until it is killed, as often as it is told to.
+"""A program that publishes numbered events until it is killed, once for each line of input.
 
 ``python -m tests.events.publishing DIRECTORY``.  For each line on stdin, a number,
-a process of its own opens the journal in the directory and publishes from there on
+a new process opens the journal in the directory and publishes from there on
 up, for a manager at ``events`` in there.  On stdout: ``pid N`` of that process,
 each number once it is published, and ``over`` when the process is.
 """

@@ -1,4 +1,4 @@
-"""The journal's format: what is damaged is lost, and nothing else changes."""
+"""The journal's format: a damaged record is lost, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ payloads = st.lists(st.binary(max_size=40), max_size=8)
 @st.composite
 def journals(draw: st.DrawFn) -> tuple[list[bytes], int, bytes]:
     """Draw events, how many of them are acknowledged, and the file they make."""
-    # Numbered, so that the order can be told.
+    # Numbered, so that the order can be checked.
     events = [bytes([number]) + body for number, body in enumerate(draw(payloads))]
     acknowledged = draw(st.integers(0, len(events)))
     return events, acknowledged, journal(events, acknowledged)

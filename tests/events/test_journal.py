@@ -1,4 +1,4 @@
-"""Events wait on disk too, and outlive whoever published them."""
+"""Events are on disk, too, and outlive their publisher."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def publishing(directory: Path) -> AsyncIterator[EventPublisher]:
-    """Open what a daemon of this bundle does."""
+    """Open the publisher that a daemon of this bundle opens."""
     opened = open_publisher(str(directory / "events"), "ns", str(directory / "events.journal"))
     async with opened as publisher:
         assert isinstance(publisher, EventPublisher)
@@ -150,7 +150,7 @@ async def test_ten_thousand_events_are_delivered_in_order_within_seconds(tmp_pat
 
 
 def waiting_count(directory: Path) -> int:
-    """Count the records in a journal that somebody has."""
+    """Count the records in a journal that a process owns."""
     return len(decode((directory / "events.journal").read_bytes()).waiting)
 
 
@@ -251,7 +251,7 @@ async def test_of_a_torn_journal_the_whole_events_are_delivered(
     path.write_bytes(data[:-cut])
     manager = Manager()
     async with publishing(tmp_path) as publisher:
-        publish(publisher, 4)  # behind what is torn
+        publish(publisher, 4)  # after the torn record
         async with serving(tmp_path / "events", manager):
             await flush(publisher)
     assert manager.pids == [1, 2, 4]

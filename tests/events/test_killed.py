@@ -48,7 +48,7 @@ def number_of(envelope: Envelope) -> int:
 
 
 class Victim:
-    """The program that publishes, and what it says."""
+    """The program that publishes, and its output."""
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
@@ -64,12 +64,14 @@ class Victim:
         return line.decode()
 
     async def run_and_kill(self, first: int, seconds: float) -> list[int]:
-        """Have a process publish from ``first`` on, kill it, return what it published."""
+        """Have a process publish from ``first`` on, kill it, and return the published
+        numbers.
+        """
         assert self._process.stdin is not None
         await self._process.stdin.send_all(b"%d\n" % first)
         published: list[int] = []
         pid = 0
-        while not (pid and published):  # their order on the pipe is anybody's guess
+        while not (pid and published):  # their order on the pipe is not defined
             line = await self.line()
             if line.startswith("pid "):
                 pid = int(line.removeprefix("pid "))
@@ -110,7 +112,7 @@ async def test_killed_a_hundred_times_it_loses_nothing_and_says_nothing_twice(
                     left = [
                         number_of(Envelope.FromString(one.payload)) for one in decode(data).waiting
                     ]
-                    # One was under way: told, and its answer not heard of.
+                    # One was under way: delivered, and its acknowledgement not read.
                     if told and left and told[-1] == left[0]:
                         left = left[1:]
                     assert told + left == sorted(told + left)
@@ -127,5 +129,5 @@ async def test_killed_a_hundred_times_it_loses_nothing_and_says_nothing_twice(
     told = [number_of(envelope) for envelope in manager.got]
     assert set(published) <= set(told)
     assert told == sorted(told)
-    # Only what was under way when it was killed is told a second time.
+    # Only the event under way when it was killed is sent a second time.
     assert len(told) - len(set(told)) <= ROUNDS

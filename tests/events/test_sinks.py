@@ -1,4 +1,4 @@
-"""Managers that do not do what they should: they hang, lie, hang up, or talk without end.
+"""Managers that misbehave: they hang, lie, hang up, or talk without end.
 
 Each comes to reason in the end, and then has every event, in order.
 """
@@ -70,7 +70,7 @@ async def answer_half(stream: trio.SocketStream) -> None:
 
 
 def answering(*frames: Frame) -> Behaviour:
-    """Return who has the same answer to everything."""
+    """Return a manager that gives every call the same reply."""
 
     async def answer(stream: trio.SocketStream) -> None:
         while await stream.receive_some():
@@ -85,7 +85,7 @@ def to_any_call(**fields: object) -> list[Frame]:
 
 
 def response(stream_id: int, **fields: object) -> Frame:
-    payload = wire_pb2.Response(**fields).SerializeToString()  # type: ignore[arg-type] # whatever the case is about
+    payload = wire_pb2.Response(**fields).SerializeToString()  # type: ignore[arg-type] # the case decides
     return Frame(stream_id, Kind.RESPONSE, payload)
 
 
@@ -153,7 +153,7 @@ async def test_an_answer_that_is_late_acknowledges_no_other_event(
 
     async def answer_too_late(stream: trio.SocketStream) -> None:
         await stream.receive_some()
-        await trio.sleep(0.1)  # past the patience, which is what this is about
+        await trio.sleep(0.1)  # past the daemon's timeout, the subject of this test
         await stream.send_all(response(1, payload=Empty().SerializeToString()).encode())
         await stream.receive_some()
 

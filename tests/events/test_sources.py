@@ -1,4 +1,4 @@
-"""Each container of a daemon has a journal of its own, and all have one queue."""
+"""Each container of a daemon has its own journal, and all have one queue."""
 
 from __future__ import annotations
 

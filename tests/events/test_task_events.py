@@ -1,4 +1,4 @@
-"""What each event says, under which topic, and what an envelope is made of.
+"""The fields and the topic of each event, and the fields of an envelope.
 
 Source: containerd api/events/task.proto, core/runtime/events.go,
 api/services/ttrpc/events/v1/events.proto, core/events/exchange validateEnvelope.
@@ -83,7 +83,7 @@ def test_an_envelope_has_the_numbers_and_the_method_that_containerd_has() -> Non
 
 
 class Deaf(Manager):
-    """Hears everything twice, since it says of the first time that it did not."""
+    """Receives every event twice, since it fails the first call of each."""
 
     def __init__(self) -> None:
         super().__init__()

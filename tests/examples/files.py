@@ -1,4 +1,4 @@
-"""The files of examples/, and what is in them."""
+"""The files of examples/, and their contents."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-# A setting that is there to be chosen: `#key = value` or `#[table]`; prose has one space,
-# and what stands below a key in YAML has two or more.
+# A setting that is there to be chosen: `#key = value` or `#[table]`; prose has one space, and
+# lines below a key in YAML have two or more.
 _CHOICE = re.compile(r"^#(?=\S)", re.MULTILINE)
 _CHOICE_OF_YAML = re.compile(r"^#(?=\S|  )", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""examples/containerd: read by each containerd, and a pod run by what it says."""
+"""examples/containerd: read by each containerd, and a pod run with it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ EACH = pytest.mark.parametrize(
 
 
 def dump(manager: Manager, file: Path) -> dict[str, Any]:
-    """Return how ``manager`` understands ``file``, with all that is not said in it."""
+    """Return ``file`` as ``manager`` reads it, with all defaults."""
     done = subprocess.run(
         [manager.tool("containerd"), "--config", file, "config", "dump"],
         capture_output=True,
@@ -123,7 +123,7 @@ def test_what_may_be_chosen_is_said_nowhere_else(name: str) -> None:
 
 
 class PastedNode(Node):
-    """A node whose configuration is the example with what only a test has around it."""
+    """A node with the example as its configuration, and the additions that a test needs."""
 
     def _config(self) -> str:
         name = own(self.manager)
@@ -167,7 +167,7 @@ def node(_module_node: Node, request: pytest.FixtureRequest) -> Node:
 
 @pytest.fixture
 def pod(node: Node, request: pytest.FixtureRequest) -> Iterator[Pod]:
-    """Run the pod of examples/kubernetes as far as a CRI is told of it."""
+    """Run the pod of examples/kubernetes, as far as a CRI gets its fields."""
     described = yaml.safe_load(text_of("kubernetes/pod.yaml"))
     annotations = described["metadata"]["annotations"] | {"somebody.else/annotation": "yes"}
     pod = Pod(node, "hello", annotations=annotations)

@@ -2,8 +2,8 @@
 
 There is no package of CRI-O, so they are below.
 
-Source: cri-o/cri-o pkg/config/config.go, RuntimeHandler and its Validate; what it does
-with each key, internal/oci/runtime_vm.go.
+Source: cri-o/cri-o pkg/config/config.go, RuntimeHandler and its Validate; the use of each key,
+internal/oci/runtime_vm.go.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEYS: dict[str, type] = {
 }
 # RuntimeTypeVMBinaryPattern, for the last part of runtime_path.
 _VM_NAME = re.compile(r"containerd-shim-[a-zA-Z0-9\-+]+")
-# What is for the type "oci", or for "pod", and is an error or nothing for "vm".
+# Keys for the type "oci" or "pod", which are an error or have no effect for "vm".
 _NOT_OF_VM = {"no_sync_log", "stream_websockets", "monitor_path", "monitor_cgroup", "monitor_env"}
 
 
@@ -63,10 +63,10 @@ def mistakes(handler: dict[str, Any]) -> list[str]:
         return [*found, "not a runtime that is a shim"]
     if not _VM_NAME.fullmatch(Path(str(handler.get("runtime_path", ""))).name):
         found.append("runtime_path")
-    # It is what the fifos' directory is made of.
+    # The path of the fifos' directory contains it.
     if not str(handler.get("runtime_root", "")).startswith("/"):
         found.append("runtime_root")
-    # Only names of its own experiments may be in it.
+    # Only names of CRI-O's experiments may be in it.
     if handler.get("allowed_annotations"):
         found.append("allowed_annotations")
     return found + sorted(_NOT_OF_VM & handler.keys())
@@ -92,7 +92,7 @@ def test_it_names_the_installed_shim_and_the_file_of_its_options() -> None:
     handler = handler_of()
     assert handler["runtime_path"] == EXECUTABLE
     assert handler["runtime_config_path"] == OPTIONS_FILE
-    # CRI-O's cgroup manager is systemd unless it is told otherwise.
+    # CRI-O's cgroup manager is systemd by default.
     assert Options.from_toml(text_of("options.toml")).systemd_cgroup
 
 

@@ -1,4 +1,4 @@
-"""examples/docker: what dockerd says of its file, and containers run by what it says."""
+"""examples/docker: dockerd's check of its file, and containers run with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCENARIO = "Configuration to paste"
 
 PROGRAMS = "/usr/local/lib/trio-shim"  # the directory with the link
 LINK = f"{PROGRAMS}/{GO_NAME}"
-WITH_VALIDATE = ["trixie", "sid"]  # 20.10 can neither check a file nor be told of a shim
+WITH_VALIDATE = ["trixie", "sid"]  # 20.10 can neither check a file nor be configured with a shim
 
 
 class PastedDockerd(Dockerd):
@@ -101,7 +101,7 @@ def test_dockerd_itself_finds_the_file_in_order(suite: str, tmp_path: Path) -> N
     def validate(text: str) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "daemon.json"
         file.write_text(text)
-        # docker-proxy is not among what is fetched.
+        # docker-proxy is not fetched.
         flags = ["--validate", "--userland-proxy=false", "--config-file", str(file)]
         dockerd = Dockerd(tmp_path, suite).bin.with_name("sbin") / "dockerd"
         if not dockerd.exists():
@@ -139,7 +139,7 @@ def test_a_container_runs_by_what_was_pasted(docker: Docker) -> None:
 def test_the_process_above_it_is_ours(docker: Docker) -> None:
     name = docker.start("sleep", "1000")
     parent = psutil.Process(docker.pid(name)).ppid()
-    # Go's shim, under whatever name, is a file of its own.
+    # Go's shim is another file, under any name.
     assert Path(f"/proc/{parent}/exe").readlink().name.startswith("python")
     docker.ok("rm", "-f", name)
 
@@ -149,7 +149,7 @@ def test_the_options_reach_the_oci_runtime(docker: Docker, request: pytest.Fixtu
     if daemon.old:
         record_not_applicable(request, "Docker 20.10 has no options for a shim")
         return
-    # Here there may be no systemd, and then runc says so.
+    # This machine may have no systemd, and then runc reports that.
     docker.run("--rm", "--runtime", "trio-options", "--", "true")
     called = daemon.runc_log.read_text().splitlines()
     assert any("--systemd-cgroup" in line and "create" in line for line in called), called

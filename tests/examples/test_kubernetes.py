@@ -1,4 +1,4 @@
-"""examples/kubernetes: objects an API server takes, which name what the nodes have.
+"""examples/kubernetes: objects that an API server accepts, with names that the nodes have.
 
 There is no API server here, so its rules are below as far as the examples need them.
 
@@ -24,7 +24,7 @@ _SUBDOMAIN = re.compile(
 )
 _QUALIFIED = re.compile(r"(?=.{1,63}$)([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 
-# What the types have, as far as an example may ever want it.
+# The fields of the types, as far as an example may need them.
 _CLASS = {"apiVersion", "kind", "metadata", "handler", "overhead", "scheduling"}
 _SCHEDULING = {"nodeSelector", "tolerations"}
 _METADATA = {"name", "namespace", "labels", "annotations"}

@@ -6,7 +6,7 @@ import re
 
 from tests.examples.files import EXAMPLES, text_of
 
-# Programs, each with tests and words of its own.
+# Programs, each with its own tests and README.
 PROGRAMS = ("minid/", "quickstart.sh", "README.md")
 
 
@@ -32,7 +32,7 @@ def test_every_file_is_in_the_table_and_every_row_is_a_file() -> None:
 def test_a_file_goes_where_its_head_says() -> None:
     for name, (_file, place, _what, _how) in rows().items():
         target = re.search(r"`(/etc/[^`]*)`", place)
-        if target and not name.endswith(".json"):  # which cannot say anything
+        if target and not name.endswith(".json"):  # which cannot have comments
             directory = target[1].rpartition("/")[0]
             assert target[1] in text_of(name) or f"{directory}/" in text_of(name), name
 

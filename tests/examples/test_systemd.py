@@ -1,4 +1,4 @@
-"""examples/systemd, and Docker 20.10's drop-in: what systemd itself says of them.
+"""examples/systemd, and Docker 20.10's drop-in: systemd's own check of them.
 
 The unit that a drop-in is for is one like containerd's where it matters.  That the fork
 server's works is in tests/shimctl/test_forkserver.py.
@@ -25,7 +25,7 @@ needs_systemd = pytest.mark.skipif(
 
 
 def verify(unit: Path) -> tuple[int, str]:
-    """Return the exit status of the check, and what it says of the files beside ``unit``."""
+    """Return the exit status of the check, and its messages about the files beside ``unit``."""
     command = ["systemd-analyze", "verify", "--man=no", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     ours = [line for line in done.stderr.splitlines() if str(unit.parent) in line]

@@ -197,7 +197,7 @@ def contents(directory: Path) -> list[str]:
 
 
 def left(store: Store) -> list[str]:
-    """What there is in the store, however little of it."""
+    """Return all names in the store, also of an incomplete one."""
     return contents(store.path) if store.path.exists() else []
 
 

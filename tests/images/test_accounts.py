@@ -32,7 +32,7 @@ GROUP = "root:x:0:\nwww:x:34:\nlogs:x:44:root,www\nadm:x:4:www\nbroken\n"
         ("5000", User(5000, 0)),
         ("5000:www", User(5000, 34)),
         ("5000:6000", User(5000, 6000)),
-        ("1000", User(7, 8)),  # somebody's name
+        ("1000", User(7, 8)),  # another user's name
     ],
 )
 def test_a_user_is_a_name_or_a_number_with_a_group_or_without(text: str, user: User) -> None:

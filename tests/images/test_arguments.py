@@ -1,4 +1,4 @@
-"""What is said after an image is its command's, and after a bundle it is ours."""
+"""Arguments after an image are those of its command, and after a bundle shimctl's."""
 
 from __future__ import annotations
 

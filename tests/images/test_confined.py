@@ -1,4 +1,6 @@
-"""What holds whoever reads an image: it ends at its limits, at a Ctrl-C, and in one line."""
+"""The confinement of the process that reads an image: it ends at its limits, at a Ctrl-C, and
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +127,7 @@ async def test_giving_up_ends_the_child_at_once(tmp_path: Path) -> None:
     os.mkfifo(fifo)
     before = set(_children())
     with trio.move_on_after(1) as scope:
-        # Nobody writes: the child waits in open() for ever.
+        # The fifo has no writer: the child waits in open() without end.
         await check_layers([(fifo, DIGEST)], ignore)
     assert scope.cancelled_caught
     assert set(_children()) <= before

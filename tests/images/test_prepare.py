@@ -356,7 +356,7 @@ async def test_after_being_killed_half_way_the_next_one_succeeds(
     assert process.returncode < 0, "it was too quick to be killed"
     image = await prepare(reference)
     assert len(os.listdir(image.layers[0])) == 4
-    # What was killed may still have had a child that wrote.
+    # The killed process may have had a child that still wrote.
     with trio.fail_after(60):
         while os.listdir(store.path / "partial"):
             store.sweep()

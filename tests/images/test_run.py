@@ -51,13 +51,13 @@ class Host:
         return self.shimctl("run", "-n", NAMESPACE, "--runtime", runtime, *argv)
 
     def says(self, *argv: str | Path) -> str:
-        """Run a container that succeeds; return what it says."""
+        """Run a container that succeeds; return its output."""
         done = self.run(*argv)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
     def fails(self, *argv: str | Path) -> str:
-        """Run one that we refuse; return the one line that says why."""
+        """Run one that is refused; return the line with the reason."""
         done = self.run(*argv)
         assert (done.returncode, done.stdout) == (125, "")
         assert done.stderr.startswith("shimctl: ")

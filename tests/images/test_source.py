@@ -1,4 +1,4 @@
-"""What is wrong with an image is told in one line, before anything is copied."""
+"""A fault of an image is reported in one line, before anything is copied."""
 
 from __future__ import annotations
 

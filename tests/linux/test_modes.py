@@ -1,4 +1,4 @@
-"""The modes of what is made, and the directories that another user could replace."""
+"""The modes of created files, and directories that another user could replace."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ ODD = ["plain", "ü", "a\x0cb", "\u2028", os.fsdecode(b"caf\xe9"), "x y\\040\n#"
 
 @pytest.fixture(params=ODD, ids=ascii)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A directory whose name has such characters."""
+    """A directory with such characters in its name."""
     path = tmp_path / str(request.param)
     path.mkdir()
     return path

@@ -272,7 +272,7 @@ def test_of_many_starters_exactly_one_listens(tmp_path: Path) -> None:
         os.close(start_r)
         os.close(done_r)
         os.close(start_w)
-        # The losers end by themselves; the one who listens waits for us.
+        # The losers exit; the process that listens waits for this one.
         codes = [_next_code(pids) for _ in range(3)]
         assert can_connect(address)
         os.close(done_w)

@@ -1,4 +1,4 @@
-"""A process and all below it are found and killed, however busily they fork."""
+"""A process and all its descendants are found and killed, also while they fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A minid of each test's own, where there is what it needs."""
+"""A minid for each test, on a machine that has its tools."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A minid of one's own: its file, its process, and what can be seen of both from outside.
+"""A minid of one's own: its file, its process, and the outside view of both.
 
-Its shims come from a fork server of the test's own, and everything is below one
-directory and in one namespace, by which it is found again whoever died.
+Its shims come from the test's fork server, and everything is below one directory and in one
+namespace, by which it is found after any process died.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Manager:
         self.process: subprocess.Popen[bytes] | None = None
         self._log = open(root / "minid.log", "ab")  # noqa: SIM115 - as long as this is
 
-    # -- what it runs ------------------------------------------------------------
+    # -- containers ------------------------------------------------------------
 
     def write(self, **containers: dict[str, Any]) -> None:
-        """Write the file: containers of the busybox bundle, unless they say otherwise."""
+        """Write the file: containers of the busybox bundle by default."""
         self.bundle()
         described = {
             name.replace("_", "-"): {"bundle": "busybox"} | one if "image" not in one else one
@@ -111,10 +111,10 @@ class Manager:
             env=self.environ,
         )
 
-    # -- what it says ------------------------------------------------------------
+    # -- replies ------------------------------------------------------------
 
     def send(self, data: bytes, timeout: float = 60) -> bytes:
-        """Send bytes to its socket; return what it answers."""
+        """Send bytes to its socket; return the reply."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(timeout * PATIENCE)
             sock.connect(str(self.state / "control.sock"))
@@ -134,7 +134,9 @@ class Manager:
     def wait_for(
         self, what: str, true: Callable[[dict[str, Any]], object], timeout: float = 30
     ) -> dict[str, Any]:
-        """Wait until it answers, and what ``ps`` says is ``true``; return that."""
+        """Wait until it answers and the output of ``ps`` satisfies ``true``; return that
+        output.
+        """
 
         def probe() -> dict[str, Any]:
             assert self.process is not None
@@ -151,7 +153,7 @@ class Manager:
             raise AssertionError(f"{exc}\n{self.said}") from None
 
     def wait_status(self, name: str, status: str, timeout: float = 30) -> dict[str, Any]:
-        """Wait until ``ps`` says this of ``name``; return what else it says of it."""
+        """Wait until ``ps`` has this status for ``name``; return its other fields."""
         found = self.wait_for(
             f"{name} is {status}",
             lambda found: found.get(name, {}).get("status") == status,
@@ -163,7 +165,7 @@ class Manager:
     def said(self) -> str:
         return (self.root / "minid.log").read_text()
 
-    # -- what is to be seen ------------------------------------------------------
+    # -- the outside view ------------------------------------------------------
 
     def exits(self, name: str = "") -> list[dict[str, Any]]:
         """The exits log, of one container or all."""
@@ -184,7 +186,7 @@ class Manager:
         return "".join(one.read_bytes().decode() for one in (*older, path) if one.exists())
 
     def left(self) -> list[str]:
-        """What is there of containers and shims; empty after ``down``."""
+        """The remains of containers and shims; empty after ``down``."""
         known = {self.process.pid} if self.process else set()
         root, namespace = str(self.root), self.namespace
         found = [f"process {pid}: {line}" for pid, line in processes(root, namespace, known)]

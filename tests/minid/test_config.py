@@ -1,4 +1,4 @@
-"""The file: what it may say, and the one line for everything it may not."""
+"""The file: the accepted keys and values, and the one-line error for all others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(text: str) -> Settings:
 
 
 def only(text: str) -> Spec:
-    """Parse what is said of one container named web."""
+    """Parse the settings of one container named web."""
     (spec,) = read(f"containers:\n  web: {{bundle: b, {text}}}").containers
     return spec
 

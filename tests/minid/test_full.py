@@ -1,4 +1,6 @@
-"""A state directory that takes nothing more: said, waited out, and no container's concern."""
+"""A state directory that takes nothing more: logged, waited for, and without an effect on
+containers.
+"""
 
 from __future__ import annotations
 

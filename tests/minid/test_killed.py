@@ -1,7 +1,7 @@
 """minid killed at fifty moments: no container notices, and all of it is accounted for.
 
-What is true is written by the containers themselves, into directories of their
-own; what minid says has to be the same.
+The containers themselves write the facts into their directories; minid's reports have to be the
+same.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ROUNDS = 50
 COUNTERS, ENDERS, RETURNERS = 7, 7, 6
 ENOUGH = 6  # lives of a returner
 
-# Counts for ever, and notices nothing.
+# Counts without end.
 COUNT = "i=0; while :; do echo $i; i=$((i+1)); usleep 10000; done"
-# Lives once: says a thousand lines at once, and ends when it is time.
+# Lives once: writes a thousand lines at once, and exits after its time.
 END = "sleep {wait}; seq 1 1000; echo {code} >> /data/codes; exit {code}"
-# Comes back: one more code each time, told to the directory before it is told to us.
+# Comes back: one more code each time, written to the directory before the exit.
 RETURN = (
     "n=$(cat /data/n); echo $((n+1)) > /data/n; seq 1 200 | sed s/^/$n./; usleep {wait};"
     " code=$((n % 5 + 1)); echo $code >> /data/codes; exit $code"

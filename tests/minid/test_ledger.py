@@ -1,4 +1,4 @@
-"""The exits log: a line for each generation, exactly one, whatever happened to the file."""
+"""The exits log: exactly one line for each generation, after any damage of the file."""
 
 from __future__ import annotations
 

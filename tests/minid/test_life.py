@@ -1,4 +1,4 @@
-"""What a container is given, how it comes and goes, and what people can ask for."""
+"""A container's settings, its start and end, and the commands of users."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_rubbish_on_the_socket_is_refused_and_costs_nobody_else_anything(
         try:
             assert "error" in json.loads(manager.send(data))
         except (BrokenPipeError, ConnectionResetError):
-            assert len(data) > 4096  # it was told to go before it had said it all
+            assert len(data) > 4096  # it got the signal before it had written all lines
     assert manager.ask("ps")["web"] == before
     for sock in silent:
         sock.close()

@@ -1,4 +1,4 @@
-"""Logs: every byte once, in files of a size, whenever whoever writes them dies."""
+"""Logs: every byte once, in files of a limited size, when the writer dies at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a manager may hand on to its containers, and how a process gets it."""
+"""The attributes that containers may inherit from their manager, and how a process gets each."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TAKEN = {
     "limits": "resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 2000))",
     "oom-score": 'write("/proc/self/oom_score_adj", "77")',
 }
-# What the runtime, or our shim, sets anew.
+# Set again by the runtime or by the shim.
 RESET = {
     "hang-up": "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)",  # nohup
     "mask": "import signal; signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGUSR1})",

@@ -50,7 +50,7 @@ SHIM = Path(sys.executable).parent / "containerd-shim-trio-v2"
 NAME = re.compile(r"containerd-shim-[a-zA-Z0-9\-+]+")
 SANDBOX = "io.kubernetes.cri-o.SandboxID"
 NAMESPACE = "default"
-# What the kubelet is told of an exec that took too long.
+# The text of the kubelet's error for an exec that took too long.
 TIMED_OUT = -1
 
 
@@ -86,7 +86,7 @@ class CrioContainer:
         return self._task
 
     async def start_daemon(self) -> str:
-        """Run ``SHIM start`` and connect to what it answers; return the answer."""
+        """Run ``SHIM start`` and connect to the address in its answer; return the answer."""
         self._read(open_fifo(self.bundle / "log"), self.log)
         done = await trio.to_thread.run_sync(self._run_start)
         assert done.returncode == 0, done.stderr
@@ -158,7 +158,7 @@ class CrioContainer:
         return (await self.update_status()).exit_status
 
     async def update_status(self) -> StateResponse:
-        """Ask for the state; a shim CRI-O does not know since a restart is found on disk."""
+        """Return the state; after a restart of CRI-O its shim is found on disk."""
         if self._task is None:
             self.address = (self.bundle / "address").read_text().strip()
             await self.connect()

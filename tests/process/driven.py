@@ -1,4 +1,4 @@
-"""Calls of a shim that an oracle hears of, and what it says when all is over."""
+"""Calls of a shim that an oracle checks, and its verdict at the end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Driven:
         return reply
 
     async def delete(self, id_: str, exec_id: str = "") -> DeleteResponse:
-        """Delete; the answer of an exec that never ran is nobody's to judge."""
+        """Delete; the oracle does not check the reply for an exec that never ran."""
         reply = await self.task.Delete(DeleteRequest(id=id_, exec_id=exec_id), timeout=60)
         if reply.pid:
             status, at = reply.exit_status, reply.exited_at
@@ -76,7 +76,7 @@ class Driven:
         return pid
 
     async def try_exec(self, id_: str, exec_id: str, *args: str) -> bool:
-        """Add and start an exec for which it may be too late; say whether it was not."""
+        """Add and start an exec that init's exit may precede; return whether it started."""
         try:
             await self.exec(id_, exec_id, *args)
         except GRPCError:
@@ -85,7 +85,7 @@ class Driven:
 
 
 async def verdict(rig: Rig, oracle: Oracle, *ids: str) -> None:
-    """Wait until the deletes of ``ids`` are told, and let the oracle judge everything."""
+    """Wait for the delete events of ``ids``, and have the oracle check all events."""
     for id_ in ids:
         await rig.sink.wait_for("delete", id_)
     for envelope in rig.sink.envelopes:

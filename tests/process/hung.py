@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
     from tests.process.rig import Rig
 
-# What a call may take at most, in seconds, while a disk hangs and the machine is busy.
+# The longest time of a call, in seconds, while a disk hangs and the machine is busy.
 SOON = 2.0
 
 

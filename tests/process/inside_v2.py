@@ -1,6 +1,6 @@
 """What test_cgroup_v2 runs in a mount namespace where /sys/fs/cgroup is version 2.
 
-Each check asserts, with a shim and containers of its own; the last words are "ok".
+Each check has its own shim and containers; "ok" is printed at the end.
 On a hybrid host few controllers are there: limits are for a machine of version 2.
 """
 
@@ -160,7 +160,7 @@ async def check_an_update_reaches_the_file(rig: Rig) -> None:
 
 
 async def check_groups_below(rig: Rig) -> None:
-    """A container with writable cgroups has moved all its processes out of its own."""
+    """A container with writable cgroups has moved all its processes out of its cgroup."""
     task, init, exec_ = await running(rig)
     group = group_of(init)
     for name, pid in (("one", init), ("two/deep", exec_)):

@@ -1,4 +1,4 @@
-"""What a manager may be told, in which order: judged event by event.
+"""The events that a manager may receive, and their order: checked event by event.
 
 Feed :class:`Oracle` every envelope in the order of its arrival, and what Start,
 Wait and Delete answered; it raises at the first thing that cannot be true.
@@ -43,12 +43,12 @@ Key: TypeAlias = tuple[str, str]
 
 
 class OrderError(AssertionError):
-    """The manager was told something that cannot be true, or too early, or too late."""
+    """An event or a reply is false, too early or too late."""
 
 
 @dataclass
 class Life:
-    """One process as the events have told of it.  Times are in ns; 0: not told."""
+    """One process, as the events describe it.  Times are in ns; 0: unknown."""
 
     pid: int = 0
     started_at: int = 0
@@ -73,7 +73,7 @@ class Oracle:
         self._started: list[tuple[Key, int, int]] = []
         self._ended: list[tuple[str, Key, int, int, int]] = []
 
-    # -- what came ---------------------------------------------------------------
+    # -- events ---------------------------------------------------------------
 
     def tell(self, envelope: Envelope) -> None:
         """:raises OrderError: it should not have come, or not now."""
@@ -157,7 +157,7 @@ class Oracle:
             _demand(told == (event.exit_status, event.exited_at), f"another end: {told}", event)
         container.deleted = event
 
-    # -- what was answered -------------------------------------------------------
+    # -- replies -------------------------------------------------------
 
     def started(self, id_: str, exec_id: str, pid: int, at: int) -> None:
         """Start answered with ``pid``; the caller had the answer ``at`` ns since the epoch."""
@@ -191,7 +191,7 @@ class Oracle:
             _demand(not deleted or container.deleted is not None, "no delete came", id_)
 
     def lives(self, id_: str, exec_id: str = "") -> list[Life]:
-        """Return what was told of a process, once for each time its id was used."""
+        """Return the facts about a process, once for each use of its id."""
         return self._lives.get((id_, exec_id), [])
 
 

@@ -37,7 +37,7 @@ class Recorder:
 
 
 def record(rig: Rig, script: str = 'exec runc "$@"') -> Recorder:
-    """Make a recorder; ``script`` is what it does afterwards, with runc's arguments in ``$@``."""
+    """Make a recorder; ``script`` runs after it, with runc's arguments in ``$@``."""
     calls = rig.root / "calls"
     calls.mkdir()
     return Recorder(rig.wrapper("recorder", _SCRIPT + script), calls)

@@ -1,4 +1,4 @@
-"""A shim of our own as a manager starts it, with real runc containers, and what is left after.
+"""A shim started as a manager does, with real runc containers, and the clean-up after it.
 
 The executable runs as a process; requests go over its real socket; its events
 come to a real ttrpc server.  Only the manager is the test.
@@ -110,7 +110,7 @@ def _spec() -> str:
 
 
 def default_config() -> dict[str, Any]:
-    """Return what ``runc spec`` says, less what this user may not raise or does not have."""
+    """Return the config of ``runc spec`` without limits that this user may not raise."""
     config: dict[str, Any] = json.loads(_spec())
     config["process"]["terminal"] = False
     config["process"].pop("rlimits", None)
@@ -120,7 +120,7 @@ def default_config() -> dict[str, Any]:
 
 
 class Patient(Channel):
-    """A connection whose calls may take as long as the machine is slow."""
+    """A connection whose timeouts are multiplied by ``PATIENCE``."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -131,7 +131,7 @@ class Patient(Channel):
 
 
 class Rig:
-    """Bundles and one shim under a directory of its own.  See :func:`open_rig`."""
+    """Bundles and one shim in a new directory.  See :func:`open_rig`."""
 
     def __init__(self, root: Path, sink: Sink, nursery: trio.Nursery) -> None:
         self.root = root
@@ -141,7 +141,7 @@ class Rig:
         self.runc_root = root / "runc"
         self.address = ""
         self.daemons: list[int] = []
-        # Whatever a test does with the list above, these are ours to end.
+        # A test may change the list above; the rig ends these.
         self._started: set[int] = set()
         self._addresses: set[str] = set()
 
@@ -151,7 +151,7 @@ class Rig:
         *args: str,
         change: Callable[[dict[str, Any]], object] | None = None,
     ) -> Path:
-        """Make a bundle whose init runs ``args``."""
+        """Make a bundle with the init process ``args``."""
         path = self.root / id_
         path.mkdir()
         config = default_config()
@@ -247,7 +247,7 @@ class Rig:
 
     async def end(self) -> None:
         """End every container, daemon and socket of this rig."""
-        # However many containers a test left: the daemons have their turn, too.
+        # The bound leaves time to end the daemons, too.
         with trio.move_on_after(20 * PATIENCE):
             for state in self.runc_root.glob("*/*"):
                 await trio.run_process(
@@ -281,7 +281,7 @@ class Rig:
         stream: trio.SocketStream,
         task_status: trio.TaskStatus[Channel] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        # A task of its own: fixtures and tests call us from different ones.
+        # In a separate task: fixtures and tests call this from different ones.
         async with open_channel(stream) as channel:
             task_status.started(channel)
             await trio.sleep_forever()
@@ -319,7 +319,7 @@ async def open_rig() -> AsyncIterator[Rig]:
 
 
 def alive(pid: int) -> bool:
-    """Say whether ``pid`` runs; a zombie does not."""
+    """Return whether ``pid`` runs; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

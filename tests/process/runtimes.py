@@ -1,8 +1,8 @@
 """OCI runtimes besides runc, and the shims of containers that run under them.
 
 crun takes no hybrid cgroup hierarchy, so its shims live in a mount namespace of
-their own, where /sys/fs/cgroup is version 2.  gVisor cannot have our cgroups
-and is told so by a wrapper, as its users do it.
+their own, where /sys/fs/cgroup is version 2.  gVisor cannot use these cgroups; a wrapper passes
+the option for that, as its users do.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def find(name: str) -> str:
 
 @dataclass
 class Engine:
-    """One runtime in one rig.  ``binary`` is what goes into binary_name."""
+    """One runtime in one rig.  ``binary`` is the option binary_name."""
 
     rig: Rig
     name: str
@@ -113,10 +113,12 @@ class Engine:
                 check=False,
                 timeout=20 * PATIENCE,
             )
-        # What it could not delete must not stay for runc, which knows no such state.
+        # runc cannot read the state of another runtime, so it must not stay.
         shutil.rmtree(self.state, ignore_errors=True)
 
 
 def light(config: dict[str, Any]) -> None:
-    """Drop what this machine lacks the rights for: crun raises a limit to allow devices."""
+    """Drop the settings for which this machine lacks the rights: crun raises a limit to allow
+    devices.
+    """
     config["linux"].pop("resources", None)

@@ -1,4 +1,4 @@
-"""A fork server of a test's own, and who is whose child."""
+"""The fork server of one test, and the parents of processes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def launch(
 
 
 class Server:
-    """The fork server of one test, in a directory of its own."""
+    """The fork server of one test, in a directory of the test."""
 
     def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rig = rig
@@ -119,7 +119,7 @@ class Server:
                 await trio.sleep(0.02)
 
     def ask(self, message: bytes, *paths: Path) -> Any:
-        """Return what the first server that answers says; None if there is none."""
+        """Return the reply of the first server that answers, or None."""
         for path in paths or self.sockets:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
                 sock.settimeout(5)

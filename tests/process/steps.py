@@ -52,7 +52,7 @@ async def lose_call(
     request: Any,
     mark: Path,
 ) -> None:
-    """Make a call over a connection of its own, and close that once ``mark`` exists."""
+    """Make a call over a separate connection, and close that once ``mark`` exists."""
     async with (
         open_channel(await connect(rig.address)) as channel,
         trio.open_nursery() as nursery,
@@ -83,7 +83,7 @@ async def waiting_for_exec(task: TaskStub, exec_id: str) -> AsyncIterator[list[W
 async def run_until_told(
     rig: Rig, bundle: Path, count: int
 ) -> tuple[TaskStub, Callable[[], object], list[int]]:
-    """Run c1, whose script reads a line, with the exec e1 that sleeps.
+    """Run c1, with a script that reads a line, and the exec e1 that sleeps.
 
     Return the client, a function that sends the line, and the pids of the container once
     it has ``count`` processes.

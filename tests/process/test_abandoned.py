@@ -124,7 +124,7 @@ async def test_a_runtime_that_hangs_keeps_nothing_alive(rig: Rig) -> None:
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
     assert not alive(created.pid)
     assert not [m for m in mount_points() if m.startswith(str(bundle))]
-    # Once it works again, what it kept goes too.
+    # Once the runtime works again, the remains are deleted, too.
     flag.unlink()
     assert delete(rig, bundle).pid == created.pid
     assert not state_of(rig, "c1").exists()

@@ -1,4 +1,4 @@
-"""What is gone and what is only hard to see: managers delete whatever they take for gone.
+"""A container that does not exist, and one that cannot be read: managers delete the former.
 
 Source: containerd core/runtime/v2 shim_load.go, cmd/containerd-shim-runc-v2 process/utils.go,
 moby daemon/internal/libcontainerd/remote/client.go.
@@ -28,7 +28,7 @@ from tests.process.test_traps import end, refused, run_exec, running
 if TYPE_CHECKING:
     from tests.process.rig import Rig
 
-# What Docker takes for "it is not there", whatever the status says.
+# The texts that Docker reads as "does not exist", with any status.
 ABSENT = ("not found", "no such container", "container does not exist")
 
 
@@ -53,7 +53,7 @@ async def test_what_is_not_there_is_said_in_words_that_docker_knows(rig: Rig) ->
 
 
 async def test_what_is_there_is_never_said_to_be_gone(rig: Rig) -> None:
-    """Docker forgets a container whose error it takes for absence."""
+    """Docker removes a container if it reads the error as "does not exist"."""
     task, _ = await running(rig)
     await task.Exec(rig.exec_request("c1", "e1", "true"), timeout=5)
     refusals = {
@@ -73,7 +73,7 @@ async def test_what_is_there_is_never_said_to_be_gone(rig: Rig) -> None:
 
 
 async def test_pids_names_init_until_the_delete_though_it_has_ended(rig: Rig) -> None:
-    """Nobody there would mean to a restarted containerd that the container never was."""
+    """A restarted containerd takes an empty list for a container that was never created."""
     task, pid = await running(rig, "true")
     await task.Wait(WaitRequest(id="c1"), timeout=20)
     pids = [p.pid for p in (await task.Pids(PidsRequest(id="c1"), timeout=5)).processes]

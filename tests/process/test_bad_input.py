@@ -1,4 +1,4 @@
-"""Bad input costs its sender a clear error, and nobody else anything."""
+"""Bad input returns a clear error to its sender and affects no other client."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_an_unknown_runtime_binary_is_named(rig: Rig, task: TaskStub) -> N
     bad = rig.bundle("bad", "true")
     options = rig.options(binary_name="/nonexistent/runc")
     error = await refused(task.Create(rig.create_request(bad, options=options)))
-    # Not "not found", which managers take to be said of the container.
+    # Not "not found", which managers relate to the container.
     assert error.status is Status.FAILED_PRECONDITION
     assert "/nonexistent/runc" in str(error.message)
 
@@ -312,14 +312,14 @@ async def test_an_oversized_frame_is_answered_and_the_connection_goes_on(
 
 
 async def test_frames_for_unknown_streams_are_ignored(rig: Rig, task: TaskStub) -> None:
-    # A data frame of a stream that was never opened, and a kind nobody knows.
+    # A data frame of a stream that was never opened, and an unknown kind.
     data = struct.pack(">IIBB", 1, 7, 3, 1) + b"x" + struct.pack(">IIBB", 1, 9, 77, 0) + b"x"
     async with await _talk(rig, data):
         pass
 
 
 async def test_a_peer_of_another_user_is_turned_away(rig: Rig) -> None:
-    # Only a mistake of somebody's can let them come as far as the socket.
+    # Without a mistake of an administrator they cannot reach the socket.
     rig.root.chmod(0o755)
     sockets = rig.root / "s"
     params = BootstrapParams(instance_id="c1", namespace=NAMESPACE, socket_dir=str(sockets))

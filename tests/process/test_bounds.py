@@ -1,4 +1,4 @@
-"""What a runtime writes is read within a bound, and believed only where it can be true."""
+"""The files of a runtime are read within a bound, and impossible values are ignored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shim.api.task_grpc import TaskStub
 
-# KiB that a daemon may need whatever is thrown at it.
+# The most KiB that a daemon may need for any input.
 MEMORY = 80 << 10
 
 

@@ -1,7 +1,7 @@
 """Checkpoint and restore through the Task API: each option reaches runc, and no failure costs
 the container.
 
-The first half needs no criu: a stand-in for runc writes down what it is asked.
+The first half needs no criu: a stand-in for runc records its arguments.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ async def status(task: TaskStub, id_: str = "c1") -> int:
 
 
 async def _pretended(rig: Rig, verb: str = "checkpoint") -> tuple[TaskStub, Recorder]:
-    """Run a container whose runtime only pretends to do ``verb``."""
+    """Run a container with a runtime that only pretends to do ``verb``."""
     recorder = record(rig, f'case " $* " in *" {verb} "*) exit 0;; esac; exec runc "$@"')
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)

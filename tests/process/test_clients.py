@@ -1,4 +1,6 @@
-"""What the clients of managers rely on, beyond the wire: whose word counts, and which words."""
+"""The behaviour that clients of managers rely on: which setting has priority, and error
+texts.
+"""
 
 from __future__ import annotations
 

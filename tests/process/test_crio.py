@@ -108,7 +108,7 @@ async def test_a_container_lives_and_dies(rig: Rig) -> None:
     await wait_gone(rig.daemons)
     assert not Path(socket_path(container.address)).exists()
     assert not container.oom_killed
-    # Nobody wants its events, and it says so to nobody.
+    # CRI-O takes no events, and the shim logs no warning about that.
     assert b"event" not in container.log
     assert container.log.count(b"\n") < 10, container.log.decode()
 
@@ -150,7 +150,7 @@ async def test_an_exec_has_its_output_its_input_and_its_code(rig: Rig) -> None:
 
 
 async def test_probes_that_time_out_are_killed_and_cost_nothing(rig: Rig) -> None:
-    """CRI-O never deletes them: what they cost they would cost for as long as the pod lives."""
+    """CRI-O never deletes them: their cost would last as long as the pod."""
     container = await running(rig, "c1", "sleep", "1000")
     assert (await container.exec_sync("true", timeout=20)).code == 0
     result = await container.exec_sync("sh", "-c", "echo out; exec sleep 1000", timeout=0.5)
@@ -184,7 +184,7 @@ async def test_after_a_restart_the_containers_are_found_again(rig: Rig) -> None:
     pids = list(rig.daemons)
     for container in (ended, ends, stays):
         container.restart()
-    # Ends while nobody is connected, and its second line finds no reader.
+    # The container exits while no manager is connected; its second line has no reader.
     await wait_dead(ends)
     await ends.update_status()  # connects, and opens the fifo for reading
     # The exit is published after the output was read, which is later than the death.
@@ -219,7 +219,7 @@ async def test_each_container_has_its_own_shim_without_the_annotation(rig: Rig) 
 
 
 async def test_with_the_annotation_a_sandbox_and_its_containers_share_one(rig: Rig) -> None:
-    """What CRI-O does to each shim of its own must not harm the others' here."""
+    """CRI-O's calls for one container must not affect the others of the shim."""
     names = ("pod", "c1", "c2")
     sandbox, *others = [await running(rig, name, "sleep", "1000", sandbox="pod") for name in names]
     address = socket_address("", "default", unique(rig, "pod"))
@@ -227,7 +227,7 @@ async def test_with_the_annotation_a_sandbox_and_its_containers_share_one(rig: R
         assert container.address == address
         assert (container.bundle / "address").read_text() == address
     assert len(rig.daemons) == 1
-    # Removing one says Shutdown to the shim of all.
+    # Removing one container sends Shutdown to the shim of all.
     await others[0].stop(signal=9)
     await others[0].remove()
     assert await others[1].is_alive()

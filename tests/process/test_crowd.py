@@ -81,7 +81,7 @@ async def test_containers_of_ten_shims_keep_order_and_codes(rig: Rig) -> None:
 
 @pytest.mark.parametrize("spaces", ["own", "shared"])
 async def test_init_dying_while_execs_start_is_told_last(rig: Rig, spaces: str) -> None:
-    """With a pid namespace of its own, and with the host's, where the shim has to kill."""
+    """With an own pid namespace, and with the host's, where the shim has to kill."""
 
     change = host_pids if spaces == "shared" else None
     rounds, delays = 60, random.Random(spaces)
@@ -193,7 +193,7 @@ exit $status"""
 
 
 async def test_pausing_containers_that_die_meanwhile_keep_their_order(rig: Rig) -> None:
-    """A pause or resume may cross the end; then it is not told after it."""
+    """A pause or resume may overlap the exit; then no event follows the exit."""
     bundles = [rig.bundle(f"c{n}", "sleep", "1000") for n in range(12)]
     driven = Driven(rig, await rig.start(bundles[0]))
     delays = random.Random(7)

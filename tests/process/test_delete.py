@@ -1,4 +1,4 @@
-"""``delete``: cleans up whatever is left, says the same each time, and is quick about it."""
+"""``delete``: cleans up the remains, returns the same reply each time, and is quick."""
 
 from __future__ import annotations
 

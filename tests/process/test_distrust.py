@@ -44,12 +44,12 @@ async def moments(server: Server) -> list[float]:
 async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
     server: Server, spare: bool
 ) -> None:
-    """Every start ends with a shim that works, and one daemon each, whatever the moment."""
+    """At any moment, every start results in one daemon that works."""
     daemons = []
     for attempt, moment in enumerate(await moments(server)):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         if server.ask(b"status") is None:
-            # The last one was shot after it had served: somebody must leave another.
+            # The last one was shot after it had served: another process starts a new one.
             daemons.append(await server.start(server.rig.bundle(f"again{attempt}", "true")))
             await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
         victim = await server.wait_up()
@@ -113,7 +113,7 @@ async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
 async def test_a_directory_with_another_mode_costs_speed_and_is_named(
     server: Server, mode: int
 ) -> None:
-    """systemd's RuntimeDirectory= makes it 0755, unless told otherwise."""
+    """systemd's RuntimeDirectory= makes it 0755 by default."""
     server.directory.mkdir()
     server.directory.chmod(mode)
     bundle = server.rig.bundle("c1", "true")
@@ -171,7 +171,7 @@ async def test_a_socket_of_another_user_is_not_trusted(server: Server) -> None:
 async def test_a_server_that_never_answers_is_given_up(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A listener that accepts nobody holds a start for a second at the most, not for ever."""
+    """A listener that accepts no connection delays a start by a second at most."""
     server.directory.mkdir(mode=0o700)
     path = server.rig.root / "probe"
     script = f"from shim.start.identity import *; open({str(path)!r}, 'w').write(socket_path())"

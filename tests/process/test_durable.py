@@ -1,4 +1,4 @@
-"""What the shim knew outlives it: how each process ended, and the events nobody took."""
+"""Data that outlives the shim: the exit of each process, and undelivered events."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def away(rig: Rig) -> Iterator[None]:
 
 
 async def run_exec(rig: Rig, task: TaskStub, id_: str, exec_id: str, script: str) -> Exit:
-    """Run an exec to its end; return what its record should say."""
+    """Run an exec to its end; return the expected record."""
     await task.Exec(rig.exec_request(id_, exec_id, "sh", "-c", script), timeout=10)
     started = await task.Start(StartRequest(id=id_, exec_id=exec_id), timeout=20)
     ended = await task.Wait(WaitRequest(id=id_, exec_id=exec_id), timeout=20)
@@ -63,7 +63,7 @@ async def run_exec(rig: Rig, task: TaskStub, id_: str, exec_id: str, script: str
 
 
 async def run_to_end(rig: Rig, task: TaskStub, bundle: Path) -> Exit:
-    """Run a container to its end; return what its record should say."""
+    """Run a container to its end; return the expected record."""
     created = await rig.run(task, bundle)
     ended = await task.Wait(WaitRequest(id=bundle.name), timeout=20)
     return Exit(created.pid, ended.exit_status, ended.exited_at.ToNanoseconds())
@@ -80,7 +80,7 @@ async def test_an_exit_is_on_disk_before_anybody_is_told(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sh", "-c", "echo unread; exit 7")
     task = await rig.start(bundle)
     os.mkfifo(rig.root / "out")
-    # A reader that does not read holds up the telling, and not the record.
+    # A reader that does not read delays the event, and not the record.
     reader = os.open(rig.root / "out", os.O_RDONLY | os.O_NONBLOCK)
     try:
         created = await rig.run(task, bundle, stdout=str(rig.root / "out"))
@@ -271,7 +271,7 @@ async def test_delete_tells_what_the_dead_shim_could_not_but_not_its_own_answer(
         await kill_daemon(rig)
     for _ in range(2):
         assert record_of(await ask_delete(rig, bundle)) == told
-        # The manager tells the rest, from that answer.
+        # The manager publishes the other events itself, from that reply.
         assert rig.sink.names() == LIFE[:-1]
 
 
@@ -280,7 +280,7 @@ async def test_what_was_deleted_before_the_shim_died_is_told_whole(rig: Rig) -> 
         task, bundle, told = await live_unheard(rig)
         await task.Delete(DeleteRequest(id="c1"), timeout=20)
         await kill_daemon(rig)
-    # Who was answered knows no such container any more, and says nothing of it.
+    # After the reply to Delete the manager has no such container, and publishes no exit for it.
     assert record_of(await ask_delete(rig, bundle)) == told
     assert rig.sink.names() == [*LIFE, "delete"]
     check_order(rig)
@@ -293,7 +293,7 @@ async def test_a_manager_that_does_not_listen_yet_is_told_once_it_does(rig: Rig)
         before = time.monotonic()
         assert record_of(await ask_delete(rig, bundle)) == told
         assert time.monotonic() - before < 3 * PATIENCE
-        # As a manager that starts does, which tells nothing of what it does not know.
+        # As a starting manager does, which publishes no event of an unknown task.
         for path in bundle.iterdir():
             path.unlink()
         bundle.rmdir()
@@ -314,7 +314,7 @@ async def test_a_manager_that_hangs_costs_delete_no_more_than_a_second(rig: Rig)
             assert record_of(await ask_delete(rig, bundle)) == told
             assert time.monotonic() - before < 3 * PATIENCE
         (rig.root / "events").unlink()
-    # Nothing was heard, so nothing was forgotten but what the manager tells.
+    # No event was delivered before, so all remain except those that the manager publishes.
     await ask_delete(rig, bundle)
     assert rig.sink.names() == LIFE[:-1]
 
@@ -329,7 +329,7 @@ async def test_the_end_of_another_of_the_pod_is_told_unless_it_has_a_delete(
         await pod.task.Wait(WaitRequest(id="c2"), timeout=20)
         await pod.kill_shim()
         assert (other / "address").read_text() == rig.address
-        if not with_start:  # as containerd marks what it adds without a `start`
+        if not with_start:  # as containerd marks a container that it adds without a `start`
             (other / "sandbox").write_text("c1")
     reply = await ask_delete(rig, pod.first)
     assert (reply.pid, reply.exit_status) == (rig.sink.events[0].pid, 137)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 
 class Other:
-    """Another manager: it has a container c1 of a bundle of its own, in the same directory."""
+    """Another manager: it has a container c1 of another bundle, in the same directory."""
 
     def __init__(self, rig: Rig) -> None:
         self.bundle = rig.root / "elsewhere" / "c1"

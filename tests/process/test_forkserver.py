@@ -1,4 +1,4 @@
-"""The warm parent: quick, never needed, and gone when nobody needs it."""
+"""The warm parent: fast, optional, and ended when idle."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ async def test_a_forked_daemon_has_what_its_caller_had_and_not_what_the_server_h
         resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 2000))
 
     pid = await server.start(second, MARK="second", before=unusual)
-    # What a program the daemon starts would inherit is what counts; its own
-    # environment block in /proc is the server's.
+    # Programs of the daemon inherit these; its environment block in /proc is the server's.
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
@@ -253,7 +252,7 @@ async def test_a_daemon_with_a_container_shares_most_of_its_memory_with_the_serv
 
 
 async def test_a_signal_in_its_warm_up_ends_a_server(server: Server) -> None:
-    """The warm-up runs a daemon, which has a handler of its own for the signal."""
+    """The warm-up runs a daemon, which handles the signal itself."""
     with subprocess.Popen(  # noqa: ASYNC220 - starting it takes no time
         [*LAUNCH, "forkserver"],
         cwd=server.rig.root,

@@ -1,4 +1,4 @@
-"""What goes wrong in between: callers that give up, runtimes that vanish, requests that cross."""
+"""Faults between two calls: callers that give up, runtimes that vanish, requests that cross."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def test_an_exec_being_deleted_does_not_delay_the_exit_of_init(rig: Rig) -
     await rig.run(task, bundle)
     fifo = str(rig.root / "out")
     os.mkfifo(fifo)
-    # More than the fifo holds, and nobody reads: Delete waits ten seconds for one.
+    # More bytes than the fifo holds, without a reader: Delete waits ten seconds for one.
     much = ["sh", "-c", "dd if=/dev/zero bs=1M count=2 & sleep 1"]
     await task.Exec(rig.exec_request("c1", "e1", *much, stdout=fifo), timeout=5)
     await start(task, "c1", "e1")

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.e2e
 
 
 def hanging(rig: Rig, kind: str) -> Callable[[dict[str, Any]], None]:
-    """Give the container a hook that waits for a child of its own, for ever."""
+    """Give the container a hook that waits for its child without end."""
     begun = rig.root / "hook.begun"
     script = f"echo hook >>{begun}; tail -f {begun} & echo child >>{begun}; wait"
     hook = {"path": "/bin/sh", "args": ["sh", "-c", script]}

@@ -1,4 +1,4 @@
-"""A bundle whose disk hangs: exit records, events and the action delete."""
+"""A bundle on a disk that hangs: exit records, events and the action delete."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ async def test_other_containers_of_the_pod_live_and_die_while_a_log_disk_hangs(
         ended = await task.Wait(WaitRequest(id="c3"), timeout=5)
         await task.Delete(DeleteRequest(id="c3"), timeout=5)
     assert ended.exit_status == 5
-    # Nothing is lost to the freeze: what the process could write is in the file.
+    # Nothing is lost to the freeze: the bytes that the process could write are in the file.
     disk.thaw()
     await task.Kill(KillRequest(id="c2", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c2"), timeout=5)
@@ -155,7 +155,7 @@ async def test_a_daemon_ends_though_its_log_disk_hangs(
             await trio.lowlevel.wait_readable(pidfd)
         with pytest.raises(UnavailableError):
             await rig.connect()
-        # What the container wrote goes on to the file, though nobody relays any more.
+        # The container's output still reaches the file, though the daemon is gone.
         disk.thaw()
         size = (disk.path / "log").stat().st_size
         with trio.fail_after(10 * PATIENCE):
@@ -216,7 +216,7 @@ async def test_a_killed_helper_is_replaced_and_the_container_does_not_notice(rig
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c1"), timeout=5)
     await task.Delete(DeleteRequest(id="c1"), timeout=20)
-    # What it held when it was killed, if anything, is gone; nothing is doubled or moved.
+    # Bytes that it held when it was killed are lost; none is doubled or moved.
     numbers = [int(word) for word in (rig.root / "log").read_text().split()]
     assert numbers == sorted(set(numbers))
     assert not file_helpers(rig.root)
@@ -264,7 +264,7 @@ async def test_a_process_that_reads_a_file_does_not_hold_it(rig: Rig) -> None:
 async def test_a_hung_spool_disk_holds_up_no_call_and_no_process(
     rig: Rig, disk: FreezableDisk, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
-    """The pipe and the fifo hold 2 MiB: what is written beyond begins the spool."""
+    """The pipe and the fifo hold 2 MiB: further bytes begin the spool."""
     settings = rig.root / "trio-shim.toml"
     settings.write_text(f'[output]\npolicy = "spool"\ndirectory = "{disk.path}/spool"\n')
     monkeypatch.setenv("TRIO_SHIM_CONFIG", str(settings))

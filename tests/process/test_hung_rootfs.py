@@ -1,4 +1,4 @@
-"""A rootfs whose disk hangs: a frozen ext4 file system."""
+"""A rootfs on a disk that hangs: a frozen ext4 file system."""
 
 from __future__ import annotations
 

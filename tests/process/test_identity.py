@@ -1,7 +1,7 @@
 """Pids that are used again at once: no exit and no signal goes to the wrong process.
 
-The shim runs in a pid namespace whose next pid is set back all the time, so that
-the pid of what was just waited for goes to the next exec, container or runtime.
+The shim runs in a pid namespace whose next pid is set back all the time, so that the pid of a
+reaped process goes to the next exec, container or runtime.
 
 Source: pid_namespaces(7), /proc/sys/kernel/ns_last_pid.
 """
@@ -43,9 +43,9 @@ cd $BUNDLE; $SHIM > $ANSWER < /dev/null; exec sleep 1000"""
 
 
 async def start_where_pids_are_few(rig: Rig, bundle: Path) -> TaskStub:
-    """Start the shim of ``bundle`` in a pid namespace of its own, and return a client.
+    """Start the shim of ``bundle`` in a new pid namespace, and return a client.
 
-    The pids it tells are that namespace's, nobody's here: the rig must not know them.
+    The pids in its replies are those of that namespace: the rig must not use them.
     """
     answer = rig.root / "answer"
     flags = ["-namespace", NAMESPACE, "-address", str(rig.root / "manager"), "-id", bundle.name]
@@ -88,7 +88,7 @@ async def test_pids_used_again_are_never_mistaken(rig: Rig) -> None:
         assert caught.value.status is Status.NOT_FOUND
 
     async def kills() -> None:
-        # The signal and the end cross; the signal must not find anybody else.
+        # The signal and the exit overlap; the signal must not reach another process.
         for number in range(40):
             name = f"k{number}"
             await driven.exec("c1", name, "sleep", "0.01")
@@ -151,7 +151,7 @@ def pipe() -> tuple[int, int]:
 
 
 async def test_a_signal_for_a_whole_cgroup_does_not_reach_who_has_left_it() -> None:
-    """Between the look at the group and the signal, a pid can become somebody else's."""
+    """Between the read of the group and the signal, another process can get a pid."""
     async with open_reaper() as reaper:
         stranger, member = reaper.spawn(["sleep", "60"]), reaper.spawn(["sleep", "60"])
         looks: Iterator[list[int]] = iter([[stranger.pid, member.pid], [member.pid], [member.pid]])

@@ -1,4 +1,4 @@
-"""What a container has from its manager, compared with what the stock shim passes on.
+"""The attributes that a container inherits from its manager, compared with the stock shim's.
 
 A manager with an attribute starts a container under the stock shim and under ours,
 through a fork server that another manager without it left behind, and the other way
@@ -64,7 +64,7 @@ class Managers:
     async def inherited(
         self, command: Sequence[str], attribute: str = "", *, keyring: bool = False
     ) -> dict[str, str]:
-        """Return what the init of a container has."""
+        """Return the attributes of a container's init process."""
         self._count += 1
         rig, id_ = self.server.rig, f"c{self._count}"
         bundle = rig.bundle(id_, "/probe", f"/out-{id_}", change=_as_inherited)
@@ -91,7 +91,7 @@ class Managers:
         address = started.stdout.decode()
         async with shimctl.connect(address, namespace=NAMESPACE) as shim:
             self.daemon = (await shim.connect()).shim_pid
-            # A runtime makes a session keyring of its own unless it is told not to.
+            # A runtime makes a session keyring by default.
             options = rig.options(no_new_keyring=True)
             await shim.create(id_, str(bundle), options=options)
             task = shim.task(id_)
@@ -132,7 +132,7 @@ async def test_a_container_has_what_its_own_manager_has(managers: Managers, name
     await managers.server.wait_servers(2 if name in IDENTITY else 1)
     for wanted, code in ((plain, ""), (special, attribute)):
         found = await managers.inherited(LAUNCH, code)
-        # Each login has a session of its own, and so a fork server of its own.
+        # Each login has another session, and so another fork server.
         if (name, code) != ("login", attribute):
             assert managers.parent in await managers.server.wait_servers(1)
         assert found == wanted
@@ -155,7 +155,7 @@ async def test_groups_of_a_manager_reach_the_runtime(managers: Managers) -> None
 async def test_under_a_system_call_filter_no_fork_server_is_used_or_left(
     managers: Managers,
 ) -> None:
-    """The kernel does not tell whether two processes have the same filter."""
+    """The kernel does not report whether two processes have the same filter."""
     await managers.inherited(LAUNCH)
     servers = await managers.server.wait_servers(1)
     found = await managers.inherited(LAUNCH, FILTER)

@@ -1,4 +1,6 @@
-"""What a pod's shim still has after many containers and hundreds of execs: what it had before."""
+"""The resources of a pod's shim after many containers and hundreds of execs: the same as
+before.
+"""
 
 from __future__ import annotations
 

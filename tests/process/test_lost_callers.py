@@ -1,4 +1,4 @@
-"""A Create or Start whose caller gives up, dies or closes its connection."""
+"""A Create or Start with a caller that cancels it, dies or closes its connection."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_what_a_killed_create_left_of_its_pid_file_does_not_stop_the_next(
 
 
 class _Hasty:
-    """A reaper in whose caller the deadline passes at the moment the init is taken over."""
+    """A reaper that cancels its caller at the moment of the adoption of the init process."""
 
     def __init__(self, reaper: Reaper, scope: trio.CancelScope) -> None:
         self._reaper = reaper
@@ -108,7 +108,8 @@ async def test_the_init_of_a_create_given_up_ends_though_the_runtime_cannot_dele
 
 @pytest.fixture(params=["before", "inside", "after"])
 def stuck(request: pytest.FixtureRequest, rig: Rig) -> tuple[AnyMessage, Path, Path]:
-    """Options whose runtime stops in create: before it works, with an init that waits, after.
+    """Options with a runtime that stops in create: before it works, with an init that waits,
+    after.
 
     And the file that then names the wrapper, and the file that lets it go.
     """
@@ -116,7 +117,7 @@ def stuck(request: pytest.FixtureRequest, rig: Rig) -> tuple[AnyMessage, Path, P
     wait = f"echo $$ >{mark}.new; mv {mark}.new {mark}; until [ -e {go} ]; do sleep 0.02; done"
     script = {
         "before": wait,
-        # runc is the wrapper's child then: whoever kills the wrapper has not killed runc.
+        # runc is the wrapper's child then: a kill of the wrapper does not reach runc.
         "inside": f'runc "$@" & {wait}; wait $!; exit',
         "after": f'runc "$@"; {wait}; exit 0',
     }[request.param]
@@ -189,10 +190,10 @@ async def test_in_a_pod_a_create_whose_caller_is_gone_costs_the_others_nothing(
     request = rig.create_request(bundle, options=options, **fifos)
     await lose_call(rig, lambda task: task.Create, request, mark)
     with trio.fail_after(5 * PATIENCE):
-        while await connects(task, "c2"):  # containerd 1.6 keeps what it can connect to
+        while await connects(task, "c2"):  # containerd 1.6 keeps a container if Connect succeeds
             await trio.sleep(0.01)
     go.touch()
-    # A manager that comes back tries again, however far the first attempt is undone.
+    # A manager that restarted tries again, also while the first attempt is being undone.
     await rig.run(task, bundle, **fifos)
     assert (await task.Connect(ConnectRequest(id="c2"), timeout=5)).task_pid
     await task.Kill(KillRequest(id="c2", signal=9), timeout=5)

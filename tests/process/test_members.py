@@ -1,4 +1,4 @@
-"""A pod whose shim was killed: the ``delete`` of its first container ends the others too.
+"""A pod after its shim was killed: the ``delete`` of its first container ends the others too.
 
 Under an answer of version 3 containerd calls no other ``delete``.
 """
@@ -120,7 +120,7 @@ async def test_a_runtime_that_hangs_keeps_none_of_them_alive(rig: Rig) -> None:
     delete(rig, pod.first)
     assert not any(alive(pid) for _, pid in joined)
     assert pod.notes() == ["c2", "c3", "c4"]
-    # Once it works again, what it kept goes too.
+    # Once the runtime works again, the remains are deleted, too.
     flag.unlink()
     delete(rig, pod.first)
     assert not list(rig.runc_root.glob("*/*"))

@@ -58,14 +58,14 @@ class Caller:
 
     rig: Rig
     id: str = "c1"
-    # Who follows the flags and the environment sends events to nobody.
+    # A shim that follows the flags and the environment has no receiver for its events.
     ttrpc_address: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         self.ttrpc_address = str(self.rig.root / "nobody")
 
     def run(self, bundle: Path, stdin: bytes) -> tuple[int, bytes]:
-        """Run ``start``; return its status and everything it said."""
+        """Run ``start``; return its exit status and output."""
         flags = ["-namespace", NAMESPACE, "-address", str(self.rig.root / "manager")]
         flags += ["-publish-binary", "/usr/bin/containerd", "-id", self.id]
         done = subprocess.run(
@@ -92,7 +92,7 @@ class Caller:
         return await self.rig.connect(), answer
 
     def params(self, **fields: Any) -> bytes:
-        """Return BootstrapParams whose events go to the test."""
+        """Return BootstrapParams with the test's address for events."""
         defaults = {
             "instance_id": self.id,
             "namespace": NAMESPACE,
@@ -138,7 +138,7 @@ LIFE = ["create", "start", "exec-added", "exec-started", "exit e1"]
         b"",
         any_options(binary_name="runc").SerializeToString(),
         b"\xff\xfe garbage",
-        b"\n\x02c1",  # an Any whose type is the container's id
+        b"\n\x02c1",  # an Any with the container's id as its type
         BootstrapParams(instance_id="c2", namespace=NAMESPACE).SerializeToString(),
         BootstrapParams(instance_id="c1", namespace="elsewhere").SerializeToString(),
         BootstrapParams(instance_id="c1").SerializeToString(),
@@ -211,7 +211,7 @@ async def test_a_pods_other_containers_are_created_without_a_start(
     await tasks[0].Kill(KillRequest(id="c2", signal=9), timeout=5)
     await tasks[0].Wait(WaitRequest(id="c2"), timeout=20)
     await tasks[0].Delete(DeleteRequest(id="c2"), timeout=15)
-    # Delete alone has to leave nothing: nobody cleans up after it.
+    # Delete alone has to leave nothing: no program cleans up after it.
     assert not [m for m in mount_points() if m.startswith(str(members[0]))]
     assert not (rig.runc_root / NAMESPACE / "c2").exists()
     state = await task.State(StateRequest(id="c1"), timeout=5)

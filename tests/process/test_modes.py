@@ -1,4 +1,6 @@
-"""The modes of what a shim leaves in its bundle and beside it, under a manager's umask."""
+"""The modes of the files that a shim makes in its bundle and beside it, under a manager's
+umask.
+"""
 
 from __future__ import annotations
 

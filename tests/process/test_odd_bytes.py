@@ -1,4 +1,4 @@
-"""What the runtime runs, the shim runs: whatever bytes, numbers and depths a manager sends."""
+"""The shim accepts all input that the runtime accepts: any bytes, numbers and depths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Memory that runs out: each kill is told once, of the right container, and before the exit.
+"""Memory that runs out: each kill is published once, for the right container, and before the
+exit.
 
 In /tasks/oom events and, for CRI-O, in a file called ``oom`` in the bundle.
 """
@@ -63,7 +64,7 @@ class Commanded:
         self.pid = (await self._rig.run(task, self.bundle, stdin=str(self._fifo))).pid
 
     async def run_out_of_memory(self) -> None:
-        """Have one more child killed, and wait until that is told."""
+        """Have one more child killed, and wait for the event."""
         before = self.told()
         os.write(self._end, b"go\n")
         with trio.fail_after(30):
@@ -108,7 +109,7 @@ async def test_each_kill_of_a_child_is_told_and_none_of_a_sibling(
     assert first.file.exists()
     assert not second.file.exists()
     await second.run_out_of_memory()
-    # Nothing is told twice either: the exits come after all there was to tell.
+    # No kill is published twice: the exits follow all OOM events.
     for one in two:
         assert await status(task, one.id) == process_pb2.RUNNING
         await task.Kill(KillRequest(id=one.id, signal=9), timeout=5)
@@ -174,7 +175,7 @@ async def test_a_kill_in_a_group_below_counts_as_the_containers(
 async def test_a_kill_by_a_limit_that_a_container_set_itself_is_told_before_its_exit(
     rig: Rig,
 ) -> None:
-    # cgroup v1 tells the groups above nothing of it: it is found when it matters.
+    # cgroup v1 does not notify the groups above: it is found when it matters.
     bundle = rig.bundle("c1", "sh", "-c", f"read go; {EAT}", change=limited)
     fifo = rig.root / "in"
     os.mkfifo(fifo)

@@ -1,6 +1,6 @@
 """The runtime's options and the environment of a start: each has the effect it is named for.
 
-What cannot be seen in the container is read from the runtime's arguments.
+Options with no effect inside the container are read from the runtime's arguments.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ async def test_an_option_of_create_reaches_the_runtime_and_only_when_it_is_set(
 
 
 async def test_the_systemd_option_reaches_every_command_and_the_cgroup_is_found(rig: Rig) -> None:
-    # Without a systemd runc's own cgroup manager stands in: what the container
-    # is told by is the cgroup its init is in, whatever made it.
+    # Without a systemd runc's own cgroup manager stands in: the container is identified by the
+    # cgroup of its init process, made by any program.
     drop = 'for a; do shift; [ "$a" = --systemd-cgroup ] || set -- "$@" "$a"; done; exec runc "$@"'
     recorder = record(rig, drop)
     bundle = rig.bundle("c1", "sleep", "1000")
@@ -154,7 +154,7 @@ def make_cgroup(path: str) -> None:
 async def test_of_a_cgroup_in_some_hierarchies_the_shim_is_in_those(
     rig: Rig, cgroup_name: str
 ) -> None:
-    """Version 1 only: what a host's administrator did not set up is not ours to make up."""
+    """Version 1 only: the shim must not create a group that the host's administrator did not."""
     cgroup = cgroup_at(cgroup_name)
     if not isinstance(cgroup, CgroupV1):
         pytest.skip("needs the hierarchies of version 1")
@@ -227,7 +227,7 @@ def _cookie(pid: int) -> int | None:
 async def test_a_shim_asked_to_isolate_its_core_does_or_is_none(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asked for it believes that it is so."""
+    """The manager relies on it."""
     monkeypatch.setenv("SCHED_CORE", "1")
     bundle = rig.bundle("c1", "sleep", "1000")
     if _cookie(os.getpid()) is None:
@@ -241,7 +241,7 @@ async def test_a_shim_asked_to_isolate_its_core_does_or_is_none(
         created = await rig.run(task, bundle)
         assert _cookie(rig.daemons[0]) not in (0, _cookie(os.getpid()))
         assert _cookie(created.pid) == _cookie(rig.daemons[0])
-    # Nobody asks, nobody is refused.
+    # Without the setting, no start fails.
     monkeypatch.setenv("SCHED_CORE", "")
     other = rig.bundle("c2", "sleep", "1000")
     task = await rig.start(other)
@@ -263,7 +263,7 @@ async def test_info_asks_the_runtime_of_the_options_and_repeats_them(rig: Rig) -
     info = RuntimeInfo.FromString(done.stdout)
     assert json.loads(info.features.value)["ociVersionMin"].endswith("features")
     assert info.options.SerializeToString() == options
-    # Mount types the manager is to leave to us: there are none.
+    # The mount types that the manager leaves to the shim: none.
     assert not info.annotations
 
 

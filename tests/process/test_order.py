@@ -1,4 +1,4 @@
-"""The order of events, and who gets which exit, with real runc containers."""
+"""The order of events, and the exit of each process, with real runc containers."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ exit $status""",
 
 
 async def created(rig: Rig, task: TaskStub, bundle: Path) -> bool:
-    """Say whether Create succeeded; while the id is taken it cannot."""
+    """Return whether Create succeeded; while the id is in use it cannot."""
     try:
         await task.Create(rig.create_request(bundle), timeout=30)
     except GRPCError as exc:

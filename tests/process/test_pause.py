@@ -1,4 +1,6 @@
-"""Pause and Resume: what a paused container shows, takes and refuses, with the status of each."""
+"""Pause and Resume: the state of a paused container, and the calls that it accepts and refuses,
+with each status.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,7 @@ async def test_only_a_running_container_is_paused_and_only_a_paused_one_resumed(
     await refused(pause(task), Status.NOT_FOUND)
     await refused(resume(task), Status.NOT_FOUND)
     await rig.sink.wait_for("delete")
-    # What was refused was not told.
+    # A refused call published no event.
     assert rig.sink.names() == ["create", "start", "paused", "resumed", "exit c1", "delete"]
 
 
@@ -112,7 +114,7 @@ async def test_init_and_execs_stand_still_together_and_go_on_together(rig: Rig) 
         assert [await status(task, e) for e in ("", "e1", "late")] == [
             *(process_pb2.PAUSED, process_pb2.PAUSED, process_pb2.CREATED)
         ]
-        # Readers are answered as ever.
+        # State and Pids are still answered.
         assert len((await task.Pids(PidsRequest(id="c1"), timeout=5)).processes) >= 2
         assert (await task.Stats(StatsRequest(id="c1"), timeout=5)).stats.value
         assert [_count(rig, name) for name in ("init", "exec")] == before
@@ -177,7 +179,7 @@ async def test_of_two_callers_at_once_the_state_says_what_came_of_it(rig: Rig) -
 
 
 async def _stands_still(rig: Rig) -> bool:
-    """Say whether the count stays the same for ten times as long as it takes to go up."""
+    """Return whether the count stays the same for ten times the period of one increment."""
     with trio.move_on_after(0.2) as scope:
         await _counts_on(rig, "init")
     return scope.cancelled_caught

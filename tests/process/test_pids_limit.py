@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 STOCK = "io.containerd.runc.v2"
 LIMIT = 10
 EXECS = 60
-# Seconds between two execs: a move between cgroups makes the next one quick for some
-# milliseconds, whose ever it is, and a quick one fails more often.
+# Seconds between two execs: a move between cgroups makes the next one of any process fast for
+# some milliseconds, and a fast one fails more often.
 PAUSE = 0.05
 FILL = "i=1; while [ $i -lt %d ]; do sleep 1000 & i=$((i+1)); done; wait"
 

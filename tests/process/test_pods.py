@@ -1,4 +1,4 @@
-"""Pods: who joins whose shim, whatever else happens at that moment, and when it may end."""
+"""Pods: which shim a container joins, during other changes, too, and when the shim may end."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def test_shutting_down_twice_is_one_shutdown(rig: Rig) -> None:
     task = await rig.start(rig.bundle("c1", "true"))
     other = await rig.connect()
     await shut_down(task)
-    with suppress(UnavailableError):  # the end of the connection says the same to managers
+    with suppress(UnavailableError):  # for managers the end of the connection means the same
         await shut_down(other)
     await wait_gone(rig.daemons, 5)
 
@@ -221,8 +221,8 @@ async def test_a_shim_whose_start_is_killed_keeps_the_container_of_another_start
     assert (await another.State(StateRequest(id="c2"), timeout=5)).status == process_pb2.RUNNING
 
 
-# A shim of another make that answers the look whether somebody is there, and
-# has ended when it is asked anything.  argv: its address, how many connections
+# A foreign shim that accepts the connection and ends before it answers a call.  argv: its
+# address, how many connections
 # it takes; the last one ends it.
 DYING = """
 import os, socket, sys
@@ -273,12 +273,13 @@ async def test_a_shim_that_hangs_is_named_to_who_must_know_what_it_speaks(rig: R
         assert done.returncode == 1
         assert address_of(rig).encode() in done.stderr
         assert done.stderr.count(b"\n") == 1
-        # A plain answer says nothing but where it is.
+        # A plain answer has only the address.
         done = rig.run_shim(bundles[2], "-id", "c2", "start")
         assert done.stdout == address_of(rig).encode()
     finally:
         os.kill(rig.daemons[0], signal.SIGCONT)
-    # Whoever bound the socket has the pod: to replace it would make two shims of one.
+    # The process that bound the socket serves the pod: to replace it would make two shims of
+    # one.
     assert daemons(rig) == rig.daemons
     await task.Connect(ConnectRequest(), timeout=5)
     await rig.connect()

@@ -100,7 +100,7 @@ async def test_paused_it_stands_still_until_it_is_resumed(rig: Rig, engine: Engi
         state = await task.State(StateRequest(id="c1"), timeout=5)
         assert state.status == process_pb2.PAUSED
         await task.Resume(ResumeRequest(id="c1"), timeout=10)
-    if engine.name == "crun":  # gVisor takes no signal for what is paused
+    if engine.name == "crun":  # gVisor sends no signal to a paused container
         await task.Pause(PauseRequest(id="c1"), timeout=10)
     await task.Kill(KillRequest(id="c1", signal=9), timeout=10)
     assert (await task.Wait(WaitRequest(id="c1"), timeout=20)).exit_status == 137
@@ -131,7 +131,8 @@ async def test_a_terminal_has_its_size_and_its_code(rig: Rig, engine: Engine) ->
 async def test_what_it_uses_is_measured_where_it_has_a_cgroup(rig: Rig, engine: Engine) -> None:
     task, _ = await engine.run(engine.bundle("c1", "sh", "-c", "while :; do :; done"))
     if engine.name == "runsc":
-        # Told to have no cgroup, it is in ours, which says nothing about it.
+        # Without a cgroup of the container, its processes are in the shim's, which measures
+        # others.
         with pytest.raises(GRPCError) as caught:
             await task.Stats(StatsRequest(id="c1"), timeout=5)
         assert caught.value.status is Status.NOT_FOUND
@@ -148,7 +149,7 @@ async def test_a_program_that_is_not_there_leaves_nothing(rig: Rig, engine: Engi
     bundle = engine.bundle("c1", "/no/such/program")
     task = await engine.start(bundle)
     options = rig.options(binary_name=engine.binary)
-    # crun says so at create, gVisor at start.
+    # crun reports it at create, gVisor at start.
     with pytest.raises(GRPCError, match=r"(?i)no such file|not found|/no/such/program"):
         await rig.run(task, bundle, options=options)
     if engine.name == "runsc":
@@ -188,7 +189,7 @@ async def test_a_second_delete_finds_the_container_gone_and_is_content(
 async def test_info_has_the_features_of_a_runtime_that_tells_them(
     engine: Engine, dress: str
 ) -> None:
-    # gVisor and older cruns tell none, which is an answer too.
+    # gVisor and older cruns report none, which is valid, too.
     told = subprocess.run([engine.binary, "features"], capture_output=True, check=False)
     options = engine.toml() if dress == "TOML" else engine.rig.options(binary_name=engine.binary)
     done = engine.run_shim(engine.rig.root, "-info", stdin=options.SerializeToString())
@@ -212,7 +213,7 @@ async def test_gvisor_without_its_wrapper_fails_and_leaves_nothing(rig: Rig) -> 
         failed = caught.value.message or ""
         assert failed.startswith("OCI runtime ")
         if "start failed" in failed:
-            # It was created, and managers delete what they could not start.
+            # It was created, and managers delete a container that they could not start.
             state = await task.State(StateRequest(id="c1"), timeout=5)
             assert state.status in (process_pb2.CREATED, process_pb2.STOPPED)
             await task.Delete(DeleteRequest(id="c1"), timeout=20)

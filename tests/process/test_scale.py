@@ -56,14 +56,14 @@ async def test_many_shims_are_idle_and_found_again_in_a_time_that_grows_with_the
 
     few = _reconnect(addresses[:FEW], bundles, inits)
     every = _reconnect(addresses, bundles, inits)
-    # What each costs does not depend on how many there are.  The shortest tenth: other
+    # The cost of a container does not depend on their number.  The shortest tenth: other
     # processes of the machine make some of them longer.
     shortest = [statistics.quantiles(taken, n=10)[0] for taken in (few, every)]
     assert shortest[1] < 2 * shortest[0], (few, every)
 
     for pid in rig.daemons:
         assert threads(pid) == 1
-    # The last of them has yet to let go of the connection its events went over.
+    # The last of them still has to close the connection of its events.
     with trio.fail_after(SETTLE * PATIENCE):
         while await _woken(rig):
             pass

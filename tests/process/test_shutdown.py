@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 
 
 async def ended(rig: Rig) -> None:
-    """Wait until the shim is gone; it takes no longer than a manager's patience."""
+    """Wait until the shim has ended, within a manager's timeout."""
     await wait_gone(rig.daemons, 5)
     assert not Path(socket_path(rig.address)).exists()
 
@@ -88,7 +88,9 @@ exec runc "$@\"""",
 async def test_with_its_own_creation_under_way_it_answers_when_nothing_of_it_is_left(
     rig: Rig,
 ) -> None:
-    """Whoever has the answer deletes the bundle: nothing may come into being in it then."""
+    """A client that has the answer deletes the bundle: nothing may come into being in it
+    then.
+    """
     seen = rig.root / "seen"
     wrapper = rig.wrapper(
         "slow",

@@ -1,4 +1,4 @@
-"""``start``: what it answers, and what the daemon it leaves behind has and has not."""
+"""``start``: its answer, and the attributes of the daemon."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ async def test_a_daemon_that_does_not_serve_in_time_is_killed(
 
 
 async def test_start_returns_though_its_output_is_read_to_the_end(rig: Rig) -> None:
-    """A daemon that kept the pipe would hold the manager for ever: run_shim reads to EOF."""
+    """A daemon that kept the pipe would block the manager without end: run_shim reads to EOF."""
     with trio.fail_after(20):
         await rig.start(rig.bundle("c1", "true"))
 
@@ -270,7 +270,8 @@ async def test_the_log_goes_to_the_managers_fifo_and_never_blocks(rig: Rig) -> N
         task = await rig.start(bundle)
         assert b"msg=serving id=c1" in os.read(keep, 65536)
         await task.Create(CreateTaskRequest(id="x", bundle=str(bundle), options=rig.options()))
-        # Each refusal is a line; nobody reads; 64 KiB are full long before the end.
+        # Each refusal logs a line; the fifo has no reader, and its 64 KiB are full long before
+        # the end.
         with trio.fail_after(30):
             for _ in range(2000):
                 await task.Shutdown(ShutdownRequest())

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # bounds are 0.9 and 0.4 s, and what took longer before took at least 15.
 GIVEN_UP = 5.0
 
-# Run in the first launcher, and so in the server and its children: a child that has a
-# caller stops before the line of its work whose number is in a file.
+# Run in the first launcher, and so in the server and its children: a child that has a caller
+# stops before the line of its work with the number in a file.
 STOPPING = """
 import os, signal, sys
 control, server, count = CONTROL, 0, -1
@@ -130,7 +130,7 @@ async def test_a_stopped_spare_child_is_passed_over(server: Server, command: lis
 async def test_a_child_stopped_at_any_step_is_ended_and_its_work_done_once(
     server: Server, tmp_path: Path, action: str, command: list[str]
 ) -> None:
-    """What it has read of standard input is not lost with it."""
+    """The bytes that it read from standard input are not lost with it."""
     control = tmp_path / "control"
     preamble = STOPPING.replace("CONTROL", repr(str(control)))
     await server.start(
@@ -224,7 +224,7 @@ async def test_a_request_is_only_carried_out_for_a_caller_that_is_there(
     quick.sock.send(b"go")
     assert b"unix://" in quick.wait_answer()
     assert alive(child)
-    quick.sock.close()  # without having said that it printed the address
+    quick.sock.close()  # without the confirmation that it printed the address
     await wait_gone([child])
     happy = Caller(server, bundle)
     happy.wait_taken()

@@ -1,4 +1,6 @@
-"""Output of real containers through the whole shim: every byte, whoever reads it, or nobody."""
+"""Output of real containers through the whole shim: every byte, with any reader or without
+one.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ async def wait_still(fd: Fd, *, seconds: float = 0.001) -> None:
 
 
 async def digest_slowly(fd: Fd) -> Digest:
-    """Read to the end, and only when whoever writes cannot go on."""
+    """Read to the end, each time only once the writer is blocked."""
     digest = Digest()
     while True:
         await wait_still(fd)
@@ -77,7 +79,7 @@ async def test_a_hundred_mebibytes_reach_a_slow_reader_and_stderr_stays_apart(ri
 async def test_a_reader_that_comes_and_goes_misses_nothing_and_gets_nothing_twice(
     rig: Rig,
 ) -> None:
-    """What a reader left in the fifo is there for the next one."""
+    """The bytes that a reader left in the fifo reach the next one."""
     data = put_data(rig, "data", 12)
     streams = Streams(rig, "c1")
     bundle = rig.bundle("c1", "cat", "/data")
@@ -86,7 +88,7 @@ async def test_a_reader_that_comes_and_goes_misses_nothing_and_gets_nothing_twic
     got = Digest()
     with trio.fail_after(30):
         for part in (1, 70_001, MIB, 2 * MIB + 17, 4095):
-            await wait_asleep(created.pid)  # nobody reads: it can only wait
+            await wait_asleep(created.pid)  # without a reader: it can only wait
             out = streams.reader()
             got.add(await read_until(out, part))
             out.close()
@@ -118,7 +120,7 @@ async def test_with_nobody_reading_or_writing_the_shim_does_not_even_wake_up(rig
             pids.append(reply.pid)
             clients.append(streams.writer())
             with trio.move_on_after(0.2):
-                await write_all(clients[-1], bytes(8 * MIB))  # which nobody takes
+                await write_all(clients[-1], bytes(8 * MIB))  # without a receiver
     for pid in pids:
         await wait_asleep(pid)
     (daemon,) = rig.daemons
@@ -161,13 +163,13 @@ async def test_a_manager_that_is_killed_can_be_followed_by_another(rig: Rig) -> 
     whole = b"".join(b"%d\n" % i for i in range(1, 2_000_001)) + b"and more"
     assert whole.startswith(received)
     assert whole.endswith(rest)
-    # Between the two is what the first had in hand when it died.
+    # Between the two are the bytes that the first had read when it died.
     assert 0 <= len(whole) - len(received) - len(rest) <= 128 << 10
     assert await ended(task, "c1") == 0
 
 
 async def test_a_manager_that_asks_after_the_exit_has_the_end_of_the_output_soon(rig: Rig) -> None:
-    """However long it was away: containerd reads to the end before it calls Delete."""
+    """After an absence of any length: containerd reads to the end before it calls Delete."""
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     await rig.run(task, bundle)

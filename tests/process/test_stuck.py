@@ -1,4 +1,4 @@
-"""A runtime that is stuck: who waits for it, for how long, and what is left of it."""
+"""A runtime that is stuck: which calls wait for it, how long, and the clean-up after it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ exec runc "$@\""""
 AFTER = """case " $* " in *" {verb} "*) runc "$@"; echo $$ > {mark}; exec sleep 30;; esac
 exec runc "$@\""""
 # runc itself, stopped while its child is in the container already and its pid
-# file is not written: nobody but runc can wait for that child.
+# file is not written: only runc can wait for that child.
 # Where the stop comes too late, it is taken back.
 INSIDE = """case " $* " in *" {verb} "*) me=$$
 for word; do case $previous in --pid-file) file=$word;; esac; previous=$word; done
@@ -117,7 +117,7 @@ def assert_nothing_left(rig: Rig, *pids: int) -> None:
 
 @pytest.mark.parametrize("verb", ["create", "exec"])
 async def test_readers_answer_at_once_while_the_runtime_is_stuck(rig: Rig, verb: str) -> None:
-    """Half of each hundred within 50 ms; none takes a second, on however busy a machine."""
+    """Half of each hundred within 50 ms; none takes a second, also on a busy machine."""
     mark = rig.root / "stuck"
     options = rig.options(binary_name=rig.wrapper("wrapper", BEFORE.format(verb=verb, mark=mark)))
     bundle = rig.bundle("c1", "sleep", "1000")

@@ -1,7 +1,7 @@
 """Processes a container has moved about, and those it shares a pid namespace with.
 
-A container with writable cgroups puts its processes into groups of its own
-making; a pod's containers may share the pid namespace of one of them.
+A container with writable cgroups puts its processes into groups that it makes; a pod's
+containers may share the pid namespace of one of them.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ async def end(task: TaskStub) -> None:
     await task.Wait(WaitRequest(id="c1"), timeout=20)
 
 
-# -- start, and what a start leaves ------------------------------------------------
+# -- start, and its remains ------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_signal_ends_the_shim_in_good_order(rig: Rig, number: int) -> No
     assert b"level=error" not in text
     assert alive(pid)
     assert not Path(socket_path(rig.address)).exists()
-    # What had happened was told before.
+    # Earlier events were published before.
     assert rig.sink.names() == ["create", "start"]
 
 
@@ -133,7 +133,7 @@ async def test_a_broken_pipe_does_not_end_it(rig: Rig) -> None:
 
 
 async def test_delete_reads_nothing_from_its_standard_input(rig: Rig) -> None:
-    """A manager gives it none, which is not to say that it closes it."""
+    """A manager gives it none, but may leave it open."""
     bundle = rig.root / "never"
     bundle.mkdir()
     reader, writer = os.pipe()
@@ -206,7 +206,7 @@ async def test_connect_is_answered_for_any_id(rig: Rig) -> None:
 
 
 async def test_a_manager_that_comes_back_is_answered_while_a_runtime_hangs(rig: Rig) -> None:
-    """It has five seconds to connect and to ask for the pids, or gives the container up."""
+    """The manager drops the container unless Connect and Pids reply within five seconds."""
     began = rig.root / "began"
     hang = f'case " $* " in *" create "*) touch {began}; exec sleep 1000;; esac\nexec runc "$@"'
     task, pid = await running(rig)

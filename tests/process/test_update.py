@@ -1,4 +1,5 @@
-"""Update: every resource runc takes reaches the kernel's file, and what it refuses harms nothing.
+"""Update: every resource that runc accepts reaches the kernel's file, and a refused one changes
+nothing.
 
 The figures are read where the kernel keeps them, not from a runtime's state.
 """
@@ -194,7 +195,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 async def test_everything_a_manager_says_reaches_the_runtimes_stdin(rig: Rig) -> None:
-    # Whatever this runtime and this kernel make of it: another one may take more.
+    # The result depends on the runtime and the kernel: another one may take more.
     recorder = record(
         rig, 'case " $* " in *" update "*) cat >"$calls/stdin"; exit 0;; esac; exec runc "$@"'
     )

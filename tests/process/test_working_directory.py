@@ -74,7 +74,7 @@ async def test_every_command_of_the_runtime_runs_in_its_containers_bundle(rig: R
         update.resources.type_url, update.resources.value = RESOURCES_URL, b"{}"
         await task.Update(update, timeout=10)
         await task.Pause(PauseRequest(id=id_), timeout=10)
-        # Only the runtime can kill what is frozen.
+        # Only the runtime can kill a frozen process.
         await task.Kill(KillRequest(id=id_, signal=9, all=True), timeout=10)
         await task.Wait(WaitRequest(id=id_), timeout=10)
         await task.Delete(DeleteRequest(id=id_), timeout=10)

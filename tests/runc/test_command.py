@@ -1,4 +1,4 @@
-"""What the runtime is told, and what is understood of its answer."""
+"""The arguments for the runtime, and the reading of its errors."""
 
 from __future__ import annotations
 

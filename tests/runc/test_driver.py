@@ -30,7 +30,7 @@ async def reaper() -> AsyncIterator[Reaper]:
 
 @pytest.fixture
 def fake(tmp_path: Path, reaper: Reaper) -> Callable[..., Runc]:
-    """Make a runtime of a shell script; ``$@`` is what it is told."""
+    """Make a runtime of a shell script, which has its arguments in ``$@``."""
 
     def make(script: str, limit: float = 20) -> Runc:
         path = tmp_path / "runc"

@@ -1,4 +1,4 @@
-"""Whose a container is, by what the runtime wrote down."""
+"""The owner of a container, from the runtime's state file."""
 
 from __future__ import annotations
 

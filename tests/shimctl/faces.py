@@ -22,7 +22,7 @@ _WRAPPED = (
 
 
 class Awaited:
-    """The face for threads, or an object of it, whose results can be awaited."""
+    """The face for threads, or an object of it, with results that can be awaited."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner

@@ -1,4 +1,6 @@
-"""Peers for shimctl to meet on a socket: a shim in this process, and what is no shim."""
+"""Peers for shimctl to meet on a socket: a shim in this process, and servers that are no
+shim.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class FakeTask:
-    """The two methods every probe needs, and one that fails as it is told."""
+    """The two methods that every probe needs, and one that fails on request."""
 
     def __init__(self, version: int, known: str = "", failure: Status | None = None) -> None:
         self.known = known

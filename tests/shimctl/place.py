@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = tool.PATIENCE
 TOOLS = ("sh", "cat", "echo", "sleep", "yes", "true", "dd", "head", "id", "pwd", "env", "seq")
 
-# Whose shim, and the runtime's name.  gVisor is a runtime under a shim.
+# The kind of shim, and the runtime's name.  gVisor is a runtime under a shim.
 RUNTIMES = {"ours": DEFAULT_RUNTIME, "go": "io.containerd.runc.v2", "gvisor": DEFAULT_RUNTIME}
 
 
@@ -57,7 +57,7 @@ class Place:
         return {**os.environ, "SHIMCTL_STATE": str(self.state), "PYTHONPATH": str(ROOT)}
 
     def bundle(self, *args: str, **changes: Any) -> Path:
-        """Make a bundle whose root is busybox; ``changes`` replace keys of its config."""
+        """Make a bundle with busybox as its root; ``changes`` replace keys of its config."""
         bundle = Path(tempfile.mkdtemp(prefix="b", dir=self.root))
         make_root(bundle / "rootfs", TOOLS)
         config = {
@@ -87,7 +87,7 @@ class Place:
         return tool.shimctl(*argv, stdin=stdin, cwd=self.root, env=self.environ)
 
     def done(self, *argv: str | Path, stdin: str = "") -> str:
-        """Run a command that must succeed; return what it printed."""
+        """Run a command that must succeed; return its output."""
         done = self.shimctl(*argv, stdin=stdin)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
@@ -150,7 +150,7 @@ def make_root(root: Path, applets: Iterable[str]) -> None:
 
 
 def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) -> None:
-    """Poll for what nothing tells of."""
+    """Poll for a change without an event."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, shown()
@@ -158,7 +158,7 @@ def eventually(condition: Callable[[], Any], shown: Callable[[], object] = str) 
 
 
 def missing(kind: str) -> str:
-    """Return what this machine lacks for ``kind``, empty if nothing."""
+    """Return the requirement of ``kind`` that this machine lacks, or ""."""
     lacking = [tool for tool in ("runc", "busybox") if not shutil.which(tool)]
     if kind == "gvisor" and not (FETCHED / "runsc").exists():
         lacking.append("runsc, which tests/managers/fetch.sh fetches")
@@ -183,7 +183,7 @@ def open_place(kind: str) -> Iterator[Place]:
             wrapper.write_text(f"#!/bin/sh\n{GVISOR.format(runsc=FETCHED / 'runsc')}\n")
             wrapper.chmod(0o755)
             place.binary = str(wrapper)
-        # Some shims try for seconds to deliver an event that nobody takes.
+        # Some shims try for seconds to deliver an event without a receiver.
         with place.listening():
             try:
                 yield place

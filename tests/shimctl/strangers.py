@@ -1,7 +1,6 @@
-"""Who may sit on a socket that should be a shim's, in threads of their own.
+"""Servers that may listen on a socket that should be a shim's, each in a thread.
 
-They use no code of ours: what the faces of the library are tested against must not
-share their mistakes.
+They use no code of ours: the peers of the library's tests must not share its mistakes.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def _saying(data: bytes, *, stay: bool) -> Callable[[socket.socket], None]:
 
 HTTP = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\r\nwhat?\r\n"
 
-# What each does, by name.
+# The behaviour of each, by name.
 STRANGERS: dict[str, Callable[[socket.socket], None]] = {
     "closes at once": lambda _: None,
     "closes after the request": _saying(b"", stay=False),
@@ -65,7 +64,7 @@ STRANGERS: dict[str, Callable[[socket.socket], None]] = {
 
 @contextmanager
 def listening(path: Path, converse: Callable[[socket.socket], None]) -> Iterator[str]:
-    """Have ``converse`` meet everybody who comes to ``path``; give the address."""
+    """Run ``converse`` for every connection to ``path``; give the address."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     threads: list[threading.Thread] = []
     socks: list[socket.socket] = []

@@ -1,4 +1,4 @@
-"""Arguments: what is read, and what is refused in one line that says what would do."""
+"""Arguments: the accepted values, and the one-line error with a remedy for others."""
 
 from __future__ import annotations
 

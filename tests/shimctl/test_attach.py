@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# What a terminal in a container needs.
+# The config for a terminal in a container.
 PTS = ["newinstance", "ptmxmode=0666", "mode=0620"]
 MOUNTS = [
     {"destination": "/proc", "type": "proc", "source": "proc"},

@@ -24,7 +24,7 @@ async def _nothing() -> None:
     pass
 
 
-# How each runs what belongs to it, and what stands for a moment there.
+# The way each runs its coroutines, and its short pause.
 FACES: dict[str, tuple[Any, Callable[[Any], Any], Callable[[], Any]]] = {
     "trio": (backend.TRIO, trio.run, trio.lowlevel.checkpoint),
     "asyncio": (ASYNCIO, lambda main: asyncio.run(main()), lambda: asyncio.sleep(0)),

@@ -34,7 +34,7 @@ async def test_a_shim_of_either_version_is_understood(tmp_path: Path, version: i
 
 
 async def test_a_call_without_an_answer_settles_no_version(tmp_path: Path) -> None:
-    """A shim of version 2 that was slow once is not asked in version 3 for ever."""
+    """A shim of version 2 that was slow once does not get version 3 calls from then on."""
     async with serving(tmp_path / "s", FakeTask(2)) as address, connect(address) as shim:
         with pytest.raises(TimedOutError):
             await shim.connect(timeout=0)

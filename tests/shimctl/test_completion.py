@@ -1,4 +1,4 @@
-"""Completion: what is offered, and that bash, zsh and fish offer it on Tab."""
+"""Completion: the candidates, and that bash, zsh and fish offer them on Tab."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ START = {
 
 
 class Typist:
-    """Somebody in front of a shell."""
+    """A user at a shell."""
 
     def __init__(self, shell: str) -> None:
         flags, setup = START[shell]
@@ -238,7 +238,7 @@ class Typist:
         os.write(self.ours, text.encode())
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        """Wait for what comes of typing, and read what is shown meanwhile."""
+        """Wait for the result of typing, and read the output meanwhile."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, self.shown
@@ -255,7 +255,7 @@ class Typist:
 def test_tab_completes_a_command_an_option_a_choice_and_an_id(shell: str, home: Path) -> None:
     typist = Typist(shell)
     try:
-        # What was completed is run, and writes itself down.
+        # The completed command is run, and records its arguments.
         log = home / "log"
         (home / "bin/shimctl").write_text(WRITES_DOWN.format(real=REAL, log=log))
         typist.type("shimctl insp\t--outp\tya\tred\t\r")

@@ -137,7 +137,7 @@ def test_a_shim_whose_container_is_deleted_leaves_when_asked(
     place.done("delete", "-f", *namespace, "over")
 
 
-# -- what is shown -------------------------------------------------------------------
+# -- output -------------------------------------------------------------------
 
 
 def test_inspect_tells_of_the_shim_the_container_and_its_config(

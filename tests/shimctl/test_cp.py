@@ -303,7 +303,7 @@ def test_an_exited_container_is_copied_from_while_its_rootfs_is_there(
 
 @contextmanager
 def orphaned(place: Place, id_: str) -> Iterator[Path]:
-    """Run a container with a file system of its own at /own, and kill its shim.
+    """Run a container with a separate file system at /own, and kill its shim.
 
     Give its working directory.
     """

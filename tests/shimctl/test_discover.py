@@ -39,7 +39,7 @@ def bundle(state: Path, container: str, **files: str) -> Path:
 
 
 async def found_in(directory: Path, namespace: str = NAMESPACE) -> list[Found]:
-    """What is found, less what other people run on this host."""
+    """The shims that are found, without those of other users of this host."""
     shims = await list_shims(socket_dir=directory)
     return [found for found in shims if found.namespace == namespace]
 

@@ -1,4 +1,4 @@
-"""The end of a container by one call, whatever there is of it: on every face, of every shim."""
+"""The end of a container by one call, in any state: on every face, of every shim."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_what_remains_is_named_where_the_shims_delete_fails(
     assert caught.value.cgroups
     assert all(Path(group).is_dir() for group in caught.value.cgroups)
     assert f"cgroups {caught.value.cgroups[0]}" in str(caught.value)
-    end(face, place, bundle)  # and what remains can be ended later
+    end(face, place, bundle)  # and the remains can be ended later
     assert not alive(pid)
     assert not any(Path(group).exists() for group in caught.value.cgroups)
 
@@ -138,7 +138,7 @@ def test_what_remains_is_named_where_the_shims_delete_fails(
 def test_what_remains_is_named_where_the_runtimes_delete_hangs(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ours kills the init all the same, and leaves the cgroup to the runtime."""
+    """Our shim still kills the init process, and leaves the cgroup to the runtime."""
     monkeypatch.setattr(ending, "_GONE", 0.2)
     runc = tmp_path / "runc"
     runc.write_text(

@@ -27,7 +27,7 @@ LIST = 'echo "$A|$B|$C|$D|$HIDDEN"'
 
 
 def idle(place: Place, **changes: Any) -> Path:
-    """Run the container ``idle``, whose own working directory is /tmp; return its rootfs."""
+    """Run the container ``idle`` with the working directory /tmp; return its rootfs."""
     bundle = place.bundle("sleep", "1000", mounts=MOUNTS)
     file = bundle / "config.json"
     text = file.read_text().replace('"cwd": "/"', '"cwd": "/tmp"')

@@ -1,4 +1,4 @@
-"""What is known of a container whose shim is gone: what its exit record says, and no more."""
+"""The known facts about a container without its shim: those of its exit record."""
 
 from __future__ import annotations
 

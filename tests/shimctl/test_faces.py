@@ -93,7 +93,7 @@ def test_a_type_checker_knows_each_name_and_refuses_another(tmp_path: Path) -> N
 
 
 def arguments(function: Any) -> list[tuple[str, object]]:
-    """Return the names and kinds of what a function takes, but for how it waits."""
+    """Return the names and kinds of a function's parameters, without those for waiting."""
     found = inspect.signature(function).parameters.values()
     return [(p.name, p.kind) for p in found if p.name != "task_status"]
 

@@ -59,7 +59,7 @@ def with_an_id() -> list[list[str]]:
 def test_a_short_name_that_may_be_several_is_refused_with_a_list(
     state: Path, command: list[str]
 ) -> None:
-    # Beginnings that nobody else's container has: all of the host are looked through.
+    # Beginnings that no other container has: all of the host are looked through.
     for name in ("twin-still", "twin-stick"):
         make_directory(state, "ns", name)
     done = called(*["twin-sti" if word == "ID" else word for word in command])

@@ -111,7 +111,7 @@ def test_a_starter_does_not_join_another_users_server(tmp_path: Path) -> None:
     with served_by(NOBODY, tmp_path / "s") as arrived:
         with pytest.raises(ExistsError):
             sockets.listen(address)
-        # The look whether it lives is a connection of its own, without a byte.
+        # The check whether it lives is a separate connection, without a byte.
         assert os.read(arrived, 4096) == b""
     (tmp_path / "s").unlink()
     with served_by(NOBODY, tmp_path / "s") as arrived:

@@ -156,7 +156,7 @@ async def test_a_member_that_is_alone_may_be_slow(tmp_path: Path) -> None:
 
             async with background(partial(center.converse, own), center.pump, write):
                 await trio.testing.wait_all_tasks_blocked(0.2)
-                assert written < total  # the process waits, as if nobody were there
+                assert written < total  # the process waits, as without a client
                 assert len(await output_of(ours, total)) == total
         os.close(stdout)
 

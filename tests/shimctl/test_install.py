@@ -81,7 +81,7 @@ async def shims(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shims]:
 
 
 def bundles(shims: Shims, count: int) -> list[Path]:
-    """Make bundles whose directories hold modules that nobody may import."""
+    """Make bundles with modules in their directories that must not be imported."""
     made = [shims.rig.bundle(f"c{i}", "true") for i in range(count)]
     for bundle in made:
         for name in ("trio", "shim", "os", "site", "sitecustomize"):
@@ -259,7 +259,7 @@ async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_pa
             found.append(done.stdout.split("\n"))
         if not found:
             continue
-        if name == "login":  # each has a session of its own
+        if name == "login":  # each has another session
             found = [[line for line in lines if not line.isdigit()] for lines in found]
         assert found[0] == found[1], name
         seen.add("\n".join(found[0]))
@@ -275,7 +275,7 @@ async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_pa
         ("env", "TRIO_SHIM_FORKSERVER_DIR="),
         ("unshare", "--mount", "--uts", "--ipc", "--net"),
         ("setpriv", "--regid", "65534", "--clear-groups"),
-        # Another user, who may still read the interpreter wherever it is.
+        # Another user, with read access to the interpreter in any directory.
         (
             "setpriv",
             "--reuid",
@@ -299,7 +299,7 @@ async def test_both_launchers_look_in_the_same_place(
         "import main\nsys.exit(main())", "import socket_path\nprint(socket_path())"
     )
     script.write_text(text)
-    # The test's own, pytest's for this run, pytest's for this user; not what is above.
+    # The test's directory, pytest's for this run and for this user; not the ones above.
     for path in (native, script, tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
     if prefix == ("cgroup",):
@@ -307,7 +307,7 @@ async def test_both_launchers_look_in_the_same_place(
     group = other_group()
 
     try:
-        # Both below one prefix: each unshare makes namespaces of its own.
+        # Both below one prefix: each unshare makes other namespaces.
         command = [*prefix, "sh", "-c", f"{native} start; {script}"]
         done = run(*command, G=str(group), TRIO_SHIM_FORKSERVER="on")
         assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,6 @@
-"""The receiving end of events, on all three faces: what is acknowledged, and who is harmed."""
+"""The receiving end of events, on all three faces: the acknowledged events, and the effect of a
+bad sender.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,7 @@ def test_an_event_is_acknowledged_when_it_was_handled(listen: Any, tmp_path: Pat
 def test_whatever_the_handler_raises_the_event_is_to_be_sent_again(
     listen: Any, error: Exception, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Some statuses tell a shim that an event will never be accepted: none of those."""
+    """Some statuses mean for a shim that an event will never be accepted: none of those."""
     seen: list[Event] = []
 
     def handler(event: Event) -> None:

@@ -46,7 +46,7 @@ class Logger:
         assert self.process.wait(PATIENCE) == 0
 
     def content(self, stream: bytes = b"stdout") -> bytes:
-        """Return what was logged of a stream, in its own bytes."""
+        """Return the logged bytes of a stream."""
         files = (self.path.with_name(self.path.name + ".1"), self.path)
         text = b"".join(file.read_bytes() for file in files if file.exists())
         *lines, rest = text.split(b"\n")
@@ -108,7 +108,7 @@ def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.01)  # a file has no event for what is written
+        time.sleep(0.01)  # a file has no event for a write
 
 
 def test_each_line_has_its_time_and_its_stream(path: Path) -> None:

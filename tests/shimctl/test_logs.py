@@ -365,7 +365,7 @@ def test_a_log_is_followed_while_it_is_written_and_across_its_limit(host: Host) 
     shown = logs(host, "-f", "long").stdout.splitlines()
     assert shown[-1] == "last"
     numbers = [int(line.split()[1]) for line in shown[:-1]]
-    # Who comes late finds two files, and from then on misses nothing.
+    # A late reader finds two files, and misses no line from then on.
     assert numbers == list(range(3001 - len(numbers), 3001))
     work = host.state / NAMESPACE / "long"
     assert sum(file.stat().st_size for file in work.glob("output.log*")) <= 40 * 1024

@@ -1,4 +1,4 @@
-"""shimctl runs what the runtime runs, whatever bytes, numbers and depths are in config.json."""
+"""shimctl runs every config.json that the runtime runs, with any bytes, numbers and depths."""
 
 from __future__ import annotations
 

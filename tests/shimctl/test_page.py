@@ -1,4 +1,4 @@
-"""docs/shimctl.md names everything there is to say to shimctl, and the examples can be said."""
+"""docs/shimctl.md names every command and option, and its examples are valid."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED, *_ = PAGE.partition(pages.BEGIN)
 
 
 def section(command: str) -> str:
-    """Return what the page says of one command."""
+    """Return the page's part about one command."""
     found = re.search(rf"(?ms)^### `shimctl {command}\b.*?(?=^##|\Z)", PAGE)
     assert found, f"docs/shimctl.md has no section for {command}"
     return found[0]
@@ -64,7 +64,7 @@ def test_the_page_names_nothing_that_is_not_there() -> None:
 def test_the_example_of_each_is_on_the_page_and_is_understood(name: str) -> None:
     example = COMMANDS[name].example
     assert f"```\n{example}\n```" in section(name)
-    # Up to where a shell takes over.
+    # Return the arguments up to the first operator of the shell.
     words = re.split(r" ?[|>;&]", example)[0]
     program, *argv = shlex.split(words)
     assert (program, argv[0]) == ("shimctl", name)

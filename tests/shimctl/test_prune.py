@@ -1,4 +1,4 @@
-"""``shimctl prune``: what it removes, and what it leaves."""
+"""``shimctl prune``: the removed objects, and those that stay."""
 
 from __future__ import annotations
 

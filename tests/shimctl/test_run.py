@@ -54,7 +54,7 @@ class Host:
         self.ids: list[str] = []
 
     def bundle(self, *args: str, terminal: bool = False) -> Path:
-        """Make a bundle whose root is busybox."""
+        """Make a bundle with busybox as its root."""
         self.bundles += 1
         bundle = self.root / f"b{self.bundles}"
         make_root(bundle / "rootfs", APPLETS)
@@ -160,7 +160,7 @@ def eventually(condition: Any, shown: Any) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, shown()
-        time.sleep(0.05)  # a process has no event for "somebody else reaped it"
+        time.sleep(0.05)  # a process has no event for "another process reaped it"
 
 
 def test_output_and_exit_code_are_the_containers_own(host: Host) -> None:
@@ -305,7 +305,7 @@ def test_waiting_can_be_interrupted_and_harms_nobody(host: Host) -> None:
     host.run("-d", "--id", "long", host.bundle("sleep", "100"))
     with subprocess.Popen(host.command("wait", "-n", NAMESPACE, "long")) as waiting:
         connected = psutil.Process(waiting.pid).net_connections
-        # trio has two of its own; the third is the connection to the shim.
+        # trio itself has two; the third is the connection to the shim.
         eventually(lambda: len(connected("unix")) > 2, lambda: "not connected")
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(PATIENCE) == 130
@@ -337,7 +337,7 @@ def test_the_third_interrupt_kills(host: Host) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_who_has_no_stdin_or_stdout_still_runs_containers(host: Host, closed: str) -> None:
-    # The fifos of the container must not take the numbers of what is missing.
+    # The fifos of the container must not get the numbers of the missing fds.
     bundle = host.bundle("sh", "-c", "seq 1000; seq 1000 >&2; exit 7")
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", *host.run_command(bundle)]
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
@@ -367,7 +367,7 @@ def open_run(host: Host, bundle: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class Terminal:
-    """A terminal with a program in it, and what the program has shown."""
+    """A terminal with a program, and its output."""
 
     def __init__(self, command: list[str]) -> None:
         self.ours, self.theirs = pty.openpty()

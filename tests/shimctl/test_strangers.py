@@ -52,7 +52,7 @@ def in_threads(address: str) -> Any:
 
 FACES = {"trio": on_trio, "asyncio": on_asyncio, "threads": in_threads}
 
-# The error of each, and what it says.
+# The error for each, and its text.
 ERRORS: dict[str, tuple[type[ShimError], str]] = {
     "closes at once": (UnavailableError, "State failed: the shim closed the connection"),
     "closes after the request": (

@@ -1,4 +1,4 @@
-"""Somebody at a real terminal: run, attach, leave, come back, and what goes wrong in between."""
+"""A user at a real terminal: run, attach, detach, attach again, and faults in between."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["_needs", "host"]
 pytestmark = pytest.mark.e2e
 
 LEAVE = "\x10\x11"  # Ctrl-P Ctrl-Q
-# The size is told whenever it changes: who attaches sees something at once.
+# The size is sent whenever it changes: a client that attaches sees output at once.
 COUNT = """
 stty -echo
 trap 'stty size' WINCH

@@ -1,4 +1,4 @@
-"""events as a command: several watchers, one of them killed, and what they print."""
+"""events as a command: several watchers, one of them killed, and their output."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PATIENCE = 20  # s for what should take a fraction of one
 
 
 class Service:
-    """A task service in a thread of its own; see :func:`serving`."""
+    """A task service in a separate thread; see :func:`serving`."""
 
     def __init__(self, task: FakeTask, address: str) -> None:
         self.task = task
@@ -40,7 +40,7 @@ class Service:
         trio.from_thread.run_sync(event.set, trio_token=self.token)
 
     def wait(self, event: trio.Event) -> None:
-        """Wait for an event of the service, not for ever."""
+        """Wait for an event of the service, with a bound."""
 
         async def wait() -> None:
             with trio.fail_after(PATIENCE):
@@ -127,7 +127,9 @@ def on_asyncio(path: Path, handler: Callable[[shimctl.Event], object]) -> Iterat
 
 @contextmanager
 def _running(work: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Run ``work`` in a thread for the block, which begins when it says so."""
+    """Run ``work`` in a thread for the block, which begins when ``work`` reports that it is
+    ready.
+    """
     began = threading.Event()
     errors: list[BaseException] = []
 

@@ -75,7 +75,7 @@ class Terminal:
         return int(self._tmux.run("display-message", "-t", self._name, "-p", "#{pane_pid}"))
 
     def close(self) -> None:
-        """Close the window, as a user does who has had enough."""
+        """Close the window, as a user does."""
         self._tmux.run("kill-session", "-t", self._name)
 
 
@@ -104,7 +104,7 @@ class Tmux:
 
 
 def _environ() -> dict[str, str]:
-    # In a tmux of somebody's own, ours would refuse to start; PS1 and history are the shell's.
+    # Inside another tmux this one would refuse to start; PS1 and history are the shell's.
     unwanted = ("TMUX", "PROMPT_COMMAND", "HISTFILE")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
@@ -135,7 +135,7 @@ def _runs(pid: int) -> bool:
 
 
 def eventually(condition: Callable[[], object], shown: Callable[[], object]) -> None:
-    """Poll: a screen has no event for what is on it."""
+    """Poll: a screen has no event for a change."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, shown()

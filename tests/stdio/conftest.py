@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def open_fds() -> dict[str, str]:
-    """Return our fds and what they are."""
+    """Return our fds and their targets."""
     gc.collect()
     fds = {}
     for name in os.listdir("/proc/self/fd"):
@@ -117,7 +117,7 @@ def rig(reaper: Reaper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 async def read_some(fd: Fd, size: int = 65536) -> bytes:
-    """Read once, however long it takes something to come; empty at the end."""
+    """Wait for bytes without a limit and read once; empty at the end."""
     while True:
         await trio.lowlevel.wait_readable(fd.number)
         try:

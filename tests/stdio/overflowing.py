@@ -1,4 +1,4 @@
-"""Output that no client reads, under ``spool`` and ``drop``, and what is kept of it."""
+"""Output that no client reads, under ``spool`` and ``drop``, and the part that is kept."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ async def run_dry(rig: Rig, stdio: Stdio, script: str) -> None:
 
 
 def kept_of(received: bytes, data: bytes) -> tuple[bytes, bytes]:
-    """Check the marker in what was received of ``data``; return what is before and after it."""
+    """Check the marker in the received part of ``data``; return the bytes before and after
+    it.
+    """
     found = MARKER.search(received)
     assert found is not None, received[-200:]
     kept = received[: found.start()]

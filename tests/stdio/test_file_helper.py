@@ -47,7 +47,7 @@ async def test_a_wait_for_what_is_written_ends_with_the_process(
 async def test_a_wait_for_what_is_written_outlives_a_process_that_was_killed(
     reaper: Reaper, tmp_path: Path
 ) -> None:
-    """The process that replaces it writes what is in the pipe."""
+    """The process that replaces it writes the bytes in the pipe."""
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     path = tmp_path / "log"
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""What a process wrote reaches who reads it before anybody is told of the exit.
+"""The output of a process reaches its reader before the exit is published.
 
 Source: containerd pkg/cio/io_unix.go: a client of containerd 2 closes its end of the
 fifos as soon as it hears of the exit; dockerd 20.10 does when Delete has returned.

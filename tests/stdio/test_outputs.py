@@ -26,7 +26,7 @@ MANY = b"".join(b"%015d\n" % i for i in range(1 << 16)) * 100  # 100 MiB
 
 async def test_no_streams_are_dev_null(rig: Rig) -> None:
     async with rig.open() as stdio:
-        null = os.stat("/dev/null")  # noqa: PTH116 - compared with what an fd gives
+        null = os.stat("/dev/null")  # noqa: PTH116 - compared with an fd's
         assert all(os.path.samestat(os.fstat(fd), null) for fd in stdio.child_fds)
         wait = await rig.run(stdio, "cat; echo out; echo err >&2")
         assert (await wait()).exit_status == 0
@@ -110,7 +110,7 @@ async def test_waiting_for_a_reader_costs_no_cpu_time(rig: Rig) -> None:
 async def test_an_end_that_comes_when_the_fifo_is_just_full_costs_no_cpu_time(
     rig: Rig, overflow: Overflow | None
 ) -> None:
-    """splice says of a full sink that it is full, even at the end of the source."""
+    """splice reports a full sink also at the end of the source."""
     async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:
         sink = stdio._outputs[0].sink
         with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,6 @@
-"""Output that nobody reads, under ``spool`` and ``drop``: pipes, with the tests as the manager."""
+"""Output that no client reads, under ``spool`` and ``drop``: pipes, with the tests as the
+manager.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,7 @@ async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missin
         out = reader(rig.path("out"))
         received = await read_to_marker(out)
         kept, _ = kept_of(received, data)
-        assert len(kept) >= MIB  # what a fifo holds
+        assert len(kept) >= MIB  # the size of a fifo
         client = fifos.open_writer(rig.path("in"))
         os.write(client.number, b"and what comes after\n")
         assert await read_until(out, 21) == b"and what comes after\n"
@@ -103,7 +105,7 @@ async def test_a_process_under_drop_never_stops_and_a_marker_says_what_is_missin
 
 
 async def test_lines_written_one_by_one_fill_a_fifo_to_its_last_byte(rig: Rig) -> None:
-    """Each in a page of its own, 256 of them would be all that is kept."""
+    """With one page for each, only 256 of them would be kept."""
     async with rig.open(stdout=rig.path("out"), overflow=Overflow()) as stdio:
         process = fifos.Fd(os.dup(stdio.child_fds[1]))
         await stdio.started()
@@ -123,7 +125,7 @@ async def test_a_slow_reader_sets_the_pace_and_misses_nothing(
     rig: Rig, overflow: str, said: LogLines
 ) -> None:
     data = put(rig, "data", 20 * MIB)
-    # A directory that is none: whoever wanted to use it would say so.
+    # A directory that is none: a command that needs it would fail.
     nowhere = rig.directory / "data"
     chosen = Overflow() if overflow == "drop" else spool_in(nowhere)
     out = reader(rig.path("out"))

@@ -80,7 +80,7 @@ async def test_a_spool_has_no_name_and_is_given_back_when_it_is_empty(rig: Rig) 
 
 
 async def test_a_ring_that_comes_round_keeps_its_limit_and_every_byte(rig: Rig) -> None:
-    """What is in the fifo is not what the file holds by now."""
+    """The bytes in the fifo are not those of the file by now."""
     overflow = spool_in(rig.directory / "spool", 2 * MIB + 4321)
     data = put(rig, "data", 20 * MIB)
     async with rig.open(stdout=rig.path("out"), overflow=overflow) as stdio:

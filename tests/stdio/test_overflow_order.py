@@ -1,4 +1,6 @@
-"""Whatever a writer and a reader do, the output is what was written, less what the markers say."""
+"""For all orders of writes and reads, the output is complete except for the bytes that the
+markers count.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ STEPS = st.lists(
 
 
 async def settle() -> None:
-    """Let the relay do what it can; should it never rest, this ends all the same."""
+    """Let the relay run until it waits; bounded, in case it never waits."""
     for _ in range(30):
         await trio.lowlevel.checkpoint()
 
@@ -94,7 +96,7 @@ async def written_and_read(steps: list[tuple[str, int]], overflow: Overflow) -> 
 
 
 def check(written: int, received: bytes) -> None:
-    """Put together from pieces and markers what was written."""
+    """Compare the pieces and the markers with the written bytes."""
     pieces = MARKER.split(received)
     at = 0
     for piece, dropped in zip(pieces[::2], [*pieces[1::2], b"0"], strict=True):
@@ -169,7 +171,9 @@ def test_a_reader_that_comes_at_the_last_moment_is_told_of_no_loss(place: str) -
 
 
 class LateLoss(FirstBytes):
-    """A store whose disk responds too late with an error: the bytes it had taken are lost."""
+    """A store on a disk that responds too late with an error: the bytes of its write are
+    lost.
+    """
 
     def fill(self, pipe: Fd) -> int:
         self.lost = len(os.read(pipe.number, PAGE))

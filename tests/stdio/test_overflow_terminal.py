@@ -1,4 +1,4 @@
-"""Output of a terminal that nobody reads, under ``spool`` and ``drop``."""
+"""Output of a terminal that no client reads, under ``spool`` and ``drop``."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_under_drop_the_first_is_kept_and_the_gap_is_marked(rig: Rig) -> N
         stdio.exited()
         assert await read_all(out) == b""
     kept, after = kept_of(received, data)
-    # What a fifo holds, less the ends of pages that a piece did not fit into any more.
+    # The size of a fifo, without the ends of pages into which a piece did not fit.
     assert len(kept) > 0.9 * MIB
     assert after == b"after"
 

@@ -1,4 +1,4 @@
-"""What is no stream is refused by its name; what leads to one is taken."""
+"""A path that is no stream is refused with its name; a link to a stream is accepted."""
 
 from __future__ import annotations
 

@@ -42,7 +42,9 @@ NOTHING, PART, ALL = 0, 1000, len(LINES)  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """When the first reader comes and dies, what it takes, and when the second one comes."""
+    """The times at which the first reader comes and dies, its share, and the time of the
+    second.
+    """
 
     comes: int
     dies: int
@@ -51,7 +53,7 @@ class Order:
 
     @property
     def told_the_end(self) -> bool:
-        """Say whether the first reader had everything, and then the end."""
+        """Return whether the first reader got all bytes, and then the end."""
         return self.takes == ALL and self.dies >= DURING_EXIT
 
 
@@ -238,7 +240,7 @@ class Looks(trio.abc.Instrument):
 
 @dataclass
 class Lone:
-    """A relay whose source has ended, with what it wrote in its fifo."""
+    """A relay whose source has ended, with its output in the fifo."""
 
     path: str
     relay: SpliceRelay
@@ -293,7 +295,7 @@ async def test_after_a_day_a_look_brings_the_end_at_once(
 async def test_a_slow_reader_has_the_end_soon_after_the_last_bytes(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """However long it took, for a reader that takes something is looked at again soon."""
+    """After any time, since a reader that reads is soon checked again."""
     async with trio.open_nursery() as nursery:
         lone = await Lone.of(tmp_path, nursery)
         out = reader(lone.path)

@@ -119,7 +119,7 @@ def test_a_marker_is_a_line_of_its_own() -> None:
     line = b"[trio-shim: 12345 bytes of output dropped]\n"
     assert marker(12345, b"\n") == line
     assert marker(12345, b"x") == b"\n" + line
-    assert marker(12345, b"") == b"\n" + line  # what it follows is not known
+    assert marker(12345, b"") == b"\n" + line  # the byte before it is not known
 
 
 @pytest.mark.parametrize(

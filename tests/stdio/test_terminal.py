@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def send_terminal(stdio: Stdio) -> Fd:
-    """Do what a runtime does; return the process's end of a raw terminal."""
+    """Send a terminal as a runtime does; return the process's end of it, in raw mode."""
     master, slave = pty.openpty()
     tty.setraw(slave)
     assert stdio.console_socket is not None
@@ -55,7 +55,7 @@ def write(process: Fd, data: bytes) -> None:
 async def test_a_terminal_is_relayed_both_ways(rig: Rig) -> None:
     out = reader(rig.path("out"))
     async with rig.open(rig.path("in"), rig.path("out"), terminal=True) as stdio:
-        null = os.stat("/dev/null")  # noqa: PTH116 - compared with what an fd gives
+        null = os.stat("/dev/null")  # noqa: PTH116 - compared with an fd's
         assert all(os.path.samestat(os.fstat(fd), null) for fd in stdio.child_fds)
         process = send_terminal(stdio)
         await stdio.started()

@@ -1,4 +1,5 @@
-"""Containers whose cgroups systemd makes: runc's systemd_cgroup, on a host of cgroup version 2.
+"""Containers with cgroups that systemd makes: runc's systemd_cgroup, on a host of cgroup
+version 2.
 
 It takes a machine that systemd runs.  The usual one of the tests is none, and there these
 are skipped; a virtual machine, or a laptop, shows them: ``tests/run.sh tests/systemd``.
@@ -62,7 +63,7 @@ class Scope:
         self.directory = TOP / "system.slice" / self.unit
 
     async def run(self, *args: str, memory: int = 64 * MEBI, task: TaskStub | None = None) -> int:
-        """Run the container, in a shim of its own or in the one of ``task``; return its pid."""
+        """Run the container, in a new shim or in the one of ``task``; return its pid."""
 
         def change(config: dict[str, Any]) -> None:
             config["linux"]["cgroupsPath"] = f"system.slice:trio:{self.rig.root.name}-{self.id}"

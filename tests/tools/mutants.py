@@ -36,7 +36,7 @@ _ARITHMETIC: dict[type[ast.operator], ast.operator] = {
     ast.BitOr: ast.BitAnd(),
     ast.BitAnd: ast.BitOr(),
 }
-# Context managers whose removal leaves a program that runs.
+# Context managers that can be removed from a program that then still runs.
 _SCOPES = ("move_on_after", "move_on_at", "fail_after", "fail_at", "CancelScope", "suppress")
 _REMOVED = (ast.Assign, ast.AugAssign, ast.Delete, ast.Raise, ast.Break, ast.Continue)
 _LOGGERS = ("log",)
@@ -115,7 +115,7 @@ class _Finder(ast.NodeVisitor):
     def _cut(self, operator: str, line: int, start: int, end: int, text: str) -> None:
         self.found.append((Mutant(operator, line, start, end, text), ".".join(self._function)))
 
-    # What is passed over
+    # Skipped
 
     def visit_If(self, node: ast.If) -> None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -146,7 +146,7 @@ class _Finder(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         """Leave imports alone."""
 
-    # What is changed
+    # Changed
 
     def visit_Compare(self, node: ast.Compare) -> None:
         for place, comparison in enumerate(node.ops):
@@ -219,7 +219,7 @@ class _Finder(ast.NodeVisitor):
         if isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
             self._add("removal", node, "pass")
             self._add("exception", node.exc.func, "Exception")
-            return  # what it says is a message
+            return  # the argument is a message
         self.generic_visit(node)
 
     def visit_ExceptHandler(self, node: ast.ExceptHandler) -> None:

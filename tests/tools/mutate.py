@@ -1,4 +1,4 @@
-"""Measure what the tests of a module notice: ``python -m tests.tools.mutate``.
+"""Measure the changes that the tests of a module detect: ``python -m tests.tools.mutate``.
 
 Each mutant (:mod:`tests.tools.mutants`) is written into a copy of the working tree, and
 the given tests run there until the first failure, in namespaces of their own.  The
@@ -42,7 +42,7 @@ _NOTICED = {1, 2}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of the tests: pytest's exit status, None if they took too long."""
+    """The result of the tests: pytest's exit status, None if they took too long."""
 
     status: int | None
     seconds: float
@@ -50,7 +50,7 @@ class Run:
 
 
 def copy_tree(root: Path, target: Path) -> None:
-    """Copy what git knows of ``root``, and what is new there and not ignored."""
+    """Copy the files of ``root`` that git tracks, and new ones that it does not ignore."""
     command = ["git", "-C", str(root), "ls-files", "-z", "-co", "--exclude-standard"]
     names = subprocess.run(command, check=True, capture_output=True).stdout.split(b"\0")
     for name in map(os.fsdecode, filter(None, names)):
@@ -87,7 +87,7 @@ def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> Run:
 def try_mutant(
     tree: Path, module: str, source: str, mutant: Mutant, tests: Sequence[str], seconds: float
 ) -> str:
-    """Return what the tests make of ``mutant``; the module in ``tree`` is restored."""
+    """Return the tests' result for ``mutant``; the module in ``tree`` is restored."""
     path = tree / module
     path.write_text(mutant.apply(source))
     try:

@@ -2,7 +2,7 @@
 
     python -m tests.torture.churn --kills 100 [--workers 4] [--containerd DIRECTORY]
 
-Each worker does what a kubelet does with a pod: it runs the sandbox, creates and starts
+Each worker handles a pod as a kubelet does: it runs the sandbox, creates and starts
 containers, waits for their ends and removes the pod, and after a call that the death of
 containerd interrupted it looks at the state and repeats the call.  Then every line that
 the containers wrote has to be in their logs, every exit code has to be right, and no
@@ -151,7 +151,7 @@ class Churn:
             self._starting.notify_all()
 
     def _pipes(self, id_: str) -> Path:
-        """Return the directory in whose directories the fifos of a container are."""
+        """Return the directory that has the directories of a container's fifos."""
         return self.node.root / "state/io.containerd.grpc.v1.cri/containers" / id_ / "io"
 
     # -- a worker --------------------------------------------------------------
@@ -288,7 +288,7 @@ class Churn:
                 self.report.lost.append(f"{told}; looks: {log.looks[stream]}")
 
     def _gave_up(self, id_: str, stream: str) -> bool:
-        """Say whether containerd closed the fifo of a stream before its own open(2) returned.
+        """Return whether containerd closed the fifo of a stream before its own open(2) returned.
 
         It does when it finds the task stopped, at once after it began to open the fifo:
         containerd client/task.go, the Cancel in Delete.

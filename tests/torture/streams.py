@@ -1,8 +1,8 @@
-"""What a container writes, what of it is unread in its fifo, and what its log has.
+"""A container's output, the unread part of it in its fifo, and the part in its log.
 
-When containerd is killed, some bytes have left a fifo and are not in the log: they
-are lost with it, whatever the shim does.  Only a look into the fifo at that moment
-tells them from bytes that the shim loses.
+When containerd is killed, some bytes have left a fifo and are not in the log: they are lost
+with it, and the shim cannot prevent that.  Only the content of the fifo at that moment
+distinguishes them from bytes that the shim loses.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def script(delay: float, lines: int, pause: float, code: int) -> str:
 
 
 def peek(path: Path) -> str:
-    """Return what is unread in a fifo, and leave it there."""
+    """Return the unread bytes of a fifo, and leave them there."""
     try:
         source = fifos.open_reader(str(path))
     except NotFoundError:
@@ -63,7 +63,7 @@ def peek(path: Path) -> str:
 
 
 def opens(path: Path, seconds: float = 0.5) -> bool:
-    """Say whether an open(2) of a fifo to read returns, which waits for a writer."""
+    """Return whether an open(2) of a fifo to read returns, which waits for a writer."""
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -80,7 +80,7 @@ def opens(path: Path, seconds: float = 0.5) -> bool:
 class Look:
     """A stream when its manager was dead: the last line logged, and the first one unread.
 
-    ``logged`` is -1 where there is none.  ``unread`` is None where the fifo was empty.
+    ``logged`` is -1 without a log.  ``unread`` is None where the fifo was empty.
     ``waiting`` is how many lines were unread, ``offered`` whether an open(2) for them
     returned.
     """
@@ -100,7 +100,9 @@ class Log:
     looks: dict[str, list[Look]] = field(default_factory=lambda: {s: [] for s in STREAMS})
 
     def look(self, pipes: Path) -> None:
-        """Record what is in the log and, at ``pipes``, unread.  No manager may run."""
+        """Record the content of the log and, at ``pipes``, the unread bytes.  No manager may
+        run.
+        """
         for stream in STREAMS:
             fifo = next(pipes.glob(f"*/*-{stream}"), pipes)
             unread = peek(fifo) if fifo != pipes else ""
@@ -135,12 +137,12 @@ class Log:
         return taken, [number for number in missing if number not in set(taken)]
 
     def offered(self, stream: str) -> bool:
-        """Say whether whatever was unread at a look was there for the next manager to open."""
+        """Return whether the unread bytes of a check were there for the next manager to read."""
         return all(look.offered for look in self.looks[stream])
 
     def _taken(self, stream: str, number: int, logged: list[int]) -> bool:
         after = next((each for each in logged if each > number), self.lines)
-        waited = -2  # what had been logged when this line was seen unread
+        waited = -2  # the log's content when this line was unread
         for look in self.looks[stream]:
             if look.unread is not None and look.unread <= number < look.unread + look.waiting:
                 waited = look.logged

@@ -49,7 +49,9 @@ V3_AS_V2 = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
 
 
 class FakeTask(TaskBase):
-    """State echoes; Create, Wait and Start of "slow" last until told; the rest fails."""
+    """State echoes; Create, Wait and Start of "slow" last until an event is set; the rest
+    fails.
+    """
 
     def __init__(self) -> None:
         self.states = 0
@@ -167,7 +169,7 @@ def sockets_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 
 class Listening:
-    """A server on a socket of its own."""
+    """A server on a separate socket."""
 
     def __init__(self, path: str, service: FakeTask, *others: Servable) -> None:
         self.path = path

@@ -86,7 +86,7 @@ async def test_the_server_is_told_the_timeout(autojump_clock: trio.testing.MockC
 
 
 def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Return two connected streams whose buffers hold some kilobytes."""
+    """Return two connected streams with buffers of some kilobytes."""
     ours, theirs = trio.socket.socketpair()
     for sock in (ours, theirs):
         sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1)

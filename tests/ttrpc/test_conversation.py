@@ -1,4 +1,4 @@
-"""What goes over the wire, byte by byte, written by hand: our own encoder proves nothing.
+"""The bytes on the wire, written by hand: our own encoder proves nothing.
 
 Source: containerd/ttrpc channel.go, request.proto, server.go; the numbers of the task
 API's fields are those of containerd api/runtime/task/v3/shim.proto.

@@ -120,7 +120,7 @@ async def test_a_peer_of_another_user_or_group_is_refused(
 ) -> None:
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            # An abstract name: somebody else may not even look into the test's directory.
+            # An abstract name: another user may not enter the test's directory.
             server = Listening(f"\0trio-shim-test-{os.getpid()}", FakeTask())
             await nursery.start(partial(server.run, drain=5))
             refused = socket.socket(socket.AF_UNIX)

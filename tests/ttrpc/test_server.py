@@ -211,7 +211,9 @@ async def test_a_method_sees_metadata_and_the_request_once() -> None:
 async def three_calls_under_way(
     service: FakeTask, *, undoable: Container[str], shutdown: trio.Event | None = None
 ) -> AsyncIterator[tuple[trio.SocketStream, trio.Event]]:
-    """Serve a Wait, a Create and a Start that last; give the peer's end, and what is set after."""
+    """Serve a Wait, a Create and a Start that last; give the peer's end, and the event that is
+    set afterwards.
+    """
     theirs, ours = sockets_pair()
     ended = trio.Event()
 
@@ -375,7 +377,7 @@ async def test_a_peer_that_does_not_read_is_held_and_loses_nothing() -> None:
             responses = protocol.receive_data(await ours.receive_some())
             answered.update(response.stream_id for response in responses)
         await ours.aclose()
-    # The first limit's worth, what one read brought, and what the kernel holds.
+    # The first limit, the bytes of one read, and those in the kernel.
     assert UNSENT_LIMIT // 10_000 <= held < calls
     assert service.states == calls
 

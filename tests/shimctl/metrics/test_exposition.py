@@ -103,7 +103,7 @@ def test_an_unknown_figure_has_no_sample() -> None:
 
 @given(st.text(alphabet=st.characters(), max_size=20))
 def test_a_name_of_any_characters_is_one_label(text: str) -> None:
-    # Names come from annotations, which anybody who starts a container may write.
+    # Names come from annotations, which any user who starts a container can set.
     origin = Origin(name=text, image=text + "\udcff")
     ((labels, _),) = samples(Snapshot([Container(FOUND, origin)]))["container_running"]
     assert labels["image"] == text.encode(errors="replace").decode() + "?"

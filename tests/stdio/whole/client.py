@@ -1,4 +1,4 @@
-"""The manager's side of a process's stdio: fifos of its own, and what comes and goes there.
+"""The manager's side of a process's stdio: fifos of the test, and the bytes in them.
 
 A reader here never holds more of a stream than one read: what counts is its
 length and its hash.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.process.rig import Rig
 
 MIB = 1 << 20
-# For a shell in a container: go on when the test says so.
+# For a shell in a container: continue when the test creates a file.
 WAIT_FOR_GO = "until test -e /go; do sleep 0.02; done"
 
 
@@ -52,7 +52,7 @@ class Streams:
 
 
 class Digest:
-    """What a stream was: how long, and its hash."""
+    """The content of a stream: how long, and its hash."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -91,7 +91,7 @@ async def digest_to_end(fd: Fd, *, size: int = 1 << 16) -> Digest:
 
 
 async def wait_until(probe: Callable[[], object], *, seconds: float = 20) -> None:
-    """Ask until ``probe`` says yes."""
+    """Call ``probe`` until it returns true."""
     with trio.fail_after(seconds):
         while not probe():
             await trio.sleep(0.01)
@@ -122,7 +122,7 @@ async def ended(task: TaskStub, id_: str, exec_id: str = "", *, seconds: float =
 
 
 def put_data(rig: Rig, name: str, mebibytes: int) -> Digest:
-    """Put random bytes into the containers' root directory; return what they are."""
+    """Put random bytes into the containers' root directory; return them."""
     digest = Digest()
     with (rig.rootfs() / name).open("wb") as file:
         for _ in range(mebibytes):

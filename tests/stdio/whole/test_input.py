@@ -1,7 +1,7 @@
 """Input of real containers through the whole shim: every byte, and the end when it is meant.
 
 A process sees the end of its input once the client's end is closed and CloseIO
-has been called, in whatever order, and not before.
+has been called, in either order, and not before.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ async def test_closing_after_the_process_ended_is_no_error(rig: Rig, kind: str) 
 
 
 async def test_clients_that_come_and_go_are_one_input_without_an_end(rig: Rig, kind: str) -> None:
-    # `read` fails at the end of input; then the loop would say so and end.
+    # `read` fails at the end of input; then the loop would report it and end.
     script = "while read line; do echo got $line; done; echo the end"
     fed = await Fed.add(rig, kind, "sh", "-c", script)
     pid = await fed.start()

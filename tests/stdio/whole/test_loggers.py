@@ -25,7 +25,7 @@ COPY = "cat <&3 >stdout & cat <&4 >stderr & exec 3<&- 4<&-; wait"
 
 
 def logger(rig: Rig, name: str, script: str, scheme: str = "binary", query: str = "") -> str:
-    """Make a logging program, which runs in a directory of its own name."""
+    """Make a logging program, which runs in a directory with its name."""
     directory = rig.root / name
     directory.mkdir()
     program = rig.wrapper(f"{name}.sh", f"cd {directory}; echo $$ >pid; {script}")

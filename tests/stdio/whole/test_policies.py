@@ -1,4 +1,4 @@
-"""What becomes of a container's output that nobody reads: by annotation, by the host's file."""
+"""A container's output that no client reads: by annotation, by the host's file."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def test_a_container_under_spool_runs_to_its_end_and_its_output_waits(
     )
     task = await rig.start(bundle)
     await rig.run(task, bundle, **streams.fields("stdout", "stderr"))
-    with trio.fail_after(30 * PATIENCE):  # nobody has read a byte, and nobody is waited for
+    with trio.fail_after(30 * PATIENCE):  # no client has read a byte, and no reader is waited for
         reply = await task.Wait(WaitRequest(id="c1"))
     assert reply.exit_status == 3
     assert spool.is_dir()
