@@ -29,3 +29,6 @@ else:
 
             return prepare
         return find(name)
+
+    def __dir__() -> list[str]:
+        return sorted(NAMES)
