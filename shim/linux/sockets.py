@@ -117,6 +117,38 @@ def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> 
             os.unlink(draft)  # noqa: PTH108 - pathlib costs the launcher 3 ms
 
 
+def add_address(address: str, other: str) -> None:
+    """Give the socket that this process has bound to ``address`` the address ``other``, too.
+
+    Both must be paths in one file system.  A second call changes nothing.
+
+    :raises ExistsError: another process listens at ``other``.
+    :raises InvalidError: as in :func:`listen`.
+    """
+    own, name = _name(address), _name(other)
+    directory, _, base = name.rpartition("/")
+    for _ in range(_ATTEMPTS):
+        if _identity(own) == _identity(name):
+            return
+        dead = _find_dead(other, name)
+        draft = _draft(directory or ".", base)
+        os.link(own, draft)
+        try:
+            if _publish(draft, name, dead):
+                return
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)  # noqa: PTH108 - as below
+    raise ExistsError(f"{other}: another process listens there")
+
+
+def remove_address(address: str, other: str) -> None:
+    """Remove ``other``, an address that :func:`add_address` gave the socket at ``address``."""
+    own, name = _name(address), _name(other)
+    if (found := _identity(own)) is not None:
+        _remove(name, found)
+
+
 def _publish(draft: str, name: str, dead: tuple[int, ...] | None) -> bool:
     """Move our socket from ``draft`` to ``name``, in the place of ``dead``.
 
@@ -221,15 +253,43 @@ def _remove(path: str, dead: tuple[int, ...]) -> None:
         os.unlink(aside)  # noqa: PTH108 - as above
 
 
+def remove_bound(listener: socket.socket, address: str) -> None:
+    """Remove the socket that ``listener`` is bound to, with its other addresses, and close it."""
+    # No other process can have replaced the socket while its listener is open.
+    path = socket_path(address)
+    for name in (*_links(path), path):
+        with contextlib.suppress(OSError):
+            os.unlink(name)  # noqa: PTH108 - a plain string
+    listener.close()
+
+
 def remove_dead(address: str) -> None:
-    """Remove the socket that a dead shim left at ``address``; keep a live shim's socket.
+    """Remove the socket that a dead shim left at ``address``, with its other addresses.
+
+    The socket of a live shim is kept.
 
     :raises InvalidError: the file there is not a socket.
     """
     name = _name(address)
     with contextlib.suppress(ExistsError):
         if socket_path(address) and (dead := _find_dead(address, name)) is not None:
+            for other in _links(name):
+                _remove(other, dead)
             _remove(name, dead)
+
+
+def _links(path: str) -> list[str]:
+    """Return the other names of the socket at ``path`` in its directory."""
+    try:
+        info = os.lstat(path)
+        if info.st_nlink < 2:
+            return []
+        directory, _, base = path.rpartition("/")
+        with os.scandir(directory or ".") as entries:
+            names = [one.name for one in entries if one.inode() == info.st_ino]
+    except OSError:
+        return []
+    return [f"{directory or '.'}/{name}" for name in names if name != base]
 
 
 def can_connect(address: str) -> bool:

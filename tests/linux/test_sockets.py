@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,16 @@ import trio
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
 from shim.linux import libc
-from shim.linux.sockets import can_connect, connect, listen, remove_dead, socket_address
+from shim.linux.sockets import (
+    add_address,
+    can_connect,
+    connect,
+    listen,
+    remove_address,
+    remove_bound,
+    remove_dead,
+    socket_address,
+)
 from tests.stopping import Stopped
 
 if TYPE_CHECKING:
@@ -307,3 +316,44 @@ async def test_connecting_to_a_full_backlog_is_bounded(tmp_path: Path) -> None:
         async with await connect(f"unix://{tmp_path}/s"):
             with trio.fail_after(5), pytest.raises(TimedOutError):
                 await connect(f"unix://{tmp_path}/s", timeout=0.05)
+
+
+def test_a_second_address_is_the_same_socket_and_goes_with_it(tmp_path: Path) -> None:
+    first, second = (f"unix://{tmp_path}/{name}" for name in ("a", "b"))
+    with closing(listen(first)) as listener:
+        add_address(first, second)
+        add_address(first, second)
+        assert can_connect(second)
+        with pytest.raises(ExistsError):
+            listen(second)
+        remove_address(first, second)
+        assert not (tmp_path / "b").exists()
+        add_address(first, second)
+        remove_bound(listener, first)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_address_replaces_a_dead_socket_and_no_live_one(tmp_path: Path) -> None:
+    first, second = (f"unix://{tmp_path}/{name}" for name in ("a", "b"))
+    listen(second).close()
+    with closing(listen(first)):
+        add_address(first, second)
+        assert can_connect(second)
+        remove_address(first, second)
+        with closing(listen(second)):
+            with pytest.raises(ExistsError, match="another process listens"):
+                add_address(first, second)
+            remove_address(first, second)
+            assert can_connect(second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_dead_socket_goes_with_all_its_addresses(tmp_path: Path) -> None:
+    first, second, other = (f"unix://{tmp_path}/{name}" for name in ("a", "b", "c"))
+    with closing(listen(first)), closing(listen(other)):
+        add_address(first, second)
+        remove_dead(second)
+        assert can_connect(first)
+    with closing(listen(other)):
+        remove_dead(second)
+        assert [path.name for path in tmp_path.iterdir()] == ["c"]
