@@ -88,6 +88,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         ) as publisher,
         trio.open_nursery() as nursery,
     ):
+        log.attach(settings.id, log.fileno())
         cleanup_records = CleanupRecords(settings.bundle)
         host = Host(
             settings.namespace,

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from shim import log
 from shim.log import ERROR, INFO, Log
 
 if TYPE_CHECKING:
@@ -82,3 +85,32 @@ def test_what_is_below_the_level_is_not_written(fifo: tuple[int, int]) -> None:
     Log(writer, ERROR).write(INFO, "chatter", {})
     with pytest.raises(BlockingIOError):
         os.read(reader, 1)
+
+
+def test_each_containers_lines_go_to_its_own_fifo_and_the_others_to_the_newest() -> None:
+    pipes = {name: os.pipe2(os.O_NONBLOCK) for name in ("own", "c1", "c2")}
+    try:
+        log.configure(pipes["own"][1], INFO)
+        log.info("first", id="c1")
+        for id_ in ("c1", "c2"):
+            log.attach(id_, pipes[id_][1])
+        log.info("second", id="c1")
+        log.info("third", id="c3")
+        log.info("fourth")
+        log.detach("c2")
+        log.info("fifth", id="c2")
+        thread = threading.Thread(target=partial(log.info, "sixth", id="c1"))
+        thread.start()
+        thread.join()
+        read = {name: os.read(pipe[0], 4096).decode() for name, pipe in pipes.items()}
+    finally:
+        log.configure(2, INFO)
+        for fd in (fd for pipe in pipes.values() for fd in pipe):
+            os.close(fd)
+    said = {name: re.findall(r"msg=(\w+)", text) for name, text in read.items()}
+    # A thread may have other files at the numbers of the fifos.
+    assert said == {
+        "own": ["first", "sixth"],
+        "c1": ["second", "fifth"],
+        "c2": ["third", "fourth"],
+    }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -23,6 +24,7 @@ from shim.container.create import create_exec
 from shim.container.freezer import SIGKILL, Freezer
 from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
+from shim.container.logfifo import LogFifo
 from shim.container.options import Options
 from shim.container.process import Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
@@ -80,6 +82,7 @@ class Container:
             host.limit,
             directory=str(bundle.path),
         )
+        self._log_fifo = LogFifo(self.id, str(bundle.path))
         self._mounted = bool(request.rootfs)
         output = read_output(os.environ).annotated(config.annotations)
         self._overflow = Overflow.of(output, str(bundle.path))
@@ -112,6 +115,9 @@ class Container:
         bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
             undo.callback(self._source.close)
+            if self.bundle.path != Path(host.cleanup_records.bundle):  # the daemon's fd 2
+                self._log_fifo.open()
+            undo.callback(self._log_fifo.close)
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             undo.callback(
@@ -312,6 +318,7 @@ class Container:
         self._host.cleanup_records.remove(self.id)
         self._events.deleted(exit_)
         self._source.close()
+        self._log_fifo.close()
 
     async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
         """Send a signal to one process, or to all processes of the container.
