@@ -9,7 +9,7 @@ import faulthandler
 import os
 import signal
 import socket
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ import trio
 
 from shim import log
 from shim.container.bundle import Bundle
-from shim.container.cleanup_records import CleanupRecords
 from shim.container.host import Host
+from shim.container.reservations import Reservations
 from shim.counters import COUNTERS
 from shim.errors import ShimError
 from shim.events.publisher import open_publisher
@@ -32,6 +32,8 @@ from shim.ttrpc.server import handlers_of, serve
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from shim.container.reservations import Reservation
 
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
@@ -49,7 +51,8 @@ class Settings:
     ``bundle`` is that of the container for which the daemon was started; it may
     later serve others.  ``limit`` is in seconds, for one runtime command.
     ``ttrpc_address`` is the manager's, ``address`` the daemon's own.
-    ``ended_is_killed`` is as in :class:`~shim.container.host.Host`.
+    ``ended_is_killed`` is as in :class:`~shim.container.host.Host`.  ``first`` is the
+    reservation of the first container of a shared daemon, None for another daemon.
     """
 
     namespace: str
@@ -59,6 +62,7 @@ class Settings:
     address: str
     limit: float = LIMIT
     ended_is_killed: bool = False
+    first: Reservation | None = None
 
 
 def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
@@ -87,16 +91,19 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             settings.ttrpc_address, settings.namespace, Bundle(Path(settings.bundle)).journal
         ) as publisher,
         trio.open_nursery() as nursery,
+        AsyncExitStack() as stack,
     ):
         log.attach(settings.id, log.fileno())
-        cleanup_records = CleanupRecords(settings.bundle)
+        reservations = Reservations(settings.bundle, settings.address, settings.first)
+        stack.callback(reservations.close)
         host = Host(
             settings.namespace,
             reaper,
             publisher,
             nursery,
             settings.limit,
-            cleanup_records,
+            reservations,
+            settings.bundle,
             settings.address,
             settings.ended_is_killed,
         )
@@ -115,7 +122,7 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            await nursery.start(_shutdown_unless_reported, ready, service)
+            await nursery.start(_shutdown_unless_reported, ready, service, settings.id)
             log.debug("serving", id=settings.id, pid=os.getpid())
         with trio.move_on_after(FLUSH) as scope:
             await publisher.flush()
@@ -135,12 +142,12 @@ async def _shutdown_on_signal(
 
 
 async def _shutdown_unless_reported(
-    ready: Ready, service: TaskService, task_status: trio.TaskStatus[None]
+    ready: Ready, service: TaskService, id_: str, task_status: trio.TaskStatus[None]
 ) -> None:
     # Another ``start`` of the pod may have been given the address, and used it.
     if not await ready(task_status):
         log.info("the caller of start ended before it received the address")
-        service.shut_down()
+        service.forget_start(id_)
 
 
 async def _shutdown_when_unused(service: TaskService) -> None:

@@ -63,6 +63,12 @@ class UnavailableError(ShimError):
     status = Status.UNAVAILABLE
 
 
+class FullError(ShimError):
+    """The daemon serves as many containers as it may."""
+
+    status = Status.RESOURCE_EXHAUSTED
+
+
 _BY_ERRNO = {
     errno.ENOENT: Status.NOT_FOUND,
     errno.ESRCH: Status.NOT_FOUND,

@@ -2,13 +2,16 @@
 
 The file is TOML and optional::
 
+    share = "namespace"                # pod, namespace, or containers a daemon
+
     [output]
     policy = "spool"                   # block, spool or drop
     limit = "64MiB"                    # for each stream, on disk
     max-limit = "1GiB"                 # the largest limit of an annotation
     directory = "/var/lib/trio-shim"
 
-It is read at each Create, so that a correction applies to the next container.
+``start`` reads ``share``, Create reads ``[output]``, so that a correction applies to the
+next container.
 An unknown key is an error: a misspelt setting would otherwise have no effect, and
 the administrator would notice that only when the setting is needed.
 """
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BLOCK, SPOOL, DROP = POLICIES = ("block", "spool", "drop")
+
+# The values of ``share``, as the number of containers that one daemon serves at most: a
+# daemon for each container or pod, and one without a limit.
+OWN, UNLIMITED = 1, 0
+_SHARES = {"pod": OWN, "namespace": UNLIMITED}
+_MOST_SHARING = 10_000
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)")
 _UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -72,8 +81,43 @@ class Output:
         return output
 
 
+@dataclass(frozen=True, slots=True)
+class HostFile:
+    """The settings of a host.
+
+    ``share`` is the number of containers that one daemon serves at most: OWN for a daemon
+    for each container or pod, UNLIMITED for no limit.
+    """
+
+    output: Output = Output()
+    share: int = OWN
+
+
+def share_of(value: Any, where: str) -> int:
+    """Return ``value`` as in :attr:`HostFile.share`; ``where`` names it in the error.
+
+    :raises InvalidError: it is neither ``pod``, ``namespace`` nor a number.
+    """
+    number = value
+    if isinstance(value, str):
+        if value in _SHARES:
+            return _SHARES[value]
+        number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
+    if type(number) is int and 1 <= number <= _MOST_SHARING:
+        return number
+    raise InvalidError(
+        f"{where} must be pod, namespace or a number of containers from 1 to {_MOST_SHARING}, "
+        f"not {_shown(value)}"
+    )
+
+
 def read_output(environ: Mapping[str, str]) -> Output:
-    """Return the output settings of the host's file; without a file, the defaults.
+    """Return the output settings of the host's file; see :func:`read`."""
+    return read(environ).output
+
+
+def read(environ: Mapping[str, str]) -> HostFile:
+    """Return the settings of the host's file; without a file, the defaults.
 
     :raises InvalidError: the file cannot be read or is malformed, or the environment
         names a file that does not exist.
@@ -83,7 +127,7 @@ def read_output(environ: Mapping[str, str]) -> Output:
         data = _read(path)
     except FileNotFoundError:
         if path == names.HOST_FILE:
-            return Output()
+            return HostFile()
         raise InvalidError(
             f"{names.HOST_FILE_VARIABLE} names {path}, which does not exist"
         ) from None
@@ -104,7 +148,7 @@ def _read(path: str) -> bytes:
     return data
 
 
-def parse(data: bytes, path: str = names.HOST_FILE) -> Output:
+def parse(data: bytes, path: str = names.HOST_FILE) -> HostFile:
     """Parse the host's file; errors name it ``path``.
 
     :raises InvalidError: the file is malformed; the text names the key and the remedy.
@@ -115,8 +159,12 @@ def parse(data: bytes, path: str = names.HOST_FILE) -> Output:
         tables = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as exc:
         raise InvalidError(f"{path} is not TOML: {exc}") from None
-    _check_keys(tables, ("output",), path, "")
-    table = tables.get("output", {})
+    _check_keys(tables, ("output", "share"), path, "")
+    share = share_of(tables["share"], f"{path}: share") if "share" in tables else OWN
+    return HostFile(_parse_output(tables.get("output", {}), path), share)
+
+
+def _parse_output(table: Any, path: str) -> Output:
     if not isinstance(table, dict):
         raise InvalidError(f"{path}: output must be a table, [output]")
     _check_keys(table, ("policy", "limit", "max-limit", "directory"), path, "output.")

@@ -20,6 +20,7 @@ HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
 # Annotations of a container that override the host file.
 OUTPUT_POLICY = "io.trio-shim.output"
 OUTPUT_LIMIT = "io.trio-shim.output-limit"
+SHARE = "io.trio-shim.share"
 
 # The annotation with the image of a container that shimctl created.
 IMAGE = "io.trio-shim.image"

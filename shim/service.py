@@ -49,6 +49,7 @@ from shim.api.task_pb2 import (
 )
 from shim.container.container import Container
 from shim.container.lifecycle import State
+from shim.container.reservations import Reservation
 from shim.container.task_events import ZERO_TIME
 from shim.counters import COUNTERS
 from shim.errors import ExistsError, NotFoundError, UnavailableError
@@ -148,10 +149,17 @@ class TaskService(TaskBase):
             return
         while self._joined and self._joined[0] <= trio.current_time():
             self._joined.popleft()
-        if self._joined:
-            self._host.go(partial(self._shut_down_at, self._joined[-1]))
+        joined = self._joined[-1] if self._joined else 0.0
+        if until := max(joined, self._host.reservations.expected_until):
+            self._host.go(partial(self._shut_down_at, until))
         else:
             self._shutdown.set()
+
+    def forget_start(self, id_: str) -> None:
+        """Shut down as above, without the container ``id_``, whose ``start`` has failed."""
+        if id_ not in self._containers:
+            self._host.reservations.drop(id_)
+        self.shut_down()
 
     async def _shut_down_at(self, time: float) -> None:
         with trio.move_on_at(time):
@@ -166,11 +174,13 @@ class TaskService(TaskBase):
             self._unused = trio.Event()
         self._containers[id_] = None
         self._in_use.set()
+        self._host.reservations.fulfil(id_)
         if self._joined:
             self._joined.popleft()
 
     def _release(self, id_: str) -> None:
         del self._containers[id_]
+        self._host.reservations.drop(id_)
         if not self._containers:
             self._unused.set()
             self._in_use = trio.Event()
@@ -348,8 +358,8 @@ class TaskService(TaskBase):
 
     @unary
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
-        if request.joins:  # only our ``start`` sets it; any client may leave out the id
-            self._joined.append(trio.current_time() + JOIN_LIMIT)
+        if request.joins or request.reservation:  # only our ``start`` sets them
+            self._join(request.reservation)
         creation = self._creating.get(request.id)
         if request.id in self._cancelled or (creation is not None and creation.is_cancelled):
             # containerd 1.6 keeps the container after any other reply.
@@ -357,6 +367,22 @@ class TaskService(TaskBase):
         container = self._containers.get(request.id)
         pid = container.init.pid if container is not None else 0
         return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
+
+    def _join(self, reservation: str) -> None:
+        """Expect a container of which a ``start`` will reply with the address of this shim.
+
+        ``reservation`` is empty for the container of a pod.
+
+        :raises InvalidError: it is malformed.
+        :raises UnavailableError: this shim is shutting down.
+        :raises FullError, ExistsError: as :meth:`Reservations.add`.
+        """
+        if self._shutdown.is_set():
+            raise UnavailableError("cannot join: this shim is shutting down")
+        if not reservation:
+            self._joined.append(trio.current_time() + JOIN_LIMIT)
+        else:
+            self._host.reservations.add(Reservation.parse(reservation), self._containers)
 
     @unary
     async def Shutdown(self, request: ShutdownRequest) -> Empty:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim import hostfile
 from shim.errors import InvalidError
-from shim.hostfile import Output, parse, read_output
+from shim.hostfile import OWN, UNLIMITED, HostFile, Output, read_output, share_of
 
 WHOLE = b"""
 [output]
@@ -20,6 +21,10 @@ limit = "16MiB"
 max-limit = "2GiB"
 directory = "/srv/spool"
 """
+
+
+def parse(data: bytes, path: str = "/etc/trio-shim.toml") -> Output:
+    return hostfile.parse(data, path).output
 
 
 def test_a_whole_file() -> None:
@@ -177,3 +182,24 @@ def test_a_bad_annotation_is_named(value: str) -> None:
 
 def test_annotations_of_others_are_none_of_ours() -> None:
     assert Output().annotated({"io.trio-shim.outputs": "x", "policy": "drop"}) == Output()
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [('"pod"', OWN), ('"namespace"', UNLIMITED), ("1", 1), ("20", 20), ('"10000"', 10_000)],
+)
+def test_share_is_a_word_or_a_number_of_containers(text: str, most: int) -> None:
+    assert hostfile.parse(f"share = {text}".encode()) == HostFile(Output(), most)
+    assert share_of(text.strip('"'), "annotation") == most
+
+
+def test_without_share_each_container_or_pod_has_its_own_daemon() -> None:
+    assert hostfile.parse(WHOLE).share == hostfile.parse(b"").share == OWN
+
+
+@pytest.mark.parametrize(
+    "text", ["0", "-1", "10001", "true", "1.5", '""', '"pods"', '"0"', '"٣"', "[]", '"1e3"']
+)
+def test_a_share_that_is_neither_is_refused_by_name(text: str) -> None:
+    with pytest.raises(InvalidError, match="/some/file: share must be pod, namespace or a num"):
+        hostfile.parse(f"share = {text}".encode(), "/some/file")

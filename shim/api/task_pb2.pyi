@@ -233,12 +233,14 @@ class StatsResponse(_message.Message):
     def __init__(self, stats: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("id", "joins")
+    __slots__ = ("id", "joins", "reservation")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOINS_FIELD_NUMBER: _ClassVar[int]
+    RESERVATION_FIELD_NUMBER: _ClassVar[int]
     id: str
     joins: bool
-    def __init__(self, id: _Optional[str] = ..., joins: _Optional[bool] = ...) -> None: ...
+    reservation: str
+    def __init__(self, id: _Optional[str] = ..., joins: _Optional[bool] = ..., reservation: _Optional[str] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
     __slots__ = ("shim_pid", "task_pid", "version")

@@ -20,6 +20,7 @@ from shim import jsontext, log
 from shim.container.bundle import Bundle, checked_id
 from shim.container.cgroup import ContainerCgroup
 from shim.container.checkpoint import checkpoint
+from shim.container.cleanup_records import CleanupRecords
 from shim.container.create import create_exec
 from shim.container.freezer import SIGKILL, Freezer
 from shim.container.init_creation import InitCreation
@@ -35,7 +36,7 @@ from shim.exit import NEVER_STARTED
 from shim.hostfile import read_output
 from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Checkpoint, Creation, exec_args
-from shim.runc.driver import ForeignContainerError, Runc
+from shim.runc.driver import ForeignContainerError, Runc, environ_in
 from shim.stdio.opening import open_stdio
 from shim.stdio.spool import Overflow
 
@@ -67,6 +68,8 @@ class Container:
         options: Options,
         host: Host,
     ) -> None:
+        path = str(bundle.path)
+        output = read_output(os.environ).annotated(config.annotations)
         self.id = request.id
         self.bundle = bundle
         self.execs: dict[str, Process] = {}
@@ -80,12 +83,15 @@ class Container:
             options.runtime(host.namespace),
             host.reaper,
             host.limit,
-            directory=str(bundle.path),
+            environ_in(path, host.bundle),
+            directory=path,
         )
-        self._log_fifo = LogFifo(self.id, str(bundle.path))
+        host.reservations.join_pod(self.id, config.group)
+        first = host.reservations.first_bundle(self.id, path, config.group)
+        self._cleanup_records = CleanupRecords(first)
+        self._log_fifo = LogFifo(self.id, path)
         self._mounted = bool(request.rootfs)
-        output = read_output(os.environ).annotated(config.annotations)
-        self._overflow = Overflow.of(output, str(bundle.path))
+        self._overflow = Overflow.of(output, path)
         self._image = Checkpoint(
             image_path=request.checkpoint,
             work_path=options.criu_work_path or str(bundle.work),
@@ -93,7 +99,15 @@ class Container:
         )
         self._group = ContainerCgroup(self.id, bundle, self._events)
         self._creation = InitCreation(
-            self.id, bundle, self.init, self._runc, host, config, options, self._group
+            self.id,
+            bundle,
+            self.init,
+            self._runc,
+            host,
+            config,
+            options,
+            self._group,
+            self._cleanup_records,
         )
         self._freezer = Freezer(self.id, self.init, self._runc, self._events)
         self._ending = False
@@ -115,16 +129,16 @@ class Container:
         bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
             undo.callback(self._source.close)
-            if self.bundle.path != Path(host.cleanup_records.bundle):  # the daemon's fd 2
+            if self.bundle.path != Path(host.bundle):  # the daemon's fd 2 is that one's
                 self._log_fifo.open()
             undo.callback(self._log_fifo.close)
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             undo.callback(
                 bundle.remove_files,
-                bundle.write_shim_files(host.address, host.cleanup_records.bundle),
+                bundle.write_shim_files(host.address, self._cleanup_records.bundle),
             )
-            undo.callback(host.cleanup_records.remove, self.id)
+            undo.callback(self._cleanup_records.remove, self.id)
             if request.rootfs:
                 make_directory(bundle.rootfs, 0o711, exist_ok=True)
                 undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
@@ -315,7 +329,7 @@ class Container:
             await process.dispose()
             self.bundle.remove_exec_files(process.id)
         self.execs.clear()
-        self._host.cleanup_records.remove(self.id)
+        self._cleanup_records.remove(self.id)
         self._events.deleted(exit_)
         self._source.close()
         self._log_fifo.close()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim import log
-from shim.container.cleanup_records import CleanupRecords
+from shim.container.reservations import Reservations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Host:
     """``limit`` bounds one runtime command, in seconds.
 
-    ``cleanup_records`` are for the ``delete`` that runs after this daemon's death.
-    ``address`` is where the daemon listens; "" writes no address into the bundles.
+    ``reservations`` are those of ``start``.  ``bundle`` is that of the container for which
+    the daemon was started.  ``address`` is where the daemon listens; "" writes no address
+    into the bundles.
     ``ended_is_killed`` is for CRI-O: its stop fails if the reply to a SIGTERM or SIGKILL
     for an exited container is NOT_FOUND, and Kata replies success.  containerd and
     Docker need the NOT_FOUND.
@@ -33,7 +34,8 @@ class Host:
     publisher: Publisher
     nursery: trio.Nursery
     limit: float
-    cleanup_records: CleanupRecords = field(default_factory=CleanupRecords)
+    reservations: Reservations = field(default_factory=Reservations)
+    bundle: str = ""
     address: str = ""
     ended_is_killed: bool = False
 

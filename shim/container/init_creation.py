@@ -20,6 +20,7 @@ from shim.runc.driver import ForeignContainerError
 if TYPE_CHECKING:
     from shim.container.bundle import Bundle, Config
     from shim.container.cgroup import ContainerCgroup
+    from shim.container.cleanup_records import CleanupRecords
     from shim.container.host import Host
     from shim.container.options import Options
     from shim.container.process import Process
@@ -33,7 +34,8 @@ UNDO = 10.0
 class InitCreation:
     """The creation of ``init``, the init process of the container ``id_``.
 
-    ``group`` finds the container's cgroup during the creation.
+    ``group`` finds the container's cgroup during the creation; ``cleanup_records`` are for
+    the ``delete`` that runs after the daemon's death.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class InitCreation:
         config: Config,
         options: Options,
         group: ContainerCgroup,
+        cleanup_records: CleanupRecords,
     ) -> None:
         self._id = id_
         self._bundle = bundle
@@ -55,6 +58,7 @@ class InitCreation:
         self._config = config
         self._options = options
         self._group = group
+        self._cleanup_records = cleanup_records
 
     async def create(self) -> None:
         """Run the runtime's create.
@@ -145,4 +149,4 @@ class InitCreation:
             cgroup_names_of(self._group.cgroup),
             self._config.own_pid_namespace,
         )
-        self._host.cleanup_records.write(record)
+        self._cleanup_records.write(record)

@@ -49,6 +49,7 @@ class Options:
     systemd_cgroup: bool = False
     criu_image_path: str = ""
     criu_work_path: str = ""
+    share: str = ""  # no runc option: only start reads it, see shim.hostfile
 
     @classmethod
     def decode(cls, message: AnyMessage | None) -> Options:
@@ -62,7 +63,10 @@ class Options:
             case names.RUNC_OPTIONS:
                 options = options_pb2.Options()
                 _parse(options, message.value)
-                return cls(**{f.name: getattr(options, f.name) for f in fields(cls)})
+                known = [
+                    f.name for f in fields(cls) if f.name in options.DESCRIPTOR.fields_by_name
+                ]
+                return cls(**{name: getattr(options, name) for name in known})
             case names.GENERIC_OPTIONS:
                 generic = runtimeoptions_pb2.Options()
                 _parse(generic, message.value)
@@ -85,7 +89,7 @@ class Options:
 
     @classmethod
     def from_toml(cls, text: str) -> Options:
-        """Read keys such as ``BinaryName``; ignore unknown keys.
+        """Read keys such as ``BinaryName``; ignore unknown keys.  ``Share`` may be a number.
 
         :raises InvalidError: the text is not TOML, or a value is of a wrong type.
         """
@@ -95,6 +99,8 @@ class Options:
             table = tomllib.loads(text)
         except (ValueError, RecursionError) as exc:
             raise InvalidError(f"runtime options are not TOML: {exc}") from None
+        if type(table.get("Share")) is int:
+            table["Share"] = str(table["Share"])
         return cls(**_checked(table, {_toml_key(f.name): f.name for f in fields(cls)}))
 
     @classmethod

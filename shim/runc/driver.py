@@ -94,6 +94,18 @@ def _environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
 
 
+def environ_in(directory: str, first: str) -> dict[str, str]:
+    """Return the environment of the runtime commands of the container in ``directory``.
+
+    A manager's shell sets PWD to the bundle where it runs ``start``.  In the environment
+    of a daemon it is ``first``, the bundle of the first container.
+    """
+    environ = _environ()
+    if environ.get("PWD") == first:
+        environ["PWD"] = directory
+    return environ
+
+
 @dataclass(frozen=True)
 class Runc:
     """A runtime and the reaper that runs it.

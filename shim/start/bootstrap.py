@@ -27,7 +27,8 @@ from shim.runc.driver import LIMIT
 from shim.start import launcher
 from shim.start.caller import Caller
 from shim.start.daemonize import detach, set_attributes
-from shim.start.podsocket import bind, encode_answer, remove_listener
+from shim.start.podsocket import bind, encode_answer
+from shim.start.sharing import Origin, sharing_of
 from shim.text import explain
 
 if TYPE_CHECKING:
@@ -72,18 +73,25 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
     )
 
 
-def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoReturn:
+def become_daemon(
+    invocation: Invocation, title: str, caller: Caller, server: str | None = None
+) -> NoReturn:
     """In a forked process: become the daemon for the bundle in the working directory.
 
-    If a shim already serves the pod, send the caller its address and exit.  After an
-    error, send the caller one line and exit with status 1.
+    If a shim already serves the container, send the caller its address and exit.  After
+    an error, send the caller one line and exit with status 1.  ``server`` is the name of the
+    fork server's socket if this process is its child.
     """
     status = 1
     answered = False
     try:
-        address, listener, version = bind(invocation)
-        answer = encode_answer(invocation, address, version)
-        if listener is None:
+        if server is None:
+            origin = Origin.of_process(caller.manager, title)
+        else:
+            origin = Origin.of_child(caller.manager, title, server)
+        place = bind(invocation, origin)
+        answer = encode_answer(invocation, place.address, place.version)
+        if place.listener is None:
             caller.answer(answer)
         else:
             settings = daemon.Settings(
@@ -91,15 +99,16 @@ def become_daemon(invocation: Invocation, title: str, caller: Caller) -> NoRetur
                 id=invocation.id,
                 bundle=os.getcwd(),  # noqa: PTH109 - the value is a plain string
                 ttrpc_address=invocation.ttrpc_address,
-                address=address,
+                address=place.bound,
                 limit=invocation.runtime_timeout or LIMIT,
                 ended_is_killed=not invocation.grpc_address,  # only CRI-O gives no address
+                first=place.first,
             )
             try:
-                serving, caller = detach(invocation, listener, caller)
+                serving, caller = detach(invocation, place.listener, caller)
                 set_attributes(invocation, caller.manager, title)
             except BaseException:
-                remove_listener(listener, address)
+                place.close()
                 raise
 
             async def ready(task_status: trio.TaskStatus[None]) -> bool:
@@ -132,6 +141,10 @@ def warm_up(invocation: Invocation) -> None:
     )
     address = sockets.socket_address("/run", "warmup", config.group or invocation.id)
     encode_answer(invocation, address, 3)
+    with suppress(ShimError):
+        origin = Origin.of_child(os.getpid(), "warmup", "warmup")
+        if (sharing := sharing_of(invocation, config, origin)) is not None:
+            sharing.address(0)
     Options.decode(invocation.options)
     with suppress(OSError):
         libc.disable_thp()  # the server has set this already

@@ -74,8 +74,11 @@ class SpareChild:
         return True
 
 
-def wait_for_call(sock: socket.socket) -> NoReturn:
-    """In a spare child: wait for a call and run it, or exit when the server ends."""
+def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
+    """In a spare child: wait for a call and run it, or exit when the server ends.
+
+    ``server`` is the name of the server's socket.
+    """
     _warm_up()
     words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
     sock.close()
@@ -84,7 +87,7 @@ def wait_for_call(sock: socket.socket) -> NoReturn:
         os._exit(0)
     pid, *argv = words.split(b"\0")
     status, *rest = fds
-    run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest))
+    run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), server)
 
 
 def _warm_up() -> None:
@@ -96,8 +99,11 @@ def _warm_up() -> None:
     delete.warm_up()
 
 
-def run_call(call: Call) -> NoReturn:
-    """In the child: take on the caller's attributes, run the call, answer and exit."""
+def run_call(call: Call, server: str) -> NoReturn:
+    """In the child: take on the caller's attributes, run the call, answer and exit.
+
+    ``server`` is the name of the server's socket.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     connection = socket.socket(fileno=call.status)
     if not _wait_for_go(connection):
@@ -112,7 +118,7 @@ def run_call(call: Call) -> NoReturn:
             os._exit(0)
         if call.argv[-1] == "start":
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
-            bootstrap.become_daemon(invocation, name, Caller(connection, manager))
+            bootstrap.become_daemon(invocation, name, Caller(connection, manager), server)
         with _captured_output() as captured:
             code = actions.run(name, call.argv[1:])
         output, errors = captured

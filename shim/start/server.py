@@ -48,6 +48,7 @@ class Server:
     def __init__(self, path: str, name: str) -> None:
         self._path = path
         self._name = name
+        self._identity = os.path.basename(path)  # noqa: PTH119 - a plain string
         self._daemons: set[int] = set()
         self._stamp = code_stamp()
         self._idle, _ = idle_time(os.environ)
@@ -219,7 +220,7 @@ class Server:
             return
         try:
             child = self._use_spare(call) or self._fork(
-                partial(run_call, call), caller=call.status
+                partial(run_call, call, self._identity), caller=call.status
             )
         except OSError as exc:
             connection.send(
@@ -245,7 +246,7 @@ class Server:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
                 unless_forked.enter_context(ours)
-                pid = self._fork(partial(wait_for_call, theirs), ours)
+                pid = self._fork(partial(wait_for_call, theirs, self._identity), ours)
                 unless_forked.pop_all()
                 self._spare = SpareChild(pid, ours)
             self._touch_pages()

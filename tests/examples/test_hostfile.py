@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from shim.container.options import Options
-from shim.hostfile import Output, parse
+from shim.hostfile import HostFile, Output, parse
 from shim.names import HOST_FILE
 from tests.examples.files import OPTIONS_FILE, text_of, with_choices
 
 
 def test_the_hosts_file_is_what_the_shim_reads() -> None:
     told = parse(text_of("trio-shim.toml").encode())
-    assert told == Output("spool", 64 << 20, 1 << 30, "/var/lib/trio-shim")
+    assert told == HostFile(Output("spool", 64 << 20, 1 << 30, "/var/lib/trio-shim"))
     assert f"Install it as {HOST_FILE}." in text_of("trio-shim.toml")
 
 
@@ -19,7 +19,7 @@ def test_each_policy_it_explains_is_one() -> None:
     for policy in ("block", "spool", "drop"):
         assert f"#   {policy}   " in text
         changed = text.replace('policy = "spool"', f'policy = "{policy}"')
-        assert parse(changed.encode()).policy == policy
+        assert parse(changed.encode()).output.policy == policy
     assert "block   the container blocks when its pipe is full (the default)" in text
     assert Output().policy == "block"
 

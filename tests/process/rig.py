@@ -174,13 +174,21 @@ class Rig:
         return rootfs
 
     def run_shim(
-        self, bundle: Path, *args: str, stdin: bytes = b"", timeout: float = 20
+        self,
+        bundle: Path,
+        *args: str,
+        stdin: bytes = b"",
+        timeout: float = 20,
+        wrap: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run the executable in ``bundle`` as a manager would, and wait for it."""
+        """Run the executable in ``bundle`` as a manager would, and wait for it.
+
+        ``wrap`` are a program and arguments that execute it.
+        """
         source = str(Path(__file__).parents[2])
         environ = {**os.environ, "TTRPC_ADDRESS": str(self.root / "events"), "PYTHONPATH": source}
         return subprocess.run(
-            [*SHIM, "-namespace", NAMESPACE, "-address", str(self.root / "manager"), *args],
+            [*wrap, *SHIM, "-namespace", NAMESPACE, "-address", str(self.root / "manager"), *args],
             input=stdin,
             capture_output=True,
             cwd=bundle,

@@ -105,7 +105,7 @@ def test_a_hub_of_another_user_is_not_used(tmp_path: Path) -> None:
 
 
 def test_a_starter_does_not_join_another_users_server(tmp_path: Path) -> None:
-    from shim.start.podsocket import _query_version
+    from shim.start.query import connect
 
     address = f"unix://{tmp_path}/s"
     with served_by(NOBODY, tmp_path / "s") as arrived:
@@ -116,5 +116,5 @@ def test_a_starter_does_not_join_another_users_server(tmp_path: Path) -> None:
     (tmp_path / "s").unlink()
     with served_by(NOBODY, tmp_path / "s") as arrived:
         with pytest.raises(InvalidError, match=f"served by user {NOBODY}"):
-            _query_version(address)
+            connect(address)
         assert os.read(arrived, 4096) == b""

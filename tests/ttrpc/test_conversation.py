@@ -293,7 +293,9 @@ FIELDS: dict[type[Message], str] = {
 @pytest.mark.parametrize("message", FIELDS, ids=lambda message: message.DESCRIPTOR.full_name)
 def test_the_fields_of_a_message_have_the_numbers_managers_use(message: type[Message]) -> None:
     wanted = {name: n for n, name in enumerate(FIELDS[message].split(), 1) if name != "-"}
-    assert {field.name: field.number for field in message.DESCRIPTOR.fields} == wanted
+    # This project's own fields are far from containerd's.
+    fields = [field for field in message.DESCRIPTOR.fields if field.number < 1000]
+    assert {field.name: field.number for field in fields} == wanted
 
 
 def test_a_services_methods_are_those_of_the_task_api() -> None:
