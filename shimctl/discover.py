@@ -13,6 +13,7 @@ for the files, the arguments and the name of the socket.
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import time
@@ -99,12 +100,12 @@ async def list_shims(
     """
     processes = _shim_processes()
     candidates = _in_directories(states)
-    known = {_path_of(found.address) for found in candidates}
-    candidates += [
-        Found("", "", f"unix://{path}")
-        for path in _sockets(Path(socket_dir))
-        if str(path) not in known
-    ]
+    # The socket of a shared daemon has a name for each of its pods.
+    known = {_file_at(_path_of(found.address)) for found in candidates}
+    for path in _sockets(Path(socket_dir)):
+        if (file := _file_at(str(path))) not in known:
+            known.add(file)
+            candidates.append(Found("", "", f"unix://{path}"))
     results: list[Found] = []
 
     async def ask(found: Found) -> None:
@@ -197,6 +198,15 @@ def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
         bundle = path.parent
         if address := find_address(bundle):
             yield Found("default", bundle.parent.name, address, str(bundle))
+
+
+def _file_at(path: str) -> tuple[int, int] | str:
+    """Return the device and the inode of the file at ``path``; the path if there is none."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return path
+    return info.st_dev, info.st_ino
 
 
 def _sockets(directory: Path) -> Iterator[Path]:

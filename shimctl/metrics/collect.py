@@ -89,10 +89,11 @@ async def collect(
         for found in await list_shims(states=states, timeout=timeout)
         if found.health is not Health.FOREIGN and namespace in ("", found.namespace)
     ]
-    served: dict[str, list[Found]] = {}
+    served: dict[str | int, list[Found]] = {}
     for found in shims:
         if found.address and (found.health is not Health.DEAD or found.exited is None):
-            served.setdefault(found.address, []).append(found)
+            # A shared daemon has several addresses.
+            served.setdefault(found.shim_pid or found.address, []).append(found)
     stats: dict[Found, Stats] = {}
     snapshot = Snapshot()
 

@@ -10,6 +10,7 @@ from shimctl.cli.app import declare
 from shimctl.cli.parameters import Where, format_option, output_options, search_options
 
 if TYPE_CHECKING:
+    from collections import Counter
     from datetime import datetime
 
     from shimctl.cli.output import Out
@@ -50,11 +51,13 @@ def command(
     r"""List containers.
 
     Names and images are those of the manager: of the CRI, nerdctl, Docker or shimctl.
-    Containers whose shim is dead, or does not answer, are always listed.  Filters with one
-    key are alternatives; those of several keys must all match.
+    Containers whose shim is dead, or does not answer, are always listed.  In the column
+    SHIM of -o wide a number in parentheses is that of the containers of the shim.
+    Filters with one key are alternatives; those of several keys must all match.
     A --format is a template as docker's: '{{.ID}}', '{{json .}}' or
     'table {{.ID}}\t{{.Names}}'.
     """
+    from collections import Counter
     from datetime import UTC, datetime
 
     from shimctl.cli import render
@@ -80,24 +83,27 @@ def command(
         documents = (listed(row, now, whole=no_trunc) for row in rows)
         out.text(wanted.render(documents, lambda value: render.as_json(value, indent=None)))
     else:
-        cells = [_cells(row, now, whole=no_trunc or out.wide) for row in rows]
+        served = Counter(found.shim_pid for found in shims)
+        cells = [_cells(row, now, served, whole=no_trunc or out.wide) for row in rows]
         elastic = () if no_trunc else _ELASTIC
         values = [row.values() for row in rows]
         out.show_table(values, HEADERS, cells, wide=_WIDE, elastic=elastic)
 
 
-def _cells(row: Row, now: datetime, *, whole: bool) -> tuple[object, ...]:
+def _cells(row: Row, now: datetime, served: Counter[int], *, whole: bool) -> tuple[object, ...]:
     from shimctl import units
     from shimctl.cli import render
     from shimctl.listing.fields import COMMAND, shortened
 
     found, origin = row.found, row.origin
     started = row.started_at or row.created_at
+    count = served[found.shim_pid]
+    shim = f"{found.shim_pid} ({count})" if count > 1 else found.shim_pid
     age = units.duration((now - started).total_seconds()) if started else None
     return (
         *(found.namespace, found.id if whole else row.id, origin.name or None),
         *(origin.image or None, shortened(" ".join(row.command), 0 if whole else COMMAND)),
         *(age, render.status(row.status(now)), found.pid or None),
-        *(row.runtime or None, found.shim_pid or None, found.bundle or found.address),
+        *(row.runtime or None, shim if found.shim_pid else None, found.bundle or found.address),
         *(found.address, "shimctl" if found.managed else None, found.detail),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shim import names
 from shim.errors import ShimError
+from shim.linux.files import read_whole
 from shim.version import VERSION
 from shimctl.client import connect
 from shimctl.discover import Found, Health, list_shims
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 _AREA = "shims"
 ANSWER = 1.0  # s for a shim's answer
 _SHOWN = 20  # the most shims that are named
+_CONFIG = 64 << 20  # the most bytes of config.json that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +59,15 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
         silent.append(judge_silent(found, await stack.stack_of(found.shim_pid)))
 
     async with trio.open_nursery() as nursery:
-        # Containers of one pod have one shim.
-        for found in {found.address: found for found in up}.values():
+        # Containers of one pod have one shim, and so can others.
+        for found in {found.shim_pid or found.address: found for found in up}.values():
             nursery.start_soon(ask, found)
         for found in {f.address: f for f in shims if f.health is Health.SILENT}.values():
             nursery.start_soon(look, found)
     rest = [found for found in shims if found.health in (Health.DEAD, Health.FOREIGN)]
     return [
         *judge_builds(builds),
+        *judge_shared(up),
         *sorted(silent, key=lambda finding: finding.subject)[:_SHOWN],
         *judge_dead(rest),
     ]
@@ -88,6 +93,23 @@ def judge_builds(builds: Counter[Build]) -> list[Finding]:
         else:
             found.append(Finding(_AREA, name, Level.OK, text))
     return found
+
+
+def judge_shared(shims: Iterable[Found]) -> list[Finding]:
+    """Name the shims that serve several pods, or several containers without a pod."""
+    served: dict[int, list[str]] = {}
+    for found in shims:
+        if found.shim_pid and found.bundle:
+            served.setdefault(found.shim_pid, []).append(_pod_of(found.bundle) or found.id)
+    shared = {pid: len(groups) for pid, groups in served.items() if len(set(groups)) > 1}
+    if not shared:
+        return []
+    pid, most = max(shared.items(), key=lambda item: item[1])
+    text = (
+        f"{len(shared)} serve {sum(shared.values())} containers (setting share); "
+        f"the death of pid {pid} would end {most} of them"
+    )
+    return [Finding(_AREA, "shared", Level.NOTE, text)]
 
 
 def judge_silent(found: Found, seen: stack.Stack) -> Finding:
@@ -127,3 +149,13 @@ def judge_dead(shims: Iterable[Found]) -> list[Finding]:
 
 def _name(found: Found) -> str:
     return f"{found.namespace}/{found.id}" if found.id else found.address.removeprefix("unix://")
+
+
+def _pod_of(bundle: str) -> str:
+    """Return the id of the pod of a container, "" without one or without a config.json."""
+    try:
+        config = json.loads(read_whole(f"{bundle}/config.json", _CONFIG))
+        annotations = config.get("annotations") or {}
+        return next((str(annotations[name]) for name in names.GROUPS if name in annotations), "")
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        return ""

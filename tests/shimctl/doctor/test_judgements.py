@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 
 from shim.linux.mountinfo import parse
 from shim.version import VERSION
-from shimctl.host.doctor import Finding, Level, Report, configuration, machine, places, programs
+from shimctl.discover import Found
+from shimctl.host.doctor import (
+    Finding,
+    Level,
+    Report,
+    configuration,
+    machine,
+    places,
+    programs,
+    shims,
+)
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
@@ -221,3 +232,24 @@ def test_files_below_another_root_are_read_and_a_fifo_is_no_file(tmp_path: Path)
         ("/etc/containerd/config.toml", Level.BROKEN),
         ("/etc/docker/daemon.json", Level.BROKEN),
     ]
+
+
+def test_shims_that_serve_more_than_one_pod_are_named_and_the_greatest_loss(
+    tmp_path: Path,
+) -> None:
+    def found(id_: str, shim_pid: int, pod: str = "") -> Found:
+        bundle = tmp_path / id_
+        bundle.mkdir()
+        annotations = {"io.kubernetes.cri.sandbox-id": pod} if pod else {}
+        (bundle / "config.json").write_text(json.dumps({"annotations": annotations}))
+        return Found("ns", id_, "unix:///s", str(bundle), shim_pid=shim_pid)
+
+    pods = [found("a", 7, "a"), found("b", 7, "a"), found("c", 8)]
+    assert shims.judge_shared(pods) == []
+    (one,) = shims.judge_shared([*pods, found("d", 8), found("e", 9), found("f", 8, "f")])
+    assert one.level is Level.NOTE
+    assert "1 serve 3 containers" in one.text
+    assert "the death of pid 8 would end 3 of them" in one.text
+    (bundle,) = tmp_path.glob("d")
+    (bundle / "config.json").write_text("{")
+    assert len(shims.judge_shared([Found("ns", "d", "x", str(bundle), shim_pid=1)] * 2)) == 0
