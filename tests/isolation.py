@@ -9,6 +9,9 @@ A worker has its own
   a shim take it for the root of the hierarchy;
 - directory /var/lib/trio-shim, where spools and images are by default.
 
+With SHIM_TEST_SHARE=namespace, or another value of the setting ``share``, its shims read
+that setting from a file in its /run, unless a test names another file.
+
 Loop devices, /tmp and the kernel's log remain the host's.
 
 Three processes: the outer one stays in the host's namespaces, makes the cgroups and removes
@@ -57,6 +60,7 @@ _FEWEST = ("--mount", "--pid")
 _LEAF = "worker"
 _MOUNTED = "/sys/fs/cgroup"
 _INNER = "--inner"
+_HOST_FILE = "/run/trio-shim.toml"
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from tests.isolation import main; main()"
 )
@@ -269,6 +273,9 @@ def inner(state: str, command: list[str], *, isolated: bool) -> int:
     Path("/run/lock").chmod(0o1777)
     Path(STATE).mkdir(parents=True, exist_ok=True)
     libc.mount(state, STATE, "", _MS_BIND)
+    if share := os.environ.get("SHIM_TEST_SHARE"):
+        Path(_HOST_FILE).write_text(f'share = "{share}"\n')
+        os.environ["TRIO_SHIM_CONFIG"] = _HOST_FILE
     if isolated:
         _raise_loopback()
         _mount_groups()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+_PYTEST = "PYTEST_CURRENT_TEST"
+
 
 @dataclass
 class Daemon:
@@ -52,6 +54,8 @@ class Daemon:
 
     def _spawn(self, argv: Sequence[str | Path], environ: Mapping[str, str]) -> None:
         """Run ``argv`` with ``environ`` and a separate directory for the fork server."""
+        # pytest's own variable differs between two runs of one manager.
+        inherited = {key: value for key, value in os.environ.items() if key != _PYTEST}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv,
@@ -59,7 +63,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 env={
-                    **os.environ,
+                    **inherited,
                     "TRIO_SHIM_FORKSERVER": "on",
                     "TRIO_SHIM_FORKSERVER_DIR": str(self.root / "f"),
                     **environ,
