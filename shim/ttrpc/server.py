@@ -72,7 +72,9 @@ __all__ = [
 # Running calls on one connection; each takes about 7 KB.  A manager has a Wait for each
 # process of a container, and one connection for each container.
 MAX_CALLS = 4096
-_CHUNK = 65536  # bytes; one read takes many requests
+# Bytes of one read.  A client that sends requests without a pause has some 100 answered in
+# its turn, which takes a millisecond; then the other connections have theirs.
+_CHUNK = 8192
 
 
 async def serve_connection(
