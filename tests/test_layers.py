@@ -45,6 +45,7 @@ PURE = [
     *(f"shimctl/gotemplate/{name}.py" for name in ("errors", "values", "lexing", "parsing")),
     *(f"shimctl/gotemplate/{name}.py" for name in ("running", "functions", "printf")),
     *(f"shimctl/listing/{name}.py" for name in ("origin", "row", "filters", "fields")),
+    "shimctl/listing/manager.py",
     "shimctl/listing/formatting.py",
 ]
 IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "signal"}
@@ -53,6 +54,7 @@ IMPURE = {"trio", "os", "socket", "time", "subprocess", "pathlib", "select", "si
 SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     *("shim.names", "shim.hostfile", "shim.start.identity"),
+    "shim.exit",  # what an exit record holds
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.events.encoding",  # the format of the journal, which shimctl reads
     "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted

@@ -58,7 +58,7 @@ BEHIND = 1 << 20  # unread bytes that the kernel keeps for a member
 _LAST_WORD = 1 << 16  # more bytes of buffer, for the message CUT
 _SO_SNDBUFFORCE = 32  # Source: asm-generic/socket.h; Python has no name for it
 _REUNION = 1  # s for the members of a dead hub to connect to the next one
-LOCK, _SOCKET = "attach.lock", "attach.sock"
+LOCK, SOCKET = "attach.lock", "attach.sock"
 
 Size = tuple[int, int]  # width and height, in characters
 
@@ -344,7 +344,7 @@ async def open_hub(
 def _listening(place: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.setblocking(False)
-        path = place / _SOCKET
+        path = place / SOCKET
         path.unlink(missing_ok=True)  # the socket of a dead hub: we hold the lock
         umask = os.umask(0o177)
         try:
@@ -364,6 +364,6 @@ def _named(place: Path) -> Iterator[str]:
     """Give a short path of the socket, through an fd: bundles have long paths."""
     fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{_SOCKET}"
+        yield f"/proc/self/fd/{fd}/{SOCKET}"
     finally:
         os.close(fd)

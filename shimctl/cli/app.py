@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 # The commands in the order of ``shimctl --help``, by the section that lists them.
 SECTIONS = {
     "Containers": (
-        *("run", "create", "start", "stop", "kill", "wait", "pause", "resume", "update"),
+        *(
+            "run",
+            "create",
+            "start",
+            "stop",
+            "restart",
+            "kill",
+            "wait",
+            "pause",
+            "resume",
+            "update",
+        ),
         *("delete", "rm", "checkpoint", "restore", "cp"),
     ),
     "Listing": ("ps", "inspect", "state", "stats", "top"),

@@ -277,3 +277,19 @@ def several_ids(function: Function[T]) -> Function[T]:
         required=True,
         help="The containers' ids, or beginnings of hexadecimal ids.",
     )(function)
+
+
+def stop_options(function: Function[T]) -> Function[T]:
+    """Declare ``-s`` and ``-t``; the function gets them as ``signal`` and ``grace``, or None."""
+    function = click.option(
+        *("-t", "--time", "grace"),
+        type=GRACE,
+        metavar="SECONDS",
+        help="The time between the signal and SIGKILL (default: the container's, or 10).",
+    )(function)
+    return click.option(
+        *("-s", "--signal"),
+        type=SIGNAL,
+        metavar="SIGNAL",
+        help="The first signal, by name or number (default: the container's, or TERM).",
+    )(function)

@@ -83,6 +83,15 @@ def open_init(container: str, namespace: str, bundle: str | Path) -> Iterator[In
         os.close(pidfd)
 
 
+def is_running(container: str, namespace: str, bundle: str | Path) -> bool:
+    """Return whether :func:`open_init` finds the init process of the container."""
+    try:
+        with open_init(container, namespace, bundle):
+            return True
+    except WrongStateError:
+        return False
+
+
 def _recorded(container: str, namespace: str, bundle: Path) -> tuple[int, int | None]:
     """Return the pid, 0 if none is known, and the start time in clock ticks, if it is known."""
     root = _read(bundle / "options.json").get("root")

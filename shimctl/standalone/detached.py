@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 POLICIES = ("block", "spool", "drop")
 SIZE = (80, 24)  # of a terminal without a client
-_LOG = "output.log"
+LOG = "output.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ def _stdio(work: Path, wanted: Detached, fifos: Stdio) -> Stdio:
         return fifos
     if wanted.log is not None:
         address = address_of_file(os.fsencode(wanted.log.absolute()))
+        log_in(work).unlink(missing_ok=True)  # that of an earlier run
         log_in(work).symlink_to(wanted.log.absolute())
     else:
         address = logger_address(log_in(work), wanted.limit)
@@ -73,7 +74,7 @@ def _stdio(work: Path, wanted: Detached, fifos: Stdio) -> Stdio:
 
 def log_in(work: Path) -> Path:
     """Return the path of the container's log: the file, or a link to the file of --log."""
-    return work / _LOG
+    return work / LOG
 
 
 def logger_address(path: Path, limit: int = logger.LIMIT) -> str:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from shim.errors import NotFoundError, ShimError
 from shim.outputaddress import parse_address
 from shimctl.directories import listed
+from shimctl.listing.manager import Manager, show_log
 from shimctl.standalone.detached import log_in
 from shimctl.standalone.logs import RAW
 from shimctl.standalone.workdir import read_config
@@ -99,15 +100,15 @@ def locate_foreign(
             notes.get(f"{_CRIO}ContainerType"),
         ):
             raise NotFoundError(f"{container} has no log: it is the sandbox of a pod")
-        path, command = _cri_log(bundle, notes), f"crictl logs {container}"
+        path, command = _cri_log(bundle, notes), show_log(Manager.KUBERNETES, namespace, container)
         form = "cri"
     elif "nerdctl/state-dir" in notes:
         path, driver = _nerdctl_log(container, Path(notes["nerdctl/state-dir"]))
         where = where if driver == "json-file" else f"its log driver is {driver}"
-        command, form = f"nerdctl -n {namespace} logs {container}", "json"
+        command, form = show_log(Manager.NERDCTL, namespace, container), "json"
     elif namespace == "moby":
         path = _docker_log(container, config)
-        command, form = f"docker logs {container}", "json"
+        command, form = show_log(Manager.DOCKER, namespace, container), "json"
     elif not stdio.stdout:
         raise NotFoundError(f"{container} has no log: its output goes to /dev/null")
     else:

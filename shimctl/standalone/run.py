@@ -14,6 +14,7 @@ import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -35,14 +36,15 @@ from shimctl.ending import end
 from shimctl.execfifos import open_directory
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.options import make_message
-from shimctl.standalone import detached, logger, workdir
+from shimctl.standalone import detached, logger, runlock, workdir
 from shimctl.standalone.detached import Detached, open_detached
 from shimctl.standalone.execs import new_exec_id
 from shimctl.standalone.removal import dispose as dispose
+from shimctl.standalone.runlock import Part
+from shimctl.standalone.settings import Settings, mounts_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from shim.api.mount_pb2 import Mount
     from shimctl.client import Shim, Task
@@ -70,6 +72,7 @@ class Run:
     binary: str = ""  # the OCI runtime; empty for the shim's default, runc
     checkpoint: Path | None = None  # an image to restore
     work_path: Path | None = None  # the directory of criu's log for a restore
+    remove: bool = False  # at its end, though it is detached
     events: Path | None = None  # the socket for events, in place of the default
     config: dict[str, Any] | None = None  # of an image
     rootfs: Callable[[Path], Sequence[Mount]] | None = None
@@ -100,18 +103,31 @@ def _policy(wanted: Run, *, attached: bool, terminal: bool) -> str:
     if attached:
         usual = "spool" if terminal and wanted.detach_keys else ""
     else:
-        usual = "spool" if _detached(wanted).through_fifos else ""
+        stdio = Detached(wanted.interactive, terminal, wanted.log, policy=wanted.policy)
+        usual = "spool" if stdio.through_fifos else ""
     return wanted.policy or usual
 
 
-def _detached(wanted: Run) -> Detached:
-    return Detached(
-        interactive=wanted.interactive,
-        terminal=bool(wanted.terminal),
-        log=wanted.log,
-        limit=wanted.log_limit,
-        policy=wanted.policy,
+def _keep(wanted: Run, work: Path, rootfs: Sequence[Mount], *, attached: bool) -> Settings:
+    """Write the settings with which the container can be run again; return them.
+
+    An attached one then runs without its client.
+    """
+    terminal = bool(workdir.read_config(work)["process"].get("terminal"))
+    kept = Settings(
+        runtime=find_runtime(wanted.runtime),
+        binary=wanted.binary,
+        interactive=terminal if attached else wanted.interactive,
+        terminal=terminal,
+        log=str(wanted.log.absolute()) if wanted.log else "",
+        log_limit=wanted.log_limit,
+        policy=_policy(wanted, attached=True, terminal=terminal) if attached else wanted.policy,
+        debug=wanted.debug,
+        remove=wanted.remove,
+        rootfs=mounts_of(rootfs),
     )
+    kept.write(work)
+    return kept
 
 
 async def run_attached(wanted: Run) -> Exited | None:
@@ -123,36 +139,46 @@ async def run_attached(wanted: Run) -> Exited | None:
     exited, left = None, False
     async with open_signals() as signals:
         work = prepare(wanted, attached=True)
-        config = workdir.read_config(work)
-        terminal = bool(config["process"].get("terminal"))
+        terminal = bool(workdir.read_config(work)["process"].get("terminal"))
         # As docker: without -i a terminal gets no input from a pipe or a file.
         stdin = not terminal or wanted.interactive or os.isatty(0)
-        try:
-            check_input(stdin=wanted.interactive, terminal=terminal)
-            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
-            async with _launched(wanted, work, attached=True) as shim:
-                with open_pipes(work, stdin=True, terminal=terminal) as pipes:
-                    await shim.create(
-                        wanted.container,
-                        str(work),
-                        stdio=pipes.stdio,
-                        rootfs=rootfs,
-                        options=_options(wanted),
-                    )
-                    task = shim.task(wanted.container)
-                    await task.start()
-                    exited = await attach(
-                        *(task, pipes, signals),
-                        keys=wanted.detach_keys,
-                        place=work,
-                        stdin=stdin,
-                    )
-                    pipes.keep = left = exited is None
-        finally:
-            if not left:
-                with trio.move_on_after(CLEANUP, shield=True):
-                    await dispose(work, wanted.container, wanted.namespace)
+        with runlock.held(work, Part.FOREGROUND):
+            try:
+                check_input(stdin=wanted.interactive, terminal=terminal)
+                rootfs = wanted.rootfs(work) if wanted.rootfs else ()
+                kept = _keep(wanted, work, rootfs, attached=True)
+                async with _launched(
+                    work, wanted.container, wanted.namespace, kept, _events_of(wanted)
+                ) as shim:
+                    with open_pipes(work, stdin=True, terminal=terminal) as pipes:
+                        await shim.create(
+                            wanted.container,
+                            str(work),
+                            stdio=pipes.stdio,
+                            rootfs=rootfs,
+                            options=_options(wanted.binary, wanted.work_path),
+                        )
+                        task = shim.task(wanted.container)
+                        await task.start()
+                        exited = await attach(
+                            *(task, pipes, signals),
+                            keys=wanted.detach_keys,
+                            place=work,
+                            stdin=stdin,
+                        )
+                        pipes.keep = left = exited is None
+            finally:
+                if not left:
+                    with trio.move_on_after(CLEANUP, shield=True):
+                        await dispose(work, wanted.container, wanted.namespace)
     return exited
+
+
+def _events_of(wanted: Run) -> str | Path | None:
+    if wanted.events is None and not can_connect(f"unix://{workdir.events_socket()}"):
+        # Some shims delay their exit for seconds while they cannot deliver events.
+        return ""
+    return wanted.events
 
 
 async def run_detached(wanted: Run, *, start: bool = True) -> int:
@@ -164,58 +190,90 @@ async def run_detached(wanted: Run, *, start: bool = True) -> int:
     async with open_signals():
         work = prepare(wanted, attached=False)
         try:
-            rootfs = wanted.rootfs(work) if wanted.rootfs else ()
-            async with _launched(wanted, work, attached=False) as shim:
-                with open_detached(work, _detached(wanted)) as stdio:
-                    pid = await shim.create(
-                        wanted.container,
-                        str(work),
-                        stdio=stdio,
-                        rootfs=rootfs,
-                        checkpoint=str(wanted.checkpoint.absolute()) if wanted.checkpoint else "",
-                        options=_options(wanted),
-                    )
-                    task = shim.task(wanted.container)
-                    if stdio.terminal:
-                        with suppress(ShimError):  # some shims cannot resize before Start
-                            await task.resize(*detached.SIZE)
-                    return await task.start() if start else pid
+            with runlock.held(work, Part.CHANGE):
+                rootfs = wanted.rootfs(work) if wanted.rootfs else ()
+                kept = _keep(wanted, work, rootfs, attached=False)
+                return await start_detached(
+                    *(work, wanted.container, wanted.namespace, kept),
+                    start=start,
+                    events=wanted.events,
+                    checkpoint=wanted.checkpoint,
+                    work_path=wanted.work_path,
+                )
         except BaseException:
             with trio.move_on_after(CLEANUP, shield=True):
                 await dispose(work, wanted.container, wanted.namespace)
             raise
 
 
-def _options(wanted: Run) -> AnyMessage | None:
-    if not wanted.binary and not wanted.work_path:
+async def start_detached(
+    work: Path,
+    container: str,
+    namespace: str,
+    kept: Settings,
+    *,
+    start: bool = True,
+    events: Path | None = None,
+    checkpoint: Path | None = None,
+    work_path: Path | None = None,
+) -> int:
+    """Launch a shim for the container in ``work`` and run it there; return its pid.
+
+    The caller holds the lock of the change, and undoes the steps after a failure.
+    ``checkpoint`` is an image to restore, ``work_path`` the directory for criu's log.
+    """
+    wanted = Detached(
+        interactive=kept.interactive,
+        terminal=kept.terminal,
+        log=Path(kept.log) if kept.log else None,
+        limit=kept.log_limit,
+        policy=kept.policy,
+    )
+    async with _launched(work, container, namespace, kept, events) as shim:
+        with open_detached(work, wanted) as stdio:
+            pid = await shim.create(
+                container,
+                str(work),
+                stdio=stdio,
+                rootfs=[mount.message() for mount in kept.rootfs],
+                checkpoint=str(checkpoint.absolute()) if checkpoint else "",
+                options=_options(kept.binary, work_path),
+            )
+            task = shim.task(container)
+            if stdio.terminal:
+                with suppress(ShimError):  # some shims cannot resize before Start
+                    await task.resize(*detached.SIZE)
+            return await task.start() if start else pid
+
+
+def _options(binary: str, work_path: Path | None) -> AnyMessage | None:
+    if not binary and not work_path:
         return None
     options = make_message(
         Options,
-        binary_name=wanted.binary,
-        criu_work_path=str(wanted.work_path.absolute()) if wanted.work_path else "",
+        binary_name=binary,
+        criu_work_path=str(work_path.absolute()) if work_path else "",
     )
     return AnyMessage(type_url=Options.DESCRIPTOR.full_name, value=options.SerializeToString())
 
 
 @asynccontextmanager
-async def _launched(wanted: Run, work: Path, *, attached: bool) -> AsyncIterator[Shim]:
+async def _launched(
+    work: Path, container: str, namespace: str, kept: Settings, events: str | Path | None
+) -> AsyncIterator[Shim]:
     """Launch the shim and connect to it, and read its log, for the block."""
-    events: str | Path | None = wanted.events
-    if attached and events is None and not can_connect(f"unix://{workdir.events_socket()}"):
-        # Some shims delay their exit for seconds while they cannot deliver events.
-        events = ""
     launched = await launch(
         work,
-        wanted.container,
-        namespace=wanted.namespace,
-        runtime=wanted.runtime,
-        debug=wanted.debug,
+        container,
+        namespace=namespace,
+        runtime=kept.runtime,
+        debug=kept.debug,
         events=events,
     )
     with open_log(work) as log:
         async with (
-            background(partial(_follow, log, wanted.debug)),
-            connect(launched.address, namespace=wanted.namespace) as shim,
+            background(partial(_follow, log, kept.debug)),
+            connect(launched.address, namespace=namespace) as shim,
         ):
             yield shim
 

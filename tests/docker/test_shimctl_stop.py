@@ -22,10 +22,14 @@ SCENARIO = "Life, signals, limits"
 SCRIPT = "trap '' TERM; trap 'exit 3' USR1; touch /ready; while :; do sleep 0.05; done"
 
 
-def shimctl(docker: Docker, *argv: str) -> Any:
+def called(docker: Docker, *argv: str) -> subprocess.CompletedProcess[str]:
     state = str(docker.dockerd.root / "exec/containerd/daemon")
     command = [sys.executable, "-m", "shimctl", *argv, "--state", state, "-o", "json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def shimctl(docker: Docker, *argv: str) -> Any:
+    done = called(docker, *argv)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -52,3 +56,14 @@ def test_stop_waits_as_long_as_docker_was_told(docker: Docker) -> None:
     assert 2 <= time.monotonic() - start < 10
     assert (stopped["signal"], stopped["killed"]) == (signal.SIGTERM, True)
     assert docker.wait_exit(name) == 128 + 9
+
+
+def test_restart_names_the_command_of_docker_which_works(docker: Docker) -> None:
+    name, id_ = listener(docker)
+    before = docker.pid(name)
+    done = called(docker, "restart", id_)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+    assert f"use `docker restart {id_}`" in done.stderr
+    assert docker.pid(name) == before
+    docker.ok("restart", "-t", "0", id_)
+    assert docker.pid(name) != before

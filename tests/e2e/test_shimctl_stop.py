@@ -1,4 +1,4 @@
-"""``shimctl stop`` of containerd's containers: the signal is the image's."""
+"""``shimctl stop`` and ``start`` of containerd's containers, which containerd runs again."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ IMAGE = "docker.io/library/stops-by-usr1:latest"
 SCRIPT = "trap '' TERM; trap 'exit 3' USR1; touch /ready; while :; do sleep 0.05; done"
 
 
-def shimctl(ctr: Ctr, *argv: str) -> Any:
+def called(ctr: Ctr, *argv: str) -> subprocess.CompletedProcess[str]:
     daemon = ctr.containerd
     command = [sys.executable, "-m", "shimctl", *argv, "--state", str(daemon.root / "state")]
     environ = os.environ | {"CONTAINERD_ADDRESS": str(daemon.address)}
-    done = subprocess.run(
+    return subprocess.run(
         [*command, "-n", daemon.namespace, "-o", "json"],
         capture_output=True,
         text=True,
@@ -37,6 +37,10 @@ def shimctl(ctr: Ctr, *argv: str) -> Any:
         check=False,
         env=environ,
     )
+
+
+def shimctl(ctr: Ctr, *argv: str) -> Any:
+    done = called(ctr, *argv)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -64,3 +68,20 @@ def test_stop_sends_the_signal_of_the_option_first(ctr: Ctr) -> None:
     assert (stopped["signal"], stopped["killed"]) == (signal.SIGUSR1, False)
     ctr.wait_state(name, "STOPPED")
     assert ctr.delete(name) == 3
+
+
+def test_start_and_restart_name_the_commands_of_ctr_which_work(ctr: Ctr) -> None:
+    namespace = ctr.containerd.namespace
+    name = ctr.start("sh", "-c", "exit 4")
+    ctr.wait_state(name, "STOPPED")
+    delete, start = f"task delete {name}", f"task start -d {name}"
+    for verb, steps in (("start", (delete, start)), ("restart", (f"task kill {name}", delete))):
+        done = called(ctr, verb, name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+        assert "it is a container of another manager" in done.stderr
+        for step in steps:
+            assert f"`ctr -n {namespace} {step}`" in done.stderr
+    ctr(*delete.split())
+    ctr.ok(*start.split())
+    ctr.wait_state(name, "STOPPED")
+    assert ctr.delete(name) == 4

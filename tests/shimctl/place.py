@@ -92,6 +92,12 @@ class Place:
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
 
+    def done_with_errors(self, *argv: str | Path) -> str:
+        """Run a command that must succeed, whatever it prints on stderr; return its stdout."""
+        done = self.shimctl(*argv)
+        assert done.returncode == 0, done
+        return done.stdout
+
     def json(self, *argv: str | Path) -> Any:
         return json.loads(self.done(*argv, "-o", "json"))
 

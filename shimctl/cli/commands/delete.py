@@ -53,6 +53,7 @@ async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> 
 async def _check_ended(found: Found) -> None:
     from shim.errors import NotFoundError, TimedOutError, UnavailableError, WrongStateError
     from shimctl.cli.connected import open_found
+    from shimctl.host.initprocess import is_running
     from shimctl.values import Status
 
     try:
@@ -61,7 +62,7 @@ async def _check_ended(found: Found) -> None:
     except (UnavailableError, NotFoundError):
         if not found.managed:
             raise
-        if _init_runs(found):
+        if is_running(found.id, found.namespace, found.bundle):
             raise WrongStateError(f"{found.id} runs without its shim; use --force") from None
         return  # dispose() handles every other state
     except TimedOutError:
@@ -71,14 +72,3 @@ async def _check_ended(found: Found) -> None:
         ) from None
     if state.status not in (Status.STOPPED, Status.CREATED):
         raise WrongStateError(f"{found.id} is {state.status.value}; kill it first, or use --force")
-
-
-def _init_runs(found: Found) -> bool:
-    from shim.errors import WrongStateError
-    from shimctl.host.initprocess import open_init
-
-    try:
-        with open_init(found.id, found.namespace, found.bundle):
-            return True
-    except WrongStateError:
-        return False

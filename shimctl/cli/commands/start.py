@@ -1,4 +1,4 @@
-"""start: start created containers."""
+"""start: start created containers, and exited ones again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from shimctl.cli.parameters import Where, output_options, search_options, severa
 
 if TYPE_CHECKING:
     from shimctl.cli.output import Out
-    from shimctl.discover import Found
 
 
 @declare("start", example="shimctl start redis")
@@ -17,15 +16,16 @@ if TYPE_CHECKING:
 @search_options
 @output_options
 async def command(ids: tuple[str, ...], where: Where, out: Out) -> int:
-    """Start created containers.
+    """Start created containers, and exited ones again.
 
-    They are started in the order of the ids.
+    An exited container of `shimctl run` or `create` is run again as before, detached, with
+    the files that it wrote; its log is continued.  One of another manager is not: the
+    error names the command of that manager.  Several are started in the order of the ids.
     """
+    from shimctl.attach.session import open_signals
     from shimctl.cli.changing import change_each
-    from shimctl.cli.connected import open_found
+    from shimctl.cli.rerunning import start_found
 
-    async def start(found: Found) -> dict[str, object]:
-        async with open_found(found) as task:
-            return {"pid": await task.start()}
-
-    return await change_each(ids, where, out, start, in_turn=True)
+    async with open_signals():
+        return await change_each(ids, where, out, start_found, in_turn=True)
+    raise AssertionError("open_signals raises when it ends the block")

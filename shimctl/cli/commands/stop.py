@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from shimctl.cli.app import declare
 from shimctl.cli.parameters import (
-    GRACE,
-    SIGNAL,
     Where,
     output_options,
     search_options,
     several_ids,
+    stop_options,
 )
 
 if TYPE_CHECKING:
@@ -22,18 +19,7 @@ if TYPE_CHECKING:
 
 @declare("stop", example="shimctl stop -t 30 redis web")
 @several_ids
-@click.option(
-    *("-s", "--signal"),
-    type=SIGNAL,
-    metavar="SIGNAL",
-    help="The first signal, by name or number (default: the container's, or TERM).",
-)
-@click.option(
-    *("-t", "--time", "grace"),
-    type=GRACE,
-    metavar="SECONDS",
-    help="The time between the signal and SIGKILL (default: the container's, or 10).",
-)
+@stop_options
 @search_options
 @output_options
 async def command(
