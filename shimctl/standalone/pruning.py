@@ -1,6 +1,7 @@
 """Find what no container needs any more, and remove it: all of it is ours, or of no manager.
 
-- An exited container of ``shimctl`` is removed as ``shimctl delete`` does.
+- An exited container of ``shimctl`` is removed as ``shimctl delete`` does, but not while a
+  process removes it already.
 - An image without a container and without a reference is removed from the image store.  It
   loses its reference when the source of it has another image.  One with a reference was
   prepared by that name, and is removed only if the caller wants that.
@@ -27,6 +28,7 @@ from shim.linux.sockets import can_connect
 from shimctl.discover import Health, list_shims
 from shimctl.images.store import Store
 from shimctl.standalone.removal import dispose
+from shimctl.standalone.unattended import is_being_removed, problem_of
 from shimctl.values import Status
 
 if TYPE_CHECKING:
@@ -59,7 +61,11 @@ async def leftovers(
     :raises OSError: the image store cannot be read.
     """
     shims = await list_shims(states=states)
-    ended = [found for found in shims if found.managed and _has_ended(found)]
+    ended = [
+        found
+        for found in shims
+        if found.managed and _has_ended(found) and not is_being_removed(Path(found.bundle))
+    ]
     return [*map(_container, ended), *_images(ended, named_images), *_sockets(shims)]
 
 
@@ -74,7 +80,8 @@ def _container(found: Found) -> Leftover:
         await dispose(Path(found.bundle), found.id, found.namespace, found.address)
 
     status = found.exited.exit_status if found.exited else "unknown"
-    return Leftover("container", f"{found.namespace}/{found.id}", f"exit status {status}", remove)
+    detail = "; ".join(filter(None, (f"exit status {status}", problem_of(Path(found.bundle)))))
+    return Leftover("container", f"{found.namespace}/{found.id}", detail, remove)
 
 
 def _images(ended: Sequence[Found], named: bool) -> list[Leftover]:

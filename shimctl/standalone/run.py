@@ -22,7 +22,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim import names
 from shim.api.options_pb2 import Options
-from shim.errors import ShimError
+from shim.errors import ShimError, WrongStateError
 from shim.linux.modes import write_file
 from shim.linux.sockets import can_connect
 from shim.scope import background
@@ -37,6 +37,7 @@ from shimctl.execfifos import open_directory
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime, launch, open_log
 from shimctl.options import make_message
 from shimctl.standalone import detached, logger, runlock, workdir
+from shimctl.standalone.autoremoval import start_monitor
 from shimctl.standalone.detached import Detached, open_detached
 from shimctl.standalone.execs import new_exec_id
 from shimctl.standalone.removal import dispose as dispose
@@ -167,11 +168,21 @@ async def run_attached(wanted: Run) -> Exited | None:
                             stdin=stdin,
                         )
                         pipes.keep = left = exited is None
+                        if left and kept.remove:
+                            await _hand_over(work, task, wanted.namespace, kept.runs)
             finally:
                 if not left:
                     with trio.move_on_after(CLEANUP, shield=True):
                         await dispose(work, wanted.container, wanted.namespace)
     return exited
+
+
+async def _hand_over(work: Path, task: Task, namespace: str, run: int) -> None:
+    """Start the monitor of a container that its client leaves; it may have exited since."""
+    try:
+        await start_monitor(work, task, namespace, run)
+    except WrongStateError:
+        await dispose(work, task.id, namespace)
 
 
 def _events_of(wanted: Run) -> str | Path | None:
@@ -243,6 +254,8 @@ async def start_detached(
             if stdio.terminal:
                 with suppress(ShimError):  # some shims cannot resize before Start
                     await task.resize(*detached.SIZE)
+            if kept.remove:
+                await start_monitor(work, task, namespace, kept.runs)
             return await task.start() if start else pid
 
 

@@ -26,8 +26,9 @@ async def command(everything: bool, state: tuple[str, ...], out: Out) -> int:
     report.  Exits with 0, with 1 if it has advice, and with 2 if something does not work.
     """
     from shimctl.host.doctor import examine
+    from shimctl.standalone import unattended
 
-    report = await examine(states=state)
+    report = await examine(states=state, more={unattended.AREA: unattended.check})
     out.show(
         {"version": report.version, "level": report.level, "findings": report.findings},
         lambda: _page(report, out, everything=everything),

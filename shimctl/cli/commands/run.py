@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 )
 @bundle_options
 @click.option("-d", "--detach", is_flag=True, help="Run it in the background, print its id.")
-@click.option("--rm", is_flag=True, help="Delete it at its end, as every run without -d does.")
+@click.option(
+    "--rm", is_flag=True, help="Delete it at its end, also with -d or after the detach keys."
+)
 @image_options
 @stdio_options
 @detach_keys_option
@@ -63,12 +65,10 @@ async def command(out: Out, **given: Any) -> int:
         raise InvalidError("--log needs --detach; without it the output goes to stdout")
     if options.log_limit is not None and not options.detach:
         raise InvalidError("--log-limit needs --detach; without it there is no log")
-    if options.rm and options.detach:
-        raise InvalidError("--rm excludes --detach; `shimctl rm` deletes the container later")
     keys = parse_keys(options.detach_keys)
     if options.events and options.detach:
         raise InvalidError("--events excludes --detach; use `shimctl events`")
-    wanted = await with_image(options, run_of(options))
+    wanted = replace(await with_image(options, run_of(options)), remove=options.rm)
     if options.detach:
         show_created(out, wanted, await run_detached(wanted))
         return 0
@@ -76,8 +76,6 @@ async def command(out: Out, **given: Any) -> int:
     exited = await (_run_with_events(wanted) if options.events else run_attached(wanted))
     if exited is None:
         print_detached(wanted.container)
-        if options.rm:
-            print("shimctl: it is not deleted at its end; use `shimctl rm`", file=sys.stderr)
         return 0
     return exited.exit_status
 

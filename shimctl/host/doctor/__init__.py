@@ -26,7 +26,7 @@ from shimctl.host.doctor import (
 from shimctl.host.doctor.finding import Finding, Level, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     Check = Callable[[], Awaitable[list[Finding]]]
@@ -36,11 +36,16 @@ __all__ = ["LIMIT", "Finding", "Level", "Report", "examine"]
 LIMIT = 8.0  # s for one check; they run at the same time
 
 
-async def examine(*, states: Sequence[str | Path] = (), root: str = "/") -> Report:
+async def examine(
+    *,
+    states: Sequence[str | Path] = (),
+    root: str = "/",
+    more: Mapping[str, Check] | None = None,
+) -> Report:
     """Run every check; return within some ten seconds.
 
     ``states`` are further state directories of containerd, ``root`` the directory below
-    which configuration files are read.
+    which configuration files are read.  ``more`` are further checks, by their area.
     """
     checks: dict[str, Check] = {
         "machine": partial(_in_thread, machine.check),
@@ -50,6 +55,7 @@ async def examine(*, states: Sequence[str | Path] = (), root: str = "/") -> Repo
         "directories": partial(_in_thread, places.check),
         "fork server": servers.check,
         "shims": partial(shims.check, states),
+        **(more or {}),
     }
     return await run_checks(checks)
 
