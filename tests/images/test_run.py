@@ -72,8 +72,7 @@ class Host:
     def left(self) -> list[str]:
         """What there still is of any container that was run here."""
         marks = (NAMESPACE, str(self.root))
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        left = [line for line in mounts if any(mark in line for mark in marks)]
+        left = tool.mounts_with(*marks)
         left += map(str, self.state.glob("*"))
         left += map(str, Path("/run/containerd/runc", NAMESPACE).glob("*"))
         left += map(str, Path("/sys/fs/cgroup").glob(f"*/shimctl.{NAMESPACE}*"))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api.task_grpc import TaskStub
+    from shim.api.task_pb2 import CreateTaskRequest
     from shim.cgroup.find import Cgroup
     from shim.child import Child
     from shim.reaper import Reaper
@@ -70,6 +71,19 @@ def _no_cgroup(pid: int) -> Cgroup:
     raise NotFoundError(f"process {pid} has no cgroup of its own")
 
 
+async def create_cancelled_at_adoption(request: CreateTaskRequest) -> int:
+    """Cancel a Create at the adoption of the init process; return that process's pid."""
+    scope = trio.CancelScope()
+    async with open_reaper() as reaper, trio.open_nursery() as nursery:
+        hasty: Any = _Hasty(reaper, scope)
+        host = Host(NAMESPACE, hasty, NullPublisher(), nursery, 30)
+        with scope:
+            await Container.create(request, host)
+        nursery.cancel_scope.cancel()
+    assert hasty.pid
+    return int(hasty.pid)
+
+
 @pytest.mark.usefixtures("subreaper")
 @pytest.mark.parametrize("has_cgroup", [True, False])
 async def test_a_create_given_up_at_its_very_end_leaves_nothing(
@@ -78,14 +92,8 @@ async def test_a_create_given_up_at_its_very_end_leaves_nothing(
     if not has_cgroup:
         monkeypatch.setattr("shim.container.cgroup.cgroup_of", _no_cgroup)
     bundle = rig.bundle("c1", "sleep", "1000")
-    scope = trio.CancelScope()
-    async with open_reaper() as reaper, trio.open_nursery() as nursery:
-        hasty: Any = _Hasty(reaper, scope)
-        host = Host(NAMESPACE, hasty, NullPublisher(), nursery, 30)
-        with scope:
-            await Container.create(rig.create_request(bundle), host)
-        nursery.cancel_scope.cancel()
-        assert not list(rig.runc_root.glob("*/*"))
+    await create_cancelled_at_adoption(rig.create_request(bundle))
+    assert not list(rig.runc_root.glob("*/*"))
 
 
 @pytest.mark.usefixtures("subreaper")
@@ -94,16 +102,8 @@ async def test_the_init_of_a_create_given_up_ends_though_the_runtime_cannot_dele
 ) -> None:
     broken = rig.wrapper("broken", 'case " $* " in *" delete "*) exit 1;; esac\nexec runc "$@"')
     bundle = rig.bundle("c1", "sleep", "1000")
-    scope = trio.CancelScope()
-    async with open_reaper() as reaper, trio.open_nursery() as nursery:
-        hasty: Any = _Hasty(reaper, scope)
-        host = Host(NAMESPACE, hasty, NullPublisher(), nursery, 30)
-        with scope:
-            options = rig.options(binary_name=broken)
-            await Container.create(rig.create_request(bundle, options=options), host)
-        nursery.cancel_scope.cancel()
-        assert hasty.pid
-        assert not alive(hasty.pid)
+    request = rig.create_request(bundle, options=rig.options(binary_name=broken))
+    assert not alive(await create_cancelled_at_adoption(request))
 
 
 @pytest.fixture(params=["before", "inside", "after"])

@@ -85,8 +85,7 @@ class Host:
     def left(self) -> list[str]:
         """What there still is of any container that was run here."""
         marks = (NAMESPACE, str(self.root))
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        left = [line for line in mounts if any(mark in line for mark in marks)]
+        left = tool.mounts_with(*marks)
         for process in psutil.process_iter(["cmdline", "status"]):
             line = " ".join(process.info["cmdline"] or ())
             if process.info["status"] != psutil.STATUS_ZOMBIE and NAMESPACE in line:

@@ -6,13 +6,13 @@ import io
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shimctl.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 PATIENCE = 60  # s for what should take a fraction of one
 
@@ -53,3 +53,9 @@ def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:
             code = exc.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def mounts_with(*marks: str) -> list[str]:
+    """Return the lines of the mount table that contain one of ``marks``."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if any(mark in line for mark in marks)]
