@@ -34,9 +34,17 @@ def events_socket() -> Path:
 
 
 def roots(states: Sequence[str | Path] = ()) -> list[str]:
-    """Return the state directories of containerd to search; CONTAINERD_STATE adds one."""
+    """Return the state directories of containerd to search; CONTAINERD_STATE adds one.
+
+    A directory with several names, such as /run/containerd and /var/run/containerd/, is
+    listed once.
+    """
     extra = os.environ.get("CONTAINERD_STATE")
-    return list(dict.fromkeys(map(str, (*STATES, *states, *([extra] if extra else [])))))
+    named = map(str, (*STATES, *states, *([extra] if extra else [])))
+    found: dict[str, str] = {}
+    for name in named:
+        found.setdefault(os.path.realpath(name), name)
+    return list(found.values())
 
 
 class Entry(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from shim.errors import InvalidError, NotFoundError, UnavailableError
@@ -30,10 +30,16 @@ async def open_found(found: Found) -> AsyncIterator[Task]:
 
     :raises UnavailableError: the container has no shim, or the connection fails.
     """
+    remedy = f"`shimctl delete -f {found.id}` ends it" if found.managed else "its manager ends it"
     if not found.address:
-        remedy = f"`shimctl delete -f {found.id}`" if found.managed else "its manager"
-        raise UnavailableError(f"{found.id} has no shim; {remedy} cleans up")
-    async with connect(found.address, namespace=found.namespace) as shim:
+        raise UnavailableError(f"{found.id} has no shim; {remedy}")
+    async with AsyncExitStack() as stack:
+        try:
+            shim = await stack.enter_async_context(
+                connect(found.address, namespace=found.namespace)
+            )
+        except UnavailableError as exc:
+            raise UnavailableError(f"the shim of {found.id} is dead: {exc}; {remedy}") from None
         yield shim.task(found.id)
 
 

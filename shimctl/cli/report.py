@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 
@@ -34,6 +35,8 @@ _MESSAGES = (
     (NOT_EXECUTABLE, ("permission denied", "is a directory", "exec format error")),
     (NOT_FOUND, ("no such file or directory",)),
 )
+# The message of a shim that could not run the runtime itself: ours, and containerd's.
+_NO_RUNTIME = re.compile("^oci runtime [a-z]+ failed: exec: |unable to retrieve oci runtime error")
 
 
 def only(exc: BaseException) -> BaseException:
@@ -95,7 +98,7 @@ def hint(exc: ShimError | OSError, container: str = "") -> str:
 def exit_code_for(message: str) -> int:
     """Return the exit code for a command that the runtime could not run."""
     lowered = message.lower()
-    if "exec" in lowered:
+    if "exec" in lowered and not _NO_RUNTIME.search(lowered):
         for code, messages in _MESSAGES:
             if any(known in lowered for known in messages):
                 return code

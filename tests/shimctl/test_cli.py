@@ -176,6 +176,17 @@ def test_a_run_whose_shim_does_not_start_leaves_nothing(
         ('exec: "/tmp": permission denied', 126),
         ('exec: "/tmp": is a directory', 126),
         ("exec /x: exec format error", 126),
+        ('OCI runtime create failed: exec: "nonesuch": executable file not found in $PATH', 125),
+        (
+            "OCI runtime create failed: unable to retrieve OCI runtime error (open log.json: no "
+            'such file or directory): exec: "nonesuch": executable file not found in $PATH',
+            125,
+        ),
+        (
+            "OCI runtime create failed: runc create failed: unable to start container process: "
+            'exec: "x": executable file not found in $PATH',
+            127,
+        ),
         ("no container 'x'; see `shimctl ps`", 125),
         ("permission denied", 125),
     ],

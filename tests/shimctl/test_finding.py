@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
+from shimctl.directories import BUNDLES
 from tests.shimctl.commands import COMMANDS
 from tests.shimctl.tool import called
 
@@ -150,3 +152,40 @@ def test_a_mistyped_signal_sends_none_to_the_containers_before_it(state: Path, w
     done = called("kill", "unlike-any-other", word)
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr == f"shimctl: there is no signal {word!r}; `kill -l` lists them\n"
+
+
+def make_bundle(state: Path, name: str) -> Path:
+    """Make the bundle of a manager's container whose shim is dead."""
+    bundle = state / BUNDLES / "ns" / name
+    bundle.mkdir(parents=True)
+    (bundle / "address").write_text(f"unix://{state}/none")
+    return bundle
+
+
+def test_a_state_directory_with_several_names_is_searched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, link = tmp_path / "containerd", tmp_path / "link"
+    make_bundle(directory, "once-only")
+    link.symlink_to(directory)
+    monkeypatch.setenv("CONTAINERD_STATE", f"{directory}/")
+    states = ("--state", link, "--state", directory)
+    listed = json.loads(called("ps", "-a", "-n", "ns", *states, "-o", "json").stdout)
+    assert [one["id"] for one in listed] == ["once-only"]
+    assert "is dead" in called("state", *states, "once-only").stderr
+
+
+@pytest.mark.parametrize("command", ["state", "kill", "wait", "stop"])
+def test_of_a_dead_shim_the_container_is_named_and_how_it_is_ended(
+    state: Path, tmp_path: Path, command: str
+) -> None:
+    (make_directory(state, "ns", "our-own") / "address").write_text("unix:///none")
+    make_bundle(tmp_path / "containerd", "foreign-one")
+    for name, remedy in (
+        ("our-own", "`shimctl delete -f our-own` ends it"),
+        ("foreign-one", "its manager ends it"),
+    ):
+        done = called(command, "--state", tmp_path / "containerd", name)
+        assert (done.returncode, done.stdout) == (125, "")
+        assert done.stderr.startswith(f"shimctl: the shim of {name} is dead: no process listens")
+        assert done.stderr.endswith(f"; {remedy}\n")

@@ -153,5 +153,5 @@ def _opened_without_shim(found: Found, failure: Exception) -> Iterator[Container
             root = stack.enter_context(open_root(found.id, init.pid, found.bundle))
             init.check()  # so the root is that of this process
         except WrongStateError as exc:
-            raise UnavailableError(f"{failure}, and {exc}; see `shimctl ps -a`") from None
+            raise UnavailableError(f"{exc}, and {failure}") from None
         yield root
