@@ -12,7 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shim.errors import NotFoundError, ShimError, TimedOutError, UnavailableError
+from shim.errors import (
+    NotFoundError,
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    WrongStateError,
+)
 from shim.linux.sockets import can_connect, socket_path
 from shimctl.backend import TRIO, portable
 from shimctl.exits import find_address
@@ -29,7 +35,7 @@ _ANSWER = 5  # s for the shim to answer Connect
 _SHUTDOWN = 3  # s for the shim to exit; containerd's limit
 _KILLED = 10  # s between SIGKILL and the exit
 _GONE = 2  # s for processes, mounts and cgroups to disappear
-_LOOK = 0.05  # s between two checks for them
+_LOOK = 0.05  # s between two checks for them, or two attempts to delete
 
 
 @portable
@@ -145,18 +151,23 @@ async def _check(traces: Traces, *, mounts: bool, backend: Backend) -> None:
     :raises RemainsError: something remains.
     """
     deadline = time.monotonic() + _GONE
+    while True:
+        try:
+            traces.check(mounts=mounts)
+        except RemainsError:
+            if time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        await _pause(backend)
+
+
+async def _pause(backend: Backend) -> None:
     never = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:
-        while True:
-            try:
-                traces.check(mounts=mounts)
-            except RemainsError:
-                if time.monotonic() >= deadline:
-                    raise
-            else:
-                return
-            await backend.wait_readable(never, _LOOK)
+        await backend.wait_readable(never, _LOOK)
     finally:
+        backend.closing(never)
         os.close(never)
 
 
@@ -169,21 +180,28 @@ async def end(task: Task) -> Exited | None:
     :raises TimedOutError: the shim does not answer.
     :raises ShimError: the shim cannot delete the killed process; the message is the shim's.
     """
-    try:
-        return await task.delete()
-    except NotFoundError:
-        return None
-    except (UnavailableError, TimedOutError):
-        raise
-    except ShimError:
-        pass  # the process runs, or its create failed half-way
-    with suppress(ShimError):
-        await task.kill(signal.SIGKILL, everyone=not task.exec_id)
-        await task.wait(timeout=_KILLED)
-    try:
-        return await task.delete()
-    except NotFoundError:
-        return None
+    deadline, killed = time.monotonic() + _KILLED, False
+    while True:
+        try:
+            return await task.delete()
+        except NotFoundError:
+            return None
+        except (UnavailableError, TimedOutError):
+            raise
+        except ShimError:  # the process runs, or its create failed half-way
+            if killed:
+                raise
+        killed = True
+        try:
+            # A process that has exited may count as running until its output is read.
+            with suppress(NotFoundError):
+                await task.kill(signal.SIGKILL, everyone=not task.exec_id)
+            await task.wait(timeout=_KILLED)
+        except WrongStateError:  # the Start of another client, which may be dead, is under way
+            killed = time.monotonic() >= deadline
+            await _pause(task.shim.backend)
+        except ShimError:
+            pass  # Delete has the reason
 
 
 async def _pid_of(shim: Shim, container: str) -> int:
