@@ -6,17 +6,19 @@ those of containerd's api/types/runc/options and pkg/oci.
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.api import task_pb2 as api
+from shim.errors import ExistsError, NotFoundError
 from shimctl.bundles import process_for, read_config
 from shimctl.checks import check_id, signal_number
-from shimctl.execfifos import open_directory
+from shimctl.execfifos import open_directory, remove_left
 from shimctl.options import checkpoint_options, json_value, make_message
 from shimctl.values import Exited, Stdio, pids_of, state_of, stats_of, time_of
 
@@ -123,19 +125,32 @@ class Task:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         user: str = "",
+        exec_id: str = "",
+        replace: bool = False,
     ) -> AsyncIterator[Process]:
         """Run ``command`` in the container for the block, with its streams.
 
         With ``stdin`` the block has the command's stdin, else it reads /dev/null.  The end
-        of the block kills the command, unless it has exited.  The other parameters are
-        those of :meth:`exec`.
+        of the block kills the command, unless it has exited.  An exec without an
+        ``exec_id`` gets a new one.  ``replace`` first kills and deletes an earlier exec with
+        this ``exec_id``, which a program that was killed left behind.  The other parameters
+        are those of :meth:`exec`.
 
+        :raises ExistsError: the container has an exec with this ``exec_id``, and ``replace``
+            is False.
         :raises ShimError: the runtime cannot start the command; the message is the runtime's.
         """
+        name = exec_id or f"exec-{secrets.token_hex(6)}"
 
         async def create(stdio: Stdio) -> Task:
-            exec_id = f"exec-{secrets.token_hex(6)}"
-            return await self.exec(exec_id, command, stdio=stdio, env=env, cwd=cwd, user=user)
+            add = partial(self.exec, name, command, stdio=stdio, env=env, cwd=cwd, user=user)
+            try:
+                return await add()
+            except ExistsError:
+                if not replace:
+                    raise
+            await Task(self.shim, self.id, name)._remove_exec()
+            return await add()
 
         from shimctl.process import open_process  # late: it imports this module's callers
 
@@ -144,6 +159,14 @@ class Task:
                 self.shim.backend, create, directory, stdin=stdin, terminal=terminal
             ) as process:
                 yield process
+
+    async def _remove_exec(self) -> None:
+        from shimctl.ending import end  # late: it imports this module's callers
+
+        with suppress(NotFoundError):  # it has just ended
+            state = await self.state()
+            await end(self)
+            remove_left(state.stdio.stdout)
 
     async def exec_output(
         self,
@@ -180,7 +203,7 @@ class Task:
         request = make_message(api.StateRequest, id=self.id, exec_id=self.exec_id)
         state = state_of(await self.shim.call("State", request, timeout))
         # Go's shim returns the id of an exec as ``id``, and no ``exec_id``.
-        return replace(state, id=self.id, exec_id=self.exec_id)
+        return dataclasses.replace(state, id=self.id, exec_id=self.exec_id)
 
     async def kill(
         self, signal: int | str, *, everyone: bool = False, timeout: float = CALL_TIMEOUT

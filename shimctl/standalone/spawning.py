@@ -8,6 +8,7 @@ Source: containerd core/runtime/v2 (shim.go, delete) for the order of the steps.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ async def run(
     cwd: str = "",
     user: str = "",
     id: str = "",  # noqa: A002 - the container's
+    replace: bool = False,
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
     options: AnyMessage | None = None,
@@ -73,6 +75,7 @@ async def run(
         cwd=cwd,
         user=user,
         id=id,
+        replace=replace,
         namespace=namespace,
         runtime=runtime,
         options=options,
@@ -94,6 +97,7 @@ async def spawn(
     cwd: str = "",
     user: str = "",
     id: str = "",  # noqa: A002 - the container's
+    replace: bool = False,
     namespace: str = "default",
     runtime: str = DEFAULT_RUNTIME,
     options: AnyMessage | None = None,
@@ -108,15 +112,18 @@ async def spawn(
     config.json before it is written, for all else.
 
     With ``stdin`` the block has the container's stdin, else it reads /dev/null.  A
-    container without an ``id`` gets a new one.  ``options`` are those of
-    :func:`shimctl.runc_options`; ``events`` is the socket that the shim sends events to.
+    container without an ``id`` gets a new one.  ``replace`` first ends and removes an
+    earlier container with this ``id``, which a program that was killed left behind.
+    ``options`` are those of :func:`shimctl.runc_options`; ``events`` is the socket that the
+    shim sends events to.
 
     The end of the block kills the container, unless it has exited, and removes it, its
     shim and its files.  So does a failure or a cancellation on the way.
 
     :raises InvalidError: the id, the namespace or the source is not valid; nothing was
         started.
-    :raises ExistsError: the namespace has a container with this ``id``.
+    :raises ExistsError: the namespace has a container with this ``id``, and ``replace`` is
+        False.
     :raises NotFoundError: there is no such bundle, image or runtime.
     :raises ShimError: the runtime cannot start the container; the message is the runtime's.
     :raises RemainsError: a part of the container cannot be removed.
@@ -151,7 +158,17 @@ async def spawn(
         rootfs = partial(mounts_for, image, hostname=overrides.hostname)
     if edit is not None:
         edit(config)
+    if replace and (earlier := workdir.path_of(namespace, name)).exists():
+        await dispose.on(backend)(earlier, name, namespace)
     work = workdir.make(config, namespace, name)
+    directory = os.open(work, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def is_ours() -> bool:
+        """Return whether no other program has replaced the container."""
+        try:
+            return os.path.samestat(os.fstat(directory), work.stat())
+        except FileNotFoundError:
+            return False
 
     async def create(stdio: Stdio) -> Task:
         await shim.create(name, work, stdio=stdio, rootfs=mounts, options=options)
@@ -172,11 +189,15 @@ async def spawn(
         ):
             yield process
     finally:
-        await backend.run_shielded(remove, _REMOVAL)
-        if work.exists():
-            raise TimedOutError(
-                f"cannot remove {name} within {_REMOVAL} s; run `shimctl delete -f {name}`"
-            )
+        try:
+            if is_ours():
+                await backend.run_shielded(remove, _REMOVAL)
+            if is_ours():
+                raise TimedOutError(
+                    f"cannot remove {name} within {_REMOVAL} s; run `shimctl delete -f {name}`"
+                )
+        finally:
+            os.close(directory)
 
 
 async def _image_of(backend: Backend, source: str | Path | Image) -> Image | None:

@@ -83,14 +83,18 @@ def config_of(bundle: Path) -> dict[str, Any]:
     return config
 
 
+def path_of(namespace: str, container: str) -> Path:
+    """Return the working directory of a container."""
+    return state_directory() / namespace / container
+
+
 def make(config: dict[str, Any], namespace: str, container: str) -> Path:
     """Create the working directory and write ``config`` into it; return its path.
 
     :raises ExistsError: a directory of this id exists.
     """
-    state = state_directory()
-    make_trusted(str(state))
-    path = state / namespace / container
+    make_trusted(str(state_directory()))
+    path = path_of(namespace, container)
     make_directory(path.parent, exist_ok=True)
     try:
         make_directory(path)

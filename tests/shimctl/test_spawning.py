@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -194,6 +195,42 @@ def test_an_exec_without_a_directory_has_that_of_the_container(name: str, ours: 
 
     on(name, scenario)
     assert out.read_text() == "/bin\n"
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_an_earlier_container_or_exec_of_the_same_id_is_replaced(name: str, place: Place) -> None:
+    bundle = place.bundle("sleep", "1000")
+    options = {"id": "same", **settings(place)}
+    sleep = ["sleep", "1000"]
+
+    async def scenario(face: Any) -> None:
+        async with face.spawn(bundle, **options) as first:
+            with pytest.raises(face.ExistsError, match="same is already in namespace"):
+                await face.run(bundle, ["true"], **options)
+            async with first.task.spawn(sleep, exec_id="e") as exec_:
+                with pytest.raises(face.ExistsError):
+                    async with first.task.spawn(["true"], exec_id="e"):
+                        pass
+                command = ["echo", "new"]
+                async with first.task.spawn(command, exec_id="e", replace=True) as other:
+                    assert (await other.communicate()).stdout == b"new\n"
+                assert (await exec_.wait(timeout=PATIENCE)).exit_status == 137
+            async with face.spawn(bundle, sleep, replace=True, **options) as second:
+                with pytest.raises(face.UnavailableError):
+                    await first.task.state()
+                assert (await second.task.state()).status is face.Status.RUNNING
+
+    on(name, scenario)
+
+
+def test_a_program_whose_container_was_replaced_leaves_the_new_one_alone(place: Place) -> None:
+    bundle = place.bundle("sleep", "1000")
+    options = {"id": "same", **settings(place)}
+    with ExitStack() as first:
+        first.enter_context(blocking.spawn(bundle, **options))
+        with blocking.spawn(bundle, replace=True, **options) as second:
+            first.close()
+            assert second.task.state().status is shimctl.Status.RUNNING
 
 
 @pytest.mark.parametrize("name", FACES)
