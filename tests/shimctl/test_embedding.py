@@ -25,11 +25,12 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/embedding.md").read_text()
 LIFE = ["on trio", "on asyncio", "in plain threads"]
 NAMESPACE = "demo"  # the page's
+IMAGE = "oci:/srv/images:busybox"
 
 
 def programs() -> dict[str, str]:
     """Return the programs of the page by the title of their section."""
-    sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+    sections = re.split(r"^##? ", PAGE, flags=re.MULTILINE)[1:]
     found = {}
     for section in sections:
         blocks = re.findall(r"^```python\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -78,8 +79,18 @@ def run(text: str, bundle: Path, place: Place) -> list[str]:
 
 
 def test_every_face_has_its_program_and_the_page_no_other() -> None:
-    assert len(PROGRAMS) == len(LIFE) + 2
-    assert all(program(words) for words in (*LIFE, "restarts", "terminal"))
+    assert len(PROGRAMS) == len(LIFE) + 3
+    assert all(program(words) for words in ("Embedding", *LIFE, "restarts", "terminal"))
+    assert not re.search(r"^```py$", PAGE, flags=re.MULTILINE)
+
+
+def test_the_shortest_program(place: Place) -> None:
+    """With the place of a bundle where the page has an image."""
+    text = program("Embedding")
+    assert text.count(IMAGE) == 2
+    bundle = container(place, "true")
+    lines = run(text.replace(IMAGE, str(bundle)), bundle, place)
+    assert lines == ["0 b'hello\\n'", r"b'to and fro\n'", r"b'inside\n'", "137"]
 
 
 @pytest.mark.parametrize("words", LIFE)
@@ -87,7 +98,7 @@ def test_a_containers_whole_life(words: str, place: Place) -> None:
     bundle = container(place, "sh", "-c", "echo hello; exit 7")
     lines = run(program(words), bundle, place)
     assert [line for line in lines if not line.startswith("it said")] == [
-        *("/tasks/create ", "/tasks/start ", "/tasks/exit 7", "/tasks/delete 7"),
+        *("/tasks/create", "/tasks/start", "/tasks/exit 7", "/tasks/delete 7"),
         "ended with 7",
     ]
     assert "it said: hello" in lines
@@ -96,9 +107,14 @@ def test_a_containers_whole_life(words: str, place: Place) -> None:
 
 def test_a_manager_that_restarts_finds_its_container(place: Place) -> None:
     text = program("restarts")
-    bundle = container(place, "sh", "-c", "sleep 2; exit 7")
+    bundle = container(place, "sh", "-c", "until test -e /go; do sleep 0.1; done; exit 7")
     assert run(text, bundle, place) == []
-    assert run(text, bundle, place) == ["found it running", "ended with 7"]
+    argv = [sys.executable, "-u", "-c", text, str(bundle)]
+    with subprocess.Popen(argv, env=place.environ, stdout=subprocess.PIPE, text=True) as manager:
+        assert manager.stdout is not None
+        assert manager.stdout.readline() == "found it running\n"
+        (bundle / "rootfs/go").touch()
+        assert manager.communicate(timeout=PATIENCE)[0] == "ended with 7\n"
 
 
 def test_a_manager_that_restarts_learns_what_became_of_it_without_a_shim(place: Place) -> None:
@@ -113,7 +129,9 @@ def test_a_manager_that_restarts_learns_what_became_of_it_without_a_shim(place: 
     assert run(text, bundle, place) == ["the shim is gone", "ended with 7"]
 
 
-def test_another_process_has_a_terminal_of_the_size_it_was_told(place: Place) -> None:
+@pytest.fixture
+def running(place: Place) -> Iterator[Path]:
+    """Give the bundle of a running container that has terminals."""
     bundle = container(place, "sleep", "1000")
     config = json.loads((bundle / "config.json").read_text())
     config["mounts"] += [
@@ -124,12 +142,19 @@ def test_another_process_has_a_terminal_of_the_size_it_was_told(place: Place) ->
     (bundle / "rootfs/bin/stty").symlink_to("busybox")
     assert run(program("restarts"), bundle, place) == []  # which starts it
     try:
-        for _ in range(2):
-            lines = run(program("terminal"), bundle, place)
-            assert lines[-2:] == ["24 80", "left with 3"]
+        yield bundle
+        with blocking.connect(blocking.read_address(bundle), namespace=NAMESPACE) as shim:
+            assert len(shim.task(bundle.name).pids()) == 1
     finally:
         blocking.dispose(bundle, bundle.name, namespace=NAMESPACE, runtime=RUNTIMES["ours"])
-    assert not list(bundle.glob("look-*"))
+
+
+def test_another_process_has_a_terminal_of_the_size_it_was_told(
+    running: Path, place: Place
+) -> None:
+    for _ in range(2):
+        lines = run(program("terminal"), running, place)
+        assert lines[-2:] == ["24 80", "left with 3"]
 
 
 def shim_of(bundle: Path) -> int:
@@ -159,21 +184,85 @@ def test_the_programs_pass_a_type_checker(title: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_a_manager_may_be_killed_between_any_two_steps(place: Place) -> None:
-    """It is killed at later and later moments, until it has reported the exit status."""
-    text = program("restarts")
-    bundle = container(place, "sh", "-c", "exit 7")
-    argv = [sys.executable, "-c", text, str(bundle)]
-    reported: list[str] = []
-    for number in range(200):
-        piped = subprocess.PIPE
-        with subprocess.Popen(argv, env=place.environ, stdout=piped, text=True) as manager:
-            try:
-                reported += manager.communicate(timeout=0.1 + 0.04 * number)[0].splitlines()
-            except subprocess.TimeoutExpired:
-                manager.kill()
-                continue
-        assert manager.returncode == 0
-        if any(line.startswith("ended with") for line in reported):
-            break
-    assert reported[-1] == "ended with 7"
+# Runs a program once on a first bundle, and then on a second one, killed at later and later
+# moments until a run has ended; prints its output, and the number of kills.
+KILLER = """
+import os, select, signal, sys, time, traceback
+import asyncio, trio, shimctl.aio, shimctl.blocking  # a kill during these imports tests nothing
+
+code = compile(sys.argv[1], "program", "exec")
+
+def run(bundle, limit):
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["program", bundle]
+        try:
+            exec(code, {"__name__": "__main__"})
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    pidfd = os.pidfd_open(child)
+    if not select.select([pidfd], [], [], limit)[0]:
+        os.kill(child, signal.SIGKILL)
+    os.close(pidfd)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+began = time.monotonic()
+assert run(sys.argv[2], None) == 0
+duration = time.monotonic() - began
+print("--", flush=True)
+kills = 0
+while (code_ := run(sys.argv[3], duration * kills / 12)) == -signal.SIGKILL:
+    kills += 1
+    if kills > 12:  # a run that removes what others left takes longer
+        duration *= 1.5
+print("kills", kills)
+sys.exit(code_)
+"""
+
+
+def run_and_kill(text: str, first: Path, second: Path, place: Place) -> list[str]:
+    """Run a program on ``first``, then on ``second``, killed at later and later moments.
+
+    Returns the lines of the runs on ``second``.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", KILLER, text, str(first), str(second)],
+        capture_output=True,
+        text=True,
+        timeout=10 * PATIENCE,
+        check=False,
+        env=place.environ,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    *lines, kills = done.stdout.splitlines()
+    assert int(kills.removeprefix("kills ")) > 3
+    return lines[lines.index("--") + 1 :]
+
+
+@pytest.mark.parametrize("words", LIFE)
+def test_a_program_may_be_killed_at_any_moment_and_started_again(words: str, place: Place) -> None:
+    first, second = (container(place, "sh", "-c", "echo hello; exit 7") for _ in range(2))
+    assert run_and_kill(program(words), first, second, place)[-1] == "ended with 7"
+
+
+def test_a_manager_may_be_killed_at_any_moment(place: Place) -> None:
+    first, second = (container(place, "sh", "-c", "exit 7") for _ in range(2))
+    lines: list[str] = []
+    try:
+        # The first run that ends has started the container, a later one reports its exit.
+        for _ in range(3):
+            lines += run_and_kill(program("restarts"), first, second, place)
+            if "ended with 7" in lines:
+                break
+        assert "ended with 7" in lines
+    finally:
+        for bundle in (first, second):
+            blocking.dispose(bundle, bundle.name, namespace=NAMESPACE, runtime=RUNTIMES["ours"])
+
+
+def test_a_shell_may_lose_its_client_at_any_moment(running: Path, place: Place) -> None:
+    lines = run_and_kill(program("terminal"), running, running, place)
+    assert lines[-2:] == ["24 80", "left with 3"]
