@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from shimctl.cli.app import Command
+from shimctl.cli.app import Command, declare
 from shimctl.cli.parameters import CPUS, DIRECTORY, FILE, SIZE, Namespace, integer
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _FOR_IMAGES = (
 )
 
 
-class WithImage(Command):
+class _WithImage(Command):
     """A command whose options may follow a bundle, but not an image: its command follows."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -49,6 +49,17 @@ class WithImage(Command):
             if not isinstance(again.get("args"), tuple):
                 args = moved
         return super().parse_args(ctx, args)
+
+
+def declare_creating(name: str, *, example: str) -> Callable[[Function[Any]], Command]:
+    """Declare a command that creates a container from a bundle or from an image."""
+    settings = {"allow_interspersed_args": False}
+    return declare(name, example=example, cls=_WithImage, settings=settings)
+
+
+def container_options(function: Function[T]) -> Function[T]:
+    """Declare all options of such a command that describe the container."""
+    return bundle_options(image_options(stdio_options(function)))
 
 
 def bundle_options(function: Function[T]) -> Function[T]:

@@ -65,9 +65,7 @@ class Host:
         return done.stderr
 
     def images(self, *argv: str) -> Any:
-        done = self.shimctl("images", *argv, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return tool.values(self.shimctl("images", *argv, "--json"))
 
     def left(self) -> list[str]:
         """What there still is of any container that was run here."""

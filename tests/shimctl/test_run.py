@@ -78,9 +78,7 @@ class Host:
         return self.shimctl(*self.run_command(*argv)[3:], stdin=stdin)
 
     def json(self, *argv: str) -> Any:
-        done = self.shimctl(*argv, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return tool.values(self.shimctl(*argv, "--json"))
 
     def left(self) -> list[str]:
         """What there still is of any container that was run here."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shimctl.cli import main
 
@@ -59,3 +60,9 @@ def mounts_with(*marks: str) -> list[str]:
     """Return the lines of the mount table that contain one of ``marks``."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [line for line in lines if any(mark in line for mark in marks)]
+
+
+def values(done: subprocess.CompletedProcess[str]) -> Any:
+    """Return the values of the JSON that a command printed, which must have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

@@ -5,14 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from shimctl.cli.app import declare
 from shimctl.cli.creating import (
-    WithImage,
-    bundle_options,
-    image_options,
+    container_options,
+    declare_creating,
     run_of,
     show_created,
-    stdio_options,
     with_image,
 )
 from shimctl.cli.parameters import output_options
@@ -21,15 +18,8 @@ if TYPE_CHECKING:
     from shimctl.cli.output import Out
 
 
-@declare(
-    "create",
-    example="shimctl create --id redis ./bundle && shimctl start redis",
-    cls=WithImage,
-    settings={"allow_interspersed_args": False},
-)
-@bundle_options
-@image_options
-@stdio_options
+@declare_creating("create", example="shimctl create --id redis ./bundle && shimctl start redis")
+@container_options
 @output_options
 async def command(out: Out, **given: Any) -> None:
     """Create a container without starting it, and print its id.

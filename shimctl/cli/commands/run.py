@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from shimctl.cli.app import declare
 from shimctl.cli.creating import (
-    WithImage,
-    bundle_options,
-    image_options,
+    container_options,
+    declare_creating,
     run_of,
     show_created,
-    stdio_options,
     with_image,
 )
 from shimctl.cli.parameters import detach_keys_option, output_options
@@ -28,19 +25,12 @@ if TYPE_CHECKING:
     from shimctl.values import Exited
 
 
-@declare(
-    "run",
-    example="shimctl run -t oci:./layout:latest sh",
-    cls=WithImage,
-    settings={"allow_interspersed_args": False},
-)
-@bundle_options
+@declare_creating("run", example="shimctl run -t oci:./layout:latest sh")
 @click.option("-d", "--detach", is_flag=True, help="Run it in the background, print its id.")
 @click.option(
     "--rm", is_flag=True, help="Delete it at its end, also with -d or after the detach keys."
 )
-@image_options
-@stdio_options
+@container_options
 @detach_keys_option
 @click.option("--events", is_flag=True, help="Print its events to stderr, as JSON.")
 @output_options
