@@ -19,7 +19,10 @@ from shim.linux.libc import set_child_subreaper
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytest_plugins = ["tests.matrix", "tests.parallel", "tests.repeats", "tests.sharedserver"]
+pytest_plugins = [
+    *("tests.matrix", "tests.parallel", "tests.repeats", "tests.sharedserver"),
+    "tests.unshared",
+]
 STRICT = "CI_STRICT"
 ALLOWED = "this machine"  # the beginning of the reasons that a strict run accepts
 

@@ -37,6 +37,7 @@ def test_all_containers_of_a_pod_have_one_shim_and_know_its_address(pod: Pod) ->
     assert len({known_address(bundle) for bundle in bundles}) == 1
 
 
+@pytest.mark.unshared
 def test_each_pod_has_a_shim_of_its_own(make_pod: Callable[..., Pod]) -> None:
     pods = [make_pod() for _ in range(3)]
     for pod in pods:

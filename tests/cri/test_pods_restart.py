@@ -103,6 +103,7 @@ def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_deat
         assert [text for stream, text in said if stream == "stdout"] == ["ready", *numbers]
 
 
+@pytest.mark.unshared
 def test_a_killed_shim_has_its_pod_told_ended_and_removable(make_pod: Callable[..., Pod]) -> None:
     pod, other = make_pod(), make_pod()
     containers = [pod.start(*SLEEP) for _ in range(2)]

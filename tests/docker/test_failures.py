@@ -29,6 +29,7 @@ def test_a_container_killed_from_outside_has_137(docker: Docker) -> None:
     assert docker.ok("wait", name) == "137"
 
 
+@pytest.mark.unshared
 def test_a_killed_shim_takes_its_container_along_which_can_be_started_again(
     docker: Docker,
 ) -> None:

@@ -35,6 +35,7 @@ def test_a_container_is_run_by_this_shim(docker: Docker) -> None:
     assert docker.inspect(name)["HostConfig"]["Runtime"] == docker.dockerd.runtimes[0]
 
 
+@pytest.mark.unshared
 def test_what_is_looked_for_afterwards_is_there_before(docker: Docker) -> None:
     docker.start("sleep", "1000")
     kinds = {line.split()[0] for line in leftovers(docker)}
