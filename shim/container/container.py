@@ -134,9 +134,10 @@ class Container:
             undo.callback(self._log_fifo.close)
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
+            address = host.reservations.address_of(self._config.group) or host.address
             undo.callback(
                 bundle.remove_files,
-                bundle.write_shim_files(host.address, self._cleanup_records.bundle),
+                bundle.write_shim_files(address, self._cleanup_records.bundle),
             )
             undo.callback(self._cleanup_records.remove, self.id)
             if request.rootfs:

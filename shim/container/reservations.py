@@ -162,6 +162,10 @@ class Reservations:
             self._remove_address(pod)
         self._pods.clear()
 
+    def address_of(self, group: str) -> str:
+        """Return the address of the pod ``group``, "" if it is that of the daemon."""
+        return self._pods[group].address if group in self._pods else ""
+
     def first_bundle(self, id_: str, bundle: str, group: str) -> str:
         """Return the bundle whose ``delete`` also ends container ``id_``.
 

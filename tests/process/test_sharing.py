@@ -462,6 +462,7 @@ async def test_the_pods_of_a_dead_daemon_are_ended_each_by_its_own_delete(rig: R
         task = await rig.start(first, params(pod))
         for bundle in (first, shared(rig, f"{pod}a", pod=pod)):  # as Task v3 does
             pids[bundle.name] = (await rig.run(task, bundle)).pid
+            assert (bundle / "address").read_text() == address_of(rig, pod)
     assert len(rig.daemons) == 1
     await kill_daemons(rig)
     delete(rig, rig.root / "p2")
