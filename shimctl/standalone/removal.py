@@ -81,7 +81,7 @@ async def dispose_held(
     exited = await end.on(backend)(work, container, namespace, address)
     keep_exit(work, exited)  # if the directory cannot be removed, it has ended all the same
     await backend.in_thread(partial(workdir.remove, work))
-    if _alone(work, address):  # those beside it may have been removed at the same time
+    if is_alone(work, address):  # those beside it may have been removed at the same time
         ending.remove_dead_socket(address)
     return exited
 
@@ -98,7 +98,7 @@ async def end(
         address=address,
         namespace=namespace,
         runtime=_binary(work),
-        alone=_alone(work, address),
+        alone=is_alone(work, address),
     )
 
 
@@ -116,7 +116,7 @@ def keep_exit(work: Path, exited: Exited | None) -> Exit:
     return made
 
 
-def _alone(work: Path, address: str) -> bool:
+def is_alone(work: Path, address: str) -> bool:
     """Return whether the shim serves no other container of ``shimctl``, as in a pod."""
     others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
     return all(other == work or find_address(other) != address for other in others)

@@ -29,7 +29,7 @@ from shimctl.images.store import LINK
 from shimctl.standalone import runlock, settings
 from shimctl.standalone.detached import LOG
 from shimctl.standalone.journals import JOURNAL
-from shimctl.standalone.removal import end, keep_exit
+from shimctl.standalone.removal import end, is_alone, keep_exit
 from shimctl.standalone.run import CLEANUP, start_detached
 from shimctl.standalone.runlock import Part
 from shimctl.standalone.settings import read_settings
@@ -46,6 +46,9 @@ _KEPT = frozenset(
         *(LINK, JOURNAL, ATTACH_LOCK, ATTACH_SOCKET),
     }
 )
+
+
+_OF_RUN = frozenset({"stdin", "stdout", "stderr", "log.json"})  # of the container, not of its shim
 
 
 async def run_again(found: Found, stop: Callable[[], Awaitable[object]] | None = None) -> int:
@@ -75,8 +78,9 @@ async def run_again(found: Found, stop: Callable[[], Awaitable[object]] | None =
     with runlock.held(work, Part.CHANGE):
         if stop is not None:
             await stop()
+        shared = bool(found.address) and not is_alone(work, found.address)
         last = keep_exit(work, await end(work, found.id, found.namespace, found.address))
-        await trio.to_thread.run_sync(_clear, work)
+        await trio.to_thread.run_sync(_clear, work, shared)
         following = kept.next()
         following.write(work)
         try:
@@ -93,8 +97,10 @@ async def run_again(found: Found, stop: Callable[[], Awaitable[object]] | None =
         return pid
 
 
-def _clear(work: Path) -> None:
+def _clear(work: Path, shared: bool) -> None:
     """Remove the files of the ended run.
+
+    A shim that still serves other containers, ``shared``, keeps its own files there.
 
     :raises WrongStateError: a file system is still mounted in the directory.
     """
@@ -102,8 +108,10 @@ def _clear(work: Path) -> None:
     for path in work.iterdir():
         if path.name in _KEPT or path.name == LOG or path.name.startswith(f"{LOG}."):
             continue
+        if shared and path.name not in _OF_RUN:
+            continue
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
         else:
             path.unlink()
-    make_directory(work / "work")
+    make_directory(work / "work", exist_ok=True)

@@ -265,3 +265,28 @@ def test_a_container_without_settings_is_refused_with_what_to_do(place: Place) -
     place.done("start", "old")
     place.shimctl("wait", "old")
     place.done("rm", "old")
+
+
+def test_the_containers_of_one_shim_are_restarted_one_by_one(place: Place) -> None:
+    annotations = {"io.kubernetes.cri.sandbox-id": "pod"}
+    for id_ in ("pod", "member"):
+        script = "trap 'exit 4' USR1; echo up; while :; do sleep 0.05; done"
+        place.made("run", id_, place.bundle("sh", "-c", script, annotations=annotations))
+        wait_logged(place, id_, "up\n")
+    before = {id_: place.json("inspect", id_) for id_ in ("pod", "member")}
+    work = Path(before["pod"]["bundle"])
+    known = {str(path.relative_to(work)) for path in work.rglob("*")}
+    for id_, other in (("pod", "member"), ("member", "pod")):
+        left = place.json("state", other)["pid"]
+        place.done("restart", "-s", "USR1", id_)
+        after = place.json("inspect", id_)
+        assert after["shim"]["pid"] == before[id_]["shim"]["pid"]
+        assert after["state"]["pid"] != before[id_]["state"]["pid"]
+        assert place.json("state", other)["pid"] == left
+        wait_logged(place, id_, "up\nup\n")
+        # With these files the shim's `delete` ends the other container, too.
+        assert known <= {str(path.relative_to(work)) for path in work.rglob("*")}
+    # The death of the shim leaves nothing that `rm` does not find.
+    os.kill(before["pod"]["shim"]["pid"], signal.SIGKILL)
+    assert place.done("rm", "-f", "pod", "member") == "pod\nmember\n"
+    eventually(lambda: place.left() == [], place.left)
