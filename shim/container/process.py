@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RECORD = 5.0
 # Seconds after the exit for the output in the pipes to reach the manager.
 DRAIN = 10.0
+# Seconds before the caller's deadline that a Delete leaves for the runtime's delete.
+_DELETE = 2.0
 
 
 class Process:
@@ -157,9 +159,13 @@ class Process:
             await self._stdio.wait_read()
 
     async def drain(self) -> None:
-        """Wait until the output has left the shim, ``DRAIN`` seconds at most."""
+        """Wait until the output has left the shim, ``DRAIN`` seconds at most.
+
+        Returns early enough for a Delete to succeed before its caller's deadline.
+        """
         if self._stdio is not None:
-            await self._stdio.drain(DRAIN)
+            left = trio.current_effective_deadline() - trio.current_time() - _DELETE
+            await self._stdio.drain(max(0.0, min(DRAIN, left)))
 
     async def close_stdio(self) -> None:
         """Close the drained stdio; :meth:`dispose` waits for the end of this."""

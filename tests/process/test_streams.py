@@ -14,7 +14,7 @@ import pytest
 import trio
 from grpclib.exceptions import GRPCError
 
-from shim.api.task_pb2 import StartRequest, StateRequest, WaitRequest
+from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest, WaitRequest
 from shim.linux import fifos
 from tests.process.configs import host_pids
 from tests.stdio.conftest import read_all, read_some, read_until, write_all
@@ -32,6 +32,7 @@ from tests.stdio.whole.client import (
 )
 
 if TYPE_CHECKING:
+    from shim.api.task_grpc import TaskStub
     from shim.linux.fifos import Fd
     from tests.process.rig import Rig
 
@@ -231,7 +232,11 @@ async def test_the_last_words_of_an_init_whose_children_live_on_arrive(rig: Rig)
     assert await ended(task, "c1", seconds=8) == 6
 
 
-async def test_a_delete_that_nobody_reads_for_takes_its_ten_seconds_and_no_more(rig: Rig) -> None:
+async def exec_with_unread_output(rig: Rig) -> tuple[TaskStub, Fd]:
+    """Run the exec e1 of c1 to its exit, with more output than fits into its fifo.
+
+    Return the client, and the fifo's read end, which no one reads.
+    """
     streams = Streams(rig, "e1")
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
@@ -239,16 +244,29 @@ async def test_a_delete_that_nobody_reads_for_takes_its_ten_seconds_and_no_more(
     script = f"yes & {WAIT_FOR_GO}; exit 7"
     request = rig.exec_request("c1", "e1", "sh", "-c", script, **streams.fields("stdout"))
     await task.Exec(request, timeout=10)
-    out = streams.reader()  # which looks, and does not read
+    out = streams.reader()
     await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=20)
     with trio.fail_after(20):
         await wait_until(lambda: fifos.unread(out))
         await wait_still(out, seconds=0.1)
     (rig.rootfs() / "go").touch()
     await task.Wait(WaitRequest(id="c1", exec_id="e1"), timeout=8)
+    return task, out
+
+
+async def test_a_delete_that_nobody_reads_for_takes_its_ten_seconds_and_no_more(rig: Rig) -> None:
+    task, out = await exec_with_unread_output(rig)
     began = time.monotonic()
     assert await ended(task, "c1", "e1") == 7
     assert 9 < time.monotonic() - began < 15
+    out.close()
+
+
+async def test_a_delete_without_a_reader_succeeds_before_the_callers_deadline(rig: Rig) -> None:
+    """A containerd 1.6 that starts gives a Delete ten seconds, or loses the container."""
+    task, out = await exec_with_unread_output(rig)
+    deleted = await task.Delete(DeleteRequest(id="c1", exec_id="e1"), timeout=5)
+    assert deleted.exit_status == 7
     out.close()
 
 
