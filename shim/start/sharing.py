@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from shim import hostfile, names
 from shim.container.options import Options
+from shim.errors import InvalidError
 from shim.start import identity
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def sharing_of(invocation: Invocation, config: Config, origin: Origin) -> Sharin
     and SCHED_CORE.  So has a container whose manager has a system call filter, which
     cannot be compared.
 
-    :raises InvalidError: a setting is malformed.
+    :raises InvalidError: a setting of the container is malformed.
     """
     options = Options.decode(invocation.options)
     most = _setting(config, options)
@@ -104,7 +105,10 @@ def _setting(config: Config, options: Options) -> int:
         return hostfile.share_of(config.annotations[names.SHARE], f"annotation {names.SHARE}")
     if options.share:
         return hostfile.share_of(options.share, "runtime option Share")
-    return hostfile.read(os.environ).share
+    try:
+        return hostfile.read(os.environ).share
+    except InvalidError:
+        return hostfile.OWN  # Create reports the error, until the file is corrected
 
 
 def _key(invocation: Invocation, origin: Origin, most: int) -> bytes:
