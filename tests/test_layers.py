@@ -162,7 +162,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         if call in path.read_text()
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
-    start = {f"shim/start/{name}.py" for name in ("bootstrap", "forkserver", "server")}
+    start = {f"shim/start/{name}.py" for name in ("bootstrap", "newserver", "server")}
     assert culprits == {"shim/reaper.py", "shim/api/generate.py", "shim/delete.py"} | start
 
 

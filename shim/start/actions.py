@@ -85,22 +85,19 @@ def _run(name: str, argv: list[str], warning: str) -> int:
 
 
 def _start(name: str, flags: Flags, warning: str) -> int:
-    """Start a daemon, print its answer, and start a fork server in the background.
+    """Start a daemon in this process, and print its answer.
 
     A manager reads both output streams as the answer, so they are closed to all other
     output until the answer is printed.
     """
-    from shim.start import bootstrap, forkserver, launcher
+    from shim.start import bootstrap, launcher
     from shim.start.flags import invocation_of, read_stdin
 
     with _silenced_output():
         invocation = invocation_of(flags, os.environ, read_stdin(), warning)
         connection, answer = bootstrap.start(invocation, name)
     with connection:
-        status = launcher.print_answer(connection, answer)
-    if status == 0:
-        forkserver.start_in_background(name)
-    return status
+        return launcher.print_answer(connection, answer)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Starts the fork server: a process that has imported and run the code of a daemon.
 
 With it, a ``start`` costs one fork instead of the imports.  The fork server is an
-optimisation; without one the launcher does the same work itself.  The first
-launcher that finds no server starts one in the background.  The server forks a
-child for each later call, and exits when it has had no daemon and no caller for
-the idle time.  Daemons are its children; when the server dies they continue as
-children of init or of the nearest subreaper.
+optimisation; without one the launcher does the same work itself.  A ``start`` that finds
+no server makes one (:mod:`shim.start.newserver`) and uses it; of several at once, one
+makes it and the others wait.  The server forks a child for each call, and exits when it
+has had no daemon and no caller for the idle time.  Daemons are its children; when the
+server dies they continue as children of init or of the nearest subreaper.
 
 The server keeps one spare child, so that a caller does not wait for the fork.
 While there is no spare, as with simultaneous calls, the server forks a child for
@@ -14,34 +14,78 @@ each call.  :mod:`shim.start.server` has its loop.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from shim.errors import InvalidError, ShimError
+from shim.errors import InvalidError
 from shim.linux import libc, sockets
-from shim.start import identity, launcher
-from shim.start.server import Server
+from shim.linux.modes import make_trusted
+from shim.start import identity, launcher, newserver
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Seconds between two attempts to take the lock, and seconds for which the process that
+# holds it may be stopped.
+_PAUSE, _STUCK = 0.01, 0.2
 
 
-def start_in_background(name: str) -> None:
-    """Fork a server and return at once; do nothing if one runs or they are disabled.
+def serve_new(name: str, ready: int) -> int:
+    """Run the server that a launcher needs; return its exit status.
 
-    Errors are not reported here: the manager reads the output of ``start`` as its
-    answer, and the next ``start`` logs why it uses no server.
+    Write :data:`newserver.READY` to the fd ``ready``, and close it, once the server
+    listens, or one that another launcher has made meanwhile.
+
+    Errors are not reported: the launcher does the work itself then, and logs why it
+    uses no server.
     """
-    if not launcher.is_enabled():
-        return
     path = identity.socket_path()
-    try:
-        if not path or _distrust(path) or sockets.can_connect(f"unix://{path}") or os.fork():
-            return
-    except (ShimError, OSError):
-        return
-    status = 1
-    with suppress(BaseException):
-        _detach(name)
-        status = _serve(path, name)
-    os._exit(status)
+    if not path or _distrust(path):
+        return 1
+    directory, _, base = path.rpartition("/")
+    make_trusted(directory)
+    lock = _lock(f"{directory}/.{base}.new")
+    if lock < 0:
+        return 1
+
+    def listening() -> None:
+        with suppress(BrokenPipeError):  # the launcher has given up
+            os.write(ready, newserver.READY)
+        os.close(ready)
+        os.close(lock)
+
+    if sockets.can_connect(f"unix://{path}"):
+        listening()
+        return 0
+    return _serve(path, name, listening)
+
+
+def _lock(path: str) -> int:
+    """Take the lock of the process that makes the server; return its fd.
+
+    Return -1 if the process that holds the lock is stopped, or holds it for too long.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    stuck = 0
+    deadline = time.monotonic() + newserver.LIMIT
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            os.pwrite(fd, b"%-20d" % os.getpid(), 0)
+            return fd
+        holder = os.pread(fd, 20, 0)
+        stuck = stuck + 1 if holder and launcher.is_stuck(int(holder)) else 0
+        # A holder that has just ended has released the lock.
+        if stuck * _PAUSE > _STUCK or time.monotonic() > deadline:
+            os.close(fd)
+            return -1
+        time.sleep(_PAUSE)
 
 
 def serve_in_foreground(name: str) -> int:
@@ -57,8 +101,8 @@ def serve_in_foreground(name: str) -> int:
         raise InvalidError("cannot start a fork server: this process has a system call filter")
     if reason := _distrust(path):
         raise InvalidError(f"cannot start a fork server: {reason}")
-    _detach(name)
-    return _serve(path, name)
+    newserver.leave_caller()
+    return _serve(path, name, lambda: None)
 
 
 def _distrust(path: str) -> str:
@@ -69,25 +113,16 @@ def _distrust(path: str) -> str:
         return ""
 
 
-def _serve(path: str, name: str) -> int:
-    server = Server(path, name)
-    try:
-        return server.serve()
-    finally:
-        server.close()
-
-
-def _detach(name: str) -> None:
-    """Leave the session, the fds and the working directory of the calling manager."""
-    with suppress(PermissionError):  # already a session leader, as under a service manager
-        os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(null, number)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.chdir("/")
+def _serve(path: str, name: str, listening: Callable[[], None]) -> int:
+    with suppress(OSError):
+        libc.disable_thp()  # before the imports
     libc.set_child_subreaper()
     libc.set_name("trio-shim-fork")
     libc.set_title([name, "forkserver"])
-    with suppress(OSError):
-        libc.disable_thp()
+    from shim.start.server import Server  # and with it, all modules of a daemon
+
+    server = Server(path, name)
+    try:
+        return server.serve(listening)
+    finally:
+        server.close()

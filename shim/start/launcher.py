@@ -282,18 +282,54 @@ def main() -> int:
         status, warning = run_on_server(sys.argv)
         if status is not None:
             os._exit(status)  # the answer is written, and a regular exit takes 1 ms
+        warning = run_on_new_server(warning)
     from shim.start.actions import main as run_here
 
     return run_here(warning)
 
 
 def main_alone() -> int:
-    """Run the executable without a fork server, after the native launcher has given it up."""
-    from shim.start.actions import main as run_here
-
-    return run_here(
+    """Run the executable after the native launcher has given the fork server up."""
+    warning = run_on_new_server(
         f"the fork server is not used: {socket_path()} did not accept the call in time"
     )
+    from shim.start.actions import main as run_here
+
+    return run_here(warning)
+
+
+def listens(path: str) -> bool:
+    """Return whether a process listens on the fork server's socket at ``path``."""
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        sock.setblocking(False)
+        sock.connect(path)
+    except BlockingIOError:
+        return True  # its backlog is full
+    except OSError:
+        return False
+    finally:
+        sock.close()
+    return True
+
+
+def run_on_new_server(warning: str) -> str:
+    """Make a fork server, run a ``start`` on it and exit.
+
+    If that fails, return a warning for the log.  ``warning`` is that of the attempt to use
+    a server; it is empty if there was none.
+    """
+    path = socket_path()
+    if sys.argv[-1] != "start" or not path or (warning and listens(path)):
+        return warning  # a server that is stopped or busy has not run the call
+    from shim.start import newserver
+
+    if not newserver.make(os.path.basename(sys.argv[0])):  # noqa: PTH119 - as above
+        return warning or "the fork server is not used: none could be started"
+    status, warning = run_on_server(sys.argv)
+    if status is not None:
+        os._exit(status)
+    return warning
 
 
 if __name__ == "__main__":

@@ -62,10 +62,11 @@ class Server:
         self._spare: SpareChild | None = None
         self._wants_spare = True
 
-    def serve(self) -> int:
+    def serve(self, listening: Callable[[], None]) -> int:
         """Warm up, listen and serve until a signal, ``stop`` or the idle time; return 0.
 
-        If another server listens on the socket already, return at once.
+        ``listening`` is called when the server listens.  If another server listens on the
+        socket already, it is called too, and this returns at once.
         """
         # The warm-up runs a daemon, which would take a signal to the server for one to itself.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
@@ -74,6 +75,7 @@ class Server:
         try:
             self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
         except ExistsError:
+            listening()
             return 0
         self._last_activity = time.monotonic()  # no caller could connect before
         self._listener.setblocking(False)
@@ -85,6 +87,7 @@ class Server:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
+        listening()
         while not self._stopped and not self._is_idle():
             for fd, _ in self._poll.poll(0 if self._calls else self._poll_timeout()):
                 if fd == wake:
@@ -106,6 +109,7 @@ class Server:
         self._drop_spare()
         if self._listener is not None:
             self._listener.close()
+            self._listener = None
             with suppress(ShimError, OSError):
                 sockets.remove_dead(f"unix://{self._path}")
 
@@ -215,8 +219,10 @@ class Server:
 
     def _assign(self, connection: socket.socket, call: Call) -> None:
         if code_stamp() != self._stamp:
-            # The files on disk differ from the loaded code: the caller does the work itself.
+            # The files on disk differ from the loaded code: the caller makes a new server.
+            # It must not find this one any more.
             self._stopped = True
+            self.close()
             return
         try:
             child = self._use_spare(call) or self._fork(

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,15 +108,16 @@ class Server:
                     return pids
                 await trio.sleep(0.02)
 
-    async def wait_spare(self, *daemons: int) -> int:
+    async def wait_spare(self) -> int:
         """Wait until the server has a child that waits for a caller; return that child's pid."""
         server = await self.wait_up()
-        with trio.fail_after(10):
+        with trio.fail_after(10 * PATIENCE):
             while True:
                 for pid in children_of(server):
-                    # Asleep, it has warmed up and waits.
-                    if pid not in daemons and state_of(pid) == "S":
-                        return pid
+                    # A daemon has its own title.  Asleep, the child has warmed up and waits.
+                    with suppress(FileNotFoundError):
+                        if title_of(pid) == title_of(server) and state_of(pid) == "S":
+                            return pid
                 await trio.sleep(0.02)
 
     def ask(self, message: bytes, *paths: Path) -> Any:
@@ -139,6 +141,10 @@ def parent_of(pid: int) -> int:
 
 def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def title_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def state_of(pid: int) -> str:

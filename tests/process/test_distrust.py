@@ -54,7 +54,7 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
             await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
         victim = await server.wait_up()
         if spare:
-            await server.wait_spare(*daemons)
+            await server.wait_spare()
         async with trio.open_nursery() as nursery:
 
             async def shoot(victim: int = victim, moment: float = moment) -> None:
@@ -83,7 +83,7 @@ async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
     for attempt, moment in enumerate(await moments(server)):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         if spare:
-            await server.wait_spare(*map(int, daemons_of(server.rig.root / "orphans")))
+            await server.wait_spare()
         launch = await trio.lowlevel.open_process(
             [*LAUNCH, *flags, "-id", bundle.name, "start"],
             cwd=bundle,

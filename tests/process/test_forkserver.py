@@ -7,6 +7,8 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,19 +18,116 @@ from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
 from shim.start import identity
 from tests.e2e.waiting import PATIENCE
-from tests.process.rig import alive, wait_gone
-from tests.process.servers import LAUNCH, ROOT, Server, parent_of
+from tests.process.rig import NAMESPACE, alive, wait_gone
+from tests.process.servers import LAUNCH, ROOT, Server, children_of, parent_of, state_of
 
 if TYPE_CHECKING:
     import pytest
 
 
-async def test_the_first_start_leaves_a_server_and_the_second_is_its_child(server: Server) -> None:
+async def test_the_first_start_makes_a_server_and_every_daemon_is_its_child(
+    server: Server,
+) -> None:
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
-    await server.start(bundles[0])
+    daemons = [await server.start(bundle) for bundle in bundles]
     pid = await server.wait_up()
-    assert parent_of(await server.start(bundles[1])) == pid
-    assert server.ask(b"status") == {"pid": pid, "daemons": 1, "idle": 600.0}
+    assert [parent_of(daemon) for daemon in daemons] == [pid, pid]
+    assert server.ask(b"status") == {"pid": pid, "daemons": 2, "idle": 600.0}
+
+
+async def test_of_many_first_starts_at_once_all_daemons_come_from_one_server(
+    server: Server,
+) -> None:
+    answers: list[str] = []
+
+    async def start(bundle: Path) -> None:
+        done = await trio.to_thread.run_sync(server.launch, bundle, "start")
+        assert (done.returncode, done.stderr) == (0, b"")
+        answers.append(done.stdout.decode())
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(start, server.rig.bundle(f"c{number}", "true"))
+    server.rig.daemons.clear()
+    for server.rig.address in answers:
+        await server.rig.connect()
+    assert len(set(server.rig.daemons)) == 8
+    pid = await server.wait_up()
+    assert {parent_of(daemon) for daemon in server.rig.daemons} == {pid}
+    assert len(server.sockets) == 1
+
+
+async def test_the_first_daemon_is_no_larger_than_the_later_ones(server: Server) -> None:
+    sizes = []
+    for number in range(3):
+        bundle = server.rig.bundle(f"c{number}", "sleep", "1000")
+        daemon = await server.start(bundle)
+        await server.rig.run(await server.rig.connect(), bundle)
+        sizes.append(kibibytes(daemon, "Private_Dirty"))
+    assert sizes[0] <= 1.1 * min(sizes)
+
+
+async def test_a_server_killed_while_it_is_made_costs_nothing(server: Server) -> None:
+    """Every start ends with a shim that works, and one daemon each, whatever the moment."""
+    daemons = []
+    flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "manager")]
+    for attempt in range(12):
+        bundle = server.rig.bundle(f"c{attempt}", "true")
+
+        launch = await trio.lowlevel.open_process(
+            [*LAUNCH, *flags, "-id", bundle.name, "start"],
+            cwd=bundle,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": ""},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        with trio.fail_after(20 * PATIENCE):
+            while not (makers := children_of(launch.pid)):
+                await trio.sleep(0.001)
+        await trio.sleep(attempt * 0.03)  # another moment each time
+        for pid in makers:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert launch.stdout is not None
+        async with launch.stdout:
+            answer = await launch.stdout.receive_some()
+        assert await launch.wait() == 0
+        server.rig.address = answer.decode()
+        server.rig.daemons.clear()
+        task = await server.rig.connect()
+        daemons.append(server.rig.daemons[0])
+        await task.Shutdown(ShutdownRequest(), timeout=5)
+        if (state := server.ask(b"status")) is not None:
+            os.kill(state["pid"], signal.SIGKILL)
+            await wait_gone([state["pid"]])
+    await wait_gone(daemons)
+
+
+async def test_a_stopped_process_that_makes_a_server_is_given_up(server: Server) -> None:
+    server.directory.mkdir(mode=0o700)
+    lock = server.directory / f".{Path(identity.socket_path()).name}.new"
+    hold = f"""
+import fcntl, os, signal
+lock = os.open({str(lock)!r}, os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.write(lock, b"%-20d" % os.getpid())
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold]) as holder:  # noqa: ASYNC220 - takes no time
+        try:
+            with trio.fail_after(10 * PATIENCE):
+                while state_of(holder.pid) != "T":
+                    await trio.sleep(0.01)
+            began = time.monotonic()
+            daemon = await server.start(server.rig.bundle("c1", "true"))
+            assert time.monotonic() - began < 5
+            assert alive(daemon)
+            assert server.ask(b"status") is None
+        finally:
+            holder.kill()
+    # Its lock ended with it.
+    daemon = await server.start(server.rig.bundle("c2", "true"))
+    assert parent_of(daemon) == await server.wait_up()
 
 
 async def test_switched_off_none_is_left(server: Server) -> None:
@@ -130,24 +229,16 @@ async def test_daemons_outlive_their_server(server: Server) -> None:
     await server.rig.connect()
 
 
-async def test_after_the_servers_death_the_next_start_is_cold_and_leaves_a_new_one(
-    server: Server,
-) -> None:
-    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(3)]
+async def test_after_the_servers_death_the_next_start_makes_a_new_one(server: Server) -> None:
+    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
     await server.start(bundles[0])
     first = await server.wait_up()
     os.kill(first, signal.SIGKILL)
     await wait_gone([first])
-    os.mkfifo(bundles[1] / "log")
-    keep = os.open(bundles[1] / "log", os.O_RDWR | os.O_NONBLOCK)
-    try:
-        await server.start(bundles[1])
-        assert os.read(keep, 65536).count(b"the fork server is not used") == 1
-    finally:
-        os.close(keep)
+    daemon = await server.start(bundles[1])
     second = await server.wait_up()
     assert second != first
-    assert parent_of(await server.start(bundles[2])) == second
+    assert parent_of(daemon) == second
 
 
 async def test_another_build_gets_another_server(
@@ -210,18 +301,16 @@ async def test_a_server_of_changed_code_refuses_and_leaves(server: Server, tmp_p
 
 
 async def test_a_server_without_daemons_leaves_when_idle(server: Server) -> None:
-    bundle = server.rig.bundle("c1", "true")
-    await server.start(bundle, TRIO_SHIM_FORKSERVER_IDLE="0.5")
+    await server.start(server.rig.bundle("c1", "true"), TRIO_SHIM_FORKSERVER_IDLE="0.5")
     pid = await server.wait_up()
+    await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
     await wait_gone([pid], 10)
     assert server.sockets == []
 
 
 async def test_a_server_with_a_daemon_is_not_idle(server: Server) -> None:
-    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
-    await server.start(bundles[0], TRIO_SHIM_FORKSERVER_IDLE="1")
+    await server.start(server.rig.bundle("c1", "true"), TRIO_SHIM_FORKSERVER_IDLE="1")
     pid = await server.wait_up()
-    await server.start(bundles[1])
     await trio.sleep(2)  # the time that must make no difference
     assert alive(pid)
     task = await server.rig.connect()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from shim.api.task_pb2 import DeleteResponse
+from shim.api.task_pb2 import DeleteResponse, ShutdownRequest
 from tests.process.rig import wait_gone
 from tests.process.servers import Server, parent_of
 
@@ -22,17 +22,17 @@ async def test_a_caller_is_served_by_a_child_that_was_there_before_it_came(
 ) -> None:
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(3)]
     await server.start(bundles[0])
-    daemons: list[int] = []
     for bundle in bundles[1:]:
-        spare = await server.wait_spare(*daemons)
+        spare = await server.wait_spare()
         assert await server.start(bundle) == spare
-        daemons.append(spare)
-    assert server.ask(b"status")["daemons"] == 2
+    assert server.ask(b"status")["daemons"] == 3
 
 
 async def test_a_spare_child_is_no_daemon_and_takes_any_action(server: Server) -> None:
     bundle = server.rig.bundle("c1", "true")
-    await server.start(bundle, TRIO_SHIM_FORKSERVER_IDLE="5")
+    daemon = await server.start(bundle, TRIO_SHIM_FORKSERVER_IDLE="5")
+    await (await server.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
+    await wait_gone([daemon])
     pid = await server.wait_up()
     spare = await server.wait_spare()
     done = server.launch(bundle, "delete")
@@ -55,7 +55,7 @@ async def test_a_spare_child_that_died_costs_nothing_but_a_fork(
     daemon = await server.start(bundles[1])
     assert daemon != spare
     assert parent_of(daemon) == pid
-    assert await server.wait_spare(daemon) != spare
+    assert await server.wait_spare() != spare
 
 
 async def test_a_spare_child_leaves_with_its_server(server: Server) -> None:

@@ -96,7 +96,7 @@ async def test_a_stopped_server_is_given_up_and_starts_nothing_later(
     bundle, other = (server.rig.bundle(f"c{i}", "true") for i in range(2))
     await server.start(bundle, command=command)
     pid = await server.wait_up()
-    await server.wait_spare(*server.rig.daemons)
+    await server.wait_spare()
     before = daemons_of(server.rig.root / "manager")
     with stopped(pid):
         began = time.monotonic()
@@ -115,9 +115,9 @@ async def test_a_stopped_server_is_given_up_and_starts_nothing_later(
 
 async def test_a_stopped_spare_child_is_passed_over(server: Server, command: list[str]) -> None:
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
-    first = await server.start(bundles[0], command=command)
+    await server.start(bundles[0], command=command)
     pid = await server.wait_up()
-    spare = await server.wait_spare(first)
+    spare = await server.wait_spare()
     with stopped(spare):
         daemon = await server.start(bundles[1], command=command)
         assert parent_of(daemon) == pid
