@@ -8,10 +8,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -23,8 +28,12 @@ from tests.bench.scenarios import Sizes
 from tests.bench.turns import measure
 from tests.bench.workplace import Shim
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 OURS = "trio"
 OTHER = "go"
+AGAINST = "before"
 GO_SHIM = "containerd-shim-runc-v2"
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -48,6 +57,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--disk", action="store_true", help="bundles on the disk that /run is on, not in memory"
     )
+    parser.add_argument(
+        "--against", metavar="CHECKOUT", help=f"another build of ours, measured as {AGAINST}"
+    )
+    parser.add_argument(
+        "--busy", metavar="N", type=int, default=0, help="keep N processors busy meanwhile (0)"
+    )
     parser.add_argument("--markdown", metavar="FILE", help="write the table there")
     parser.add_argument("--svg", metavar="FILE", help="write a plot there")
     parser.add_argument("--json", metavar="FILE", help="write every value there")
@@ -63,14 +78,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.rounds < 1:
         parser.error("--rounds is at least 1")
     try:
-        args.shims = shims_of(args.shim)
+        args.shims = shims_of(args.shim, args.against)
     except ValueError as exc:
         parser.error(str(exc))
     return args
 
 
-def shims_of(given: list[str]) -> list[Shim]:
-    """Return what to measure, ours first.
+def shims_of(given: list[str], against: str | None = None) -> list[Shim]:
+    """Return what to measure: ours first, the other shims, then the build ``against``.
 
     :raises ValueError: something given is not NAME=PATH, or not there.
     """
@@ -81,9 +96,66 @@ def shims_of(given: list[str]) -> list[Shim]:
             raise ValueError(f"{text!r} is not NAME=PATH")
         named[name] = path
     ours = named.pop(OURS, str(Path(sys.executable).with_name("containerd-shim-trio-v2")))
-    shims = [Shim(OURS, ours)]
+    shims = [Shim(OURS, ours, forks=True)]
     shims += [Shim(*pair) for pair in (named or {OTHER: f"/usr/bin/{GO_SHIM}"}).items()]
-    return [Shim(shim.name, _executable(shim)) for shim in shims]
+    shims = [replace(shim, path=_executable(shim)) for shim in shims]
+    if against is not None:
+        checkout = Path(against).absolute()
+        if not (checkout / "shim/start/launcher.py").is_file():
+            raise ValueError(f"{against} is no checkout of this project; give its directory")
+        shims.append(Shim(AGAINST, str(checkout), forks=True))
+    return shims
+
+
+def launcher_of(checkout: str, directory: Path) -> str:
+    """Write an executable that runs the shim of ``checkout``; return its path."""
+    path = directory / GO_SHIM.replace("runc", "trio")
+    directory.mkdir()
+    path.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {checkout!r})\n"
+        "from shim.start.launcher import main\nsys.exit(main())\n"
+    )
+    path.chmod(0o755)
+    return str(path)
+
+
+@contextmanager
+def comparable(shims: list[Shim]) -> Iterator[list[Shim]]:
+    """Yield ``shims`` with executables; two builds of ours get launchers of one kind."""
+    if shims[-1].name != AGAINST:
+        yield shims
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        builds = {AGAINST: shims[-1].path, OURS: str(Path(__file__).parents[2])}
+        yield [
+            replace(shim, path=launcher_of(builds[shim.name], Path(directory) / shim.name))
+            if shim.name in builds
+            else shim
+            for shim in shims
+        ]
+
+
+@contextmanager
+def load(processes: int) -> Iterator[None]:
+    """Keep so many processors busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def state_of_host(args: argparse.Namespace) -> str:
+    """Return a line on the host's state, which decides about many figures."""
+    place = "on the disk of /run" if args.disk else "in memory"
+    before = os.getloadavg()[0]
+    busy = f"{args.busy} busy processes" if args.busy else "no load of our own"
+    return (
+        f"Bundles {place}, {busy}, load {before:.1f} before; a fork server runs, "
+        "except for a host's first shims"
+    )
 
 
 def _executable(shim: Shim) -> str:
@@ -101,26 +173,26 @@ def main(argv: list[str]) -> int:
     # An end by SIGTERM cleans up as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sizes = Sizes(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Sizes)})
+    host = state_of_host(args)
     try:
-        samples = trio.run(
-            partial(measure, args.shims, args.rounds, args.keys, sizes, on_disk=args.disk),
-            strict_exception_groups=True,
-        )
+        with comparable(args.shims) as shims, load(args.busy):
+            samples = trio.run(
+                partial(measure, shims, args.rounds, args.keys, sizes, on_disk=args.disk),
+                strict_exception_groups=True,
+            )
+            programs = machine.describe({shim.name: shim.path for shim in shims})
     except* KeyboardInterrupt:
         print("interrupted; everything is cleaned up", file=sys.stderr)
         sys.exit(INTERRUPTED)
     samples.keep(args.keys)
-    place = "on the disk of /run" if args.disk else "in memory"
     report = Report(
         shims=[shim.name for shim in args.shims],
         floor=floor.NAME,
         samples=samples,
         sizes=dataclasses.asdict(sizes),
         date=time.strftime("%Y-%m-%d"),
-        machine=[
-            *machine.describe({shim.name: shim.path for shim in args.shims}),
-            f"Bundles {place}",
-        ],
+        machine=[*programs, host],
+        on_disk=args.disk,
     )
     print(plain(report), end="")
     write(report, args)

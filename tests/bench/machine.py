@@ -16,7 +16,7 @@ def describe(shims: dict[str, str]) -> list[str]:
     """Return a line on the machine and one on each program; ``shims``: name to path."""
     system = f"{_distribution()}, Linux {platform.release()}, {os.cpu_count()} x {_processor()}"
     hierarchy = "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1"
-    lines = [f"{system}, cgroup {hierarchy}", f"Python {platform.python_version()}"]
+    lines = [f"{system}, cgroup {hierarchy}"]
     for name, path in shims.items():
         lines.append(f"{name}: `{Path(path).name}` {_version(path, '-v')}")
     lines.append(f"runc {_version('runc', '--version')}")
@@ -24,13 +24,16 @@ def describe(shims: dict[str, str]) -> list[str]:
 
 
 def _version(path: str, flag: str) -> str:
+    found = "of unknown version"
     with suppress(OSError, CommandError):
         done = spawn([path, flag], env=os.environ).finish(LIMIT)
         for line in done.output.decode(errors="replace").splitlines():
             key, _, value = line.strip().replace(":", " ").partition(" ")
             if key.lower() in {"version", "runc"}:
-                return value.replace("version", "").strip()
-    return "of unknown version"
+                found = value.replace("version", "").strip()
+            elif key.lower() == "python":  # of our own shims
+                found += f" on Python {value.strip()}"
+    return found
 
 
 def _distribution() -> str:

@@ -74,8 +74,8 @@ def svg(report: Report) -> str:
             f'<rect x="{middle + min(0, end):.1f}" y="{y + 2}" width="{max(abs(end), 1):.1f}" '
             f'height="{ROW - 9}" rx="2" fill="{color}"/>',
         ]
-        if figure.target is not None:
-            goal = middle + position(1 / figure.target if figure.more else figure.target)
+        if (wanted := figure.ratio_wanted(on_disk=report.on_disk)) is not None:
+            goal = middle + position(1 / wanted if figure.more else wanted)
             parts.append(_line(goal, y - 1, goal, y + ROW - 4, 2))
         pair = [number(report.samples.median(name, figure.key)) for name in (report.ours, other)]
         values = f"{ratio(value)}   ({' / '.join(pair)} {figure.unit})".replace(" )", ")")

@@ -21,8 +21,9 @@ NOTHING = "-"
 class Report:
     """The measurements of one run.
 
-    ``shims`` in the order of the columns: ours, which the ratios are of, comes
-    first.  ``floor`` names the bare runtime, ``sizes`` fills the titles.
+    ``shims`` in the order of the columns: ours, which the ratios are of, comes first;
+    the goals compare it with the second.  ``floor`` names the bare runtime, ``sizes``
+    fills the titles, and ``on_disk`` tells where the bundles were.
     """
 
     shims: Sequence[str]
@@ -31,6 +32,7 @@ class Report:
     sizes: Mapping[str, int]
     date: str
     machine: Sequence[str]
+    on_disk: bool = False
 
     @property
     def ours(self) -> str:
@@ -71,30 +73,31 @@ def ratio(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
 
 
-def target(figure: Figure) -> str:
+def goal(figure: Figure, *, on_disk: bool = False) -> str:
     if figure.limit is not None:
         return f"≤ {number(figure.limit)} {figure.unit}".rstrip()
-    if figure.target is None:
+    wanted = figure.ratio_wanted(on_disk=on_disk)
+    if wanted is None:
         return ""
-    return f"{'≥' if figure.more else '≤'} {figure.target:.2f}"
+    return f"{'≥' if figure.more else '≤'} {wanted:.2f}"
 
 
 def rows(report: Report) -> list[list[str]]:
     """Return the table's cells, the head first."""
     ratios = [f"{report.ours} / {other}" for other in report.others]
-    table = [["", "unit", *report.shims, report.floor, *ratios, "target", "reached"]]
+    table = [["", "unit", *report.shims, report.floor, *ratios, "goal", "reached"]]
     samples = report.samples
     for figure in report.measured():
         values = [samples.median(name, figure.key) for name in (*report.shims, report.floor)]
         found = [samples.ratio(report.ours, other, figure.key) for other in report.others]
-        reached = verdict(figure, values[0], found[0] if found else None)
+        reached = verdict(figure, values[0], found[0] if found else None, on_disk=report.on_disk)
         table.append(
             [
                 report.title(figure),
                 figure.unit,
                 *map(number, values),
                 *map(ratio, found),
-                target(figure),
+                goal(figure, on_disk=report.on_disk),
                 {True: "yes", False: "**no**", None: ""}[reached],
             ]
         )

@@ -58,10 +58,13 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(0, int(rank) - 1)]
 
 
-def verdict(figure: Figure, value: float | None, ratio: float | None) -> bool | None:
-    """Return whether ``figure`` reaches its target; None without a target or a measurement."""
+def verdict(
+    figure: Figure, value: float | None, ratio: float | None, *, on_disk: bool = False
+) -> bool | None:
+    """Return whether ``figure`` reaches its goal; None without a measurement."""
     if figure.limit is not None:
         return None if value is None else value <= figure.limit
-    if figure.target is None or ratio is None:
+    wanted = figure.ratio_wanted(on_disk=on_disk)
+    if wanted is None or ratio is None:
         return None
-    return ratio >= figure.target if figure.more else ratio <= figure.target
+    return ratio >= wanted if figure.more else ratio <= wanted

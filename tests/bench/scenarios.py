@@ -77,6 +77,25 @@ async def cold(place: Workplace, shim: Shim, _: Sizes) -> dict[str, float]:
     return turn
 
 
+async def unprepared(place: Workplace, shim: Shim, sizes: Sizes) -> dict[str, float]:
+    """The first shims of a host: no fork server runs before them."""
+    with place.unprepared() as environ:
+        async with AsyncExitStack() as stack:
+            sessions = await open_many(stack, place, shim, sizes.containers)
+            turn: dict[str, float] = {}
+            for session in sessions:
+                taken = session.start(environ)
+                turn.setdefault("first", taken)
+                await session.connect()
+                await session.create()
+                await session.run()
+            await trio.sleep(SETTLE)
+            turn["pss-first"] = memory(sessions)
+            for session in reversed(sessions):
+                await session.end()
+    return turn
+
+
 async def idle(place: Workplace, shim: Shim, _: Sizes) -> dict[str, float]:
     """A shim with a container that sleeps."""
     async with open_session(place, shim) as session:
@@ -239,6 +258,7 @@ SCENARIOS = (
         ),
     ),
     Scenario(cold, ("cold",), 2),
+    Scenario(unprepared, ("first", "pss-first"), 10),
     Scenario(idle, ("threads", "fds", "wakeups"), 8),
     Scenario(at_once, ("starts", "at-once"), 4),
     Scenario(clients, ("clients", "clients-p99"), 4),

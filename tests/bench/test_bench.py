@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shim.version import VERSION
 from tests.bench import __main__ as cli
 from tests.bench import command, plot, procs, report
 from tests.bench.figures import BY_KEY, FIGURES
@@ -86,8 +87,19 @@ def test_the_verdict_knows_which_way_is_better() -> None:
     assert verdict(BY_KEY["stdout"], 900.0, 1.9) is False
     assert verdict(BY_KEY["cold"], 350.0, 40.0) is True
     assert verdict(BY_KEY["cold"], 351.0, None) is False
-    assert verdict(BY_KEY["stats"], 1.0, 0.1) is None
     assert verdict(BY_KEY["create"], None, None) is None
+
+
+def test_the_goal_of_an_exit_is_another_on_a_disk() -> None:
+    assert verdict(BY_KEY["exit"], 1.0, 1.1) is False
+    assert verdict(BY_KEY["exit"], 1.0, 1.2, on_disk=True) is True
+    assert verdict(BY_KEY["exit"], 1.0, 1.21, on_disk=True) is False
+    assert verdict(BY_KEY["exec"], 1.0, 0.91, on_disk=True) is False
+    assert report.goal(BY_KEY["exit"], on_disk=True) == "≤ 1.20"
+
+
+def test_every_figure_has_a_goal() -> None:
+    assert [one.key for one in FIGURES if not report.goal(one)] == []
 
 
 def test_every_figure_comes_of_exactly_one_scenario() -> None:
@@ -111,10 +123,10 @@ def test_the_table_has_a_column_for_each_shim_and_the_floor() -> None:
     found = report_of(create=(33.06, 30.0), pss=(5.5, 5.0))
     found.samples.add("runc alone", {"create": 29.0})
     lines = markdown(found).splitlines()
-    head = "|  | unit | trio | go | runc alone | trio / go | target | reached |"
+    head = "|  | unit | trio | go | runc alone | trio / go | goal | reached |"
     assert lines[lines.index("") + 1] == head
     assert "| Create | ms | 33.1 | 30 | 29 | 1.10 | ≤ 0.95 | **no** |" in lines
-    assert "| PSS a container, of 20 | MiB | 5.50 | 5 | - | 1.10 | ≤ 1.10 | yes |" in lines
+    assert "| PSS a container, of 20 | MiB | 5.50 | 5 | - | 1.10 | ≤ 1.00 | **no** |" in lines
     assert "Medians of 2026-11-23." in lines
 
 
@@ -127,7 +139,7 @@ def test_the_terminal_sees_the_same_without_markup() -> None:
 def test_a_shim_that_measured_nothing_leaves_gaps() -> None:
     found = report_of(start=(10.0, 5.0))
     del found.samples.values["go"]
-    assert "| `start` command | ms | 10 | - | - | - | ≤ 1.60 |  |" in markdown(found)
+    assert "| `start` command | ms | 10 | - | - | - | ≤ 1.00 |  |" in markdown(found)
 
 
 def test_the_plot_is_xml_with_a_bar_for_each_ratio() -> None:
@@ -159,6 +171,30 @@ def test_ours_comes_first_and_others_in_the_order_given() -> None:
 def test_a_shim_that_is_not_there_is_refused(given: str) -> None:
     with pytest.raises(ValueError, match="is n"):
         cli.shims_of([given, "trio=/bin/sh"])
+
+
+def test_another_build_of_ours_comes_last_and_is_run_from_its_checkout(tmp_path: Path) -> None:
+    shims = cli.shims_of(["go=/bin/true", "trio=/bin/sh"], str(ROOT))
+    assert [shim.name for shim in shims] == ["trio", "go", "before"]
+    assert [shim.forks for shim in shims] == [True, False, True]
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "shim", copy / "shim")
+    with (copy / "shim/version.py").open("a") as file:
+        file.write('VERSION = "0.0.1"\n')
+    with cli.comparable(cli.shims_of(["go=/bin/true"], str(copy))) as shims:
+        found = {shim.name: command.run([shim.path, "-v"], env=os.environ) for shim in shims}
+    assert b"Version:  0.0.1" in found["before"].output
+    assert VERSION.encode() in found["trio"].output
+    with pytest.raises(ValueError, match="no checkout"):
+        cli.shims_of([], str(tmp_path))
+
+
+def test_busy_processes_end_with_the_block() -> None:
+    before = {*procs.children(os.getpid())}
+    with cli.load(2):
+        busy = {*procs.children(os.getpid())} - before
+        assert len(busy) == 2
+    assert not busy & {*procs.children(os.getpid())}
 
 
 def test_a_figure_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +266,14 @@ def test_a_tiny_run_measures_both_shims_and_leaves_nothing(tmp_path: Path) -> No
     table, picture, values = (tmp_path / name for name in ("t.md", "p.svg", "v.json"))
     small = ["--rounds=1", "--calls=4", "--clients=3", "--containers=2", "--at-once=2"]
     subprocess.run(
-        [sys.executable, "-m", "tests.bench", *small, "--stdout=2", "--terminal=1"]
+        [
+            sys.executable,
+            "-m",
+            "tests.bench",
+            *small,
+            "--stdout=2",
+            "--terminal=1",
+        ]
         + [f"--markdown={table}", f"--svg={picture}", f"--json={values}"],
         cwd=ROOT,
         check=True,
@@ -246,10 +289,28 @@ def test_a_tiny_run_measures_both_shims_and_leaves_nothing(tmp_path: Path) -> No
 
 @pytest.mark.e2e
 @needs_all
+def test_two_builds_are_measured_in_one_run_beside_another_shim(tmp_path: Path) -> None:
+    table = tmp_path / "t.md"
+    options = ["--only=state,stats", "--rounds=1", "--calls=4", "--busy=1", "--disk"]
+    subprocess.run(
+        [sys.executable, "-m", "tests.bench", *options]
+        + [f"--against={ROOT}", f"--markdown={table}"],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    text = table.read_text()
+    assert "| trio | go | before | runc alone | trio / go | trio / before |" in text
+    assert "Bundles on the disk of /run, 1 busy processes" in text
+
+
+@pytest.mark.e2e
+@needs_all
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     before = leftovers()
     argv = [sys.executable, "-m", "tests.bench", "--only=pss", "--rounds=1"]
     with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        wait_until("it measures", lambda: leftovers() - before)
         # The shims of the second half of a second, in any state.
         with pytest.raises(subprocess.TimeoutExpired):
             process.communicate(timeout=1)

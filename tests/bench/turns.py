@@ -40,9 +40,9 @@ async def measure(
     samples = Samples()
     async with open_workplace(on_disk=on_disk) as place:
         for shim in shims:
-            # The first start writes bytecode, and may bring up a fork server.
+            # The first start writes bytecode, and makes a fork server: the host is prepared.
             await _turn(shim.name, "warm-up", partial(lifecycle, place, shim, sizes))
-        await place.wait_warm()
+        await place.wait_warm(sum(shim.forks for shim in shims))
         for scenario in SCENARIOS:
             if keys.isdisjoint(scenario.keys):
                 continue

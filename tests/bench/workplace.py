@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.bench import procs
 from tests.process.rig import default_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from shim.api.forward_pb2 import ForwardRequest
 
@@ -45,10 +45,14 @@ INIT = ("sleep", "1000")  # ends by itself should all else fail
 
 @dataclass(frozen=True, slots=True)
 class Shim:
-    """A shim to measure: a short name for the report and its executable."""
+    """A shim to measure: a short name for the report and its executable.
+
+    ``forks``: it is a build of ours, which makes a fork server.
+    """
 
     name: str
     path: str
+    forks: bool = False
 
 
 class Sink(EventsBase):
@@ -123,15 +127,26 @@ class Workplace:
             **extra,
         }
 
-    async def wait_warm(self) -> None:
-        """Wait for the fork server that a first start left behind, if it did, to listen.
+    async def wait_warm(self, count: int = 1) -> None:
+        """Wait until the fork servers of ``count`` builds listen.
 
-        A daemon started before is a cold one, of four times the memory.
+        The first start of an older build leaves one behind, which it makes in the background.
         """
         directory = Path(self.environ["TRIO_SHIM_FORKSERVER_DIR"])
         with trio.move_on_after(WARM):
-            while directory.exists() and not any(p.is_socket() for p in directory.iterdir()):
+            while sum(path.is_socket() for path in directory.glob("*")) < count:
                 await trio.sleep(0.02)
+
+    @contextmanager
+    def unprepared(self) -> Iterator[dict[str, str]]:
+        """Yield variables with which a shim finds no fork server; end one that it makes."""
+        self._made += 1
+        directory = str(self.root / f"f{self._made:05}")
+        try:
+            yield {"TRIO_SHIM_FORKSERVER_DIR": directory}
+        finally:
+            end_processes(time.monotonic() + CLEANUP, directory, environ=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @asynccontextmanager
