@@ -79,7 +79,7 @@ def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
 
     ``server`` is the name of the server's socket.
     """
-    _warm_up()
+    warm_up()
     words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
     sock.close()
     if len(fds) != 3:
@@ -90,8 +90,11 @@ def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
     run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), server)
 
 
-def _warm_up() -> None:
-    """Write to the pages that a call writes to; change no file and no other process."""
+def warm_up() -> None:
+    """Write to the pages that a call writes to; change no file and no other process.
+
+    The server runs this too before it forks, so that the code is specialised by then.
+    """
     _copy_attributes(os.getpid())
     flags = parse_flags(["-namespace", "warmup", "-id", "nobody", "-bundle", "/nowhere", "start"])
     bootstrap.warm_up(invocation_of(flags, {}, b""))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import log
 from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
-from shim.start import heap, launcher
+from shim.start import children, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
 from shim.start.flags import idle_time
@@ -40,6 +40,9 @@ SPARE_DELAY = 0.05
 _REQUEST_TIMEOUT = 1.0
 _MAX_PENDING = 256
 _MAX_REQUEST = 1 << 16  # bytes of a request
+# Calls for which the server runs the code of a ``start`` before it forks: CPython 3.12
+# specialises code that has run twice.  A daemon takes 0.15 MiB less.
+_CALLS = 3
 
 
 class Server:
@@ -71,6 +74,8 @@ class Server:
         # The warm-up runs a daemon, which would take a signal to the server for one to itself.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         warm_up(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
+        for _ in range(_CALLS):
+            children.warm_up()
         heap.arrange()
         try:
             self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
