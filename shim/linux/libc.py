@@ -29,6 +29,8 @@ _PR_GET_THP_DISABLE = 42
 _PR_SCHED_CORE = 62
 _PR_SCHED_CORE_CREATE = 1
 _PIDTYPE_PGID = 2
+# Source: asm-generic/mman-common.h
+_MADV_DONTNEED = 4
 
 # Source: linux/magic.h, TMPFS_MAGIC and RAMFS_MAGIC.
 _IN_MEMORY = (0x01021994, 0x858458F6)
@@ -263,6 +265,19 @@ def tee(source: int, target: int, count: int) -> int:
     """
     flags = 2  # SPLICE_F_NONBLOCK
     return _checked(_libc.tee(source, target, ctypes.c_size_t(count), flags))
+
+
+def drop_text() -> None:
+    """Unmap the pages of programs' and libraries' code; the next use maps them again.
+
+    Such a page is never written, so its content is in the file.  madvise(2).
+    """
+    with open("/proc/self/maps", "rb") as maps:
+        lines = [line.split() for line in maps]
+    for area, mode, _, _, inode, *_ in lines:
+        if mode == b"r-xp" and inode != b"0":
+            start, end = (int(word, 16) for word in area.split(b"-"))
+            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
 def inotify_init() -> int:

@@ -8,6 +8,8 @@ program only reads, since each object holds its reference count.  Three steps he
 - The gaps that freed objects left are filled.  Then a child's new objects lie together
   on new pages, and not in gaps of shared pages all over the heap.
 - The collector skips all present objects (``gc.freeze``), so it writes nothing to them.
+
+Last, the server unmaps the code of the libraries that only the imports needed: 1.3 MiB.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ def arrange() -> None:
         _fillers.append(filler)
     gc.collect()
     gc.freeze()
+    libc.drop_text()
 
 
 def _program() -> list[object]:
