@@ -59,6 +59,15 @@ class Node(Containerd):
             if str(self.address) in line and "shim" in line and pod in line
         }
 
+    def gave_up(self, container: str, stream: str) -> bool:
+        """Return whether containerd closed the fifo of a stream before its own open(2) returned.
+
+        It does when it finds the task stopped, at once after it began to open the fifo:
+        containerd client/task.go, the Cancel in Delete.
+        """
+        pipe = f'Failed to pipe {stream} of container \\"{container}\\""'
+        return f'{pipe} error="reading from a closed fifo' in self.log.read_text(errors="replace")
+
     def import_images(self, scratch: Path) -> None:
         write_image(scratch / "busybox.tar", scratch)
         _write_pause(scratch / "pause.tar", scratch / "busybox.tar")

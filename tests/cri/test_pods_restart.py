@@ -82,7 +82,11 @@ def test_a_log_goes_on_after_containerd_was_away(pod: Pod) -> None:
 def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_death(
     pod: Pod,
 ) -> None:
-    """The reader is there when the container exits, reads nothing more, and dies."""
+    """The reader is there when the container exits, reads nothing more, and dies.
+
+    The next containerd finds the task stopped, and may then close a fifo that it has not
+    opened, or not read to its end.  Such a stream lacks its last lines.
+    """
     script = "echo ready; until test -e /go; do sleep 0.02; done; seq 400; seq 400 >&2; exit 34"
     containers = [pod.start("sh", "-c", script) for _ in range(3)]
     pids = [pod.pid(each) for each in containers]
@@ -95,12 +99,32 @@ def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_deat
     time.sleep(0.3)  # a reader that has been given the end would miss the rest
     pod.node.restart()
     numbers = [str(number) for number in range(1, 401)]
+    whole = []
     for name, container in zip(("c0", "c1", "c2"), containers, strict=True):
         assert pod.wait_exit(container)[0] == 34
-        pod.wait_lines(name, 801)
-        said = list(pod.said(name))
-        assert [text for stream, text in said if stream == "stderr"] == numbers
-        assert [text for stream, text in said if stream == "stdout"] == ["ready", *numbers]
+        for stream, before in (("stdout", ["ready"]), ("stderr", [])):
+            expected = [*before, *numbers]
+            wait_ended(pod, name, stream, expected)
+            logged = texts(pod, name, stream)
+            assert "\n".join(expected).startswith("\n".join(logged))
+            whole.append(logged == expected)
+    assert any(whole)
+
+
+def texts(pod: Pod, name: str, stream: str) -> list[str]:
+    """Return the whole lines of a stream that are in the log of a container."""
+    *lines, _ = (pod.logs / f"{name}-0.log").read_text().split("\n")
+    words = [line.split(" ", 3) for line in lines]
+    return [text for _time, name, tag, text in words if (name, tag) == (stream, "F")]
+
+
+def wait_ended(pod: Pod, name: str, stream: str, expected: list[str]) -> None:
+    """Wait until a stream is in the log as expected, or containerd has closed it unread."""
+    container = pod.containers[int(name[1:])]
+    wait_until(
+        f"{name}'s {stream} has {len(expected)} lines",
+        lambda: texts(pod, name, stream) == expected or pod.node.gave_up(container, stream),
+    )
 
 
 @pytest.mark.unshared

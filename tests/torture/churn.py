@@ -281,22 +281,11 @@ class Churn:
             self.report.lines += log.lines
             self.report.unread += sum(look.waiting for look in log.looks[stream])
             self.report.taken += len(taken)
-            if lost and log.offered(stream) and self._gave_up(id_, stream):
+            if lost and log.offered(stream) and self.node.gave_up(id_, stream):
                 self.report.given_up += 1
             elif lost:
                 told = f"{log.path}: {stream} lacks {len(lost)} lines from {lost[0]}"
                 self.report.lost.append(f"{told}; looks: {log.looks[stream]}")
-
-    def _gave_up(self, id_: str, stream: str) -> bool:
-        """Return whether containerd closed the fifo of a stream before its own open(2) returned.
-
-        It does when it finds the task stopped, at once after it began to open the fifo:
-        containerd client/task.go, the Cancel in Delete.
-        """
-        told = (
-            f'Failed to pipe {stream} of container \\"{id_}\\"" error="reading from a closed fifo'
-        )
-        return told in self.node.log.read_text(errors="replace")
 
     def _remove(self, pod: Pod) -> None:
         for sandbox in self._call("ListPodSandbox").items:
