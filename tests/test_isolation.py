@@ -13,7 +13,10 @@ from tests.isolation import PREFIX, STATE, TEMPORARY, Groups, own_groups, sweep,
 
 TESTS = Path(__file__).parent
 WORKER = str(TESTS / "worker")
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="namespaces need root"),
+    pytest.mark.slow,  # each starts workers
+]
 V1 = Path("/sys/fs/cgroup/freezer/tasks")
 needs_v1 = pytest.mark.skipif(not V1.exists(), reason="needs cgroup version 1")
 

@@ -81,6 +81,7 @@ def test_what_no_test_should_notice_is_left_alone() -> None:
     assert changes(source) == set()
 
 
+@pytest.mark.slow
 def test_every_mutant_of_the_project_compiles_and_has_a_key_of_its_own() -> None:
     for path in ("shim/reaper.py", "shim/container/lifecycle.py", "shim/records.py"):
         source = (ROOT / path).read_text()
@@ -176,6 +177,7 @@ def test_survivors_are_shown_and_the_checkout_is_left_alone(
     assert f"{KILLED:8} {again}" in said
 
 
+@pytest.mark.slow
 def test_tests_that_fail_without_a_mutant_are_no_measure(project: Path) -> None:
     (project / "test_program.py").write_text("def test_it():\n    assert False\n")
     with pytest.raises(SystemExit, match="fail without a mutant"):

@@ -13,6 +13,7 @@ import pytest
 from tests.repeats import drives_a_manager, reason_of
 
 TESTS = Path(__file__).parent
+pytestmark = pytest.mark.slow  # each starts pytest
 # Fails at its first run and passes at its second.
 FLAKY = """
 from pathlib import Path

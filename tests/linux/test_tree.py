@@ -47,6 +47,7 @@ def test_of_a_tree_that_forks_all_the_time_nothing_is_left(count: int) -> None:
     check_nothing_left(count)
 
 
+@pytest.mark.slow
 def test_a_fork_that_waits_for_a_processor_is_not_missed() -> None:
     with ExitStack() as busy:
         for _ in range(3 * (os.cpu_count() or 1)):

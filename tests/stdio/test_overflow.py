@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("short_wait")
 
 
+@pytest.mark.slow
 async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(rig: Rig) -> None:
     data = put(rig, "data", 50 * MIB)
     async with rig.open(

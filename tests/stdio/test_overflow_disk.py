@@ -79,6 +79,7 @@ async def test_a_spool_has_no_name_and_is_given_back_when_it_is_empty(rig: Rig) 
         out.close()
 
 
+@pytest.mark.slow
 async def test_a_ring_that_comes_round_keeps_its_limit_and_every_byte(rig: Rig) -> None:
     """The bytes in the fifo are not those of the file by now."""
     overflow = spool_in(rig.directory / "spool", 2 * MIB + 4321)

@@ -159,6 +159,7 @@ async def test_a_call_cancelled_while_it_is_being_sent_does_not_tear_its_frame()
         assert await ids_of_two_frames(theirs, stub) == [1, 3]
 
 
+@pytest.mark.slow
 async def test_a_call_cancelled_in_the_middle_of_a_full_socket_does_not_tear_its_frame() -> None:
     ours, theirs = socket_pair()
     async with theirs, open_channel(ours) as channel:
