@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from shim.reaper import open_reaper
-from tests.test_reaper import DETACH, state_of
+from tests.test_reaper import state_of
+from tests.test_reaper_orphans import DETACH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
