@@ -83,11 +83,15 @@ def prepare(wanted: Run, *, attached: bool) -> Path:
     """Create the working directory for ``wanted``.
 
     A detached container gets a terminal only if ``wanted.terminal`` is true.
+
+    :raises InvalidError: it is interactive, with a terminal, and our stdin is no terminal;
+        nothing was created.
     """
     binary = find_runtime(wanted.runtime)
     config = wanted.config or workdir.config_of(wanted.bundle.absolute())
     terminal = attached and config["process"].get("terminal", False)
     terminal = terminal if wanted.terminal is None else wanted.terminal
+    check_input(stdin=attached and wanted.interactive, terminal=terminal)
     config["process"] = config["process"] | {"terminal": terminal}
     if policy := _policy(wanted, attached=attached, terminal=terminal):
         config["annotations"] = (config.get("annotations") or {}) | {names.OUTPUT_POLICY: policy}
@@ -145,7 +149,6 @@ async def run_attached(wanted: Run) -> Exited | None:
         stdin = not terminal or wanted.interactive or os.isatty(0)
         with runlock.held(work, Part.FOREGROUND):
             try:
-                check_input(stdin=wanted.interactive, terminal=terminal)
                 rootfs = wanted.rootfs(work) if wanted.rootfs else ()
                 kept = _keep(wanted, work, rootfs, attached=True)
                 async with _launched(

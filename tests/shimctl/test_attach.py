@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.shimctl.place import RUNTIMES, Place, open_place
+from tests.shimctl.place import PATIENCE, RUNTIMES, Place, open_place
 from tests.shimctl.tmux import Tmux, open_tmux
 
 if TYPE_CHECKING:
@@ -94,6 +95,30 @@ def test_input_that_is_no_terminal_is_refused_for_one(place: Place) -> None:
         assert "the input device is not a TTY" in done.stderr
     assert [row["id"] for row in place.json("ps", "-n", place.namespace)] == ["idle", "tty"]
     assert place.json("inspect", "idle")["execs"] == []
+
+
+def test_dev_null_is_refused_for_a_terminal_each_time_in_the_same_words(place: Place) -> None:
+    bundle = place.bundle("sleep", "1000", mounts=MOUNTS)
+    place.made("run", "idle", bundle)
+    place.made("run", "tty", "-i", "-t", bundle)
+    run = ["run", "-n", place.namespace, "--runtime", RUNTIMES[place.kind]]
+    for argv in (["exec", "-it", "idle", "true"], ["attach", "tty"], [*run, "-it", bundle]):
+        pipe = subprocess.PIPE
+        many = [
+            subprocess.Popen(
+                place.command(*argv),
+                stdin=subprocess.DEVNULL,
+                stdout=pipe,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=place.environ,
+            )
+            for _ in range(3)
+        ]
+        seen = {(one.communicate(timeout=PATIENCE)[0], one.returncode) for one in many}
+        [(said, code)] = seen
+        assert code == 125
+        assert said.startswith("shimctl: the input device is not a TTY; ")
 
 
 def test_a_terminal_without_input_needs_no_terminal(place: Place) -> None:
