@@ -1,4 +1,4 @@
-"""Input of a client that is faster than the shim, with real fifos; under real shims below."""
+"""Clients that are faster than the shim, with real fifos; under real shims below."""
 
 from __future__ import annotations
 
@@ -160,6 +160,37 @@ def test_the_library_waits_for_a_shim_that_opens_stdin_late(
                 os.close(readers[0])
 
     assert on(name, scenario) == data
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_read_that_begins_before_the_shim_opens_the_output_loses_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, asked = BACKENDS[name], threading.Event()
+    wait = backend.wait_readable
+
+    async def announced(fd: int, seconds: float | None = None) -> bool:
+        asked.set()
+        return await wait(fd, seconds)
+
+    monkeypatch.setattr(backend, "wait_readable", announced)
+
+    async def scenario(_: Any) -> bytes:
+        with open_streams(backend, tmp_path) as streams:
+
+            def write_late() -> None:
+                asked.wait(1)
+                for path in (streams.stdio.stdout, streams.stdio.stderr):
+                    with open(path, "wb") as file:
+                        file.write(b"hi\n")
+
+            shim = threading.Thread(target=write_late)
+            shim.start()
+            found = await streams.stdout.read() + await streams.stderr.read()
+            shim.join()
+            return found
+
+    assert on(name, scenario) == b"hi\nhi\n"
 
 
 @pytest.mark.parametrize("name", FACES)
