@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from shim.container.reservations import Reservation
+    from shim.events.publisher import EventPublisher, NullPublisher
 
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
 # Seconds without a container after which the daemon exits.
 UNUSED_LIMIT = 30.0
-# Seconds for the running calls, and to deliver the queued events, when the daemon exits.
+# Seconds for the running calls, and to deliver an event, when the daemon exits.
 DRAIN = 3.0
 FLUSH = 1.0
 
@@ -124,11 +125,22 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             await conversations.start(serving, sock, handlers)
             await nursery.start(_shutdown_unless_reported, ready, service, settings.id)
             log.debug("serving", id=settings.id, pid=os.getpid())
-        with trio.move_on_after(FLUSH) as scope:
-            await publisher.flush()
-        if scope.cancelled_caught:
-            log.warning("cannot deliver all events before shutdown: they stay in the journal")
+        await _flush(publisher)
         nursery.cancel_scope.cancel()
+
+
+async def _flush(publisher: EventPublisher | NullPublisher) -> None:
+    """Deliver the queued events, as long as the manager acknowledges one each FLUSH seconds.
+
+    The bundles of deleted containers, and with them their journals, are removed by now.
+    """
+    waiting = publisher.waiting + 1
+    while publisher.waiting < waiting:
+        waiting = publisher.waiting
+        with trio.move_on_after(FLUSH):
+            await publisher.flush()
+            return
+    log.warning("cannot deliver all events before shutdown: they stay in the journal")
 
 
 async def _shutdown_on_signal(
