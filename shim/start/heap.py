@@ -116,7 +116,9 @@ def _fill(size: int, make: Callable[[], object]) -> list[object] | None:
     Returns None, and frees all of them, if the allocator has no pools of that size.
     """
     made: list[object] = []
-    length = (_POOL - _HEADER) // size
+    # One more than a pool has: the place in the row where a new pool begins differs from row
+    # to row, so it is not always the last one, where it cannot be seen.
+    length = (_POOL - _HEADER) // size + 1
     # Between the first and the last object of a row, no other object is created: no
     # iterator, no growing list, and no number, which takes 32 bytes.
     row: list[object] = [None] * length
