@@ -48,7 +48,9 @@ async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engi
 async def server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     server = Server(rig, monkeypatch)
     yield server
-    stopped = [path for path in server.sockets if server.ask(b"stop", path) is not None]
+    stopped = {path for path in server.sockets if server.ask(b"stop", path) is not None}
     with trio.fail_after(10):
         while any(path.exists() for path in stopped):
             await trio.sleep(0.02)
+            # A killed launcher may have left a server that listens only now.
+            stopped |= {path for path in server.sockets if server.ask(b"stop", path) is not None}

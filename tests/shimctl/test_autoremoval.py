@@ -45,14 +45,23 @@ def wait_removed(place: Place, id_: str) -> None:
 
 
 def monitor_of(place: Place, id_: str) -> psutil.Process:
-    """Return the process that removes the container at its end."""
+    """Return the process that removes the container at its end.
+
+    After a restart that of the earlier run may not have ended yet.
+    """
     marks = (str(work_of(place, id_)), "monitor.main")
-    [found] = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if all(mark in " ".join(process.info["cmdline"] or ()) for mark in marks)
-    ]
-    return found
+    found: list[psutil.Process] = []
+
+    def is_alone() -> bool:
+        found[:] = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if all(mark in " ".join(process.info["cmdline"] or ()) for mark in marks)
+        ]
+        return len(found) == 1
+
+    eventually(is_alone, lambda: found)
+    return found[0]
 
 
 def leftovers(place: Place) -> dict[str, str]:
