@@ -11,7 +11,7 @@
 #                     is the newest of this machine beside the default one, without which
 #                     nothing is run
 #   --workers N       so many workers side by side; 0 is one pytest without workers.  "auto",
-#                     the default unless tests are named, is three a processor, or one where
+#                     the default unless tests are named, is two a processor, or one where
 #                     workers cannot be isolated from each other.
 #   -m EXPRESSION     as pytest's, in addition to what run.sh selects
 #   --setup-only      only install; print the environment's directory
@@ -199,7 +199,7 @@ done
 [ -n "$workers" ] || { [ -n "$named" ] && workers=0 || workers=auto; }
 if [ "$workers" = auto ]; then
     # A test waits for half of its time, for processes and for limits of time.
-    workers=$((3 * $(nproc)))
+    workers=$((2 * $(nproc)))
     if ! tests/worker --check; then
         step "workers cannot be isolated from each other here: one worker"
         workers=1
