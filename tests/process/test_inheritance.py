@@ -81,6 +81,18 @@ class Managers:
             del found["session keyring"]
         return found
 
+    async def inherited_from_server(self, attribute: str = "") -> dict[str, str]:
+        """Return the attributes of a container whose daemon a fork server started.
+
+        On a busy machine a launcher gives the server up after a second and starts the
+        daemon itself, so this is tried again.
+        """
+        for _ in range(5):
+            found = await self.inherited(LAUNCH, attribute)
+            if self.parent in await self.server.wait_servers(1):
+                return found
+        pytest.fail("no fork server started the daemon")
+
     async def _run(self, bundle: Path, command: Sequence[str]) -> dict[str, str]:
         rig, id_ = self.server.rig, bundle.name
         events = str(rig.root / "events")
@@ -131,11 +143,11 @@ async def test_a_container_has_what_its_own_manager_has(managers: Managers, name
     assert pick(await managers.inherited(LAUNCH, attribute), differs) == pick(special, differs)
     await managers.server.wait_servers(2 if name in IDENTITY else 1)
     for wanted, code in ((plain, ""), (special, attribute)):
-        found = await managers.inherited(LAUNCH, code)
         # Each login has another session, and so another fork server.
-        if (name, code) != ("login", attribute):
-            assert managers.parent in await managers.server.wait_servers(1)
-        assert found == wanted
+        if (name, code) == ("login", attribute):
+            assert await managers.inherited(LAUNCH, code) == wanted
+        else:
+            assert await managers.inherited_from_server(code) == wanted
 
 
 def pick(found: dict[str, str], keys: set[str]) -> dict[str, str]:
@@ -146,9 +158,9 @@ async def test_groups_of_a_manager_reach_the_runtime(managers: Managers) -> None
     """The runtime sets those of its container itself."""
     for _ in range(2):  # the first round makes the servers
         for servers, code, groups in ((1, "", ""), (2, GROUPS, "7 8")):
-            await managers.inherited(LAUNCH, code)
+            await managers.inherited_from_server(code)
             assert f"\nGroups:\t{groups} \n" in managers.status
-            assert managers.parent in await managers.server.wait_servers(servers)
+            await managers.server.wait_servers(servers)
 
 
 async def test_under_a_system_call_filter_no_fork_server_is_used_or_left(
