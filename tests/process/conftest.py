@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests import sharedserver
+from tests.e2e.waiting import PATIENCE
 from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
@@ -49,7 +50,7 @@ async def server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ser
     server = Server(rig, monkeypatch)
     yield server
     stopped = {path for path in server.sockets if server.ask(b"stop", path) is not None}
-    with trio.fail_after(10):
+    with trio.fail_after(10 * PATIENCE):
         while any(path.exists() for path in stopped):
             await trio.sleep(0.02)
             # A killed launcher may have left a server that listens only now.

@@ -20,7 +20,7 @@ from shim.errors import UnavailableError
 from shim.start import launcher
 from shim.start.server import Server as ForkServer
 from shim.ttrpc.client import ConnectionLostError
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PATIENCE, wait_until
 from tests.process.rig import NAMESPACE, wait_gone
 from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
 
@@ -70,7 +70,7 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
         daemons.append(server.rig.daemons[0])
         await task.Shutdown(ShutdownRequest(), timeout=5)
     await wait_gone(daemons)
-    with trio.fail_after(15):
+    with trio.fail_after(15 * PATIENCE):
         while daemons_of(server.rig.root / "manager"):
             await trio.sleep(0.05)
 
@@ -104,7 +104,7 @@ async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
             with contextlib.suppress(ConnectionLostError, UnavailableError):
                 task = await server.rig.connect()
                 await task.Shutdown(ShutdownRequest(), timeout=5)
-    with trio.fail_after(15):
+    with trio.fail_after(15 * PATIENCE):
         while daemons_of(server.rig.root / "orphans"):
             await trio.sleep(0.05)
 

@@ -18,7 +18,7 @@ from shim.api.bootstrap_pb2 import BootstrapParams, BootstrapResult
 from shim.api.task_pb2 import DeleteResponse
 from shim.names import EXECUTABLE
 from shimctl.host.install import find_compiler, install
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PATIENCE, wait_until
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import LAUNCH, Server, daemons_of, parent_of, state_of
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Seconds in which a launcher gives up and does the work itself, on a busy machine: the
 # bounds are 0.9 and 0.4 s, and what took longer before took at least 15.
-GIVEN_UP = 5.0
+GIVEN_UP = 5.0 * PATIENCE
 
 # Run in the first launcher, and so in the server and its children: a child that has a caller
 # stops before the line of its work with the number in a file.
