@@ -129,8 +129,13 @@ class Server:
                     sock.connect(str(path))
                 except OSError:
                     continue
-                sock.send(message)
-                return json.loads(sock.recv(4096))
+                try:
+                    sock.send(message)
+                    reply = sock.recv(4096)
+                except ConnectionError:
+                    continue  # the server ends
+                if reply:
+                    return json.loads(reply)
         return None
 
 
