@@ -164,9 +164,9 @@ def test_a_container_of_an_image_keeps_the_files_that_it_wrote(
 ) -> None:
     monkeypatch.setenv("SHIMCTL_IMAGES", str(tmp_path / "images"))
     layout = Layout(tmp_path / "layout")
-    script = "cat /root/kept; echo more >> /root/kept; exit 7"
+    script = "cat /data/kept; echo more >> /data/kept; exit 7"
     layer = busybox()
-    layer.file("root/kept", "image\n")
+    layer.file("data/kept", "image\n")
     reference = layout.add("a", layer, Cmd=["sh", "-c", script], Env=["PATH=/bin"])
     place.made("run", "imaged", reference)
     assert place.shimctl("wait", "imaged").returncode == 7
