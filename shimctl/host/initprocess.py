@@ -1,4 +1,4 @@
-"""Identify the init process of a container whose shim cannot be asked.
+"""Identify the init process of a container whose shim is dead.
 
 Its pid is read from a file, and the kernel may have given the pid to another process.  So
 a pidfd is opened first, and the process behind it must be proved to be the container's:

@@ -207,7 +207,8 @@ def _write_shared(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Write ``files``, and remove those of an earlier version.
 
-    Returns what was written, and what was not since another installer wrote another text.
+    Returns the names of the written files, and of those that another installer wrote with
+    another text, which stay.
     """
     written, foreign = [], []
     for name, text in files.items():

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from shimctl.discover import Found
 
-# What a new run takes over from the run before it; LOG is followed by a number in old parts.
+# The files of a run that the next run keeps, beside the log, whose old parts have a number.
 _KEPT = frozenset(
     {
         *("config.json", settings.FILE, runlock.FILE, "shim-binary-path", "init.exit"),
