@@ -34,7 +34,7 @@ QUEUE_LIMIT = 256
 LOAD = 2.0
 # Seconds to close the journal when the daemon ends.
 CLOSE = 1.0
-# The devices that do not respond.
+# The devices that do not respond; a thread removes its own when an operation is done.
 _late_devices: set[int] = set()
 
 
@@ -133,7 +133,6 @@ class ThreadedJournal:
             except Empty:
                 return
             self._pending -= 1
-            _late_devices.discard(self._device)
         self._late = False
 
     def _run_in_thread(self, operation: Callable[[], object], *, wait: float = WAIT) -> None:
@@ -185,6 +184,9 @@ class ThreadedJournal:
                 operation()
             except Exception as exc:
                 log.crash("the journal failed", exc, path=self._path)
+            # Here, not where the daemon counts it: by then the disk can hang again, and a
+            # journal that was closed in the meantime counts nothing.
+            _late_devices.discard(self._device)
             self._done.put(None)
 
 

@@ -9,9 +9,10 @@ import trio
 
 from shim.api.events_pb2 import TaskStart
 from shim.events import backlog as backlog_module
+from shim.events import threadedjournal
 from shim.events.backlog import Backlog
 from shim.events.publisher import EventPublisher, open_publisher
-from shim.events.threadedjournal import WAIT
+from shim.events.threadedjournal import WAIT, ThreadedJournal
 from tests.events.test_publisher import Manager, serving
 from tests.frozen import freezable_disk
 
@@ -146,3 +147,25 @@ async def test_the_journals_on_a_disk_that_hangs_wait_once_in_total(tmp_path: Pa
             async with serving(tmp_path / "events", manager):
                 await flush(publisher)
     assert manager.pids == 20 * [1] + 20 * [2]
+
+
+async def test_a_journal_of_a_disk_that_hung_for_an_earlier_one_can_be_read(
+    tmp_path: Path,
+) -> None:
+    with freezable_disk(tmp_path / "image", tmp_path / "disk") as disk:
+        for name in ("earlier", "later"):
+            (disk.path / name).touch()
+        earlier = ThreadedJournal(str(disk.path / "earlier"))
+        earlier.load()
+        disk.freeze()
+        try:
+            earlier.rewrite([])
+            earlier.close(remove=True)
+        finally:
+            disk.thaw()
+        with trio.fail_after(20):
+            while threadedjournal._late_devices:
+                await trio.sleep(0.01)
+        later = ThreadedJournal(str(disk.path / "later"))
+        assert later.load() == []
+        later.close(remove=True)
