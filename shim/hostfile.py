@@ -3,6 +3,7 @@
 The file is TOML and optional::
 
     share = "namespace"                # pod, namespace, or containers a daemon
+    survive = true                     # replace a daemon that is killed
 
     [output]
     policy = "spool"                   # block, spool or drop
@@ -10,8 +11,8 @@ The file is TOML and optional::
     max-limit = "1GiB"                 # the largest limit of an annotation
     directory = "/var/lib/trio-shim"
 
-``start`` reads ``share``, Create reads ``[output]``, so that a correction applies to the
-next container.
+``start`` reads ``share`` and ``survive``, Create reads ``[output]``, so that a correction
+applies to the next container.
 An unknown key is an error: a misspelt setting would otherwise have no effect, and
 the administrator would notice that only when the setting is needed.
 """
@@ -86,11 +87,13 @@ class HostFile:
     """The settings of a host.
 
     ``share`` is the number of containers that one daemon serves at most: OWN for a daemon
-    for each container or pod, UNLIMITED for no limit.
+    for each container or pod, UNLIMITED for no limit.  With ``survive`` a daemon that is
+    killed is replaced, and its containers run on.
     """
 
     output: Output = Output()
     share: int = OWN
+    survive: bool = False
 
 
 def share_of(value: Any, where: str) -> int:
@@ -159,9 +162,12 @@ def parse(data: bytes, path: str = names.HOST_FILE) -> HostFile:
         tables = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as exc:
         raise InvalidError(f"{path} is not TOML: {exc}") from None
-    _check_keys(tables, ("output", "share"), path, "")
+    _check_keys(tables, ("output", "share", "survive"), path, "")
     share = share_of(tables["share"], f"{path}: share") if "share" in tables else OWN
-    return HostFile(_parse_output(tables.get("output", {}), path), share)
+    survive = tables.get("survive", False)
+    if type(survive) is not bool:
+        raise InvalidError(f"{path}: survive must be true or false, not {_shown(survive)}")
+    return HostFile(_parse_output(tables.get("output", {}), path), share, survive)
 
 
 def _parse_output(table: Any, path: str) -> Output:

@@ -20,6 +20,7 @@ LAYERS = [
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.hostfile"},
+    {"shim.recovery"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
     | {"shim.child", "shim.exit"}
     | {"shim.jsontext", "shim.offthread", "shim.outputaddress", "shim.text"},
@@ -39,6 +40,7 @@ PURE = [
     "shim/container/lifecycle.py",
     "shim/events/encoding.py",
     "shim/events/topics.py",
+    "shim/recovery/messages.py",
     "shim/cgroup/metrics.py",
     "shimctl/cli/render.py",
     "shimctl/units.py",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shim import log
 from shim.container.reservations import Reservations
+from shim.recovery.deposit import Deposit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ class Host:
     ``reservations`` are those of ``start``.  ``bundle`` is that of the container for which
     the daemon was started.  ``address`` is where the daemon listens; "" writes no address
     into the bundles.
+    ``deposit`` has copies of the fds and states of the containers.
     ``ended_is_killed`` is for CRI-O: its stop fails if the reply to a SIGTERM or SIGKILL
     for an exited container is NOT_FOUND, and Kata replies success.  containerd and
     Docker need the NOT_FOUND.
@@ -38,6 +40,7 @@ class Host:
     bundle: str = ""
     address: str = ""
     ended_is_killed: bool = False
+    deposit: Deposit = field(default_factory=Deposit)
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` in the daemon's nursery.

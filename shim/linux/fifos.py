@@ -22,7 +22,7 @@ from shim.errors import InvalidError, NotFoundError
 from shim.text import doing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # The default of /proc/sys/fs/pipe-max-size, in bytes.
 PIPE_SIZE = 1 << 20
@@ -34,18 +34,21 @@ _NO_STREAM = {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EEXIST}
 class Fd:
     """A file descriptor whose holder closes it; a second close does nothing.
 
-    ``number`` is -1 once it is closed.
+    ``number`` is -1 once it is closed.  ``closing`` is called at the first close.
     """
 
-    __slots__ = ("number",)
+    __slots__ = ("closing", "number")
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.closing: Callable[[], None] | None = None
 
     def close(self) -> None:
         number, self.number = self.number, -1
         if number >= 0:
             os.close(number)
+            if self.closing is not None:
+                self.closing()
 
 
 def is_fifo(path: str) -> bool:

@@ -1,0 +1,198 @@
+"""A daemon's end of the channel to the keeper of its fds.
+
+Nothing here waits for the keeper: a keeper that is stopped must not stop a daemon.
+Messages that the channel does not take are queued, and sent when it does.  If too many are
+queued, or the keeper has ended, the deposit is given up: the daemon goes on without.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.recovery import messages
+from shim.recovery.messages import DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.linux.fifos import Fd
+
+# Messages that may be queued.
+_QUEUE = 4096
+# Seconds for the keeper to answer.
+_ANSWER = 5.0
+
+
+class Deposit:
+    """Copies of this daemon's fds, by name, in another process.
+
+    ``channel`` is a connected SOCK_SEQPACKET socket, owned from now on; with None every
+    method does nothing.  Run :meth:`run` as a task.
+    """
+
+    def __init__(self, channel: socket.socket | None = None) -> None:
+        self._channel = channel
+        self._dropped: list[str] = []
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._wake = trio.lowlevel.ParkingLot()
+        self._answers: dict[str, trio.Event] = {}
+        self._exits: dict[str, tuple[int, int] | None] = {}
+        if channel is not None:
+            channel.setblocking(False)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a keeper holds copies, so that a killed daemon is replaced."""
+        return self._channel is not None
+
+    def put(self, fds: Mapping[str, int]) -> None:
+        """Leave copies of ``fds``; one of the same name is replaced."""
+        if self._channel is None or not fds:
+            return
+        self._send_drops()
+        for names in messages.split(list(fds)):
+            self._send(encode(PUT, *names), [fds[name] for name in names])
+
+    def drop(self, *names: str) -> None:
+        """Have the copies closed soon: in the next turn of the event loop."""
+        if self._channel is None:
+            return
+        self._dropped += names
+        self._wake.unpark()
+
+    def hold(self, fds: Mapping[str, Fd]) -> None:
+        """Leave copies as :meth:`put`, and drop each when its ``Fd`` is closed."""
+        if self._channel is None:
+            return
+        for name, fd in fds.items():
+            fd.closing = lambda name=name: self.drop(name)
+        self.put({name: fd.number for name, fd in fds.items()})
+
+    async def exit_of(self, name: str) -> tuple[int, int] | None:
+        """Return the wait status of the process of the pidfd ``name``, and its time in ns.
+
+        None if the keeper does not know it: the process is not the keeper's child, or the
+        keeper has ended.
+        """
+        if self._channel is None:
+            return None
+        if name not in self._answers:
+            self._answers[name] = trio.Event()
+            self._send(encode(EXIT, name), [])
+        answered = self._answers[name]
+        with trio.move_on_after(_ANSWER):
+            await answered.wait()
+        self._answers.pop(name, None)
+        return self._exits.pop(name, None)
+
+    async def run(self) -> None:
+        """Send what is queued, and take the keeper's answers, until the keeper ends."""
+        if self._channel is None:
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_queued)
+            await self._receive()
+            nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Close the channel: the keeper drops all copies."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        trio.lowlevel.notify_closing(channel)
+        channel.close()
+        for _, fds in self._queue:
+            _close_all(fds)
+        self._queue.clear()
+        for answered in self._answers.values():
+            answered.set()
+
+    def _send(self, data: bytes, fds: list[int]) -> None:
+        """Send a message, or queue it with copies of ``fds``, which may be closed soon."""
+        if self._channel is None:
+            return
+        if not self._queue and self._sent(data, fds):
+            return
+        if self._channel is None:  # given up
+            return
+        if len(self._queue) >= _QUEUE:
+            self._give_up("the keeper does not take its messages")
+            return
+        try:
+            copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
+        except OSError as exc:
+            self._give_up(exc)
+            return
+        self._queue.append((data, copies))
+        self._wake.unpark()
+
+    def _sent(self, data: bytes, fds: list[int]) -> bool:
+        """Return whether the channel took a message."""
+        assert self._channel is not None
+        try:
+            if fds:
+                socket.send_fds(self._channel, [data], fds)
+            else:
+                self._channel.send(data)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self._give_up(exc)
+            return False
+        return True
+
+    def _send_drops(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        for names in messages.split(dropped):
+            self._send(encode(DROP, *names), [])
+
+    async def _send_queued(self) -> None:
+        while True:
+            self._send_drops()
+            while self._queue and self._channel is not None:
+                data, fds = self._queue[0]
+                if self._sent(data, fds):
+                    self._queue.popleft()
+                    _close_all(fds)
+                elif self._channel is not None:
+                    await trio.lowlevel.wait_writable(self._channel)
+            if not self._dropped:
+                await self._wake.park()
+
+    async def _receive(self) -> None:
+        while self._channel is not None:
+            try:
+                await trio.lowlevel.wait_readable(self._channel)
+                data = self._channel.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                continue
+            except (OSError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                if self._channel is not None:
+                    self._give_up("the keeper has ended")
+                return
+            verb, words = decode(data)
+            if verb == EXIT and words and (answered := self._answers.get(words[0])) is not None:
+                self._exits[words[0]] = (int(words[1]), int(words[2])) if words[2:] else None
+                answered.set()
+
+    def _give_up(self, reason: object) -> None:
+        log.warning(
+            "a death of this shim ends its containers from now on: its fork server "
+            "does not keep its files",
+            reason=reason,
+        )
+        self.close()
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,52 @@
+"""The fds and states that a replacement gets from the keeper.
+
+Names of fds have a kind before the first ``/``: see :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shim.recovery.slot import StateSlot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# ``daemon``: the state slot of the daemon.  ``listener``: its socket.  ``log``: fd 2.
+# ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
+# ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
+# EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
+# ``events``: the connection to the manager that takes events.
+KINDS = ("daemon", "listener", "log", "conn", "calls", "state", "pidfd", "io", "events")
+
+
+class Inherited:
+    """The fds of a dead daemon, by name.  Each part of the daemon takes its own."""
+
+    def __init__(self, fds: Mapping[str, int]) -> None:
+        self._fds = dict(fds)
+
+    def take(self, name: str) -> int:
+        """Return the fd ``name``, owned by the caller from now on, or -1."""
+        return self._fds.pop(name, -1)
+
+    def take_all(self, prefix: str) -> dict[str, int]:
+        """Return the fds whose names begin with ``prefix``, by the rest of the name."""
+        names = [name for name in self._fds if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self._fds.pop(name) for name in names}
+
+    def take_slot(self, name: str) -> StateSlot | None:
+        """Return the state slot ``name``, owned by the caller, or None."""
+        fd = self.take(name)
+        return StateSlot(fd) if fd >= 0 else None
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the rest of the names that begin with ``prefix``; nothing is taken."""
+        return [name.removeprefix(prefix) for name in self._fds if name.startswith(prefix)]
+
+    def close(self) -> None:
+        """Close the fds that no part has taken."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
