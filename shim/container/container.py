@@ -22,6 +22,7 @@ from shim.container.cgroup import ContainerCgroup
 from shim.container.checkpoint import checkpoint
 from shim.container.cleanup_records import CleanupRecords
 from shim.container.create import create_exec
+from shim.container.exits import Exits
 from shim.container.freezer import SIGKILL, Freezer
 from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
@@ -44,14 +45,9 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.api import task_pb2
-    from shim.child import Child
     from shim.container.bundle import Config
     from shim.container.host import Host
     from shim.exit import Exit
-
-# Seconds between the exit of the init process and the exits of its execs.
-EXECS_EXIT = 10.0
-
 
 # The signals that managers stop a container with: SIGKILL and SIGTERM.
 _ENDING = (9, 15)
@@ -110,7 +106,16 @@ class Container:
             self._cleanup_records,
         )
         self._freezer = Freezer(self.id, self.init, self._runc, self._events)
-        self._ending = False
+        self._exits = Exits(
+            self.init,
+            self.execs,
+            bundle,
+            self._runc,
+            host,
+            self._group,
+            self._events,
+            own_pid_namespace=config.own_pid_namespace,
+        )
 
     # -- create and restore ------------------------------------------------------
 
@@ -152,7 +157,7 @@ class Container:
                 await self._creation.create()
             undo.pop_all()
         self._events.created(request, self.init.pid)
-        self._follow_init()
+        self._exits.follow_init()
         return self
 
     async def _open_stdio(self, process: Process) -> None:
@@ -193,7 +198,7 @@ class Container:
         self.init.life.check(Op.EXEC)
         if self._image.image_path and self.init.state is State.CREATED:
             raise WrongStateError("cannot exec in a container that waits to be restored")
-        if self._ending:
+        if self._exits.are_ending:
             raise WrongStateError("cannot exec in a stopped process")
 
     async def _start_exec(self, process: Process) -> None:
@@ -227,7 +232,7 @@ class Container:
             raise WrongStateError("cannot exec in a stopped process")
         process.life.apply(Op.START)
         self._events.exec_started(process.id, child.pid)
-        self._host.go(lambda: self._follow_exec(process, child))
+        self._exits.follow_exec(process, child)
 
     # -- the Task API ------------------------------------------------------------
 
@@ -269,7 +274,7 @@ class Container:
             process.life.apply(Op.START)
             self._events.started(process.pid)
             if self._image.image_path:
-                self._follow_init()
+                self._exits.follow_init()
             return process.pid
 
     async def delete(self, exec_id: str) -> Exit:
@@ -402,67 +407,3 @@ class Container:
         :raises NotFoundError: there is no cgroup, or it was removed.
         """
         return self._group.metrics()
-
-    # -- exits -------------------------------------------------------------------
-
-    def _follow_init(self) -> None:
-        child = self.init.child
-        if child is not None:
-            self._host.go(lambda: self._await_init(child))
-
-    async def _await_init(self, child: Child) -> None:
-        exit_ = await self.init.record_exit(child, self.bundle)
-        self._ending = True
-        self._group.report_oom()  # before systemd removes a cgroup that it manages
-        await self.init.wait_output_read()
-        if self._config.own_pid_namespace and not self.execs and not self.init.busy.locked():
-            # No process was left in the pid namespace to be killed after the report.
-            self._publish_exit(exit_)
-            return
-        # A concurrent Start publishes its event first.
-        async with self.init.busy:
-            if not self._config.own_pid_namespace:
-                await self._kill_remaining()
-            with trio.move_on_after(EXECS_EXIT) as scope:
-                await self._wait_for_execs()
-            if scope.cancelled_caught:
-                log.error(
-                    "an exec did not exit after the init process; its exit follows later",
-                    id=self.id,
-                )
-            self._group.report_oom()
-            self._publish_exit(exit_)
-
-    def _publish_exit(self, exit_: Exit) -> None:
-        self.init.set_exit(exit_)
-        self._events.exited("", exit_)
-
-    async def _kill_remaining(self) -> None:
-        """Kill the remaining processes of a container without its own pid namespace.
-
-        In a pid namespace the kernel kills them when the init process exits.
-        """
-        try:
-            if self._group.cgroup is not None:
-                self._group.cgroup.signal_all(SIGKILL)
-            else:
-                await self._runc.run("kill", "--all", self.id, str(SIGKILL))
-        except (ShimError, OSError) as exc:
-            log.warning("cannot kill the remaining processes", id=self.id, error=exc)
-
-    async def _wait_for_execs(self) -> None:
-        late = [one for one in self.execs.values() if one.state is State.CREATED]
-        for process in late:
-            async with process.busy:  # a concurrent Start
-                pass
-        if late and not self._config.own_pid_namespace:
-            await self._kill_remaining()  # also the execs that started meanwhile
-        for process in list(self.execs.values()):
-            if process.state is not State.CREATED:
-                await process.wait()
-
-    async def _follow_exec(self, process: Process, child: Child) -> None:
-        exit_ = await process.record_exit(child, self.bundle)
-        await process.wait_output_read()
-        process.set_exit(exit_)
-        self._events.exited(process.id, exit_)
