@@ -36,6 +36,8 @@ from shim.scope import background
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
+    from shim.recovery.deposit import Deposit
+
 # Seconds between two attempts to reap a process that has ended but is not yet our child,
 # and seconds until the last attempt.  Its parent is a runtime that is about to exit.
 _ORPHAN_PAUSE = 0.01
@@ -57,6 +59,8 @@ class Reaper:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._children: dict[int, Child] = {}
+        # Not children of this process: their pids may be those of others by now.
+        self._inherited: set[Child] = set()
         self._runtimes = 0
 
     def spawn(
@@ -172,6 +176,22 @@ class Reaper:
             await trio.sleep(_ORPHAN_PAUSE)
         return self._watch(pid)
 
+    def watch_inherited(self, pid: int, pidfd: int, name: str, deposit: Deposit) -> Child:
+        """Watch a process that a killed daemon watched; ``pidfd`` is owned from now on.
+
+        ``name`` is the name of the pidfd in the ``deposit``.  The process may have ended, and
+        its pid may be that of another one.  Its exit status comes from waitid(2) if it
+        is our child, else from the keeper, else from the kernel, if that keeps it.
+        """
+        child = Child(pid, pidfd)
+        if _is_own_child(pidfd):
+            self._children[pid] = child
+            self._nursery.start_soon(self._wait_for, child, pidfd)
+        else:
+            self._inherited.add(child)
+            self._nursery.start_soon(self._wait_for_inherited, child, name, deposit)
+        return child
+
     def kill_orphan(self, pid: int) -> None:
         """Kill and reap ``pid`` if it is an unknown child of ours, left by a failed runtime.
 
@@ -219,6 +239,28 @@ class Reaper:
         self._nursery.start_soon(self._wait_for, child, pidfd)
         return child
 
+    async def _wait_for_inherited(self, child: Child, name: str, deposit: Deposit) -> None:
+        deadline = 0.0
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(child.pidfd)
+            except trio.ClosedResourceError:
+                return
+            if (known := await deposit.exit_of(name)) is not None:
+                status, ended_at = known
+                self._set_exit(child, Exit(child.pid, _shell_status(status), ended_at))
+                return
+            if is_gone(child.pidfd):
+                self._set_reaped(child)
+                return
+            # Its parent is neither this process nor the keeper, or the keeper is stopped.
+            now = trio.current_time()
+            deadline = deadline or now + _ORPHAN_LIMIT
+            if now >= deadline:
+                self._set_unknown(child, "its parent did not end")
+                return
+            await trio.sleep(_ORPHAN_PAUSE)
+
     async def _wait_for(self, child: Child, pidfd: int) -> None:
         deadline = 0.0
         while child.exit is None:
@@ -245,13 +287,7 @@ class Reaper:
         except ChildProcessError:
             if not is_gone(pidfd):
                 return False
-            status = reaped_status(pidfd)
-            if status is None:
-                self._set_unknown(child, "another process reaped it")
-            else:
-                code = os.waitstatus_to_exitcode(status)  # -N for signal N
-                code = code if code >= 0 else 128 - code
-                self._set_exit(child, Exit(child.pid, code, time.time_ns()))
+            self._set_reaped(child)
             return True
         if info is None:
             return False
@@ -260,12 +296,23 @@ class Reaper:
         self._set_exit(child, Exit(child.pid, status, time.time_ns()))
         return True
 
+    def _set_reaped(self, child: Child) -> None:
+        """Set the exit of a process that another process has reaped."""
+        status = reaped_status(child.pidfd)
+        if status is None:
+            self._set_unknown(child, "another process reaped it")
+        else:
+            self._set_exit(child, Exit(child.pid, _shell_status(status), time.time_ns()))
+
     def _set_unknown(self, child: Child, reason: str) -> None:
         log.warning("cannot read the exit status of a process", pid=child.pid, reason=reason)
         self._set_exit(child, Exit(child.pid, UNKNOWN_STATUS, time.time_ns(), reason))
 
     def _set_exit(self, child: Child, exit_: Exit) -> None:
-        del self._children[child.pid]
+        if child in self._inherited:
+            self._inherited.remove(child)
+        else:
+            del self._children[child.pid]
         trio.lowlevel.notify_closing(child.pidfd)
         child.set_exit(exit_)
 
@@ -285,9 +332,10 @@ class Reaper:
                 return
 
     def _forget(self) -> None:
-        for child in self._children.values():
+        for child in (*self._children.values(), *self._inherited):
             os.close(child.pidfd)
         self._children.clear()
+        self._inherited.clear()
 
     async def _reap_on_sigchld(self, signals: int) -> None:
         while True:
@@ -394,6 +442,21 @@ def _work_in_child(
 
 def _dup_above(fd: int, floor: int) -> int:
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
+
+
+def _shell_status(status: int) -> int:
+    """Return a wait status as in :attr:`Exit.exit_status`."""
+    code = os.waitstatus_to_exitcode(status)  # -N for signal N
+    return code if code >= 0 else 128 - code
+
+
+def _is_own_child(pidfd: int) -> bool:
+    """Return whether the process of ``pidfd`` is a child of ours, alive or a zombie."""
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _is_child(pid: int) -> bool:
