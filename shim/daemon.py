@@ -26,6 +26,8 @@ from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
 from shim.reaper import open_reaper
+from shim.recovery.deposit import Deposit
+from shim.recovery.inherited import LISTENER
 from shim.runc.driver import LIMIT
 from shim.service import ALIASES, CANCELLABLE, IMMEDIATE, UNDOABLE, TaskService
 from shim.ttrpc.server import handlers_of, serve
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from shim.container.reservations import Reservation
     from shim.events.publisher import EventPublisher, NullPublisher
+    from shim.recovery.inherited import Inherited
 
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]
 
@@ -66,26 +69,46 @@ class Settings:
     first: Reservation | None = None
 
 
-def run(settings: Settings, listener: socket.socket, ready: Ready) -> None:
+def run(
+    settings: Settings,
+    listener: socket.socket,
+    ready: Ready,
+    deposit: socket.socket | None = None,
+    inherited: Inherited | None = None,
+) -> None:
     """Serve on ``listener``, own it, and remove its socket at the end.
 
     ``ready`` is called once requests are served, and returns whether the caller
     of ``start`` has received the address; otherwise the daemon shuts down.
+
+    ``deposit`` is the channel to the keeper of the daemon's fds, owned; None without a
+    keeper.  ``inherited`` is what a killed daemon left, None for a new daemon.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     COUNTERS.reset()
+    bound = None if deposit is None else sockets.identity_of(settings.address)
     try:
-        trio.run(main, settings, listener, ready, strict_exception_groups=True)
+        trio.run(main, settings, listener, ready, deposit, inherited, strict_exception_groups=True)
+        if bound is not None:
+            # The keeper's copy of the listener may be open yet.
+            sockets.remove(settings.address, bound)
     finally:
         listener.close()
-        # Another daemon may be bound to the address by now.
+        # Another daemon may be bound to the address by now, or may replace this one.
         with suppress(ShimError, OSError):
             sockets.remove_dead(settings.address)
 
 
-async def main(settings: Settings, listener: socket.socket, ready: Ready) -> None:
+async def main(
+    settings: Settings,
+    listener: socket.socket,
+    ready: Ready,
+    channel: socket.socket | None = None,
+    inherited: Inherited | None = None,
+) -> None:
     """Serve until shutdown; see :func:`run`."""
     shutdown = trio.Event()
+    deposit = Deposit(channel)
     async with (
         open_reaper() as reaper,
         open_publisher(
@@ -107,7 +130,11 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             settings.bundle,
             settings.address,
             settings.ended_is_killed,
+            deposit,
         )
+        if channel is not None:
+            nursery.start_soon(deposit.run)
+            nursery.start_soon(_drop_listener, deposit, shutdown)
         service = TaskService(host, shutdown)
         handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
@@ -126,7 +153,15 @@ async def main(settings: Settings, listener: socket.socket, ready: Ready) -> Non
             await nursery.start(_shutdown_unless_reported, ready, service, settings.id)
             log.debug("serving", id=settings.id, pid=os.getpid())
         await _flush(publisher)
+        deposit.close()  # not after an error: the daemon is replaced then
         nursery.cancel_scope.cancel()
+
+
+async def _drop_listener(deposit: Deposit, shutdown: trio.Event) -> None:
+    # The service closes the listener at the shutdown.  With a copy of it in the keeper,
+    # clients would still connect, and wait for a reply.
+    await shutdown.wait()
+    deposit.drop(LISTENER)
 
 
 async def _flush(publisher: EventPublisher | NullPublisher) -> None:

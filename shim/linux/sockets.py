@@ -263,6 +263,19 @@ def remove_bound(listener: socket.socket, address: str) -> None:
     listener.close()
 
 
+def identity_of(address: str) -> tuple[int, ...] | None:
+    """Return a value for :func:`remove` that no other socket has; None without a socket."""
+    return _identity(_name(address)) if socket_path(address) else None
+
+
+def remove(address: str, identity: tuple[int, ...]) -> None:
+    """Remove the socket with ``identity`` at ``address``, with its other addresses."""
+    name = _name(address)
+    with contextlib.suppress(OSError, InvalidError):
+        for other in (*_links(name), name):
+            _remove(other, identity)
+
+
 def remove_dead(address: str) -> None:
     """Remove the socket that a dead shim left at ``address``, with its other addresses.
 

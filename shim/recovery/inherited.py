@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 # ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
 # EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
 # ``events``: the connection to the manager that takes events.
-KINDS = ("daemon", "listener", "log", "conn", "calls", "state", "pidfd", "io", "events")
+DAEMON, LISTENER, LOG = "daemon", "listener", "log"
+KINDS = (DAEMON, LISTENER, LOG, "conn", "calls", "state", "pidfd", "io", "events")
 
 
 class Inherited:
