@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -162,7 +163,8 @@ class Deposit:
                     self._queue.popleft()
                     _close_all(fds)
                 elif self._channel is not None:
-                    await trio.lowlevel.wait_writable(self._channel)
+                    with suppress(trio.ClosedResourceError):  # given up
+                        await trio.lowlevel.wait_writable(self._channel)
             if not self._dropped:
                 await self._wake.park()
 

@@ -1,0 +1,190 @@
+"""A daemon leaves copies of its fds with a keeper, and never waits for it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+import trio.testing
+
+from shim.linux.fifos import Fd
+from shim.recovery import deposit as deposit_module
+from shim.recovery.deposit import Deposit
+from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import pytest
+
+
+class Keeper:
+    """The other end of the channel, in this process."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self.channel = channel
+        self.fds: dict[str, int] = {}
+
+    def take(self) -> None:
+        """Take the messages that have arrived."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.channel, MAX_MESSAGE, MAX_FDS)
+            except BlockingIOError:
+                return
+            verb, names = decode(data)
+            if verb == PUT:
+                for name, fd in zip(names, fds, strict=True):
+                    self.discard(name)
+                    self.fds[name] = fd
+            elif verb == DROP:
+                for name in names:
+                    self.discard(name)
+
+    def discard(self, name: str) -> None:
+        fd = self.fds.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        self.channel.close()
+        for name in list(self.fds):
+            self.discard(name)
+
+
+@asynccontextmanager
+async def opened() -> AsyncIterator[tuple[Deposit, Keeper]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit, keeper = Deposit(ours), Keeper(theirs)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield deposit, keeper
+            nursery.cancel_scope.cancel()
+    deposit.close()
+    keeper.close()
+
+
+def end_of(reader: int) -> bool:
+    """Return whether the pipe of ``reader`` has no writer any more."""
+    os.set_blocking(reader, False)
+    try:
+        return os.read(reader, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+async def test_a_copy_keeps_a_pipe_open_until_it_is_dropped() -> None:
+    async with opened() as (deposit, keeper):
+        reader, writer = os.pipe()
+        deposit.put({"io/c//stdout": writer})
+        os.close(writer)
+        keeper.take()
+        assert not end_of(reader)
+        deposit.drop("io/c//stdout")
+        await trio.testing.wait_all_tasks_blocked()
+        keeper.take()
+        assert end_of(reader)
+        os.close(reader)
+
+
+async def test_an_fd_that_is_held_is_dropped_when_it_is_closed() -> None:
+    async with opened() as (deposit, keeper):
+        reader, writer = (Fd(number) for number in os.pipe())
+        deposit.hold({"w": writer})
+        keeper.take()
+        assert list(keeper.fds) == ["w"]
+        writer.close()
+        await trio.testing.wait_all_tasks_blocked()
+        keeper.take()
+        assert end_of(reader.number)
+        reader.close()
+
+
+async def test_a_name_that_is_put_again_after_a_drop_stays() -> None:
+    async with opened() as (deposit, keeper):
+        first, second = os.pipe()
+        deposit.put({"a": first})
+        deposit.drop("a")
+        deposit.put({"a": second})
+        await trio.testing.wait_all_tasks_blocked()
+        keeper.take()
+        assert os.path.sameopenfile(keeper.fds["a"], second)
+        os.close(first)
+        os.close(second)
+
+
+async def test_a_keeper_that_is_stopped_stops_nothing_and_gets_all_later() -> None:
+    async with opened() as (deposit, keeper):
+        wanted = {}
+        for number in range(200):
+            reader, writer = os.pipe()
+            os.close(reader)
+            deposit.put({f"fd{number}": writer})
+            if number % 3 == 0:
+                deposit.drop(f"fd{number}")
+            else:
+                wanted[f"fd{number}"] = os.fstat(writer).st_ino
+            os.close(writer)
+        assert len(keeper.fds) == 0
+        while len(keeper.fds) < len(wanted) or "fd0" in keeper.fds:
+            keeper.take()
+            await trio.testing.wait_all_tasks_blocked()
+        assert {name: os.fstat(fd).st_ino for name, fd in keeper.fds.items()} == wanted
+
+
+async def test_too_many_queued_messages_end_the_deposit(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deposit_module, "_QUEUE", 10)
+    async with opened() as (deposit, _keeper):
+        before = len(os.listdir("/proc/self/fd"))
+        with open(os.devnull) as null:
+            for number in range(2000):
+                deposit.put({f"fd{number}": null.fileno()})
+        assert not deposit.is_active
+        assert len(os.listdir("/proc/self/fd")) <= before
+    assert "a death of this shim ends its containers" in capfd.readouterr().err
+
+
+async def test_the_end_of_the_keeper_ends_only_the_deposit() -> None:
+    async with opened() as (deposit, keeper):
+        keeper.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not deposit.is_active
+        deposit.put({"a": 0})
+        deposit.drop("a")
+        assert await deposit.exit_of("a") is None
+
+
+async def test_the_keeper_reports_the_exit_of_a_process() -> None:
+    async with opened() as (deposit, keeper):
+        found: list[tuple[int, int] | None] = []
+
+        async def ask(name: str) -> None:
+            found.append(await deposit.exit_of(name))
+
+        for name, answer in (("pidfd/c/", ["1792", "17"]), ("pidfd/d/", [])):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, name)
+                await trio.lowlevel.wait_readable(keeper.channel)
+                assert decode(keeper.channel.recv(MAX_MESSAGE)) == (EXIT, [name])
+                keeper.channel.send(encode(EXIT, name, *answer))
+        assert found == [(1792, 17), None]
+
+
+async def test_without_a_keeper_nothing_is_done() -> None:
+    deposit = Deposit()
+    reader, writer = (Fd(number) for number in os.pipe())
+    deposit.hold({"w": writer})
+    deposit.put({"r": reader.number})
+    writer.close()
+    reader.close()
+    await deposit.run()
+    assert not deposit.is_active
+    assert writer.closing is None

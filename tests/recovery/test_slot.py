@@ -1,0 +1,79 @@
+"""A state in two slots survives the death of its writer at any moment."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from shim.errors import InvalidError
+from shim.recovery.slot import StateSlot
+
+
+def test_a_new_slot_has_no_state() -> None:
+    slot = StateSlot.new()
+    try:
+        assert slot.read() == b""
+    finally:
+        slot.close()
+
+
+def test_the_last_state_is_read_by_another_holder_of_the_file() -> None:
+    slot = StateSlot.new()
+    for state in (b"first", b"a longer second", b"3"):
+        slot.write(state)
+        other = StateSlot(os.dup(slot.fd))
+        assert other.read() == state
+        other.close()
+    slot.close()
+
+
+def test_the_next_writer_goes_on_from_the_current_state() -> None:
+    slot = StateSlot.new()
+    slot.write(b"first")
+    other = StateSlot(os.dup(slot.fd))
+    other.write(b"second")
+    third = StateSlot(os.dup(slot.fd))
+    assert third.read() == b"second"
+    for one in (slot, other, third):
+        one.close()
+
+
+def test_a_changed_byte_is_found() -> None:
+    slot = StateSlot.new()
+    slot.write(b"the state")
+    os.pwrite(slot.fd, b"x", 64 + 8)
+    with pytest.raises(InvalidError, match="damaged"):
+        slot.read()
+    slot.close()
+
+
+def test_a_length_that_no_state_has_is_found() -> None:
+    slot = StateSlot.new()
+    slot.write(b"the state")
+    os.pwrite(slot.fd, b"\xff\xff\xff\xff", 64)
+    with pytest.raises(InvalidError, match="damaged"):
+        slot.read()
+    slot.close()
+
+
+def test_a_writer_killed_at_any_moment_leaves_the_state_before_or_after() -> None:
+    for _ in range(100):
+        slot = StateSlot.new()
+        slot.write(b"0")
+        pid = os.fork()
+        if pid == 0:
+            number = 0
+            while True:
+                number += 1
+                slot.write(b"%d " % number * 5000)
+        time.sleep(random.uniform(0.0005, 0.003))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        words = StateSlot(os.dup(slot.fd)).read().split()
+        assert len(set(words)) == 1
+        assert len(words) in (1, 5000)
+        slot.close()
