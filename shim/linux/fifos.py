@@ -116,9 +116,18 @@ def open_writer(path: str) -> Fd:
 
 def close_reader(both: Fd) -> None:
     """Keep only the write end of a fifo that is open at both, even if it was unlinked."""
-    writer = os.open(f"/proc/self/fd/{both.number}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    both.close()
-    both.number = writer
+    writer = reopen(both, os.O_WRONLY)
+    os.close(both.number)  # not both.close(): the fifo stays open
+    both.number = writer.number
+
+
+def reopen(fd: Fd, access: int) -> Fd:
+    """Open a pipe or fifo again, with other access, even if it was unlinked.
+
+    :raises OSError: ENXIO, it is opened to write and no process has it open to read.
+    """
+    path = f"/proc/self/fd/{fd.number}"
+    return Fd(os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def _open(path: str, access: int) -> Fd:

@@ -13,16 +13,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shim.outputaddress import parse_address
+from shim.stdio.kept import Kept
 from shim.stdio.pipes import PipeStdio
 from shim.stdio.sinks import LOGGER_READY, open_logger
+from shim.stdio.streams import StdioSpec
 from shim.stdio.terminal import TerminalStdio
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     import trio
 
     from shim.reaper import Reaper
+    from shim.recovery.deposit import Deposit
     from shim.stdio.spool import Overflow
-    from shim.stdio.streams import Stdio, StdioSpec
+    from shim.stdio.streams import Stdio
 
 
 async def open_stdio(
@@ -37,6 +43,8 @@ async def open_stdio(
     logger_timeout: float = LOGGER_READY,
     overflow: Overflow | None = None,
     directory: str | None = None,
+    deposit: Deposit | None = None,
+    prefix: str = "",
 ) -> Stdio:
     """Open the stdio of a process that is about to be created.
 
@@ -44,7 +52,8 @@ async def open_stdio(
     ``uid`` and ``gid`` own the process's pipes.  A logging program gets
     ``logger_timeout`` seconds to become ready, and ``directory`` as its working
     directory.  ``overflow`` describes where output goes while no client reads its
-    fifo; without it the process waits for a reader.
+    fifo; without it the process waits for a reader.  ``deposit`` gets copies of the
+    fds, under ``prefix`` and a role, for :func:`restore_stdio`.
 
     :raises NotFoundError: a fifo or the logging program does not exist.
     :raises InvalidError: the address has an unknown scheme, or its path is neither a
@@ -66,10 +75,38 @@ async def open_stdio(
             directory=directory,
         )
     kind = TerminalStdio if spec.terminal else PipeStdio
-    stdio = kind(spec, nursery, reaper, logger, overflow)
+    stdio = kind(spec, nursery, reaper, logger, overflow, Kept(deposit, prefix))
     try:
         await stdio.open(address, uid, gid)
     except BaseException:
         await stdio.aclose()
         raise
+    return stdio
+
+
+def restore_stdio(
+    state: Mapping[str, Any],
+    fds: Mapping[str, int],
+    *,
+    nursery: trio.Nursery,
+    reaper: Reaper,
+    deposit: Deposit,
+    prefix: str,
+    overflow: Overflow | None = None,
+) -> Stdio:
+    """Return the stdio of a process whose daemon was killed.
+
+    ``state`` is :meth:`Stdio.state`, and ``fds`` are the inherited fds whose names begin
+    with ``prefix``, by the rest of the name; they belong to the result.  The other
+    arguments are those of :func:`open_stdio`.
+
+    The result is as after :func:`open_stdio`, without fds for the process: call
+    :meth:`Stdio.started` once the process is known to exist, and :meth:`Stdio.exited` if
+    it has exited.  If it was not created, :meth:`Stdio.aclose` undoes everything.
+    """
+    spec = StdioSpec(*state["spec"])
+    kept = Kept(deposit, prefix, fds)
+    kind = TerminalStdio if spec.terminal else PipeStdio
+    stdio = kind(spec, nursery, reaper, None, overflow, kept)
+    stdio.restore(state)
     return stdio

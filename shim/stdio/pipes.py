@@ -9,13 +9,15 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.linux import fifos
+from shim.linux.fifos import Fd
 from shim.outputaddress import Address
 from shim.stdio.relay import Relay, SpliceRelay
 from shim.stdio.sinks import open_fifo
 from shim.stdio.streams import Stdio
 
 if TYPE_CHECKING:
-    from shim.linux.fifos import Fd
+    from collections.abc import Mapping
+    from typing import Any
 
 
 class PipeStdio(Stdio):
@@ -32,6 +34,19 @@ class PipeStdio(Stdio):
             stderr = self._open_output("stderr", other, uid, gid)
             await self._open_files(create=address.scheme == "file")
         self.child_fds = (stdin.number, stdout.number, stderr.number)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        source, writer = self._take_stdin(), self._kept.take("stdin-pipe")
+        if writer is not None:
+            self._relay_input(source, self._own(writer))
+        for name in ("stdout", "stderr"):
+            sink, reader = self._kept.take_fifo(name), self._kept.take(f"{name}-pipe")
+            if reader is not None:
+                self._own(reader)
+            if sink is not None:
+                relay = self._relay_output(name, reader or Fd(-1), self._own(sink))
+                relay.resume()
+                self._outputs.append(relay)
 
     async def started(self) -> None:
         await super().started()
@@ -53,7 +68,8 @@ class PipeStdio(Stdio):
         self._own(writer)
         if source is not None:
             os.set_blocking(writer.number, False)
-            self._inputs.append(SpliceRelay("stdin", source, writer, closes=(source, writer)))
+            self._kept.hold({"stdin-pipe": writer})
+            self._relay_input(source, writer)
             return reader
         from shim.stdio import filehelper  # loaded only for a container with such a stream
 
@@ -62,6 +78,9 @@ class PipeStdio(Stdio):
             await filehelper.open_reader(path, writer, self._reaper, timeout=filehelper.OPEN)
         )
         return reader
+
+    def _relay_input(self, source: Fd, writer: Fd) -> None:
+        self._inputs.append(SpliceRelay("stdin", source, writer, closes=(source, writer)))
 
     def _open_output(self, name: str, address: Address, uid: int, gid: int) -> Fd:
         """Return the fd that becomes the process's stdout or stderr."""
@@ -73,6 +92,8 @@ class PipeStdio(Stdio):
         self._for_child(writer)
         os.set_blocking(reader.number, False)
         if fifo is not None:
+            self._kept.hold({f"{name}-pipe": reader})
+            self._kept.hold_fifo(name, fifo)
             self._outputs.append(self._relay_output(name, reader, self._own(fifo)))
         else:
             source = reader if self._overflow is None else self._relay_to_pipe(name, reader)

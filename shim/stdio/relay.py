@@ -43,6 +43,7 @@ def splice(source: int, sink: int) -> int:
 class Relay:
     """Moves the bytes of ``source`` into ``sink``.
 
+    A ``source`` that is closed has ended in a daemon that this one replaces.
     ``closes`` are the fds to close at the end of the source.  With ``linger``
     the sink is a fifo open at both ends: it then stays open until a reader has
     read every byte in it.  ``name`` is for the log.
@@ -64,6 +65,16 @@ class Relay:
         self._running = False
         self._ended = trio.Event()
         self._checks = trio.lowlevel.ParkingLot()
+        if source.number < 0:
+            self.source_done.set()
+
+    def resume(self) -> None:
+        """Count the bytes that a replaced daemon has written and no reader has read.
+
+        Call it before :meth:`start`.
+        """
+        if self._linger:
+            self.moved = fifos.unread(self.sink)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Run the relay as a task of ``nursery``."""
@@ -73,7 +84,8 @@ class Relay:
     async def _run(self) -> None:
         try:
             with self._scope:
-                await self._pump()
+                if self.source.number >= 0:
+                    await self._pump()
                 self._end_source()
                 if self._linger:
                     await self._keep_until_read()

@@ -7,16 +7,19 @@ opened twice).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from shim import log
 from shim.linux import fifos
 from shim.linux.fifos import Fd
+from shim.stdio.kept import Kept
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from shim.outputaddress import Address
     from shim.reaper import Reaper
     from shim.stdio.filehelper import FileHelper
@@ -45,7 +48,10 @@ class StdioSpec:
 
 
 class Stdio:
-    """The stdio of one process.  Use :func:`open_stdio`."""
+    """The stdio of one process.  Use :func:`open_stdio`.
+
+    ``kept`` has copies of the fds that a daemon needs that replaces this one.
+    """
 
     def __init__(
         self,
@@ -54,8 +60,10 @@ class Stdio:
         reaper: Reaper,
         logger: Logger | None,
         overflow: Overflow | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.spec = spec
+        self._kept = kept or Kept()
         # The runtime's fds 0, 1 and 2; valid until started() or aclose().
         self.child_fds: tuple[int, int, int] = (-1, -1, -1)
         # The path for the runtime's --console-socket, for a terminal.
@@ -78,6 +86,17 @@ class Stdio:
 
     async def open(self, address: Address, uid: int, gid: int) -> None:
         """Open the manager's side and the process's side; :meth:`started` relays between them."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """Return what :func:`restore_stdio` needs beside the kept fds: plain JSON.
+
+        It does not change until the stdio is closed.
+        """
+        return {"spec": astuple(self.spec)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over the fds of a daemon that was killed; :meth:`started` relays again."""
         raise NotImplementedError
 
     async def started(self) -> None:
@@ -162,6 +181,7 @@ class Stdio:
             self._close_child_ends()
             if self._logger is not None:
                 await self._logger.aclose()
+            self._kept.close()
         finally:
             self._closed.set()
 
@@ -219,4 +239,11 @@ class Stdio:
         reader = self._own(fifos.open_reader(path))
         fifos.grow(reader)
         self._stdin_keeper = self._own(fifos.open_writer(path))
+        self._kept.hold({"stdin": reader, "stdin-keeper": self._stdin_keeper})
         return reader
+
+    def _take_stdin(self) -> Fd:
+        """Return the manager's stdin fifo of a daemon that was killed, closed if it had ended."""
+        keeper = self._kept.take("stdin-keeper")
+        self._stdin_keeper = None if keeper is None else self._own(keeper)
+        return self._own(self._kept.take("stdin") or Fd(-1))

@@ -15,6 +15,9 @@ from shim.stdio.sinks import open_fifo
 from shim.stdio.streams import Stdio
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
     from shim.outputaddress import Address
     from shim.stdio.relay import Relay
 
@@ -53,6 +56,9 @@ class TerminalStdio(Stdio):
             await self._open_files(create=address.scheme == "file")
         self._socket = ConsoleSocket()
         self.console_socket = self._socket.path
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Close all fds: a terminal does not survive yet."""
 
     async def started(self) -> None:
         await super().started()

@@ -1,0 +1,97 @@
+"""A process's fds that outlive this daemon: the keeper holds a copy of each.
+
+The names of the fds say what they are, so a daemon that replaces this one needs no record
+of what has ended: an fd that was closed is not there any more.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+from shim.linux import fifos
+from shim.linux.fifos import Fd
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shim.recovery.deposit import Deposit
+
+
+class Kept:
+    """Copies of the fds of one process's stdio, named ``prefix`` and a role.
+
+    ``inherited`` are the fds that a dead daemon left, by role; this object owns them until
+    they are taken.  Without a deposit, or with an inactive one, nothing is kept.
+    """
+
+    def __init__(
+        self,
+        deposit: Deposit | None = None,
+        prefix: str = "",
+        inherited: Mapping[str, int] | None = None,
+    ) -> None:
+        self.deposit = deposit
+        self.prefix = prefix
+        self._inherited = dict(inherited or {})
+
+    @property
+    def is_active(self) -> bool:
+        """Whether copies are kept, so that bytes must survive a kill of this daemon."""
+        return self.deposit is not None and self.deposit.is_active
+
+    def hold(self, fds: Mapping[str, Fd]) -> None:
+        """Keep a copy of each fd until it is closed."""
+        if self.deposit is not None:
+            self.deposit.hold({self.prefix + role: fd for role, fd in fds.items()})
+
+    def hold_fifo(self, role: str, both: Fd) -> None:
+        """Keep a write end of a fifo that is open at both ends, until ``both`` is closed.
+
+        A copy with the read end would count as a reader: a fifo would never show that
+        its readers have gone.
+        """
+        if self.deposit is None or not self.deposit.is_active:
+            return
+        self._drop_when_closed(role, both)
+        writer = fifos.reopen(both, os.O_WRONLY)
+        try:
+            self.deposit.put({self.prefix + role: writer.number})
+        finally:
+            writer.close()
+
+    def take(self, role: str) -> Fd | None:
+        """Return an inherited fd, or None if it was closed before.  The caller owns it."""
+        number = self._inherited.pop(role, -1)
+        if number < 0:
+            return None
+        fd = Fd(number)
+        self._drop_when_closed(role, fd)
+        return fd
+
+    def take_fifo(self, role: str) -> Fd | None:
+        """Return an inherited fifo, open at both ends, or None if it was closed before."""
+        writer = Fd(self._inherited.pop(role, -1))
+        if writer.number < 0:
+            return None
+        try:
+            both = fifos.reopen(writer, os.O_RDWR)
+        finally:
+            writer.close()
+        self._drop_when_closed(role, both)
+        return both
+
+    def roles(self, prefix: str) -> list[str]:
+        """Return the inherited roles that begin with ``prefix``."""
+        return [role for role in self._inherited if role.startswith(prefix)]
+
+    def close(self) -> None:
+        """Close and drop the inherited fds that were not taken."""
+        for role in list(self._inherited):
+            if (fd := self.take(role)) is not None:
+                fd.close()
+
+    def _drop_when_closed(self, role: str, fd: Fd) -> None:
+        if self.deposit is not None:
+            fd.closing = partial(self.deposit.drop, self.prefix + role)
