@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -140,6 +141,29 @@ def exchange(one: str, other: str) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), other) from None
     result = call(_AT_FDCWD, _encoded(one), _AT_FDCWD, _encoded(other), _RENAME_EXCHANGE)
     _checked(result, other)
+
+
+_MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000  # Source: linux/socket.h
+_ONE_MESSAGE = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
+_libc.recvmmsg.argtypes = (*_ONE_MESSAGE, ctypes.c_void_p)
+_libc.sendmmsg.argtypes = _ONE_MESSAGE
+
+
+def receive_counted(fd: int, message: int) -> None:
+    """Receive into the struct mmsghdr at the address ``message``, without waiting.  recvmmsg(2)"""
+    _checked(_libc.recvmmsg(fd, message, 1, _MSG_DONTWAIT, None))
+
+
+def send_counted(fd: int, message: int) -> None:
+    """Send the struct mmsghdr at the address ``message``, without waiting.  sendmmsg(2)"""
+    _checked(_libc.sendmmsg(fd, message, 1, _MSG_DONTWAIT | _MSG_NOSIGNAL))
+
+
+def address_of(buffer: bytes | mmap.mmap) -> int:
+    """Return the address of the first byte; it is valid while the caller has the object."""
+    if isinstance(buffer, bytes):
+        return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value or 0
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 # Source: linux/sched.h

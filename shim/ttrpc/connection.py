@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
@@ -15,10 +17,10 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from shim import log
 from shim.errors import status_of
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
-from shim.ttrpc.services import UNSENT_LIMIT, Stream, accept, admit, expected
+from shim.ttrpc.services import UNSENT_LIMIT, Stream, accept, admit, expected, plain_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Coroutine, Mapping
+    from collections.abc import Callable, Container, Coroutine, Mapping
 
     from google.protobuf.message import Message
     from grpclib.const import Handler
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 MAX_CALLS = 4096
 # Bytes of one read.  A client that sends requests without a pause has some 100 answered in
 # its turn, which takes a millisecond; then the other connections have theirs.
-_CHUNK = 8192
+CHUNK = 8192
 
 
 class Methods(NamedTuple):
@@ -40,6 +42,25 @@ class Methods(NamedTuple):
     cancellable: Container[str]
     undoable: Container[str]
     immediate: Mapping[str, PlainMethod]
+    repeated: Mapping[str, PlainMethod] = MappingProxyType({})
+    """Those in ``immediate``, for a request that a killed server may have handled."""
+
+    @classmethod
+    def of(
+        cls,
+        handlers: Mapping[str, Handler],
+        cancellable: Container[str],
+        undoable: Container[str],
+        immediate: Container[str],
+    ) -> Methods:
+        """Return the methods of ``handlers``; the other arguments are short names."""
+        return cls(
+            handlers,
+            cancellable,
+            undoable,
+            plain_methods(handlers, immediate),
+            plain_methods(handlers, immediate, replayed=True),
+        )
 
 
 class Call(NamedTuple):
@@ -53,10 +74,15 @@ class Call(NamedTuple):
 
 
 class Connection:
+    """A connection that ends with its server; :mod:`shim.ttrpc.kept` has the other kind."""
+
     def __init__(self, stream: trio.SocketStream, methods: Methods) -> None:
         self._stream = stream
         self._fd = stream.socket.fileno()
+        self._receive: Callable[[], bytes] = partial(os.read, self._fd, CHUNK)
         self._methods = methods
+        self._immediate = methods.immediate
+        self._replaying = False  # the requests come from a killed server's record
         self._protocol = ServerProtocol()
         self._calls = 0  # running calls of all methods that are not immediate
         self._running = 0  # those of them for which a shutdown waits
@@ -81,6 +107,7 @@ class Connection:
                 self._draining = True
                 self._idle_writer.unpark()
             self._gone = True
+            self._closed()
             for call in self._revocable.values():
                 call.stream.lost = True
                 call.scope.cancel()
@@ -95,7 +122,7 @@ class Connection:
     def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
         """Read once, and take the requests."""
         try:
-            data = os.read(self._fd, _CHUNK)
+            data = self._receive()
         except BlockingIOError:
             return
         except OSError:
@@ -148,11 +175,13 @@ class Connection:
     ) -> None:
         name = f"/{event.service}/{event.method}"
         try:
-            if (method := self._methods.immediate.get(name)) is not None:
+            if (method := self._immediate.get(name)) is not None:
                 _, request = admit(event, self._methods.handlers)
                 self._call_now(event.stream_id, name, method(request))
                 return
-            handler, stream = accept(event, self._methods.handlers, trio.current_time())
+            handler, stream = accept(
+                event, self._methods.handlers, trio.current_time(), replayed=self._replaying
+            )
             self._check_room(name)
         except GRPCError as exc:
             self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
@@ -163,6 +192,7 @@ class Connection:
         self._calls += 1
         scope = trio.CancelScope(deadline=stream.deadline)
         call = Call(event.stream_id, name, handler, stream, scope)
+        self._started(event)
         if event.method in self._methods.cancellable:
             listening.start_soon(self._call, call)
             return
@@ -215,7 +245,17 @@ class Connection:
                 self._answer(call)
         finally:
             self._calls -= 1
+        self._ended(call.stream_id)
         self._flush()
+
+    def _started(self, event: RequestReceived) -> None:
+        """Do what is to be done before a method runs that is not immediate."""
+
+    def _ended(self, stream_id: int) -> None:
+        """Do what is to be done once its reply is queued."""
+
+    def _closed(self) -> None:
+        """Do what is to be done once the socket is closed; calls may still be running."""
 
     def _answer(self, call: Call) -> None:
         if call.stream.reply is None:

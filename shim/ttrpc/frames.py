@@ -24,6 +24,7 @@ from shim.errors import ShimError
 MAX_PAYLOAD = 4 << 20  # bytes, inclusive
 
 _HEADER = struct.Struct(">IIBB")
+LONGEST = _HEADER.size + MAX_PAYLOAD  # bytes of a frame
 
 
 class TooBigError(ShimError):
@@ -88,12 +89,28 @@ class Oversize(NamedTuple):
     length: int
 
 
+def extent(data: bytes | bytearray) -> int:
+    """Return how many bytes at the beginning of ``data`` are whole frames within the limit."""
+    end, available = 0, len(data)
+    while (body := end + _HEADER.size) <= available:
+        length = _HEADER.unpack_from(data, end)[0]
+        if length > MAX_PAYLOAD or body + length > available:
+            break
+        end = body + length
+    return end
+
+
 class FrameDecoder:
     """Converts bytes in pieces of any size into whole frames, in order."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._discard = 0  # bytes of an oversize payload that have not arrived yet
+        self.discard = 0  # bytes of an oversize payload that have not arrived yet
+
+    @property
+    def buffered(self) -> int:
+        """The bytes received of an incomplete frame."""
+        return len(self._buffer)
 
     def receive(self, data: bytes | bytearray) -> list[Frame | Oversize]:
         """Return the frames that ``data`` completes.
@@ -107,9 +124,9 @@ class FrameDecoder:
         items: list[Frame | Oversize] = []
         start, available = 0, len(data)
         while True:
-            if self._discard:
-                skipped = min(self._discard, available - start)
-                self._discard -= skipped
+            if self.discard:
+                skipped = min(self.discard, available - start)
+                self.discard -= skipped
                 start += skipped
             body = start + _HEADER.size
             if body > available:
@@ -117,7 +134,7 @@ class FrameDecoder:
             length, stream_id, kind, flags = _HEADER.unpack_from(data, start)
             if length > MAX_PAYLOAD:
                 items.append(Oversize(stream_id, kind, length))
-                self._discard = length
+                self.discard = length
                 start = body
                 continue
             end = body + length

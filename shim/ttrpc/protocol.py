@@ -85,6 +85,15 @@ class ServerProtocol:
         self._out: list[bytes] = []
         self.unsent = 0  # bytes that data_to_send() would return
 
+    @property
+    def incomplete(self) -> tuple[int, int]:
+        """The bytes received of an incomplete frame, and those to come of one over the limit."""
+        return self._decoder.buffered, self._decoder.discard
+
+    def resume(self, discard: int) -> None:
+        """Discard so many bytes: they belong to a message over the limit."""
+        self._decoder.discard = discard
+
     def receive_data(self, data: bytes | bytearray) -> list[RequestReceived]:
         """Take bytes from the peer; return the requests they complete.
 

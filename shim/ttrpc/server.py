@@ -24,12 +24,14 @@ cancels every call when the connection ends, and does not limit their number.
 from __future__ import annotations
 
 import functools
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim import log
 from shim.ttrpc.connection import MAX_CALLS, Connection, Methods
+from shim.ttrpc.kept import ConnectionStore, KeptConnection, Record, Resumed
 from shim.ttrpc.services import (
     UNSENT_LIMIT,
     PeerRefusedError,
@@ -37,23 +39,27 @@ from shim.ttrpc.services import (
     Stream,
     check_peer,
     handlers_of,
-    plain_methods,
+    replayable,
     unary,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import AsyncIterator, Container, Mapping, Sequence
 
     from grpclib.const import Handler
 
 __all__ = [
     "MAX_CALLS",
     "UNSENT_LIMIT",
+    "ConnectionStore",
     "PeerRefusedError",
+    "Record",
+    "Resumed",
     "Servable",
     "Stream",
     "check_peer",
     "handlers_of",
+    "replayable",
     "serve",
     "serve_connection",
     "unary",
@@ -79,7 +85,7 @@ async def serve_connection(
     the methods in ``cancellable`` are cancelled, and the other calls finish and their
     replies are sent.
     """
-    methods = Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
+    methods = Methods.of(handlers, cancellable, undoable, immediate)
     await Connection(stream, methods).run(shutdown)
 
 
@@ -92,25 +98,34 @@ async def serve(
     cancellable: Container[str] = (),
     undoable: Container[str] = (),
     immediate: Container[str] = (),
+    store: ConnectionStore | None = None,
+    resumed: Sequence[Resumed] = (),
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Own ``listener``, and serve our own user's processes on it until ``shutdown``.
 
     Running calls then have ``drain`` seconds to finish, and are cancelled after that.
+    With ``store`` the connections go on after the death of this process; ``resumed``, owned
+    by the call, are those of a server that was killed.
     """
-    methods = Methods(handlers, cancellable, undoable, plain_methods(handlers, immediate))
+    methods = Methods.of(handlers, cancellable, undoable, immediate)
 
     async def converse(stream: trio.SocketStream) -> None:
-        try:
-            async with stream:
-                check_peer(stream.socket)
+        async with _reported(stream):
+            check_peer(stream.socket)
+            record = store.open(stream.socket.fileno()) if store is not None else None
+            if record is None:
                 await Connection(stream, methods).run(shutdown)
-        except PeerRefusedError as exc:
-            log.warning("connection refused", error=exc)
-        except Exception as exc:  # an error in one connection must not end the others
-            log.crash("connection failed", exc)
+            else:
+                await KeptConnection(stream, methods, record).run(shutdown)
+
+    async def resume(one: Resumed) -> None:
+        async with _reported(one.stream):
+            await KeptConnection(one.stream, methods, one.record, resumed=True).run(shutdown)
 
     async with trio.open_nursery() as conversations:
+        for one in resumed:
+            conversations.start_soon(resume, one)
         async with trio.open_nursery() as accepting:
             accept = functools.partial(
                 trio.serve_listeners, converse, [listener], handler_nursery=conversations
@@ -122,3 +137,15 @@ async def serve(
         conversations.cancel_scope.deadline = (
             trio.current_time() + drain
         )  # running calls may finish
+
+
+@asynccontextmanager
+async def _reported(stream: trio.SocketStream) -> AsyncIterator[None]:
+    """Own ``stream``, and log an error of its connection: it must not end the others."""
+    try:
+        async with stream:
+            yield
+    except PeerRefusedError as exc:
+        log.warning("connection refused", error=exc)
+    except Exception as exc:
+        log.crash("connection failed", exc)

@@ -35,6 +35,9 @@ Reply = TypeVar("Reply", bound=Message)
 
 UNSENT_LIMIT = 1 << 20  # bytes of unsent replies to one client
 
+# An attribute of the methods made by :func:`replayable`.
+_TOLD = "told_of_replays"
+
 
 class PeerRefusedError(ShimError):
     """The client's process belongs to another user or group."""
@@ -47,15 +50,23 @@ class Stream(Generic[Request, Reply]):
 
     ``deadline`` is on the clock of the server, infinite if the caller set none.
     The keys of ``metadata`` are lower case.  ``lost`` is set when the call is
-    cancelled because the caller's connection has ended.
+    cancelled because the caller's connection has ended.  ``replayed`` is set if a server
+    that was killed had received the call: its method may have done all of its work, a part
+    or nothing.
     """
 
     def __init__(
-        self, request: Request, metadata: dict[str, list[str]], deadline: float = math.inf
+        self,
+        request: Request,
+        metadata: dict[str, list[str]],
+        deadline: float = math.inf,
+        *,
+        replayed: bool = False,
     ) -> None:
         self.metadata = metadata
         self.deadline = deadline
         self.lost = False
+        self.replayed = replayed
         self.reply: bytes | None = None
         self._request: Request | None = request
 
@@ -82,6 +93,24 @@ def unary(
         assert request is not None  # this is the first recv_message()
         await stream.send_message(await method(service, request))
 
+    return serve_stream
+
+
+def replayable(
+    method: Callable[[Service, Request, bool], Awaitable[Reply]],
+) -> Callable[[Service, Stream[Request, Reply]], Coroutine[Any, Any, None]]:
+    """Turn ``async def Start(self, request, replayed) -> reply`` into a method, as :func:`unary`.
+
+    ``replayed`` is :attr:`Stream.replayed`.
+    """
+
+    @functools.wraps(method)
+    async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
+        request = await stream.recv_message()
+        assert request is not None  # this is the first recv_message()
+        await stream.send_message(await method(service, request, stream.replayed))
+
+    serve_stream.__dict__[_TOLD] = True
     return serve_stream
 
 
@@ -125,21 +154,34 @@ PlainMethod: TypeAlias = "Callable[[Any], Coroutine[Any, Any, Message]]"
 
 
 def plain_methods(
-    handlers: Mapping[str, Handler], names: Container[str]
+    handlers: Mapping[str, Handler], names: Container[str], *, replayed: bool = False
 ) -> dict[str, PlainMethod]:
-    """Return the methods whose short name is in ``names``, without the wrapper of :func:`unary`.
+    """Return the methods with a short name in ``names``, without the wrapper of :func:`unary`.
 
-    Each value is the bound ``async def Kill(self, request) -> reply``.
+    Each value is the bound ``async def Kill(self, request) -> reply``; the methods of
+    :func:`replayable` get ``replayed``.
     """
-    return {
-        name: MethodType(handler.func.__wrapped__, handler.func.__self__)
-        for name, handler in handlers.items()
-        if name.rpartition("/")[2] in names and hasattr(handler.func, "__wrapped__")
-    }
+    methods: dict[str, PlainMethod] = {}
+    for name, handler in handlers.items():
+        function = getattr(handler.func, "__wrapped__", None)
+        if name.rpartition("/")[2] not in names or function is None:
+            continue
+        method = MethodType(function, handler.func.__self__)
+        told = hasattr(handler.func, _TOLD)
+        methods[name] = _with_flag(method, replayed) if told else method
+    return methods
+
+
+def _with_flag(method: Callable[..., Coroutine[Any, Any, Message]], replayed: bool) -> PlainMethod:
+    return lambda request: method(request, replayed)
 
 
 def accept(
-    event: RequestReceived, handlers: Mapping[str, Handler], now: float
+    event: RequestReceived,
+    handlers: Mapping[str, Handler],
+    now: float,
+    *,
+    replayed: bool = False,
 ) -> tuple[Handler, Stream[Any, Any]]:
     """Return the handler of a request, and its call; ``now`` is on the server's clock.
 
@@ -147,7 +189,7 @@ def accept(
     """
     handler, request = admit(event, handlers)
     deadline = math.inf if event.timeout is None else now + event.timeout
-    return handler, Stream(request, event.metadata, deadline)
+    return handler, Stream(request, event.metadata, deadline, replayed=replayed)
 
 
 def admit(event: RequestReceived, handlers: Mapping[str, Handler]) -> tuple[Handler, Message]:

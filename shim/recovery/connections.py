@@ -1,0 +1,145 @@
+"""The connections of a daemon, in the deposit: the store of :mod:`shim.ttrpc.kept`.
+
+``conn/N`` is a connection; ``calls/N`` is a file in memory with the state slot of its calls,
+and after it the :class:`~shim.recovery.transfers.Transfers`, once there are any.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim import log
+from shim.errors import InvalidError
+from shim.recovery.slot import StateSlot
+from shim.recovery.transfers import Transfers
+from shim.ttrpc.frames import LONGEST
+from shim.ttrpc.kept import Resumed
+
+if TYPE_CHECKING:
+    from shim.recovery.deposit import Deposit
+    from shim.recovery.inherited import Inherited
+
+# Where the transfers begin: after the two slots of the state.
+_TRANSFERS = 1 << 29
+
+
+class Connections:
+    """The connections of a daemon.  With an inactive ``deposit`` none is kept."""
+
+    def __init__(self, deposit: Deposit) -> None:
+        self._deposit = deposit
+        self._next = 0
+
+    def open(self, fd: int) -> ConnectionRecord | None:
+        """Leave copies of the connection ``fd`` and of its new record."""
+        if not self._deposit.is_active:
+            return None
+        number, self._next = self._next, self._next + 1
+        try:
+            slot = StateSlot.new()
+        except OSError as exc:
+            log.warning("a connection will end with this shim: it has no record", error=exc)
+            return None
+        names = {f"conn/{number}": fd, f"calls/{number}": slot.fd}
+        self._deposit.put(names)
+        return ConnectionRecord(fd, slot, self._deposit, tuple(names))
+
+    def resume(self, inherited: Inherited) -> list[Resumed]:
+        """Return the connections of the daemon that was killed."""
+        fds, slots = inherited.take_all("conn/"), inherited.take_all("calls/")
+        numbers = sorted({int(number) for number in (*fds, *slots)})
+        self._next = numbers[-1] + 1 if numbers else 0
+        resumed = []
+        for number in numbers:
+            names = (f"conn/{number}", f"calls/{number}")
+            fd, slot = fds.get(str(number), -1), slots.get(str(number), -1)
+            try:
+                resumed.append(self._resume(fd, slot, names))
+            except (OSError, InvalidError) as exc:
+                log.warning("a connection is closed: cannot go on with it", error=exc)
+                self._deposit.drop(*names)
+        return resumed
+
+    def _resume(self, fd: int, slot: int, names: tuple[str, ...]) -> Resumed:
+        """Return a connection; close its fds if there is an error.
+
+        :raises InvalidError: it has no connection, or no record.
+        :raises OSError: no memory is left.
+        """
+        opened = [one for one in (fd, slot) if one >= 0]
+        try:
+            if len(opened) < len(names):
+                raise InvalidError(f"one of {names} is missing")  # noqa: TRY301 - the except closes
+            record = ConnectionRecord(fd, StateSlot(slot), self._deposit, names)
+            sock = socket.socket(fileno=fd)
+        except BaseException:
+            for one in opened:
+                os.close(one)
+            raise
+        return Resumed(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), record)
+
+
+class ConnectionRecord:
+    """The record of the connection ``fd``; see :class:`~shim.ttrpc.kept.Record`."""
+
+    def __init__(self, fd: int, slot: StateSlot, deposit: Deposit, names: tuple[str, ...]) -> None:
+        self._fd = fd
+        self._slot = slot
+        self._deposit = deposit
+        self._names = names
+        self._transfers: Transfers | None = None
+        self._given_up = False
+        if os.fstat(slot.fd).st_size > _TRANSFERS:
+            self._mapped()
+
+    @property
+    def sent(self) -> int:
+        return self._transfers.sent if self._transfers is not None else 0
+
+    @property
+    def unhandled(self) -> tuple[bytes, int]:
+        return self._transfers.unhandled if self._transfers is not None else (b"", 0)
+
+    def receive(self) -> bytes:
+        return self._mapped().receive(self._fd)
+
+    def advance(self, unhandled: int, discard: int) -> None:
+        self._mapped().advance(unhandled, discard)
+
+    def send(self, data: bytes, offset: int) -> int:
+        return self._mapped().send(self._fd, data, offset)
+
+    def save(self, state: bytes) -> None:
+        if self._given_up:
+            return
+        try:
+            self._slot.write(state)
+        except OSError as exc:
+            log.warning("a connection will end with this shim: cannot save its calls", error=exc)
+            self._given_up = True
+            self._deposit.drop(*self._names)
+
+    def load(self) -> bytes:
+        return self._slot.read()
+
+    def leave(self) -> None:
+        if self._slot.fd < 0:
+            return
+        self._slot.close()
+        if self._transfers is not None:
+            self._transfers.close()
+
+    def close(self) -> None:
+        if self._slot.fd < 0:
+            return
+        self.leave()
+        self._deposit.drop(*self._names)
+
+    def _mapped(self) -> Transfers:
+        if self._transfers is None:
+            self._transfers = Transfers(self._slot.fd, _TRANSFERS, LONGEST)
+        return self._transfers

@@ -1,0 +1,137 @@
+"""What a socket has received and sent, in a file in memory that survives the process.
+
+The kernel itself writes into the file how many bytes a system call has moved
+(``msg_len`` of recvmmsg(2) and sendmmsg(2)), and the received bytes.  So all of it is right
+if the process is killed just after the call.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+
+from shim.linux import libc
+
+# Bytes of one read, at most.
+CHUNK = 8192
+# Received bytes beyond this have their memory given back once they are handled.
+_LARGE = 64 << 10
+
+# For received bytes and for sent ones there are two entries each, and a byte that tells which
+# of the two is valid: to change an entry is to write the other one, then that byte.
+_RECEIVED, _SENT = 0, 1
+_ENTRY_AT, _ENTRY_SIZE = 64, 128
+_BUFFER = mmap.PAGESIZE
+
+# struct msghdr of recvmsg(2): name, its length, iovec, their number, control, its length,
+# flags; then msg_len, which the kernel writes.
+_MESSAGE = "PIPNPNi0PI0P"
+_COUNT_AT = struct.calcsize("@PIPNPNi0P")
+_IOVEC_AT = struct.calcsize("@" + _MESSAGE)
+_NUMBERS_AT = _IOVEC_AT + struct.calcsize("@PN0Q")
+_COUNT = struct.Struct("@I")
+_NUMBERS = struct.Struct("@QQQ")
+_ENTRY = struct.Struct("@" + _MESSAGE + "PN0QQQQ")
+
+
+class Transfers:
+    """The part of the file ``fd`` from ``offset`` on, which is mapped, and grown if needed.
+
+    ``longest`` is the number of received bytes that the caller may leave unhandled.
+
+    :raises OSError: no memory is left.
+    """
+
+    def __init__(self, fd: int, offset: int, longest: int) -> None:
+        pages = -(-(longest + 2 * _LARGE) // mmap.PAGESIZE)
+        self._end = _BUFFER + pages * mmap.PAGESIZE
+        if os.fstat(fd).st_size < offset + self._end:
+            os.ftruncate(fd, offset + self._end)
+        self._map = mmap.mmap(fd, self._end, offset=offset)
+        self._address = libc.address_of(self._map)
+        # Received bytes lie in the buffer up to ``base``, those from ``handled`` on are kept.
+        base, self._handled, self._discard, count = self._read(_RECEIVED)
+        self._base = base + count
+        sent, _, _, count = self._read(_SENT)
+        self._sent = sent + count
+
+    @property
+    def sent(self) -> int:
+        """The number of bytes that :meth:`send` has sent, of all objects for the file."""
+        return self._sent
+
+    @property
+    def unhandled(self) -> tuple[bytes, int]:
+        """The received bytes that :meth:`advance` has not dropped, and its ``discard``."""
+        return self._map[_BUFFER + self._handled : _BUFFER + self._base], self._discard
+
+    def receive(self, fd: int) -> bytes:
+        """Receive at most ``CHUNK`` bytes, without waiting; empty at the end of the stream.
+
+        :raises BlockingIOError: there are none.
+        :raises OSError: the connection is broken.
+        """
+        base = self._base
+        room = min(CHUNK, self._end - _BUFFER - base)
+        at = self._write(_RECEIVED, self._address + _BUFFER + base, room, base)
+        libc.receive_counted(fd, self._address + at)
+        (count,) = _COUNT.unpack_from(self._map, at + _COUNT_AT)
+        self._base += count
+        return self._map[_BUFFER + base : _BUFFER + base + count]
+
+    def advance(self, unhandled: int, discard: int) -> None:
+        """Drop the received bytes but the last ``unhandled`` ones, and keep ``discard``."""
+        high = self._base
+        self._handled, self._discard = high - unhandled, discard
+        if not unhandled:
+            self._handled = self._base = 0
+        self._write(_RECEIVED, 0, 0, self._base)
+        if high <= _LARGE:
+            return
+        if 0 < unhandled <= self._handled:
+            # The entry's bytes must stay until the next entry, so they may not overlap.
+            self._map.move(_BUFFER, _BUFFER + self._handled, unhandled)
+            self._handled, self._base = 0, unhandled
+            self._write(_RECEIVED, 0, 0, self._base)
+        if self._base <= _LARGE:
+            used = -(-high // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_REMOVE, _BUFFER + _LARGE, used - _LARGE)
+
+    def send(self, fd: int, data: bytes, offset: int) -> int:
+        """Send ``data`` from ``offset`` on, without waiting; return the number of bytes sent.
+
+        :raises BlockingIOError: the socket takes none.
+        :raises OSError: the connection is broken.
+        """
+        address = libc.address_of(data) + offset
+        at = self._write(_SENT, address, len(data) - offset, self._sent)
+        libc.send_counted(fd, self._address + at)
+        (count,) = _COUNT.unpack_from(self._map, at + _COUNT_AT)
+        self._sent += count
+        return int(count)
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._map.close()
+
+    def _read(self, kind: int) -> tuple[int, int, int, int]:
+        """Return the three numbers of the valid entry, and its count of bytes."""
+        at = self._entry(kind, self._map[kind])
+        return *_NUMBERS.unpack_from(self._map, at + _NUMBERS_AT), *_COUNT.unpack_from(
+            self._map, at + _COUNT_AT
+        )
+
+    def _write(self, kind: int, address: int, size: int, base: int) -> int:
+        """Make an entry valid that has moved no byte to or from ``address``; return its offset."""
+        other = 1 - self._map[kind]
+        at = self._entry(kind, other)
+        message = (0, 0, self._address + at + _IOVEC_AT, 1, 0, 0, 0, 0)
+        numbers = (base, self._handled, self._discard)
+        _ENTRY.pack_into(self._map, at, *message, address, size, *numbers)
+        self._map[kind] = other
+        return at
+
+    @staticmethod
+    def _entry(kind: int, number: int) -> int:
+        return _ENTRY_AT + (2 * kind + number) * _ENTRY_SIZE

@@ -1,0 +1,343 @@
+"""Connections that go on after the death of their server, with no call lost or damaged.
+
+A server with a :class:`ConnectionStore` leaves copies of its connections, and a
+:class:`Record` of each, where a replacement gets them.  A record holds at any moment
+
+- the received bytes that are not handled: an incomplete frame, and the requests under way;
+- the calls that are running, except those of immediate methods, which never suspend;
+- the replies that the socket has not taken, and how many of their bytes it has taken.
+
+A replacement sends the rest of the replies, calls the methods of the running calls again
+(:attr:`~shim.ttrpc.services.Stream.replayed`), handles the received bytes, and reads on.
+A peer may get the reply of an immediate method twice.  Clients ignore a reply to a call
+that has ended.
+
+Source: containerd/ttrpc client.go, receiveLoop, for that.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from shim.errors import InvalidError
+from shim.ttrpc import wire_pb2
+from shim.ttrpc.connection import CHUNK, Connection
+from shim.ttrpc.frames import extent
+from shim.ttrpc.protocol import RequestReceived
+from shim.ttrpc.services import UNSENT_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.ttrpc.connection import Methods
+
+_VERSION = 1
+# Bytes that one write(2) sends whole or not at all, if the send buffer has its usual size.
+# Source: net/unix/af_unix.c unix_stream_sendmsg, which sends so much as one buffer.
+_WHOLE = 16 << 10
+_OVERHEAD = 64
+
+
+class Record(Protocol):
+    """What a replacement needs of one connection; each method is exact at any death."""
+
+    @property
+    def sent(self) -> int:
+        """The bytes that :meth:`send` has sent since the connection began."""
+
+    @property
+    def unhandled(self) -> tuple[bytes, int]:
+        """The received bytes that are kept, and the number that :meth:`advance` got last."""
+
+    def receive(self) -> bytes:
+        """Read from the connection, without waiting, and keep the bytes.
+
+        :raises BlockingIOError: there is nothing to read.
+        :raises OSError: the connection is broken.
+        """
+
+    def advance(self, unhandled: int, discard: int) -> None:
+        """Keep only the last ``unhandled`` bytes, and keep the number ``discard``."""
+
+    def send(self, data: bytes, offset: int) -> int:
+        """Send ``data`` from ``offset`` on, without waiting; return the number of bytes sent.
+
+        :raises BlockingIOError: the socket takes nothing.
+        :raises OSError: the connection is broken.
+        """
+
+    def save(self, state: bytes) -> None:
+        """Replace the state."""
+
+    def load(self) -> bytes:
+        """Return the state, empty if none was saved.
+
+        :raises InvalidError: it is damaged.
+        """
+
+    def leave(self) -> None:
+        """Close the record, and leave the copies to a replacement."""
+
+    def close(self) -> None:
+        """Close the record, and have the copies closed.  A second call does nothing."""
+
+
+class ConnectionStore(Protocol):
+    """Where a server leaves its connections."""
+
+    def open(self, fd: int) -> Record | None:
+        """Leave a copy of the connection ``fd``; None if nothing keeps it."""
+
+
+class Resumed(NamedTuple):
+    """A connection of a server that was killed."""
+
+    stream: trio.SocketStream
+    record: Record
+
+
+class KeptConnection(Connection):
+    """A connection with a ``record``, owned from now on; ``resumed`` if it has a state."""
+
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        methods: Methods,
+        record: Record,
+        *,
+        resumed: bool = False,
+    ) -> None:
+        super().__init__(stream, methods)
+        self._receive = self._read_once
+        self._record = record
+        self._resumed = resumed
+        # The fd belongs to the stream.
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fd)
+        self._keeps = False  # received bytes are in the record, not in the socket
+        self._called: set[int] = set()  # streams whose requests were in the saved state
+        buffer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        self._whole = min(_WHOLE, buffer // 2 - _OVERHEAD)
+        # Replies that are in the saved state, and how much of them is sent.
+        self._outgoing = b""
+        self._offset = 0
+        self._records: dict[int, str] = {}  # the running calls, as in the state
+        self._changed = False  # the records are not those in the saved state
+
+    async def run(self, shutdown: trio.Event | None) -> None:
+        try:
+            await super().run(shutdown)
+        except BaseException as exc:
+            cancelled = not isinstance(exc, Exception)
+            if cancelled and not (shutdown is not None and shutdown.is_set()):
+                self._record.leave()  # the whole server ends in an error, and is replaced
+            raise
+        finally:
+            self._closed()
+
+    async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        if self._resumed:
+            self._restore(lasting, listening)
+        while not self._gone:
+            while len(self._outgoing) - self._offset > UNSENT_LIMIT:
+                await self._held_reader.park()
+            await trio.lowlevel.wait_readable(self._fd)
+            self._read(lasting, listening)
+
+    def _restore(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        """Do again what the killed server had begun.
+
+        :raises InvalidError: the state is damaged.
+        """
+        state = _State.decode(self._record.load())
+        self._outgoing = state.unsent[self._record.sent - state.at :]
+        data, discard = self._record.unhandled
+        self._keeps = bool(data or discard)
+        self._immediate = self._methods.repeated
+        self._replaying = True
+        for event in state.calls:
+            self._dispatch(event, lasting, listening)
+        self._changed = True
+        self._flush()
+        self._replaying = False  # a call of these methods that is not in the state never began
+        self._called = {event.stream_id for event in state.calls}
+        if self._keeps:
+            self._protocol.resume(discard)
+            self._take(data, lasting, listening)
+        else:
+            self._read(lasting, listening)
+        self._called = set()
+        self._immediate = self._methods.immediate
+
+    def _read_once(self) -> bytes:
+        """Receive bytes, which stay in the socket if they are whole frames."""
+        return self._record.receive() if self._keeps else self._socket.recv(CHUNK, socket.MSG_PEEK)
+
+    def _take(
+        self, data: bytes | bytearray, lasting: trio.Nursery, listening: trio.Nursery
+    ) -> None:
+        if self._keeps:
+            super()._take(data, lasting, listening)
+            incomplete = self._protocol.incomplete
+            self._record.advance(*incomplete)
+            self._keeps = any(incomplete)
+            return
+        whole = extent(data)
+        super()._take(data[:whole], lasting, listening)
+        if whole:
+            self._skip(whole)
+        else:
+            self._keeps = True
+
+    def _skip(self, count: int) -> None:
+        """Drop bytes from the socket.
+
+        :raises OSError: the connection is broken.
+        """
+        while count:
+            dropped = self._socket.recv(count)
+            if not dropped:
+                raise ConnectionResetError
+            count -= len(dropped)
+
+    def _dispatch(
+        self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
+    ) -> None:
+        if event.stream_id not in self._called:
+            super()._dispatch(event, lasting, listening)
+
+    def _started(self, event: RequestReceived) -> None:
+        self._records[event.stream_id] = _encode_call(event)
+        self._changed = True
+
+    def _ended(self, stream_id: int) -> None:
+        del self._records[stream_id]
+        self._changed = True
+
+    def _closed(self) -> None:
+        self._socket.detach()
+        self._record.close()
+
+    def _flush(self) -> None:
+        """Send queued bytes without waiting, or save them with the calls first."""
+        if self._gone:
+            return
+        data = self._protocol.data_to_send()
+        if not data and not self._changed:
+            return
+        if self._idle_writer and not self._changed and len(data) <= self._whole:
+            try:
+                sent = os.write(self._fd, data)
+            except OSError:  # the writer task gets it again, and handles it
+                sent = 0
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._save(data)
+        if self._idle_writer:
+            with suppress(OSError):  # as above
+                self._send()
+            if self._outgoing:
+                self._idle_writer.unpark()
+
+    def _save(self, data: bytes) -> None:
+        """Save the calls, and the unsent replies with ``data`` after them."""
+        self._outgoing = self._outgoing[self._offset :] + data
+        self._offset = 0
+        calls = ",".join(self._records.values())
+        self._record.save(_encode(calls, self._record.sent, self._outgoing))
+        self._changed = False
+
+    def _send(self) -> None:
+        """Send of the saved replies what the socket takes.
+
+        :raises OSError: it takes nothing, or the peer is gone.
+        """
+        while self._outgoing:
+            self._offset += self._record.send(self._outgoing, self._offset)
+            if self._offset == len(self._outgoing):
+                self._outgoing, self._offset = b"", 0
+
+    async def _write_loop(self, scope: trio.CancelScope) -> None:
+        try:
+            while True:
+                if self._outgoing:
+                    await trio.lowlevel.wait_writable(self._fd)
+                    with suppress(BlockingIOError):
+                        self._send()
+                    self._held_reader.unpark()
+                elif self._draining and not self._running:
+                    return
+                else:
+                    await self._idle_writer.park()
+        except (OSError, trio.ClosedResourceError):
+            self._gone = True
+            scope.cancel()
+
+
+class _State(NamedTuple):
+    """What a record's state has: running calls, and ``unsent`` replies.
+
+    ``at`` is the number of bytes that the record had sent when ``unsent`` began.
+    """
+
+    calls: list[RequestReceived]
+    at: int
+    unsent: bytes
+
+    @classmethod
+    def decode(cls, data: bytes) -> _State:
+        """Return a saved state; the timeouts of its calls are from now on.
+
+        :raises InvalidError: it is no state, or of another version.
+        """
+        if not data:
+            return cls([], 0, b"")
+        try:
+            value = json.loads(data)
+            if value["version"] != _VERSION:
+                text = f"a connection's state has version {value['version']}, not {_VERSION}"
+                raise InvalidError(text)
+            calls = [_decode_call(*call) for call in value["calls"]]
+            return cls(calls, value["at"], base64.b64decode(value["unsent"]))
+        except (ValueError, LookupError, TypeError) as exc:
+            raise InvalidError(f"cannot read the state of a connection: {exc}") from None
+
+
+def _encode(calls: str, at: int, unsent: bytes) -> bytes:
+    text = base64.b64encode(unsent).decode()
+    return f'{{"version":{_VERSION},"calls":[{calls}],"at":{at},"unsent":"{text}"}}'.encode()
+
+
+def _encode_call(event: RequestReceived) -> str:
+    """Return the arguments of :func:`_decode_call`, as JSON."""
+    deadline = None if event.timeout is None else time.monotonic() + event.timeout
+    pairs = [(pair.key, pair.value) for pair in event.pairs]
+    payload = base64.b64encode(event.payload).decode()
+    return json.dumps([event.stream_id, event.service, event.method, payload, deadline, pairs])
+
+
+def _decode_call(
+    stream_id: int,
+    service: str,
+    method: str,
+    payload: str,
+    deadline: float | None,
+    pairs: Iterable[tuple[str, str]],
+) -> RequestReceived:
+    """Return a saved call.  ``deadline`` is on the monotonic clock, which a machine has one of."""
+    return RequestReceived(
+        stream_id,
+        service,
+        method,
+        base64.b64decode(payload),
+        None if deadline is None else deadline - time.monotonic(),
+        [wire_pb2.KeyValue(key=key, value=value) for key, value in pairs],
+    )
