@@ -24,7 +24,12 @@ from shim.linux.sockets import make_private_directory
 class ConsoleSocket:
     """A listening socket in a private directory.  The caller closes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: int = -1, path: str = "") -> None:
+        """Make one, or take over the listener ``inherited``, which is bound to ``path``."""
+        if inherited >= 0:
+            self.path, self._directory = path, path.rpartition("/")[0]
+            self._listener = socket.socket(fileno=inherited)
+            return
         self._directory = make_private_directory("console-")
         self.path = f"{self._directory}/s"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -35,6 +40,10 @@ class ConsoleSocket:
         except BaseException:
             self.close()
             raise
+
+    def fileno(self) -> int:
+        """Return the fd of the listener; -1 once it is closed."""
+        return self._listener.fileno()
 
     async def receive_master(self, timeout: float) -> Fd:
         """Return the master of the terminal, non-blocking.

@@ -1,4 +1,4 @@
-"""Relays that read and write their bytes, for terminals.  splice(2) refuses them.
+"""Relays that read and write their bytes, for terminals: faster than splice(2) there.
 
 Source: pty(7); drivers/tty/n_tty.c for the effect of a hang-up.
 """
@@ -104,9 +104,12 @@ class TerminalRelay(CopyRelay):
     _waiting: trio.CancelScope | None = None
 
     async def _run(self) -> None:
+        self._make_room()
+        await super()._run()
+
+    def _make_room(self) -> None:
         # One buffer for all reads: a new one for each read costs page faults.
         self._buffer = memoryview(bytearray(_TERMINAL))
-        await super()._run()
 
     def finish(self) -> None:
         """Copy the bytes that can be read now and end, though a process has the terminal open."""
@@ -128,17 +131,17 @@ class TerminalRelay(CopyRelay):
                 self._waiting = None
             else:
                 await trio.lowlevel.checkpoint()
-            data, error = self._read_some()
-            if data:
+            count, error = self._take()
+            if count:
                 hung_up, pause = False, SHORT_PAUSE
-                await self._write(data)
+                await self._pass_on(count)
             elif self._finishing:
                 return
             else:
                 hung_up = error == errno.EIO
 
-    def _read_some(self) -> tuple[memoryview, int]:
-        """Return the bytes that can be read now, and the errno that ended them or 0.
+    def _take(self) -> tuple[int, int]:
+        """Read the bytes that can be read now; return how many, and the errno after them or 0.
 
         At most a buffer's size is read.  A terminal returns at most 4 KiB a read;
         to wait for the event loop after each costs more than the copy.
@@ -153,4 +156,8 @@ class TerminalRelay(CopyRelay):
                     raise
                 error = exc.errno
                 break
-        return self._buffer[:size], error
+        return size, error
+
+    async def _pass_on(self, count: int) -> None:
+        """Write the ``count`` bytes that were taken."""
+        await self._write(self._buffer[:count])

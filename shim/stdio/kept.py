@@ -61,10 +61,23 @@ class Kept:
         finally:
             writer.close()
 
+    def put(self, role: str, number: int) -> None:
+        """Keep a copy of an fd until :meth:`drop`."""
+        if self.deposit is not None:
+            self.deposit.put({self.prefix + role: number})
+
+    def drop(self, role: str) -> None:
+        """Keep the copy no longer."""
+        if self.deposit is not None:
+            self.deposit.drop(self.prefix + role)
+
+    def take_number(self, role: str) -> int:
+        """Return an inherited fd that the caller owns and drops, or -1."""
+        return self._inherited.pop(role, -1)
+
     def take(self, role: str) -> Fd | None:
         """Return an inherited fd, or None if it was closed before.  The caller owns it."""
-        number = self._inherited.pop(role, -1)
-        if number < 0:
+        if (number := self.take_number(role)) < 0:
             return None
         fd = Fd(number)
         self._drop_when_closed(role, fd)
@@ -72,7 +85,7 @@ class Kept:
 
     def take_fifo(self, role: str) -> Fd | None:
         """Return an inherited fifo, open at both ends, or None if it was closed before."""
-        writer = Fd(self._inherited.pop(role, -1))
+        writer = Fd(self.take_number(role))
         if writer.number < 0:
             return None
         try:

@@ -33,7 +33,9 @@ class TerminalStdio(Stdio):
     _output: TerminalRelay | None = None
     _input: Fd | None = None
     _sink: Fd | None = None
+    _buffer: Fd | None = None  # None: the relays copy
     _is_fifo = False
+    _console_path = ""
     _size = b""  # set before there is a terminal
 
     async def open(self, address: Address, uid: int, gid: int) -> None:
@@ -54,46 +56,99 @@ class TerminalStdio(Stdio):
             reader, self._sink = self._open_file_pipe()
             self._files[address.path] = [reader]
             await self._open_files(create=address.scheme == "file")
-        self._socket = ConsoleSocket()
-        self.console_socket = self._socket.path
+        self._set_socket(ConsoleSocket())
+        if self._kept.is_active:
+            self._keep(self._sink)
+
+    def _keep(self, sink: Fd) -> None:
+        from shim.stdio import terminalsplice  # loaded only by a daemon that may be replaced
+
+        if self._socket is not None:
+            self._kept.put("console", self._socket.fileno())
+        if self._overflow is None:
+            self._buffer = self._own(terminalsplice.open_buffer())
+            self._kept.hold({"buffer": self._buffer})
+        if self._is_fifo:
+            self._kept.hold_fifo("stdout", sink)
+        else:
+            self._kept.hold({"stdout": sink})
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"console": self._console_path, "is_fifo": self._is_fifo}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Close all fds: a terminal does not survive yet."""
+        kept = self._kept
+        if self.spec.stdin:
+            self._input = self._take_stdin()
+        self._is_fifo = state["is_fifo"]
+        self._sink = kept.take_fifo("stdout") if self._is_fifo else kept.take("stdout")
+        self._buffer = kept.take("buffer")
+        self._master = kept.take("master")
+        for fd in (self._sink, self._buffer, self._master):
+            if fd is not None:
+                self._own(fd)
+        if (listener := kept.take_number("console")) >= 0:
+            self._set_socket(ConsoleSocket(listener, state["console"]))
 
     async def started(self) -> None:
         await super().started()
-        if self._socket is None or self._sink is None:
+        if self._socket is not None:
+            try:
+                await self._receive_master(self._socket)
+            finally:
+                self._close_socket()
+        if self._sink is not None and not self._closing:
+            self._relay(self._sink)
+
+    async def _receive_master(self, console: ConsoleSocket) -> None:
+        """Take the terminal from the runtime, unless a daemon that was killed did."""
+        if self._master is not None:
             return
-        try:
-            master = self._own(await self._socket.receive_master(_CONSOLE))
-        finally:
-            self._close_socket()
+        master = self._own(await console.receive_master(_CONSOLE))
         if self._closing:
             master.close()
             return
+        self._kept.hold({"master": master})
         self._master = master
         if self._size:
             set_size(master, self._size)
-        self._output = self._relay_output(master, self._sink)
+
+    def _relay(self, sink: Fd) -> None:
+        master = self._master or Fd(-1)  # closed: only unread output is left
+        self._output = self._relay_output(master, sink)
+        self._output.resume()
         self._outputs.append(self._output)
         self._output.start(self._nursery)
         self._start_helpers()
-        if self._input is not None:
-            relay = CopyRelay(
-                "stdin", self._input, master, closes=(self._input,), retry_hang_up=True
-            )
-            self._inputs.append(relay)
-            relay.start(self._nursery)
-            self._nursery.start_soon(self._hang_up_after, relay, self._output)
+        if self._input is None or self._master is None:
+            return
+        relay = self._relay_input(self._input, self._master)
+        self._inputs.append(relay)
+        relay.start(self._nursery)
+        self._nursery.start_soon(self._hang_up_after, relay, self._output)
 
     def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
-        if self._overflow is None or not (self._is_fifo or self._files):
-            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
-        from shim.stdio.overflow import OverflowTerminalRelay  # loaded only for spool and drop
+        if self._overflow is not None and (self._is_fifo or self._files):
+            from shim.stdio.overflow import OverflowTerminalRelay  # loaded only for spool and drop
 
-        return OverflowTerminalRelay(
-            "terminal", master, sink, closes=(sink,), overflow=self._overflow
+            return OverflowTerminalRelay(
+                "terminal", master, sink, closes=(sink,), overflow=self._overflow
+            )
+        if self._buffer is None:
+            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
+        from shim.stdio.terminalsplice import SpliceTerminalRelay
+
+        return SpliceTerminalRelay(
+            "terminal", master, sink, self._buffer, closes=(sink,), linger=self._is_fifo
         )
+
+    def _relay_input(self, source: Fd, master: Fd) -> CopyRelay:
+        kind = CopyRelay
+        if self._buffer is not None:
+            from shim.stdio.terminalsplice import SpliceInputRelay
+
+            kind = SpliceInputRelay
+        return kind("stdin", source, master, closes=(source,), retry_hang_up=True)
 
     def exited(self) -> None:
         if self._output is not None:
@@ -108,9 +163,14 @@ class TerminalStdio(Stdio):
         self._close_socket()
         await super().aclose()
 
+    def _set_socket(self, console: ConsoleSocket) -> None:
+        self._socket = console
+        self.console_socket = self._console_path = console.path
+
     def _close_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
+            self._kept.drop("console")
         self._socket = None
         self.console_socket = None
 

@@ -14,7 +14,7 @@ import trio
 
 from shim.linux import fifos
 from tests.stdio.conftest import read_some, reader, writer
-from tests.stdio.test_terminal import send_terminal
+from tests.stdio.playing import send_terminal
 
 if TYPE_CHECKING:
     from shim.linux.fifos import Fd

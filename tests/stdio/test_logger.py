@@ -10,7 +10,7 @@ import trio.testing
 
 from shim.errors import NotFoundError, TimedOutError, UnavailableError
 from shim.stdio import sinks
-from tests.stdio.test_terminal import send_terminal, write
+from tests.stdio.playing import send_terminal, write
 from tests.stdio.whole.client import wait_until
 
 if TYPE_CHECKING:

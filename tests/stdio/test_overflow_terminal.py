@@ -13,7 +13,7 @@ from shim.linux import fifos
 from shim.stdio.spool import Overflow
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 from tests.stdio.overflowing import MIB, kept_of, put, spool_in
-from tests.stdio.test_terminal import send_terminal
+from tests.stdio.playing import send_terminal
 from tests.stdio.whole.client import wait_until
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from shim.stdio.relay import SpliceRelay
 from shim.stdio.spool import Overflow
 from shim.stdio.streams import StdioSpec
 from tests.stdio.conftest import open_fds, read_all, read_some, reader
-from tests.stdio.test_terminal import send_terminal
+from tests.stdio.playing import send_terminal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -4,12 +4,10 @@ import contextlib
 import errno
 import fcntl
 import os
-import pty
 import socket
 import struct
 import termios
 import time
-import tty
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,24 +19,12 @@ from shim.errors import InvalidError, TimedOutError, UnavailableError
 from shim.linux.fifos import Fd
 from shim.stdio import terminal as module
 from tests.stdio.conftest import read_all, read_some, read_until, reader, write_all, writer
+from tests.stdio.playing import send_terminal, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shim.stdio.streams import Stdio
     from tests.stdio.conftest import Rig
-
-
-def send_terminal(stdio: Stdio) -> Fd:
-    """Send a terminal as a runtime does; return the process's end of it, in raw mode."""
-    master, slave = pty.openpty()
-    tty.setraw(slave)
-    assert stdio.console_socket is not None
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(stdio.console_socket)
-        socket.send_fds(sock, [b"/dev/pts/0"], [master])
-    os.close(master)
-    return Fd(slave)
 
 
 @contextmanager
@@ -46,10 +32,6 @@ def burst_of_time() -> Iterator[None]:
     before = time.process_time()
     yield
     assert time.process_time() - before < 0.05
-
-
-def write(process: Fd, data: bytes) -> None:
-    assert os.write(process.number, data) == len(data)
 
 
 async def test_a_terminal_is_relayed_both_ways(rig: Rig) -> None:

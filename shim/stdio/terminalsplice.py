@@ -1,0 +1,152 @@
+"""Relays between a terminal and fifos that never have a byte in this process.
+
+A daemon that is killed at any moment then loses no byte and leaves none to come twice.
+Output goes through a pipe, of which the keeper has a copy.
+
+Source: copy_splice_read and iter_file_splice_write in Linux fs/splice.c; n_tty_write in
+drivers/tty/n_tty.c: each consumes exactly the bytes that it returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import wait_readable, wait_writable
+
+from shim import log
+from shim.linux import fifos
+from shim.linux.fifos import Fd
+from shim.stdio.copying import CopyRelay, TerminalRelay
+from shim.stdio.relay import SHORT_PAUSE, splice
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Bytes in one splice from a terminal, which returns no more; a larger number makes the
+# kernel allocate pages that it does not use.
+_PIECE = 1 << 12
+# Bytes that are taken from a terminal before they are passed on.
+_BATCH = 1 << 16
+# Bytes in one read of what is dropped.
+_READ = 1 << 17
+
+
+def open_buffer() -> Fd:
+    """Return a new pipe, open at both ends."""
+    reader, writer = (Fd(number) for number in os.pipe2(os.O_CLOEXEC))
+    try:
+        return fifos.reopen(writer, os.O_RDWR)
+    finally:
+        reader.close()
+        writer.close()
+
+
+class SpliceTerminalRelay(TerminalRelay):
+    """Moves the output of a terminal to a pipe or fifo, through the pipe ``buffer``."""
+
+    _splices = True
+
+    def __init__(
+        self,
+        name: str,
+        source: Fd,
+        sink: Fd,
+        buffer: Fd,
+        *,
+        closes: Sequence[Fd] = (),
+        linger: bool = False,
+    ) -> None:
+        super().__init__(name, source, sink, closes=closes, linger=linger)
+        self._store = buffer
+
+    def _make_room(self) -> None:
+        pass
+
+    async def _pump(self) -> None:
+        if left := fifos.unread(self._store):  # by a daemon that was killed
+            await self._pass_on(left)
+        await super()._pump()
+
+    def _take(self) -> tuple[int, int]:
+        size = 0
+        while size < _BATCH:
+            try:
+                count = self._splice() if self._splices else self._copy()
+            except OSError as exc:
+                if exc.errno == errno.EINVAL and self._splices:
+                    self._splices = False
+                    log.warning(
+                        "this kernel cannot splice from a terminal: a kill of this shim may "
+                        "lose output",
+                        stream=self.name,
+                    )
+                    continue
+                if exc.errno not in {errno.EAGAIN, errno.EIO}:
+                    raise
+                return size, exc.errno
+            if not count:
+                break
+            size += count
+        return size, 0
+
+    def _splice(self) -> int:
+        flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+        return os.splice(self.source.number, self._store.number, _PIECE, flags=flags)
+
+    def _copy(self) -> int:
+        if fifos.unread(self._store) > _BATCH - _PIECE:
+            raise BlockingIOError(errno.EAGAIN, "the buffer is full")
+        return os.write(self._store.number, os.read(self.source.number, _PIECE))
+
+    async def _pass_on(self, count: int) -> None:
+        self._pending = count
+        while self._pending:
+            try:
+                moved = splice(self._store.number, self.sink.number)
+            except BlockingIOError:
+                await wait_writable(self.sink.number)
+                continue
+            except OSError as exc:
+                self._drop(exc)
+                moved = len(os.read(self._store.number, _READ))
+            self._pending -= moved
+            self._advance(moved)
+
+
+class SpliceInputRelay(CopyRelay):
+    """Moves bytes from a pipe or fifo to a terminal."""
+
+    async def _pump(self) -> None:
+        source, sink = self.source.number, self.sink.number
+        waited = False
+        while True:
+            await wait_readable(source)
+            try:
+                count = splice(source, sink)
+            except BlockingIOError:
+                if not fifos.unread(self.source):
+                    if fifos.at_end(self.source):
+                        return
+                    continue
+                # poll(2) reports a terminal that was hung up as writable.
+                if waited:
+                    await trio.sleep(SHORT_PAUSE)
+                await wait_writable(sink)
+                waited = True
+                continue
+            except OSError as exc:
+                if self._retry_hang_up and exc.errno == errno.EIO:
+                    await trio.sleep(SHORT_PAUSE)
+                    continue
+                self._drop(exc)
+                with suppress(BlockingIOError):
+                    self._advance(len(os.read(source, _READ)))
+                continue
+            if not count:
+                return
+            waited = False
+            self._advance(count)

@@ -1,0 +1,311 @@
+"""A process whose stdio is relayed by daemons that are killed, one after the other.
+
+This process is the keeper: it holds the copies of the fds, forks each daemon, kills it
+and gives the next one what it has left.  It also plays the manager.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from shim.linux.libc import set_child_subreaper
+from shim.reaper import open_reaper
+from shim.recovery.deposit import Deposit
+from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.stdio.opening import open_stdio, restore_stdio
+from tests.stdio.playing import send_terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from shim.stdio.spool import Overflow
+    from shim.stdio.streams import Stdio, StdioSpec
+
+PREFIX = "io/c//"
+_MESSAGE = 1 << 16
+
+
+class Survival:
+    """The daemons, the keeper and the manager.  Use :func:`surviving`."""
+
+    def __init__(
+        self, spec: StdioSpec, command: Sequence[str], overflow: Overflow | None, rest: int
+    ) -> None:
+        self.kills = 0
+        self.received = bytearray()
+        self.ended = False
+        self._spec = spec
+        self._command = command
+        self._overflow = overflow
+        self._random = random.Random(rest)
+        self._state = ""  # JSON
+        self._exited = False
+        self._fds: dict[str, int] = {}
+        self._statuses: dict[str, tuple[int, int]] = {}
+        self._pid = -1
+        self._channel: socket.socket
+        self._control: socket.socket
+        self._reader = -1
+        self._writer = -1
+        self._unsent = memoryview(b"")
+        self._ready = False
+
+    # -- the keeper ----------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Fork a daemon, which goes on from what the last one left."""
+        self._channel, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ready = False
+        self._pid = os.fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, ())
+                _close_all_but(channel.fileno(), control.fileno(), *self._fds.values())
+                trio.run(self._serve, channel, control)
+                status = 0
+            finally:
+                os._exit(status)
+        channel.close()
+        control.close()
+        self._channel.setblocking(False)
+        self._control.setblocking(False)
+
+    def kill(self) -> None:
+        """Kill the daemon and take what it had sent."""
+        os.kill(self._pid, signal.SIGKILL)
+        self._wait_daemon()
+        self.kills += 1
+
+    def _wait_daemon(self) -> int:
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = -1
+        while self._take_message():
+            pass
+        self._take_control()
+        self._channel.close()
+        self._control.close()
+        return status
+
+    def _take_message(self) -> bool:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._channel, MAX_MESSAGE, MAX_FDS)
+        except (BlockingIOError, ConnectionError):
+            return False
+        if not data:
+            return False
+        verb, names = decode(data)
+        if verb == PUT:
+            for name, fd in zip(names, fds, strict=True):
+                self._drop(name)
+                self._fds[name] = fd
+        elif verb == DROP:
+            for name in names:
+                self._drop(name)
+        elif verb == EXIT:
+            self._reap(names[0])
+            known = self._statuses.get(names[0], ())
+            with contextlib.suppress(OSError):  # it was killed
+                self._channel.send(encode(EXIT, names[0], *map(str, known)))
+        return True
+
+    def _reap(self, name: str) -> None:
+        """Reap the orphan of the pidfd ``name``, as the keeper does."""
+        if name in self._statuses or name not in self._fds:
+            return
+        try:
+            info = os.waitid(os.P_PIDFD, self._fds[name], os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if info is not None:
+            exited = info.si_code == os.CLD_EXITED
+            status = info.si_status << 8 if exited else info.si_status
+            self._statuses[name] = (status, time.time_ns())
+
+    def _drop(self, name: str) -> None:
+        fd = self._fds.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    @property
+    def kept(self) -> set[str]:
+        """The roles of the fds that are kept."""
+        return {name.removeprefix(PREFIX) for name in self._fds}
+
+    # -- the manager ---------------------------------------------------------------
+
+    def open_reader(self, path: str) -> None:
+        self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.ended = False
+
+    def close_reader(self) -> None:
+        os.close(self._reader)
+        self._reader = -1
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write ``data`` to a stdin fifo while :meth:`run_until` runs, and close it."""
+        self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        self._unsent = memoryview(data)
+
+    def call(self, name: str) -> None:
+        """Have the daemon do something.  It must be running."""
+        self._control.send(name.encode())
+
+    def exit(self) -> None:
+        """Tell the daemon, and those that follow, that the process has exited."""
+        self._exited = True
+        self.wait_running()
+        self.call("exited")
+
+    def run_until(
+        self, done: Callable[[], bool], *, every: tuple[float, float] | None = None
+    ) -> None:
+        """Go on until ``done``; kill the daemon at random times, within the seconds ``every``."""
+        deadline = time.monotonic() + 100
+        due = time.monotonic() + self._random.uniform(*every) if every else float("inf")
+        while not done():
+            assert time.monotonic() < deadline, f"it hung: {self.kept}, {len(self.received)}"
+            self._turn(min(0.05, max(0.0, due - time.monotonic())))
+            if every is not None and time.monotonic() >= due and not done():
+                self.kill()
+                self.launch()
+                due = time.monotonic() + self._random.uniform(*every)
+
+    def wait_running(self) -> None:
+        """Wait until the daemon relays."""
+        self.run_until(lambda: self._ready)
+
+    def _turn(self, timeout: float) -> None:
+        poll = select.poll()
+        for fd in (self._channel.fileno(), self._control.fileno(), self._reader):
+            if fd >= 0 and not (fd == self._reader and self.ended):
+                poll.register(fd, select.POLLIN)
+        if self._writer >= 0:
+            poll.register(self._writer, select.POLLOUT)
+        ready = {fd for fd, _ in poll.poll(timeout * 1000)}
+        if self._channel.fileno() in ready:
+            self._take_message()
+        if self._control.fileno() in ready:
+            self._take_control()
+        if self._reader in ready:
+            self._read()
+        if self._writer in ready:
+            self._unsent = self._unsent[os.write(self._writer, self._unsent[: 1 << 16]) :]
+            if not self._unsent:
+                os.close(self._writer)
+                self._writer = -1
+
+    def _take_control(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while message := self._control.recv(_MESSAGE):
+                if message == b"running":
+                    self._ready = True
+                else:
+                    self._state = message.decode()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(self._reader, 1 << 16)
+            self.received += data
+            self.ended = not data
+
+    # -- the daemon ----------------------------------------------------------------
+
+    async def _serve(self, channel: socket.socket, control: socket.socket) -> None:
+        deposit = Deposit(channel)
+        async with open_reaper() as reaper, trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run)
+            common: dict[str, Any] = {
+                "nursery": nursery,
+                "reaper": reaper,
+                "deposit": deposit,
+                "prefix": PREFIX,
+                "overflow": self._overflow,
+            }
+            if self._state:
+                fds = {name.removeprefix(PREFIX): fd for name, fd in self._fds.items()}
+                stdio = restore_stdio(json.loads(self._state), fds, **common)
+            else:
+                stdio = await open_stdio(self._spec, container_id="c", namespace="test", **common)
+                numbers = stdio.child_fds
+                if self._spec.terminal:
+                    process = send_terminal(stdio)
+                    numbers = (process.number,) * 3
+                control.send(json.dumps(stdio.state()).encode())
+                reaper.spawn(self._command, fds=dict(enumerate(numbers)))
+                if self._spec.terminal:
+                    process.close()
+            await stdio.started()
+            if self._exited:
+                stdio.exited()
+            control.send(b"running")
+            await self._obey(control, stdio)
+            with trio.move_on_after(1):  # the deposit sends the drops
+                await trio.lowlevel.wait_readable(control)
+            nursery.cancel_scope.cancel()
+
+    async def _obey(self, control: socket.socket, stdio: Stdio) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(control)
+            match control.recv(64):
+                case b"close_stdin":
+                    stdio.close_stdin()
+                case b"exited":
+                    stdio.exited()
+                case b"drain":
+                    await stdio.drain()
+                    control.send(b"running")
+                case _:
+                    await stdio.aclose()
+                    return
+
+
+@contextlib.contextmanager
+def surviving(
+    spec: StdioSpec, command: Sequence[str], overflow: Overflow | None = None, seed: int = 0
+) -> Iterator[Survival]:
+    """Run ``command`` with the stdio ``spec``, relayed by a first daemon."""
+    survival = Survival(spec, command, overflow, seed)
+    set_child_subreaper()
+    try:
+        survival.launch()
+        yield survival
+        survival.wait_running()
+        survival.call("close")
+        survival.run_until(lambda: not survival.kept)
+        assert survival._wait_daemon() == 0
+    finally:
+        if survival._pid > 0:
+            survival.kill()
+        for name in list(survival._fds):
+            survival._drop(name)
+        set_child_subreaper(wanted=False)
+        for fd in (survival._reader, survival._writer):
+            if fd >= 0:
+                os.close(fd)
+        _end_orphans()
+
+
+def _end_orphans() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
+
+
+def _close_all_but(*keep: int) -> None:
+    first = 3
+    for fd in sorted(keep):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
