@@ -20,7 +20,7 @@ import os
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -41,6 +41,13 @@ _IN_MODIFY = 0x2  # linux/inotify.h
 _POLL = 2.0
 # Seconds between reads after v1's notification, which comes before the kill.
 _LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+class OomCount(NamedTuple):
+    """The kernel's counters by group, and the number of kills that was counted from them."""
+
+    last: dict[str, int]
+    kills: int
 
 
 class OomWatch:
@@ -65,6 +72,16 @@ class OomWatch:
         self._last = read()
         self._count = 0
         self.reported = 0
+
+    @property
+    def state(self) -> OomCount:
+        """The counters as of the last read, for :func:`open_oom_watch` in another process."""
+        return OomCount(dict(self._last), self._count)
+
+    def resume(self, earlier: OomCount) -> None:
+        """Count on from ``earlier``, instead of from the opening of this watch."""
+        self._last = dict(earlier.last)
+        self._count = self.reported = earlier.kills
 
     def count(self) -> int:
         """Return the number of kills so far.
@@ -98,8 +115,10 @@ class OomWatch:
 
 
 @asynccontextmanager
-async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
-    """Count the OOM kills in ``cgroup`` for the length of the block.
+async def open_oom_watch(
+    cgroup: Cgroup, earlier: OomCount | None = None
+) -> AsyncIterator[OomWatch]:
+    """Count the OOM kills in ``cgroup`` for the length of the block, and those since ``earlier``.
 
     Without a memory controller, the watch reports no kills.
     """
@@ -111,6 +130,8 @@ async def open_oom_watch(cgroup: Cgroup) -> AsyncIterator[OomWatch]:
         opened = _open_v2(f"{cgroup.directory}/memory.events")
         path = cgroup.directory.removeprefix(cgroup.mount)
     with opened as watch:
+        if earlier is not None:
+            watch.resume(earlier)
         if not path.endswith(".scope"):  # only the runtime removes it
             yield watch
             return

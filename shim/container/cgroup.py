@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shim import log
 from shim.cgroup.find import cgroup_of
+from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.oom import OomReporter
 from shim.errors import NotFoundError, ShimError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.cgroup.find import Cgroup
+    from shim.cgroup.oom import OomCount
     from shim.child import Child
     from shim.container.bundle import Bundle
     from shim.container.task_events import TaskEvents
@@ -46,11 +48,32 @@ class ContainerCgroup:
         if isinstance(cgroup, CgroupV2):
             enable_controllers(cgroup)
 
-    async def watch_oom(self, nursery: trio.Nursery) -> None:
-        """Publish an OOM event for each OOM kill from now on."""
+    async def watch_oom(self, nursery: trio.Nursery, earlier: OomCount | None = None) -> None:
+        """Publish an OOM event for each OOM kill from now on, or since ``earlier``."""
         if self.cgroup is not None:
-            self._oom = OomReporter(self.cgroup, self._bundle, self._events)
+            self._oom = OomReporter(self.cgroup, self._bundle, self._events, earlier)
             await nursery.start(self._oom.run)
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """The directories of the cgroup by controller, that of version 2 by ``""``."""
+        if isinstance(self.cgroup, CgroupV1):
+            return dict(self.cgroup.directories)
+        if isinstance(self.cgroup, CgroupV2):
+            return {"": self.cgroup.directory, "mount": self.cgroup.mount}
+        return {}
+
+    @property
+    def oom_count(self) -> OomCount | None:
+        """The OOM kills so far; None while they are not watched."""
+        return self._oom.count if self._oom is not None else None
+
+    def restore(self, directories: dict[str, str]) -> None:
+        """Set the cgroup of which these are the :attr:`directories`."""
+        if "" in directories:
+            self.cgroup = CgroupV2(directories[""], directories["mount"])
+        elif directories:
+            self.cgroup = CgroupV1(directories)
 
     def report_oom(self) -> None:
         """Publish the OOM kills that have happened."""

@@ -16,7 +16,7 @@ from shim.linux.modes import write_file
 
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
-    from shim.cgroup.oom import OomWatch
+    from shim.cgroup.oom import OomCount, OomWatch
     from shim.container.bundle import Bundle
     from shim.container.task_events import TaskEvents
 
@@ -24,19 +24,26 @@ if TYPE_CHECKING:
 class OomReporter:
     """Watches one container's cgroup from :meth:`run` to :meth:`stop`."""
 
-    def __init__(self, cgroup: Cgroup, bundle: Bundle, events: TaskEvents) -> None:
+    def __init__(
+        self,
+        cgroup: Cgroup,
+        bundle: Bundle,
+        events: TaskEvents,
+        earlier: OomCount | None = None,
+    ) -> None:
         self._cgroup = cgroup
         self._bundle = bundle
         self._events = events
         self._watch: OomWatch | None = None
-        self._published = 0
+        self._earlier = earlier
+        self._published = earlier.kills if earlier is not None else 0
         self._scope = trio.CancelScope()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Publish as kills happen; ``started`` is called once no kill can be missed."""
         with self._scope:
             try:
-                async with open_oom_watch(self._cgroup) as self._watch:
+                async with open_oom_watch(self._cgroup, self._earlier) as self._watch:
                     task_status.started()
                     while True:
                         await self._watch.wait_kill()
@@ -47,6 +54,11 @@ class OomReporter:
                 log.crash("cannot watch for OOM kills", exc, id=self._events.id)
                 if self._watch is None:
                     task_status.started()
+
+    @property
+    def count(self) -> OomCount | None:
+        """The counters at the last published event; None before :meth:`run` has read them."""
+        return self._watch.state if self._watch is not None else self._earlier
 
     def report(self) -> None:
         """Publish an event if the number of kills has grown; never raises."""

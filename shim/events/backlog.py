@@ -85,6 +85,11 @@ class Backlog:
             self._add(Entry(payload, is_exit, offset, next(_numbers)))
         return True
 
+    @property
+    def last_loaded(self) -> bytes:
+        """The last event in the file at :meth:`load`, delivered or not; empty without one."""
+        return self._journal.last_loaded
+
     def append(self, envelope: Envelope) -> None:
         """Add an event at the end of the queue."""
         self._reload()

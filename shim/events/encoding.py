@@ -49,12 +49,14 @@ class Record:
 class Reading:
     """The content of a journal.  ``end`` is the offset after its last whole record.
 
-    ``damaged`` is the number of bytes outside whole records.
+    ``damaged`` is the number of bytes outside whole records, ``last`` the payload of the last
+    record, delivered or not.
     """
 
     waiting: list[Record]
     end: int
     damaged: int
+    last: bytes = b""
 
 
 def encode(payload: bytes) -> bytes:
@@ -70,6 +72,7 @@ def decode(data: bytes) -> Reading:
     """Return the events to deliver, in the order in which they were written."""
     waiting: list[Record] = []
     offset = end = damaged = 0
+    last = b""
     while offset < len(data):
         payload = _payload_at(data, offset)
         if payload is None:
@@ -80,7 +83,8 @@ def decode(data: bytes) -> Reading:
         if data.startswith(WAITS, offset):
             waiting.append(Record(offset, payload))
         offset = end = offset + HEADER + len(payload)
-    return Reading(waiting, end, damaged)
+        last = payload
+    return Reading(waiting, end, damaged, last)
 
 
 def payloads(data: bytes) -> Iterator[bytes]:

@@ -67,6 +67,8 @@ class Journal:
         self._path = path
         self._fd = -1
         self._end = 0
+        # The payload of the last event in the file at load(), delivered or not.
+        self.last_loaded = b""
         # Whether the file lacks an undelivered event, whether a failure was logged and
         # persists, and the monotonic time before which the file is not written again.
         self._stale = False
@@ -93,7 +95,7 @@ class Journal:
                 path=self._path,
                 bytes=reading.damaged,
             )
-        self._fd, self._end = fd, reading.end
+        self._fd, self._end, self.last_loaded = fd, reading.end, reading.last
         return [(record.offset, record.payload) for record in reading.waiting]
 
     def write(self, waiting: Iterable[Entry], new: Entry) -> None:

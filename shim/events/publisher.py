@@ -54,7 +54,17 @@ _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
 class Source(Protocol):
     """Publishes the events of one container.  Never waits and never raises."""
 
-    def publish(self, event: Message) -> None: ...
+    def publish(self, event: Message) -> None:
+        """Queue ``event`` for delivery, with the current time as its timestamp."""
+
+    def seal(self, event: Message) -> bytes:
+        """Return the serialized envelope of ``event``, with the current time, for :meth:`post`."""
+
+    def post(self, envelope: bytes) -> None:
+        """Queue a serialized envelope for delivery."""
+
+    def has(self, envelope: bytes) -> bool:
+        """Return whether the journal of an earlier daemon ends with this envelope."""
 
     def close(self) -> None:
         """Close the container's journal once the manager has acknowledged every event."""
@@ -83,6 +93,17 @@ class NullPublisher:
     def publish(self, event: Message) -> None:
         """Drop ``event``."""
 
+    def seal(self, event: Message) -> bytes:
+        """Return nothing: no event is sent."""
+        return b""
+
+    def post(self, envelope: bytes) -> None:
+        """Drop ``envelope``."""
+
+    def has(self, envelope: bytes) -> bool:
+        """Return True: no envelope needs to be sent."""
+        return True
+
     def close(self) -> None:
         """Do nothing: there is no journal."""
 
@@ -102,8 +123,20 @@ class EventSource:
         self._publisher = publisher
 
     def publish(self, event: Message) -> None:
-        """Queue ``event`` for delivery, with the current time as its timestamp."""
-        self._publisher.queue(self, event)
+        """As :meth:`Source.publish`."""
+        self._publisher.queue(self, self._publisher.envelope(event))
+
+    def seal(self, event: Message) -> bytes:
+        """As :meth:`Source.seal`."""
+        return self._publisher.envelope(event).SerializeToString()
+
+    def post(self, envelope: bytes) -> None:
+        """As :meth:`Source.post`."""
+        self._publisher.queue(self, Envelope.FromString(envelope))
+
+    def has(self, envelope: bytes) -> bool:
+        """As :meth:`Source.has`."""
+        return self.backlog.last_loaded == envelope
 
     def close(self) -> None:
         """Close the journal once the manager has acknowledged every event.
@@ -163,16 +196,19 @@ class EventPublisher:
             self._note_more()
         return source
 
-    def queue(self, source: EventSource, event: Message) -> None:
-        """Queue ``event`` of ``source``."""
+    def envelope(self, event: Message) -> Envelope:
+        """Return ``event`` with the current time as its timestamp."""
         name = event.DESCRIPTOR.full_name
         now = time.time_ns()
-        envelope = Envelope(
+        return Envelope(
             timestamp=Timestamp(seconds=now // 10**9, nanos=now % 10**9),
             namespace=self._namespace,
             topic=topic_of(event),
             event=AnyMessage(type_url=name, value=event.SerializeToString()),
         )
+
+    def queue(self, source: EventSource, envelope: Envelope) -> None:
+        """Queue an event of ``source``."""
         source.backlog.append(envelope)
         if source not in self._sources:  # it was closed
             self._sources.append(source)

@@ -74,6 +74,11 @@ class ThreadedJournal:
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), self._path)
         return found[0]
 
+    @property
+    def last_loaded(self) -> bytes:
+        """As :attr:`Journal.last_loaded`."""
+        return self._journal.last_loaded
+
     def write(self, waiting: Iterable[Entry], new: Entry) -> None:
         """Append ``new``, the last of ``waiting``."""
         kept = list(waiting)

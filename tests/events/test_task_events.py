@@ -129,6 +129,15 @@ class Recorder:
     def publish(self, event: Message) -> None:
         self.events.append(event)
 
+    def seal(self, event: Message) -> bytes:
+        raise NotImplementedError
+
+    def post(self, envelope: bytes) -> None:
+        raise NotImplementedError
+
+    def has(self, envelope: bytes) -> bool:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 
