@@ -26,6 +26,7 @@ from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
 from shim.reaper import open_reaper
+from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import LISTENER
 from shim.runc.driver import LIMIT
@@ -136,6 +137,13 @@ async def main(
             nursery.start_soon(deposit.run)
             nursery.start_soon(_drop_listener, deposit, shutdown)
         service = TaskService(host, shutdown)
+        connections = Connections(deposit)
+        resumed = []
+        if inherited is not None:
+            log.info("this shim replaces one that was killed", id=settings.id, pid=os.getpid())
+            await service.restore(inherited)
+            resumed = connections.resume(inherited)
+            deposit.drop(*inherited.close())
         handlers = handlers_of(service, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
@@ -147,6 +155,8 @@ async def main(
             cancellable=CANCELLABLE,
             undoable=UNDOABLE,
             immediate=IMMEDIATE,
+            store=connections if deposit.is_active else None,
+            resumed=resumed,
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)

@@ -50,10 +50,12 @@ from shim.api.task_pb2 import (
 from shim.container.container import Container
 from shim.container.lifecycle import State
 from shim.container.reservations import Reservation
+from shim.container.snapshot import parse
 from shim.container.task_events import ZERO_TIME
 from shim.counters import COUNTERS
-from shim.errors import ExistsError, NotFoundError, UnavailableError
-from shim.ttrpc.server import Stream, unary
+from shim.errors import ExistsError, NotFoundError, ShimError, UnavailableError
+from shim.exit import NEVER_STARTED
+from shim.ttrpc.server import Stream, replayable, unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
     from shim.container.host import Host
     from shim.container.process import Process
+    from shim.recovery.inherited import Inherited
 
 # Further names under which the service is registered.
 ALIASES = {"containerd.task.v3.Task": "containerd.task.v2.Task"}
@@ -74,6 +77,8 @@ _STARTS = 1000  # such ``start`` to count
 # Ids of cancelled Creates to remember.  A manager that restarted asks for one within a
 # second; a pod has fewer containers.
 _CANCELLED = 1000
+# Seconds for the calls of a killed daemon to be replayed.
+_REPLAYED = 10.0
 # Methods that are cancelled when their caller's connection ends.
 CANCELLABLE = ("Wait",)
 # Methods that are cancelled and undone when their caller's connection ends.  containerd
@@ -94,9 +99,12 @@ _STATUS = {
 
 
 class _Creation:
-    """A Create under way.  ``ended`` is set once it has succeeded or is undone."""
+    """A Create under way.  ``ended`` is set once it has succeeded or is undone.
 
-    def __init__(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
+    ``stream`` is that of its call; None for one that a killed daemon began, and that is undone.
+    """
+
+    def __init__(self, stream: Stream[CreateTaskRequest, CreateTaskResponse] | None) -> None:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self._stream = stream
@@ -104,7 +112,7 @@ class _Creation:
     @property
     def is_cancelled(self) -> bool:
         """Whether the caller's connection has ended, or a Shutdown has cancelled the Create."""
-        return self._stream.lost or self.scope.cancel_called
+        return self._stream is None or self._stream.lost or self.scope.cancel_called
 
 
 class TaskService(TaskBase):
@@ -124,6 +132,59 @@ class TaskService(TaskBase):
         self._waiting = 0  # calls of Create that wait for a cancelled one of their id
         # Ids of which the last Create was cancelled, the oldest first.
         self._cancelled: dict[str, None] = {}
+        # Containers whose Delete a killed daemon had done, but perhaps not replied to.
+        self._deleted: dict[str, Container] = {}
+        # Containers whose interrupted Create is undone, and may run again.
+        self._undone: dict[str, Container] = {}
+
+    async def restore(self, inherited: Inherited) -> None:
+        """Go on with the containers of a killed daemon; call it before any request is served."""
+        for id_ in inherited.names("state/"):
+            slot = inherited.take_slot(f"state/{id_}")
+            assert slot is not None
+            try:
+                snapshot = parse(slot.read())
+                container = await Container.restore(snapshot, slot, inherited, self._host)
+            except (ShimError, OSError) as exc:
+                log.error("cannot go on with a container: it is lost", id=id_, error=exc)
+                slot.close()
+                continue
+            if snapshot.doing == "Create":
+                creation = self._creating[id_] = _Creation(None)
+                self._host.go(partial(self._undo, container, creation))
+            elif container.init.state is State.DELETED:
+                self._deleted[id_] = container
+                self._host.go(partial(self._forget_deleted_later, container))
+            else:
+                self._reserve(id_)
+                self._containers[id_] = container
+
+    async def _undo(self, container: Container, creation: _Creation) -> None:
+        """Undo the interrupted Create of ``container``; its call, if it is replayed, waits."""
+        try:
+            await container.undo_create()
+        finally:
+            del self._creating[container.id]
+            creation.ended.set()
+            self._undone[container.id] = container
+        await trio.sleep(_REPLAYED)
+        self._forget_undone(container.id)
+        if container.id not in self._containers:
+            self._host.reservations.drop(container.id)
+            self.shut_down()
+
+    def _forget_undone(self, id_: str) -> None:
+        if (container := self._undone.pop(id_, None)) is not None:
+            container.release_streams()
+
+    async def _forget_deleted_later(self, container: Container) -> None:
+        await trio.sleep(_REPLAYED)
+        self._forget_deleted(container.id)
+
+    def _forget_deleted(self, id_: str) -> None:
+        if (container := self._deleted.pop(id_, None)) is not None:
+            container.close()
+            self._host.reservations.drop(id_)
 
     async def wait_unused(self, seconds: float) -> None:
         """Return once there has been no container for ``seconds``.
@@ -221,6 +282,10 @@ class TaskService(TaskBase):
         await self._wait_undone(request.id)
         if self._shutdown.is_set():
             raise UnavailableError("cannot create: this shim is shutting down; start another")
+        if stream.replayed and (done := self._containers.get(request.id)) is not None:
+            await stream.send_message(CreateTaskResponse(pid=done.init.pid))
+            return
+        self._forget_deleted(request.id)
         self._reserve(request.id)
         self._cancelled.pop(request.id, None)
         creation = _Creation(stream)
@@ -234,6 +299,7 @@ class TaskService(TaskBase):
                     self._note_cancelled(request.id)
                 raise
             finally:
+                self._forget_undone(request.id)
                 del self._creating[request.id]
                 creation.ended.set()
                 # After every kind of failure: a manager that disconnected does not send a
@@ -261,20 +327,27 @@ class TaskService(TaskBase):
         finally:
             self._waiting -= 1
 
-    @unary
-    async def Start(self, request: StartRequest) -> StartResponse:
+    @replayable
+    async def Start(self, request: StartRequest, replayed: bool) -> StartResponse:
         begin = time.monotonic_ns()
-        pid = await self._container(request.id).start(request.exec_id)
+        container = self._container(request.id)
+        pid = await container.start(request.exec_id, replayed=replayed)
         if request.exec_id:
             COUNTERS.execs += 1
             COUNTERS.exec_time += time.monotonic_ns() - begin
         return StartResponse(pid=pid)
 
-    @unary
-    async def Delete(self, request: DeleteRequest) -> DeleteResponse:
-        exit_ = await self._container(request.id).delete(request.exec_id)
-        if not request.exec_id:
-            self._release(request.id)
+    @replayable
+    async def Delete(self, request: DeleteRequest, replayed: bool) -> DeleteResponse:
+        if replayed and not request.exec_id and request.id in self._deleted:
+            exit_ = self._deleted[request.id].init.exit or NEVER_STARTED
+            self._forget_deleted(request.id)
+        else:
+            container = self._container(request.id)
+            exit_ = await container.delete(request.exec_id, replayed=replayed)
+            if not request.exec_id:
+                self._release(request.id)
+                container.close()
         reply = DeleteResponse(pid=exit_.pid, exit_status=exit_.exit_status)
         _stamp(reply.exited_at, exit_.exited_at)
         return reply
@@ -290,30 +363,30 @@ class TaskService(TaskBase):
                 info.info.CopyFrom(_details(execs[pid]))
         return reply
 
-    @unary
-    async def Pause(self, request: PauseRequest) -> Empty:
-        await self._container(request.id).pause()
+    @replayable
+    async def Pause(self, request: PauseRequest, replayed: bool) -> Empty:
+        await self._container(request.id).pause(replayed=replayed)
         return Empty()
 
-    @unary
-    async def Resume(self, request: ResumeRequest) -> Empty:
-        await self._container(request.id).resume()
+    @replayable
+    async def Resume(self, request: ResumeRequest, replayed: bool) -> Empty:
+        await self._container(request.id).resume(replayed=replayed)
         return Empty()
 
-    @unary
-    async def Checkpoint(self, request: CheckpointTaskRequest) -> Empty:
-        await self._container(request.id).checkpoint(request)
+    @replayable
+    async def Checkpoint(self, request: CheckpointTaskRequest, replayed: bool) -> Empty:
+        await self._container(request.id).checkpoint(request, replayed=replayed)
         return Empty()
 
-    @unary
-    async def Kill(self, request: KillRequest) -> Empty:
+    @replayable
+    async def Kill(self, request: KillRequest, replayed: bool) -> Empty:
         container = self._container(request.id)
-        await container.kill(request.exec_id, request.signal, all_=request.all)
+        await container.kill(request.exec_id, request.signal, all_=request.all, replayed=replayed)
         return Empty()
 
-    @unary
-    async def Exec(self, request: ExecProcessRequest) -> Empty:
-        self._container(request.id).add_exec(request)
+    @replayable
+    async def Exec(self, request: ExecProcessRequest, replayed: bool) -> Empty:
+        self._container(request.id).add_exec(request, replayed=replayed)
         return Empty()
 
     @unary
@@ -323,9 +396,11 @@ class TaskService(TaskBase):
 
     @unary
     async def CloseIO(self, request: CloseIORequest) -> Empty:
-        process = self._process(request.id, request.exec_id)
+        container = self._container(request.id)
         if request.stdin:
-            process.close_stdin()
+            container.close_stdin(request.exec_id)
+        else:
+            container.process(request.exec_id)
         return Empty()
 
     @unary

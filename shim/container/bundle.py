@@ -129,6 +129,11 @@ class Bundle:
             raise NotFoundError(f"bundle {path} is not a directory")
         return bundle
 
+    @classmethod
+    def known(cls, path: str) -> Bundle:
+        """Return the bundle at ``path``, which may have been removed."""
+        return cls(Path(path), is_in_memory(path))
+
     def config(self) -> Config:
         """Read config.json.
 

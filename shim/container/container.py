@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import jsontext, log
-from shim.container.bundle import Bundle, checked_id
+from shim.api import task_pb2
+from shim.container.bundle import Bundle, Config, checked_id
 from shim.container.cgroup import ContainerCgroup
 from shim.container.checkpoint import checkpoint
 from shim.container.cleanup_records import CleanupRecords
@@ -30,11 +31,20 @@ from shim.container.logfifo import LogFifo
 from shim.container.options import Options
 from shim.container.process import Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
+from shim.container.restoring import Restoring
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
+from shim.container.saved import SavedState
 from shim.container.task_events import TaskEvents
-from shim.errors import ExistsError, InvalidError, NotFoundError, ShimError, WrongStateError
+from shim.errors import (
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    ShimError,
+    UnavailableError,
+    WrongStateError,
+)
 from shim.exit import NEVER_STARTED
-from shim.hostfile import read_output
+from shim.hostfile import Output, read_output
 from shim.linux.modes import make_directory, write_file
 from shim.runc.command import Checkpoint, Creation, exec_args
 from shim.runc.driver import ForeignContainerError, Runc, environ_in
@@ -44,10 +54,11 @@ from shim.stdio.spool import Overflow
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
-    from shim.api import task_pb2
-    from shim.container.bundle import Config
     from shim.container.host import Host
+    from shim.container.snapshot import ContainerSnapshot
     from shim.exit import Exit
+    from shim.recovery.inherited import Inherited
+    from shim.recovery.slot import StateSlot
 
 # The signals that managers stop a container with: SIGKILL and SIGTERM.
 _ENDING = (9, 15)
@@ -63,9 +74,10 @@ class Container:
         config: Config,
         options: Options,
         host: Host,
+        slot: StateSlot | None = None,
     ) -> None:
         path = str(bundle.path)
-        output = read_output(os.environ).annotated(config.annotations)
+        output = _output_of(config, is_restored=slot is not None)
         self.id = request.id
         self.bundle = bundle
         self.execs: dict[str, Process] = {}
@@ -74,7 +86,10 @@ class Container:
         self._options = options
         self._host = host
         self._source = host.publisher.open_source(bundle.journal)
-        self._events = TaskEvents(request.id, self._source)
+        self.saved = SavedState(
+            request, config, options, self.init, self.execs, host.deposit, slot
+        )
+        self._events = TaskEvents(request.id, self._source, self.saved)
         self._runc = Runc(
             options.runtime(host.namespace),
             host.reaper,
@@ -93,7 +108,7 @@ class Container:
             work_path=options.criu_work_path or str(bundle.work),
             parent_path=request.parent_checkpoint,
         )
-        self._group = ContainerCgroup(self.id, bundle, self._events)
+        self._group = self.saved.group = ContainerCgroup(self.id, bundle, self._events)
         self._creation = InitCreation(
             self.id,
             bundle,
@@ -104,8 +119,9 @@ class Container:
             options,
             self._group,
             self._cleanup_records,
+            self.saved,
         )
-        self._freezer = Freezer(self.id, self.init, self._runc, self._events)
+        self._freezer = Freezer(self.id, self.init, self._runc, self._events, self.saved)
         self._exits = Exits(
             self.init,
             self.execs,
@@ -114,7 +130,23 @@ class Container:
             host,
             self._group,
             self._events,
+            self.saved,
             own_pid_namespace=config.own_pid_namespace,
+        )
+        self._restoring = Restoring(
+            self.id,
+            bundle,
+            self.init,
+            self.execs,
+            host,
+            self._runc,
+            self._creation,
+            self._freezer,
+            self._exits,
+            self._group,
+            self._events,
+            self.saved,
+            self._overflow,
         )
 
     # -- create and restore ------------------------------------------------------
@@ -133,10 +165,10 @@ class Container:
         self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
         bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
-            undo.callback(self._source.close)
-            if self.bundle.path != Path(host.bundle):  # the daemon's fd 2 is that one's
-                self._log_fifo.open()
-            undo.callback(self._log_fifo.close)
+            undo.callback(self.close)
+            self.saved.doing = "Create"
+            self.saved.save()
+            self._open_log()
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             address = host.reservations.address_of(self._config.group) or host.address
@@ -156,9 +188,14 @@ class Container:
             if not self._image.image_path:
                 await self._creation.create()
             undo.pop_all()
+        self.saved.doing = ""
         self._events.created(request, self.init.pid)
         self._exits.follow_init()
         return self
+
+    def _open_log(self) -> None:
+        if self.bundle.path != Path(self._host.bundle):  # the daemon's fd 2 is that one's
+            self._log_fifo.open()
 
     async def _open_stdio(self, process: Process) -> None:
         process.set_stdio(
@@ -172,13 +209,62 @@ class Container:
                 gid=self._options.io_gid,
                 overflow=self._overflow,
                 directory=str(self.bundle.path),
+                deposit=self._host.deposit,
+                prefix=self.saved.stdio_prefix(process.id),
             )
         )
+        self.saved.save()
+
+    @classmethod
+    async def restore(
+        cls, snapshot: ContainerSnapshot, slot: StateSlot, inherited: Inherited, host: Host
+    ) -> Container:
+        """Continue the container of a killed daemon.
+
+        Operations that were under way are completed or undone in the background; further
+        ones wait for that.  A container whose Create was under way is only constructed:
+        call :meth:`undo_create`.
+
+        :raises ShimError: the state is not valid.
+        """
+        assert snapshot.constants is not None
+        request = task_pb2.CreateTaskRequest.FromString(snapshot.constants.request)
+        self = cls(
+            request,
+            Bundle.known(request.bundle),
+            Config(**snapshot.constants.config),
+            Options(**snapshot.constants.options),
+            host,
+            slot,
+        )
+        self._open_log()
+        await self._restoring.run(snapshot, inherited)
+        return self
+
+    async def undo_create(self) -> None:
+        """Undo the interrupted Create of a restored container."""
+        try:
+            await self._restoring.undo_create()
+            if self._mounted:
+                await unmount_rootfs(str(self.bundle.rootfs))
+        finally:
+            self._cleanup_records.remove(self.id)
+            self.close()
+
+    def release_streams(self) -> None:
+        """Close the streams of an undone Create."""
+        self._restoring.release_streams()
+
+    def close(self) -> None:
+        """Forget the deleted container, and close its log and its journal."""
+        self.saved.close()
+        self._source.close()
+        self._log_fifo.close()
 
     # -- execs -------------------------------------------------------------------
 
-    def add_exec(self, request: task_pb2.ExecProcessRequest) -> None:
-        """Add an exec; :meth:`start` runs it.
+    def add_exec(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
+        """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
 
         :raises ExistsError: an exec of this id exists and is not deleted yet.
         :raises InvalidError: the id or the spec is not well formed.
@@ -188,6 +274,8 @@ class Container:
         if exec_id == "init":
             raise InvalidError("exec id init is reserved for the init process: use another id")
         if exec_id in self.execs:
+            if replayed and self.execs[exec_id].spec == stdio_of(request):
+                return
             raise ExistsError(f"exec {exec_id} already exists in {self.id}")
         self._check_exec()
         self.bundle.write_exec_spec(exec_id, process_of(request))
@@ -230,7 +318,9 @@ class Container:
             process.child, process.pid = None, 0
             await process.discard_stdio()
             raise WrongStateError("cannot exec in a stopped process")
+        self.saved.adopt(process)
         process.life.apply(Op.START)
+        process.doing = ""
         self._events.exec_started(process.id, child.pid)
         self._exits.follow_exec(process, child)
 
@@ -253,37 +343,57 @@ class Container:
         paused = self.init.state is State.PAUSED and process.state is State.RUNNING
         return State.PAUSED if paused else process.state
 
-    async def start(self, exec_id: str) -> int:
+    async def start(self, exec_id: str, *, replayed: bool = False) -> int:
         """Start the init process or an exec; return its pid.
 
+        A ``replayed`` call finds the process started if it had succeeded.
+
         :raises ShimError: the state does not allow it, or the runtime failed.
+        :raises UnavailableError: the daemon was killed while it started the exec.
         """
         process = self.process(exec_id)
         async with process.busy:
-            process.life.check(Op.START)
-            if process is not self.init:
-                await self._start_exec(process)
+            if replayed and process.state is not State.CREATED:
                 return process.pid
-            if self._image.image_path:
-                await self._creation.restore(self._image)
-            else:
-                # If the call is cancelled, the container still starts, and its state
-                # must be RUNNING.  The limit of a runtime command bounds this.
-                with trio.CancelScope(shield=True):
-                    await self._runc.run("start", self.id)
-            process.life.apply(Op.START)
-            self._events.started(process.pid)
-            if self._image.image_path:
-                self._exits.follow_init()
+            interrupted, process.doing = process.doing == "Start", ""
+            if interrupted and replayed:
+                self.saved.save()
+                raise UnavailableError(
+                    f"exec {exec_id} was interrupted: its shim was killed while it started "
+                    "the process, which may have run; start another exec"
+                )
+            process.life.check(Op.START)
+            with self.saved.operation("Start", process):
+                if process is self.init:
+                    await self._start_init()
+                else:
+                    await self._start_exec(process)
             return process.pid
 
-    async def delete(self, exec_id: str) -> Exit:
+    async def _start_init(self) -> None:
+        if self._image.image_path:
+            await self._creation.restore(self._image)
+        else:
+            # If the call is cancelled, the container still starts, and its state
+            # must be RUNNING.  The limit of a runtime command bounds this.
+            with trio.CancelScope(shield=True):
+                await self._runc.run("start", self.id)
+        self.init.life.apply(Op.START)
+        self.init.doing = ""
+        self._events.started(self.init.pid)
+        if self._image.image_path:
+            self._exits.follow_init()
+
+    async def delete(self, exec_id: str, *, replayed: bool = False) -> Exit:
         """Delete an exited container or exec; return its exit.
 
         Waits at most ten seconds until readers have read the output of the process.
+        A ``replayed`` call may have deleted the exec already.
 
         :raises ShimError: the state does not allow it, or the runtime failed.
         """
+        if replayed and exec_id in self.saved.deleted and exec_id not in self.execs:
+            return self.saved.deleted[exec_id]
         process = self.process(exec_id)
         await self._end_unstarted(process)
         async with process.busy:
@@ -291,12 +401,14 @@ class Container:
             await process.drain()
             exit_ = process.exit or NEVER_STARTED
             if process is self.init:
-                await self._delete_container(exit_)
+                with self.saved.operation("Delete", process):
+                    await self._delete_container(exit_)
             else:
                 # A concurrent Delete of the container may have deleted all its execs.
                 self.execs.pop(exec_id, None)
                 self.bundle.remove_exec_files(exec_id)
-            process.life.apply(Op.DELETE)
+                process.life.apply(Op.DELETE)
+                self.saved.note_deleted(exec_id, exit_)
             await process.dispose()
         return exit_
 
@@ -336,22 +448,31 @@ class Container:
             self.bundle.remove_exec_files(process.id)
         self.execs.clear()
         self._cleanup_records.remove(self.id)
+        self.init.life.apply(Op.DELETE)
+        self.init.doing = ""
         self._events.deleted(exit_)
-        self._source.close()
-        self._log_fifo.close()
 
-    async def kill(self, exec_id: str, number: int, *, all_: bool) -> None:
+    async def kill(self, exec_id: str, number: int, *, all_: bool, replayed: bool = False) -> None:
         """Send a signal to one process, or to all processes of the container.
+
+        A ``replayed`` signal may have been sent already; only SIGTERM, SIGKILL and 0 are
+        sent again.
 
         :raises NotFoundError: the process has exited.  Not raised if the manager
             treats it as a failure of its stop: see :attr:`Host.ended_is_killed`.
         :raises InvalidError: there is no such signal.
+        :raises UnavailableError: the signal may have been sent by a killed daemon.
         """
         process = self.process(exec_id)
+        if replayed and number not in (*_ENDING, 0):
+            raise UnavailableError(
+                f"signal {number} may have been sent: the shim was killed meanwhile; send it "
+                "again if it must arrive"
+            )
         try:
             await self._kill(process, number, all_=all_)
         except NotFoundError:
-            if not (self._host.ended_is_killed and number in _ENDING):
+            if not ((self._host.ended_is_killed or replayed) and number in _ENDING):
                 raise
 
     async def _kill(self, process: Process, number: int, *, all_: bool) -> None:
@@ -369,13 +490,13 @@ class Container:
         else:
             process.signal(number)
 
-    async def pause(self) -> None:
+    async def pause(self, *, replayed: bool = False) -> None:
         """Freeze the container with its execs."""
-        await self._freezer.pause()
+        await self._freezer.pause(replayed=replayed)
 
-    async def resume(self) -> None:
+    async def resume(self, *, replayed: bool = False) -> None:
         """Thaw the container with its execs."""
-        await self._freezer.resume()
+        await self._freezer.resume(replayed=replayed)
 
     async def update(self, resources: AnyMessage) -> None:
         """Change the limits of the container.
@@ -386,11 +507,25 @@ class Container:
         data = jsontext.dumps(json_of(resources, "LinuxResources"))
         await self._runc.run("update", "--resources", "-", self.id, stdin=data)
 
-    async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> None:
-        """Write a checkpoint to ``request.path``; the option ``exit`` ends the container."""
+    async def checkpoint(
+        self, request: task_pb2.CheckpointTaskRequest, *, replayed: bool = False
+    ) -> None:
+        """Write a checkpoint to ``request.path``; the option ``exit`` ends the container.
+
+        :raises UnavailableError: the daemon was killed while it wrote the checkpoint.
+        """
+        if replayed:
+            raise UnavailableError(
+                "the checkpoint was interrupted: the shim was killed meanwhile; repeat it"
+            )
         self.init.life.check(Op.CHECKPOINT)
         image = await checkpoint(self._runc, self.id, self.bundle, request)
         self._events.checkpointed(image)
+
+    def close_stdin(self, exec_id: str) -> None:
+        """Close the shim's end of the stdin of a process."""
+        self.process(exec_id).close_stdin()
+        self.saved.save()
 
     def pids(self) -> list[int]:
         """Return the pids in the container, or that of an exited init process.
@@ -407,3 +542,14 @@ class Container:
         :raises NotFoundError: there is no cgroup, or it was removed.
         """
         return self._group.metrics()
+
+
+def _output_of(config: Config, *, is_restored: bool) -> Output:
+    try:
+        return read_output(os.environ).annotated(config.annotations)
+    except InvalidError as exc:
+        if not is_restored:
+            raise
+        # The host's file was changed since.
+        log.warning("further execs have the default for unread output", error=exc)
+        return Output()

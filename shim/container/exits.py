@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shim.container.cgroup import ContainerCgroup
     from shim.container.host import Host
     from shim.container.process import Process
+    from shim.container.saved import SavedState
     from shim.container.task_events import TaskEvents
     from shim.exit import Exit
     from shim.runc.driver import Runc
@@ -45,6 +46,7 @@ class Exits:
         host: Host,
         group: ContainerCgroup,
         events: TaskEvents,
+        saved: SavedState,
         *,
         own_pid_namespace: bool,
     ) -> None:
@@ -56,6 +58,7 @@ class Exits:
         self._host = host
         self._group = group
         self._events = events
+        self._saved = saved
         self._own_pid_namespace = own_pid_namespace
 
     def follow_init(self) -> None:
@@ -94,6 +97,7 @@ class Exits:
     def _publish_exit(self, exit_: Exit) -> None:
         self._init.set_exit(exit_)
         self._events.exited("", exit_)
+        self._saved.forget("")
 
     async def _kill_remaining(self) -> None:
         """Kill the remaining processes of a container without its own pid namespace.
@@ -124,3 +128,4 @@ class Exits:
         await process.wait_output_read()
         process.set_exit(exit_)
         self._events.exited(process.id, exit_)
+        self._saved.forget(process.id)

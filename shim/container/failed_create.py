@@ -23,10 +23,9 @@ from shim.errors import ShimError
 from shim.linux import membership
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from shim.cgroup.find import Cgroup
-    from shim.reaper import Reaper
 
 # Seconds for killed processes to leave their cgroup, and between two checks.
 _EXIT = 2.0
@@ -37,10 +36,12 @@ class FailedCreate:
     """The cgroup that the runtime of the container ``id_`` may have made.
 
     ``cgroups_path`` is config.json's ``cgroupsPath``; None if it has no ``linux`` section.
-    Constructed before the runtime runs.
+    Constructed before the runtime runs, or with the ``existing`` directories of the path then.
     """
 
-    def __init__(self, id_: str, cgroups_path: str | None) -> None:
+    def __init__(
+        self, id_: str, cgroups_path: str | None, existing: Collection[str] | None = None
+    ) -> None:
         self._id = id_
         if cgroups_path is not None and "\0" in cgroups_path:
             cgroups_path = None  # the runtime rejects it
@@ -48,9 +49,9 @@ class FailedCreate:
         self._directories: dict[str, None] = {}
         # Another container may use the same cgroupsPath.  Only an absolute path can be
         # looked up before the runtime runs: the runtime begins any other at its own cgroup.
-        self._existing: frozenset[str] = frozenset()
-        if cgroups_path is not None and cgroups_path.startswith("/"):
-            self._existing = existing_directories(cgroups_path)
+        self.existing: frozenset[str] = frozenset(existing or ())
+        if existing is None and cgroups_path is not None and cgroups_path.startswith("/"):
+            self.existing = existing_directories(cgroups_path)
 
     def find(self, pids: Iterable[int]) -> None:
         """Find the cgroup by ``pids``: the runtime and its descendants, before they are killed."""
@@ -77,8 +78,8 @@ class FailedCreate:
         if directory := path and hybrid_directory(path):
             self._directories[directory] = None
 
-    async def remove(self, reaper: Reaper) -> None:
-        """Remove the cgroup, and kill the orphans in it that are this daemon's children.
+    async def remove(self, kill_orphan: Callable[[int], None]) -> None:
+        """Remove the cgroup, and kill the orphans in it by ``kill_orphan``.
 
         A cgroup that existed before the create stays, with its processes.  Takes two
         seconds at most, and logs a warning if the cgroup is still there.
@@ -87,20 +88,20 @@ class FailedCreate:
         with trio.move_on_after(_EXIT):
             for directory in self._directories:
                 try:
-                    await self._remove(directory, reaper)
+                    await self._remove(directory, kill_orphan)
                 except OSError as exc:  # for example, a path that no cgroup can have
                     log.debug("cannot remove a cgroup", id=self._id, error=exc)
             return
         log.warning("cannot remove the cgroup of a failed create: it is in use", id=self._id)
 
-    async def _remove(self, directory: str, reaper: Reaper) -> None:
+    async def _remove(self, directory: str, kill_orphan: Callable[[int], None]) -> None:
         if os.getpid() in subtree_pids(directory):
             return  # the daemon's own, whose path contains the container's
-        if directory in self._existing:
+        if directory in self.existing:
             return
         while (pids := subtree_pids(directory)) or not _removed(directory):
             for pid in pids:
-                reaper.kill_orphan(pid)
+                kill_orphan(pid)
             await trio.sleep(_PAUSE)
 
 

@@ -21,6 +21,7 @@ from shim.text import explain
 if TYPE_CHECKING:
     from shim.cgroup.find import Cgroup
     from shim.container.process import Process
+    from shim.container.saved import SavedState
     from shim.container.task_events import TaskEvents
     from shim.runc.driver import Runc
 
@@ -34,31 +35,42 @@ _NOT_PAUSED = "not paused"
 class Freezer:
     """Pauses and resumes the container ``id_``, whose init process is ``init``."""
 
-    def __init__(self, id_: str, init: Process, runc: Runc, events: TaskEvents) -> None:
+    def __init__(
+        self, id_: str, init: Process, runc: Runc, events: TaskEvents, saved: SavedState
+    ) -> None:
         self._id = id_
         self._init = init
         self._runc = runc
         self._events = events
+        self._saved = saved
         # Pause and resume exclude each other; the second finds the state the first has set.
-        self._lock = trio.Lock()
+        self.lock = trio.Lock()
 
-    async def pause(self) -> None:
-        """Freeze the container.
+    async def pause(self, *, replayed: bool = False) -> None:
+        """Freeze the container.  A ``replayed`` call finds it paused if it had succeeded.
 
         :raises WrongStateError: the container does not run, or is paused already.
         :raises ShimError: the runtime failed.
         """
-        async with self._lock:
+        async with self.lock:
+            if replayed and self._init.state is State.PAUSED:
+                return
             self._init.life.check(Op.PAUSE)
-            try:
-                await self._runc.run("pause", self._id)
-            except BaseException:
-                # The container may be frozen already, and could not be killed then.
-                await self._thaw()
-                raise
-            self._init.life.apply(Op.PAUSE)
-            if self._init.state is State.PAUSED:  # it may have exited meanwhile
-                self._events.paused()
+            with self._saved.operation("Pause"):
+                try:
+                    await self._runc.run("pause", self._id)
+                except BaseException:
+                    # The container may be frozen already, and could not be killed then.
+                    await self._thaw()
+                    raise
+                self.note_paused()
+
+    def note_paused(self) -> None:
+        """Change the state of the frozen container, and publish that."""
+        self._init.life.apply(Op.PAUSE)
+        self._saved.doing = ""
+        if self._init.state is State.PAUSED:  # it may have exited meanwhile
+            self._events.paused()
 
     async def _thaw(self) -> None:
         """Thaw the container if it is frozen; log a warning if that fails."""
@@ -73,23 +85,31 @@ class Freezer:
                     return
         log.warning("cannot thaw the container after a failed pause", id=self._id, error=error)
 
-    async def resume(self) -> None:
-        """Thaw the container.
+    async def resume(self, *, replayed: bool = False) -> None:
+        """Thaw the container.  A ``replayed`` call finds it running if it had succeeded.
 
         :raises WrongStateError: the container is not paused.
         :raises ShimError: the runtime failed.
         """
-        async with self._lock:
+        async with self.lock:
+            if replayed and self._init.state is State.RUNNING:
+                return
             self._init.life.check(Op.RESUME)
-            try:
-                await self._runc.run("resume", self._id)
-            except RuntimeFailedError as exc:
-                # An earlier, cancelled resume has thawed it.
-                if _NOT_PAUSED not in str(exc):
-                    raise
-            self._init.life.apply(Op.RESUME)
-            if self._init.state is State.RUNNING:
-                self._events.resumed()
+            with self._saved.operation("Resume"):
+                try:
+                    await self._runc.run("resume", self._id)
+                except RuntimeFailedError as exc:
+                    # An earlier, cancelled resume has thawed it.
+                    if _NOT_PAUSED not in str(exc):
+                        raise
+                self.note_resumed()
+
+    def note_resumed(self) -> None:
+        """Change the state of the thawed container, and publish that."""
+        self._init.life.apply(Op.RESUME)
+        self._saved.doing = ""
+        if self._init.state is State.RUNNING:
+            self._events.resumed()
 
     def needs_runtime(self, number: int, cgroup: Cgroup | None) -> bool:
         """Return whether only the runtime can send this signal to the init process."""

@@ -18,12 +18,15 @@ from shim.runc.command import Creation, create_args, restore_args
 from shim.runc.driver import ForeignContainerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
     from shim.container.bundle import Bundle, Config
     from shim.container.cgroup import ContainerCgroup
     from shim.container.cleanup_records import CleanupRecords
     from shim.container.host import Host
     from shim.container.options import Options
     from shim.container.process import Process
+    from shim.container.saved import SavedState
     from shim.runc.command import Checkpoint
     from shim.runc.driver import Runc
 
@@ -35,7 +38,7 @@ class InitCreation:
     """The creation of ``init``, the init process of the container ``id_``.
 
     ``group`` finds the container's cgroup during the creation; ``cleanup_records`` are for
-    the ``delete`` that runs after the daemon's death.
+    the ``delete`` that runs after the daemon's death, ``saved`` for its replacement.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class InitCreation:
         options: Options,
         group: ContainerCgroup,
         cleanup_records: CleanupRecords,
+        saved: SavedState,
     ) -> None:
         self._id = id_
         self._bundle = bundle
@@ -59,6 +63,7 @@ class InitCreation:
         self._options = options
         self._group = group
         self._cleanup_records = cleanup_records
+        self._saved = saved
 
     async def create(self) -> None:
         """Run the runtime's create.
@@ -95,10 +100,13 @@ class InitCreation:
             raise ExistsError(f"the runtime already has a container {self._id}, see {state}")
         failed_create = FailedCreate(self._id, self._config.cgroups_path)
         self._write_cleanup_record()
+        self._saved.existed = tuple(failed_create.existing)
+        self._saved.save()
         try:
             child = await create_process(
                 self._runc, self._bundle, self._init, verb, args, failed_create.find
             )
+            self._saved.adopt(self._init)
             self._group.find(child)
             self._write_cleanup_record()
             await self._group.watch_oom(self._host.nursery)
@@ -107,7 +115,7 @@ class InitCreation:
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         except BaseException:
-            await self._undo_creation(failed_create)
+            await self._undo_creation(failed_create, self._host.reaper.kill_orphan)
             raise
 
     @property
@@ -115,7 +123,19 @@ class InitCreation:
         """The directory of the runtime for the container."""
         return Path(self._runc.runtime.root) / self._id
 
-    async def _undo_creation(self, failed_create: FailedCreate) -> None:
+    async def undo_interrupted(
+        self, existed: Collection[str], kill_orphan: Callable[[int], None]
+    ) -> None:
+        """Remove what the runtime of a killed daemon made; ``existed`` is as in its state.
+
+        ``kill_orphan`` kills a process that the runtime left.
+        """
+        failed_create = FailedCreate(self._id, self._config.cgroups_path, existed)
+        await self._undo_creation(failed_create, kill_orphan)
+
+    async def _undo_creation(
+        self, failed_create: FailedCreate, kill_orphan: Callable[[int], None]
+    ) -> None:
         with trio.move_on_after(UNDO, shield=True) as scope:
             if self._init.child is not None:  # the runtime may fail to delete it
                 with contextlib.suppress(NotFoundError):
@@ -126,9 +146,9 @@ class InitCreation:
                 pass  # the runtime rejected the create, and that container has the cgroup
             except (ShimError, OSError) as exc:
                 log.debug("cannot delete a failed create in the runtime", id=self._id, error=exc)
-                await failed_create.remove(self._host.reaper)
+                await failed_create.remove(kill_orphan)
             else:
-                await failed_create.remove(self._host.reaper)
+                await failed_create.remove(kill_orphan)
         if scope.cancelled_caught:
             log.error(
                 f"cannot undo a failed create within {UNDO:g} s: delete the "
@@ -137,6 +157,8 @@ class InitCreation:
             )
         self._group.forget()
         self._init.child, self._init.pid = None, 0
+        self._saved.existed = None
+        self._saved.forget("")
         self._bundle.remove_pid_files()
 
     def _write_cleanup_record(self) -> None:

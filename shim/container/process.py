@@ -9,10 +9,12 @@ import trio
 
 from shim import log
 from shim.container.lifecycle import Lifecycle, Op, State
+from shim.container.snapshot import ProcessSnapshot
 from shim.errors import ShimError, WrongStateError
 from shim.exit import NEVER_STARTED
 from shim.offthread import run_off_thread
 from shim.records import exit_file, remove_exit, write_exit
+from shim.stdio.streams import StdioSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from shim.child import Child
     from shim.container.bundle import Bundle
     from shim.exit import Exit
-    from shim.stdio.streams import Stdio, StdioSpec
+    from shim.stdio.streams import Stdio
 
 # Seconds to write the exit record to a disk; after that the exit is published without.
 RECORD = 5.0
@@ -35,7 +37,8 @@ class Process:
 
     ``busy`` is held while the process is started or deleted.  No State, Wait or signal
     waits for it.  The exit of an init process is published while ``busy`` is free, so that
-    its start is always published first.
+    its start is always published first.  ``doing`` is as in a
+    :class:`~shim.container.snapshot.ProcessSnapshot`.
     """
 
     def __init__(self, id_: str, spec: StdioSpec) -> None:
@@ -43,6 +46,7 @@ class Process:
         self.spec = spec
         self.life = Lifecycle()
         self.busy = trio.Lock()
+        self.doing = ""
         self.pid = 0
         self.child: Child | None = None
         self.exit: Exit | None = None
@@ -53,6 +57,42 @@ class Process:
     @property
     def state(self) -> State:
         return self.life.state
+
+    def snapshot(self) -> ProcessSnapshot:
+        """Return the present state."""
+        spec = self.spec
+        return ProcessSnapshot(
+            self.id,
+            {
+                "stdin": spec.stdin,
+                "stdout": spec.stdout,
+                "stderr": spec.stderr,
+                "terminal": spec.terminal,
+            },
+            self.life.state,
+            self.doing,
+            self.pid,
+            self.exit,
+            self._stdin_closed,
+            self._stdio.state() if self._stdio is not None else None,
+        )
+
+    @classmethod
+    def restored(cls, snapshot: ProcessSnapshot) -> Process:
+        """Return a process in the state ``snapshot``; its child and its stdio are missing."""
+        process = cls(snapshot.id, StdioSpec(**snapshot.spec))
+        process.restore(snapshot)
+        return process
+
+    def restore(self, snapshot: ProcessSnapshot) -> None:
+        """Take on the state ``snapshot``; the child and the stdio are missing."""
+        self.life = Lifecycle(snapshot.state)
+        self.doing = snapshot.doing
+        self.pid = snapshot.pid
+        self.exit = snapshot.exit
+        self._stdin_closed = snapshot.stdin_closed
+        if self.exit is not None:
+            self._done.set()
 
     def set_stdio(self, stdio: Stdio) -> None:
         """Take over ``stdio``, which this process closes from now on."""
@@ -147,6 +187,8 @@ class Process:
         """Start the relays of the stdio, after the runtime command has returned."""
         assert self._stdio is not None
         await self._stdio.started()
+        if self.exit is not None:  # it exited before its daemon was killed
+            self._stdio.exited()
 
     def check_readers(self) -> None:
         """Check now for readers of the output: a manager that calls may have opened its fifos."""

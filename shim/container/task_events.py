@@ -25,7 +25,10 @@ from shim.api.events_pb2 import (
 from shim.counters import COUNTERS
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from shim.api.task_pb2 import CreateTaskRequest
+    from shim.container.saved import SavedState
     from shim.events.publisher import Source
     from shim.exit import Exit
 
@@ -36,10 +39,30 @@ ZERO_TIME = -62_135_596_800
 
 @dataclass(frozen=True, slots=True)
 class TaskEvents:
-    """Publishes for the container ``id``.  Never waits and never raises."""
+    """Publishes for the container ``id``.  Never waits and never raises.
+
+    ``saved`` is the container's state, which is saved with each event: the caller has changed
+    the state before, and a daemon that is killed at any moment publishes the event once.
+    """
 
     id: str
     source: Source
+    saved: SavedState | None = None
+
+    def _publish(self, event: Message) -> None:
+        if self.saved is None or not self.saved.is_active:
+            self.source.publish(event)
+            return
+        self.saved.pending = self.source.seal(event)
+        self.saved.save()
+        self.source.post(self.saved.pending)
+        self.saved.pending = b""
+        self.saved.save()
+
+    def resume(self, pending: bytes) -> None:
+        """Publish the event ``pending`` of a saved state, unless that has been done."""
+        if pending and not self.source.has(pending):
+            self.source.post(pending)
 
     def created(self, request: CreateTaskRequest, pid: int) -> None:
         streams = TaskIO(
@@ -56,28 +79,28 @@ class TaskEvents:
             checkpoint=request.checkpoint,
             pid=pid,
         )
-        self.source.publish(event)
+        self._publish(event)
 
     def started(self, pid: int) -> None:
-        self.source.publish(TaskStart(container_id=self.id, pid=pid))
+        self._publish(TaskStart(container_id=self.id, pid=pid))
 
     def exec_added(self, exec_id: str) -> None:
-        self.source.publish(TaskExecAdded(container_id=self.id, exec_id=exec_id))
+        self._publish(TaskExecAdded(container_id=self.id, exec_id=exec_id))
 
     def exec_started(self, exec_id: str, pid: int) -> None:
-        self.source.publish(TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=pid))
+        self._publish(TaskExecStarted(container_id=self.id, exec_id=exec_id, pid=pid))
 
     def paused(self) -> None:
-        self.source.publish(TaskPaused(container_id=self.id))
+        self._publish(TaskPaused(container_id=self.id))
 
     def resumed(self) -> None:
-        self.source.publish(TaskResumed(container_id=self.id))
+        self._publish(TaskResumed(container_id=self.id))
 
     def checkpointed(self, path: str) -> None:
-        self.source.publish(TaskCheckpointed(container_id=self.id, checkpoint=path))
+        self._publish(TaskCheckpointed(container_id=self.id, checkpoint=path))
 
     def oom(self) -> None:
-        self.source.publish(TaskOOM(container_id=self.id))
+        self._publish(TaskOOM(container_id=self.id))
 
     def exited(self, exec_id: str, exit_: Exit) -> None:
         """Publish the exit of an exec, or that of the init process if ``exec_id`` is empty."""
@@ -88,7 +111,7 @@ class TaskEvents:
             exit_status=exit_.exit_status,
         )
         event.exited_at.FromNanoseconds(exit_.exited_at)
-        self.source.publish(event)
+        self._publish(event)
         COUNTERS.exits += 1
         # The clock of both times may be set back.
         COUNTERS.exit_time += max(0, time.time_ns() - exit_.exited_at)
@@ -99,4 +122,4 @@ class TaskEvents:
             event.exited_at.FromNanoseconds(exit_.exited_at)
         else:  # a process that was never started has no exit time
             event.exited_at.seconds = ZERO_TIME
-        self.source.publish(event)
+        self._publish(event)

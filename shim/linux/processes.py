@@ -33,15 +33,23 @@ def is_exiting(pid: int) -> bool:
     return True
 
 
+def parent_of(pid: int) -> int:
+    """Return the parent of ``pid``, 0 if that is in another pid namespace.
+
+    :raises FileNotFoundError, ProcessLookupError: there is no process ``pid``.
+    """
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(stat.rpartition(b")")[2].split()[_PARENT])
+
+
 def is_descendant(pid: int) -> bool:
     """Return whether ``pid`` is a descendant of this process."""
     own, one = os.getpid(), pid
     for _ in range(_GENERATIONS):
         try:
-            stat = Path(f"/proc/{one}/stat").read_bytes()
+            one = parent_of(one)
         except (FileNotFoundError, ProcessLookupError):
             return one != pid  # a parent ended during the loop: the caller tries again
-        one = int(stat.rpartition(b")")[2].split()[_PARENT])
         if one in (own, 0):
             return one == own
     return False

@@ -124,12 +124,12 @@ class Deposit:
         if self._channel is None:  # given up
             return
         if len(self._queue) >= _QUEUE:
-            self._give_up("the keeper does not take its messages")
+            self.give_up("the keeper does not take its messages")
             return
         try:
             copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
         except OSError as exc:
-            self._give_up(exc)
+            self.give_up(exc)
             return
         self._queue.append((data, copies))
         self._wake.unpark()
@@ -145,7 +145,7 @@ class Deposit:
         except BlockingIOError:
             return False
         except OSError as exc:
-            self._give_up(exc)
+            self.give_up(exc)
             return False
         return True
 
@@ -179,14 +179,15 @@ class Deposit:
                 data = b""
             if not data:
                 if self._channel is not None:
-                    self._give_up("the keeper has ended")
+                    self.give_up("the keeper has ended")
                 return
             verb, words = decode(data)
             if verb == EXIT and words and (answered := self._answers.get(words[0])) is not None:
                 self._exits[words[0]] = (int(words[1]), int(words[2])) if words[2:] else None
                 answered.set()
 
-    def _give_up(self, reason: object) -> None:
+    def give_up(self, reason: object) -> None:
+        """Go on without a keeper, and log the ``reason``."""
         log.warning(
             "a death of this shim ends its containers from now on: its fork server "
             "does not keep its files",

@@ -46,8 +46,10 @@ class Inherited:
         """Return the rest of the names that begin with ``prefix``; nothing is taken."""
         return [name.removeprefix(prefix) for name in self._fds if name.startswith(prefix)]
 
-    def close(self) -> None:
-        """Close the fds that no part has taken."""
+    def close(self) -> list[str]:
+        """Close the fds that no part has taken; return their names."""
+        names = list(self._fds)
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+        return names

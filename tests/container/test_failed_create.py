@@ -35,7 +35,7 @@ def child(path: str) -> Iterator[subprocess.Popen[str]]:
 
 async def remove(failed: FailedCreate) -> None:
     async with open_reaper() as reaper:
-        await failed.remove(reaper)
+        await failed.remove(reaper.kill_orphan)
 
 
 async def test_a_cgroup_that_the_runtime_made_is_removed(path: str) -> None:

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from shim.api.task_pb2 import CreateTaskRequest
+from shim.container.bundle import Config
 from shim.container.freezer import Freezer
 from shim.container.lifecycle import Op
+from shim.container.options import Options
 from shim.container.process import Process
+from shim.container.saved import SavedState
 from shim.container.task_events import TaskEvents
 from shim.events.publisher import NullPublisher
+from shim.recovery.deposit import Deposit
 from shim.runc.driver import RuntimeFailedError
 from shim.stdio.streams import StdioSpec
 
@@ -45,7 +50,9 @@ async def test_a_failed_pause_is_reported_also_if_the_thaw_after_it_fails(
     runtime: Any = Runtime({"pause": PAUSE} | ({"resume": thaw} if thaw else {}))
     init = Process("", StdioSpec())
     init.life.apply(Op.START)
-    freezer = Freezer("c1", init, runtime, TaskEvents("c1", NullPublisher()))
+    config = Config.parse(b"{}")
+    saved = SavedState(CreateTaskRequest(id="c1"), config, Options(), init, {}, Deposit())
+    freezer = Freezer("c1", init, runtime, TaskEvents("c1", NullPublisher()), saved)
     with pytest.raises(RuntimeFailedError, match="freezer is busy"):
         await freezer.pause()
     assert runtime.calls == ["pause", "resume"]

@@ -225,6 +225,10 @@ class Rig:
             self.daemons.append(pid)
         return task
 
+    def track(self, pid: int) -> None:
+        """End the daemon ``pid``, a replacement, with this rig."""
+        self._started.add(pid)
+
     def create_request(self, bundle: Path, **fields: Any) -> task_pb2.CreateTaskRequest:
         request = task_pb2.CreateTaskRequest(
             id=fields.pop("id", bundle.name), bundle=str(bundle), **fields

@@ -1,0 +1,289 @@
+"""Continues a container after its daemon was killed: its processes, its events, its operations.
+
+An operation that was under way is completed where the runtime has completed it, and is undone
+or left to its call, which is replayed, where it has not.  Its lock is held meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AsyncExitStack, suppress
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+from typing import TYPE_CHECKING
+
+from shim import log
+from shim.cgroup.oom import OomCount
+from shim.child import Child
+from shim.container.freezer import SIGKILL
+from shim.container.lifecycle import Op, State
+from shim.container.process import Process
+from shim.errors import NotFoundError, ShimError
+from shim.exit import UNKNOWN_STATUS, Exit
+from shim.jsontext import loads
+from shim.linux.fifos import Fd
+from shim.records import read_exit
+from shim.runc.orphans import OrphanCommands, kill_orphan, open_orphan
+from shim.stdio.opening import restore_stdio
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+    from shim.container.bundle import Bundle
+    from shim.container.cgroup import ContainerCgroup
+    from shim.container.exits import Exits
+    from shim.container.freezer import Freezer
+    from shim.container.host import Host
+    from shim.container.init_creation import InitCreation
+    from shim.container.saved import SavedState
+    from shim.container.snapshot import ContainerSnapshot, ProcessSnapshot
+    from shim.container.task_events import TaskEvents
+    from shim.recovery.inherited import Inherited
+    from shim.runc.driver import Runc
+    from shim.stdio.spool import Overflow
+
+
+# The streams of a Create to hold, by role.
+_HELD = ("stdin", "stdout", "stderr")
+
+
+class Restoring:
+    """The restoring of container ``id_``, whose parts are the other arguments."""
+
+    def __init__(
+        self,
+        id_: str,
+        bundle: Bundle,
+        init: Process,
+        execs: dict[str, Process],
+        host: Host,
+        runc: Runc,
+        creation: InitCreation,
+        freezer: Freezer,
+        exits: Exits,
+        group: ContainerCgroup,
+        events: TaskEvents,
+        saved: SavedState,
+        overflow: Overflow | None,
+    ) -> None:
+        self._id = id_
+        self._bundle = bundle
+        self._init = init
+        self._execs = execs
+        self._host = host
+        self._runc = runc
+        self._creation = creation
+        self._freezer = freezer
+        self._exits = exits
+        self._group = group
+        self._events = events
+        self._saved = saved
+        self._overflow = overflow
+        self._held: list[Fd] = []
+        self._commands = OrphanCommands(runc.runtime.root, id_)
+
+    async def run(self, snapshot: ContainerSnapshot, inherited: Inherited) -> None:
+        """Set all parts to the state ``snapshot``, with the container's fds in ``inherited``.
+
+        Returns when the locks of the operations under way are held.
+        """
+        saved = self._saved
+        saved.doing, saved.deleted = snapshot.doing, dict(snapshot.deleted)
+        saved.existed = snapshot.existed
+        self._group.restore(snapshot.cgroup)
+        self._init.restore(snapshot.init)
+        self._execs.update({one.id: Process.restored(one) for one in snapshot.execs})
+        for one in (snapshot.init, *snapshot.execs):
+            process = self._execs[one.id] if one.id else self._init
+            await self._restore_process(process, one, inherited)
+        # The event of a change that was saved precedes all that follow.
+        self._events.resume(snapshot.pending)
+        saved.save()
+        if snapshot.oom is not None:
+            await self._group.watch_oom(self._host.nursery, OomCount(*snapshot.oom))
+        await self._host.nursery.start(self._settle)
+        self._exits.are_ending = self._init.exit is not None
+        self._follow()
+
+    async def _restore_process(
+        self, process: Process, snapshot: ProcessSnapshot, inherited: Inherited
+    ) -> None:
+        prefix = self._saved.stdio_prefix(process.id)
+        fds = inherited.take_all(prefix)
+        if self._saved.doing == "Create" and process is self._init:
+            self._hold_streams(fds, inherited)
+        if snapshot.stdio is not None:
+            process.set_stdio(
+                restore_stdio(
+                    snapshot.stdio,
+                    fds,
+                    nursery=self._host.nursery,
+                    reaper=self._host.reaper,
+                    deposit=self._host.deposit,
+                    prefix=prefix,
+                    overflow=self._overflow,
+                )
+            )
+            if process.pid and self._saved.doing != "Create":
+                await process.connect_stdio()
+        else:
+            for role, number in fds.items():
+                os.close(number)
+                self._host.deposit.drop(prefix + role)
+        name = self._saved.pidfd_name(process.id)
+        pidfd = inherited.take(name)
+        if process.pid and process.exit is None:
+            process.set_child(self._child_of(process, pidfd, name))
+        elif pidfd >= 0:
+            Child(process.pid, pidfd).set_exit(process.exit or Exit(0, 0, 0))  # closes it
+            self._saved.forget(process.id)
+
+    def _hold_streams(self, fds: Mapping[str, int], inherited: Inherited) -> None:
+        """Keep the manager's fifos open until :meth:`release_streams`.
+
+        Otherwise its readers would see the end of the output before the Create, which is
+        undone, runs again.
+        """
+        prefix = f"hold/{self._id}/"
+        held = {role: Fd(number) for role, number in inherited.take_all(prefix).items()}
+        for role in _HELD:
+            if role in fds and role not in held:
+                held[role] = Fd(fcntl(fds[role], F_DUPFD_CLOEXEC, 3))
+        self._held = list(held.values())
+        self._host.deposit.hold({prefix + role: fd for role, fd in held.items()})
+
+    def release_streams(self) -> None:
+        """Close the fifos of the interrupted Create: it has run again, or will not."""
+        for fd in self._held:
+            fd.close()
+
+    def _child_of(self, process: Process, pidfd: int, name: str) -> Child:
+        """Return the child of ``process``, which may have ended."""
+        path = str(self._bundle.path)
+        record = read_exit(path, process.id)
+        if record is None or record.pid != process.pid:
+            if pidfd >= 0:
+                return self._host.reaper.watch_inherited(
+                    process.pid, pidfd, name, self._host.deposit
+                )
+            record = Exit(process.pid, UNKNOWN_STATUS, time.time_ns(), "its pidfd is lost")
+            log.error("cannot follow a process: its pidfd is lost", id=self._id, pid=process.pid)
+        child = Child(process.pid, pidfd)
+        child.set_exit(record)
+        return child
+
+    def _follow(self) -> None:
+        if self._init.exit is None:
+            self._exits.follow_init()
+        for process in self._execs.values():
+            if process.child is not None and process.exit is None:
+                self._exits.follow_exec(process, process.child)
+
+    # -- operations that were under way --------------------------------------------
+
+    async def _settle(self, task_status: trio.TaskStatus[None]) -> None:
+        """Complete the operations under way, or leave them to their replayed calls."""
+        async with AsyncExitStack() as locks:
+            held = [one for one in (self._init, *self._execs.values()) if one.doing]
+            for process in held:
+                await locks.enter_async_context(process.busy)
+            if self._saved.doing in ("Pause", "Resume"):
+                await locks.enter_async_context(self._freezer.lock)
+            task_status.started()
+            if not held and not self._saved.doing:
+                return
+            log.info("an operation was under way when the shim was killed", id=self._id)
+            try:
+                await self._commands.wait(self._host.limit)
+                for process in held:
+                    await self._settle_process(process)
+                if self._saved.doing in ("Pause", "Resume"):
+                    await self._settle_freezer()
+            except Exception as exc:
+                log.crash("cannot settle what a killed shim did", exc, id=self._id)
+
+    async def _settle_process(self, process: Process) -> None:
+        if process is not self._init:
+            if process.doing == "Start" and process.state is State.CREATED:
+                await self._settle_exec(process)
+            else:
+                process.doing = ""
+                self._saved.save()
+            return
+        doing, process.doing = process.doing, ""
+        if doing != "Start" or process.state is not State.CREATED:
+            pass
+        elif not process.pid:  # it was being restored from a checkpoint
+            await self._undo_runtime(self._saved.existed)
+        elif await self._has_started():
+            process.life.apply(Op.START)
+            self._events.started(process.pid)
+            return
+        self._saved.save()
+
+    async def _settle_exec(self, process: Process) -> None:
+        """Follow the exec if the runtime has started it; end it otherwise.
+
+        Then ``doing`` stays, for its Start, which fails: the program may have run.
+        """
+        pid = self._bundle.read_pid(process.id)
+        pidfd = open_orphan(pid)
+        name = self._saved.pidfd_name(process.id)
+        if pidfd >= 0:
+            self._host.deposit.put({name: pidfd})  # the keeper keeps its exit from now on
+            child = self._host.reaper.watch_inherited(pid, pidfd, name, self._host.deposit)
+            try:
+                await process.connect_stdio()
+            except ShimError as exc:
+                log.warning("ending an exec without its streams", exec=process.id, error=exc)
+                with suppress(NotFoundError):
+                    child.signal(SIGKILL)
+            else:
+                process.set_child(child)
+                process.life.apply(Op.START)
+                process.doing = ""
+                self._events.exec_started(process.id, pid)
+                self._exits.follow_exec(process, child)
+                return
+        await process.discard_stdio()
+        self._bundle.remove_pid_files(process.id)
+        self._saved.forget(process.id)
+        self._saved.save()
+
+    async def _has_started(self) -> bool:
+        """Return whether the runtime has started the init process."""
+        if (self._creation.runtime_state / "exec.fifo").exists():  # runc, crun and youki
+            return False
+        return await self._status() in ("running", "paused", "stopped")
+
+    async def _settle_freezer(self) -> None:
+        paused = await self._status() == "paused"
+        doing, self._saved.doing = self._saved.doing, ""
+        if doing == "Pause" and paused:
+            self._freezer.note_paused()
+        elif doing == "Resume" and not paused:
+            self._freezer.note_resumed()
+        self._saved.save()
+
+    async def _status(self) -> str:
+        """Return the status that the runtime has for the container, "" if it has none."""
+        try:
+            found = loads(await self._runc.run("state", self._id))
+        except (ShimError, ValueError) as exc:
+            log.debug("cannot read the runtime's state", id=self._id, error=exc)
+            return ""
+        return str(found.get("status", "")) if isinstance(found, dict) else ""
+
+    async def undo_create(self) -> None:
+        """Undo an interrupted Create, but for the mounts of the rootfs."""
+        await self._commands.kill()
+        await self._undo_runtime(self._saved.existed)
+        await self._init.dispose()
+
+    async def _undo_runtime(self, existed: tuple[str, ...] | None) -> None:
+        if existed is None:  # the runtime did not run
+            return
+        kill_orphan(self._bundle.read_pid())
+        await self._creation.undo_interrupted(existed, kill_orphan)

@@ -1,0 +1,150 @@
+"""Saves the state of one container, and its processes' pidfds, where they survive the daemon."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from shim.container.snapshot import Constants, ContainerSnapshot, encode_constants
+from shim.recovery.slot import StateSlot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from shim.api.task_pb2 import CreateTaskRequest
+    from shim.container.bundle import Config
+    from shim.container.cgroup import ContainerCgroup
+    from shim.container.options import Options
+    from shim.container.process import Process
+    from shim.exit import Exit
+    from shim.recovery.deposit import Deposit
+
+# Deleted execs to remember, for a Delete that is called again by a replacement.
+_DELETED = 16
+
+
+class SavedState:
+    """The state of a container in ``deposit``; without a keeper nothing is saved.
+
+    ``slot`` is that of an earlier daemon, owned from now on.  ``group`` is set before the
+    first :meth:`save`.  The other attributes are fields of the
+    :class:`~shim.container.snapshot.ContainerSnapshot`.
+    """
+
+    group: ContainerCgroup
+
+    def __init__(
+        self,
+        request: CreateTaskRequest,
+        config: Config,
+        options: Options,
+        init: Process,
+        execs: Mapping[str, Process],
+        deposit: Deposit,
+        slot: StateSlot | None = None,
+    ) -> None:
+        self.doing = ""
+        self.pending = b""
+        self.deleted: dict[str, Exit] = {}
+        self.existed: tuple[str, ...] | None = None
+        self._id = request.id
+        self._request = request
+        self._config = config
+        self._options = options
+        self._init = init
+        self._execs = execs
+        self._deposit = deposit
+        self._slot = slot
+        self._constants = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a killed daemon is replaced, so that :meth:`save` has an effect."""
+        return self._deposit.is_active
+
+    def save(self) -> None:
+        """Save the present state.
+
+        Call it before an effect of the change is visible outside, and without an
+        ``await`` after the change.  If it fails, the deposit is given up.
+        """
+        if not self._deposit.is_active:
+            return
+        try:
+            if self._slot is not None:
+                self._slot.write(self._encoded())
+                return
+            self._slot = StateSlot.new()
+            self._slot.write(self._encoded())
+        except OSError as exc:
+            self._deposit.give_up(exc)
+        else:
+            self._deposit.put({f"state/{self._id}": self._slot.fd})
+
+    @contextmanager
+    def operation(self, name: str, process: Process | None = None) -> Iterator[None]:
+        """Save that ``name``, a method of the Task API, is under way in the block.
+
+        ``process`` is that of the method, None for one on the container.  The block may clear
+        ``doing`` earlier, with the change that completes the operation.
+        """
+        subject = process or self
+        subject.doing = name
+        self.save()
+        try:
+            yield
+        finally:
+            if subject.doing:
+                subject.doing = ""
+                self.save()
+
+    def adopt(self, process: Process) -> None:
+        """Deposit the pidfd of ``process``, which was just created."""
+        if process.child is not None:
+            self._deposit.put({self.pidfd_name(process.id): process.child.pidfd})
+
+    def forget(self, exec_id: str) -> None:
+        """Drop the pidfd of a process: its exit is saved, or it is not followed any more."""
+        self._deposit.drop(self.pidfd_name(exec_id))
+
+    def pidfd_name(self, exec_id: str) -> str:
+        """Return the name of the pidfd of a process in the deposit."""
+        return f"pidfd/{self._id}/{exec_id}"
+
+    def stdio_prefix(self, exec_id: str) -> str:
+        """Return how the names of the fds of a process's stdio begin in the deposit."""
+        return f"io/{self._id}/{exec_id}/"
+
+    def note_deleted(self, exec_id: str, exit_: Exit) -> None:
+        """Remember the exit of a deleted exec, and save."""
+        if not self.is_active:
+            return
+        self.deleted[exec_id] = exit_
+        if len(self.deleted) > _DELETED:
+            del self.deleted[next(iter(self.deleted))]
+        self.save()
+
+    def close(self) -> None:
+        """Forget the state: the container is deleted.  A second call does nothing."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.close()
+            self._deposit.drop(f"state/{self._id}")
+
+    def _encoded(self) -> bytes:
+        if not self._constants:
+            constants = Constants(
+                self._request.SerializeToString(), asdict(self._config), asdict(self._options)
+            )
+            self._constants = encode_constants(constants)
+        return ContainerSnapshot(
+            init=self._init.snapshot(),
+            execs=tuple(process.snapshot() for process in self._execs.values()),
+            doing=self.doing,
+            pending=self.pending,
+            deleted=self.deleted,
+            cgroup=self.group.directories,
+            oom=self.group.oom_count,
+            existed=self.existed,
+        ).encode(self._constants)

@@ -1,0 +1,142 @@
+"""The state of a container as one plain value: JSON with a version.
+
+A replacement of a killed daemon builds the container from it, see ``restoring``.  Fds are not
+part of it: :mod:`shim.recovery.inherited` has their names.  This module is pure.
+
+Source: none; this project defines the format.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from shim.container.lifecycle import State
+from shim.errors import InvalidError
+from shim.exit import Exit
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSnapshot:
+    """One process.  ``id`` is the exec's id, empty for the init process.
+
+    ``doing`` is the operation under way, a method of the Task API, or empty.  ``spec`` are the
+    fields of a :class:`~shim.stdio.streams.StdioSpec`.  ``stdio`` is the state of its streams
+    as of :mod:`shim.stdio.restoring`, None before they are relayed and after they are closed.
+    """
+
+    id: str
+    spec: dict[str, Any]
+    state: State = State.CREATED
+    doing: str = ""
+    pid: int = 0
+    exit: Exit | None = None
+    stdin_closed: bool = False
+    stdio: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What a Create request fixes, and config.json and the options as they were then."""
+
+    request: bytes
+    config: dict[str, Any]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSnapshot:
+    """One container.
+
+    ``doing`` is the operation under way on the container as a whole: ``Create``, ``Pause``,
+    ``Resume`` or empty.  ``pending`` is a serialized event that may or may not be in the
+    journal already.  ``deleted`` are the exits of the execs that were deleted last, by exec id.
+    ``cgroup`` is as :attr:`~shim.container.cgroup.ContainerCgroup.directories`, ``oom`` the pair
+    of a :class:`~shim.cgroup.oom.OomCount`, None while OOM kills are not watched.
+    ``existed`` are the cgroups of this name that were there before the runtime's create, None
+    before that.  ``constants`` are None only in a snapshot to encode.
+    """
+
+    init: ProcessSnapshot
+    execs: tuple[ProcessSnapshot, ...] = ()
+    doing: str = ""
+    pending: bytes = b""
+    deleted: dict[str, Exit] = field(default_factory=dict)
+    cgroup: dict[str, str] = field(default_factory=dict)
+    oom: tuple[dict[str, int], int] | None = None
+    existed: tuple[str, ...] | None = None
+    constants: Constants | None = None
+
+    def encode(self, constants: str) -> bytes:
+        """Return the JSON; ``constants`` is that of :func:`encode_constants`."""
+        value = {
+            "version": VERSION,
+            "init": _process_value(self.init),
+            "execs": [_process_value(one) for one in self.execs],
+            "doing": self.doing,
+            "pending": _text(self.pending),
+            "deleted": {id_: asdict(exit_) for id_, exit_ in self.deleted.items()},
+            "cgroup": self.cgroup,
+            "oom": self.oom,
+            "existed": self.existed,
+        }
+        return f'{json.dumps(value)[:-1]}, "constants": {constants}}}'.encode()
+
+
+def encode_constants(constants: Constants) -> str:
+    """Return the part of the JSON that does not change, so that it is made only once."""
+    value = asdict(constants) | {"request": _text(constants.request)}
+    return json.dumps(value)
+
+
+def parse(data: bytes) -> ContainerSnapshot:
+    """Decode the JSON of a snapshot.
+
+    :raises InvalidError: it is not one, or one of another version.
+    """
+    try:
+        value = json.loads(data)
+        if value["version"] != VERSION:
+            raise InvalidError(
+                f"cannot restore a container: its state has the version {value['version']}, "
+                f"and this shim knows {VERSION}"
+            )
+        constants = value["constants"]
+        return ContainerSnapshot(
+            constants=Constants(
+                base64.b64decode(constants["request"]), constants["config"], constants["options"]
+            ),
+            init=_process(value["init"]),
+            execs=tuple(_process(one) for one in value["execs"]),
+            doing=value["doing"],
+            pending=base64.b64decode(value["pending"]),
+            deleted={id_: Exit(**exit_) for id_, exit_ in value["deleted"].items()},
+            cgroup=value["cgroup"],
+            oom=tuple(value["oom"]) if value["oom"] is not None else None,
+            existed=tuple(value["existed"]) if value["existed"] is not None else None,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise InvalidError(f"cannot restore a container: its state is not valid: {exc}") from None
+
+
+def _process_value(process: ProcessSnapshot) -> dict[str, Any]:
+    value = {one.name: getattr(process, one.name) for one in fields(process)}
+    value["state"] = process.state.value
+    value["exit"] = asdict(process.exit) if process.exit is not None else None
+    return value
+
+
+def _process(value: dict[str, Any]) -> ProcessSnapshot:
+    exit_ = value["exit"]
+    return ProcessSnapshot(
+        **value
+        | {"state": State(value["state"]), "exit": Exit(**exit_) if exit_ is not None else None}
+    )
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
