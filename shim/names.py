@@ -16,6 +16,8 @@ EXECUTABLE = "containerd-shim-trio-v2"
 # The host's settings file, and the environment variable that names another file.
 HOST_FILE = "/etc/trio-shim.toml"
 HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
+# The file in the directory of fork servers that lists the daemons they have given up.
+GIVEN_UP = ".given-up"
 
 # Annotations of a container that override the host file.
 OUTPUT_POLICY = "io.trio-shim.output"

@@ -164,7 +164,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         if call in path.read_text()
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
-    start = {f"shim/start/{name}.py" for name in ("bootstrap", "newserver", "server")}
+    start = {f"shim/start/{name}.py" for name in ("bootstrap", "keeper", "newserver", "server")}
     assert culprits == {"shim/reaper.py", "shim/api/generate.py", "shim/delete.py"} | start
 
 
@@ -205,7 +205,8 @@ def test_the_daemon_loads_no_asyncio_no_h2_and_nothing_of_the_command_line() -> 
 _CREATES = {"mkdir", "makedirs", "mkfifo", "mknod", "touch", "write_text", "write_bytes"}
 # They write to files of the kernel, generate code, or set the mode of each copy by its fd.
 _CREATES_NOTHING = {
-    *("shim/start/daemonize.py", "shim/api/generate.py", "shimctl/host/cgroups.py"),
+    *("shim/start/daemonize.py", "shim/start/profile.py", "shim/api/generate.py"),
+    "shimctl/host/cgroups.py",
     "shimctl/host/treewriter.py",
 }
 

@@ -28,8 +28,8 @@ _KEYCTL_JOIN_SESSION = 1
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
 _PR_SCHED_CORE = 62
-_PR_SCHED_CORE_CREATE = 1
-_PIDTYPE_PGID = 2
+_PR_SCHED_CORE_CREATE, _PR_SCHED_CORE_SHARE_FROM = 1, 3
+_PIDTYPE_PID, _PIDTYPE_PGID = 0, 2
 # Source: asm-generic/mman-common.h
 _MADV_DONTNEED = 4
 
@@ -278,6 +278,11 @@ def create_core_cookie() -> None:
     Source: Documentation/admin-guide/hw-vuln/core-scheduling.rst.
     """
     _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_PGID, 0))
+
+
+def share_core_cookie(pid: int) -> None:
+    """Give this process the core scheduling cookie of ``pid``."""
+    _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_SHARE_FROM, pid, _PIDTYPE_PID, 0))
 
 
 def tee(source: int, target: int, count: int) -> int:

@@ -42,6 +42,15 @@ def parent_of(pid: int) -> int:
     return int(stat.rpartition(b")")[2].split()[_PARENT])
 
 
+def is_ending(pid: int) -> bool:
+    """Return whether the first thread of ``pid`` is exiting or has exited."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(stat.rpartition(b")")[2].split()[_FLAGS]) & _PF_EXITING)
+
+
 def is_descendant(pid: int) -> bool:
     """Return whether ``pid`` is a descendant of this process."""
     own, one = os.getpid(), pid

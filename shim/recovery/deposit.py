@@ -18,7 +18,7 @@ import trio
 
 from shim import log
 from shim.recovery import messages
-from shim.recovery.messages import DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +92,14 @@ class Deposit:
             await answered.wait()
         self._answers.pop(name, None)
         return self._exits.pop(name, None)
+
+    def claimed(self) -> None:
+        """Report that the pidfds of all inherited processes that go on are with the keeper.
+
+        Until then, and at most ten seconds, the keeper reaps no other orphan of the daemon
+        that this one replaces: the pid in a runtime's pid file is still its process's.
+        """
+        self._send(encode(CLAIMED), [])
 
     async def run(self) -> None:
         """Send what is queued, and take the keeper's answers, until the keeper ends."""

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # ``daemon``: the state slot of the daemon.  ``listener``: its socket.  ``log``: fd 2.
+# ``caller``: the connection to the caller of ``start``, until that has the address.
 # ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
 # ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
 # EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
 # ``events``: the connection to the manager that takes events.
-DAEMON, LISTENER, LOG = "daemon", "listener", "log"
-KINDS = (DAEMON, LISTENER, LOG, "conn", "calls", "state", "pidfd", "io", "events")
+DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
+KINDS = (DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "events")
 
 
 class Inherited:

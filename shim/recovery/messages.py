@@ -3,12 +3,14 @@
 A daemon sends ``put NAME...`` with one fd for each name, which replaces an earlier fd of
 the name; ``drop NAME...``; and ``exit NAME``, for the process of the pidfd NAME.  The keeper
 answers the last one by ``exit NAME STATUS TIME``, or ``exit NAME`` while it has no exit
-status of that process.
+status of that process.  A replacement sends ``claimed`` when it has left the pidfds of all
+processes of its predecessor that it goes on with: until then the keeper reaps none of
+which it has no pidfd.
 """
 
 from __future__ import annotations
 
-PUT, DROP, EXIT = b"put", b"drop", b"exit"
+PUT, DROP, EXIT, CLAIMED = b"put", b"drop", b"exit", b"claimed"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64
 # Bytes of one message.

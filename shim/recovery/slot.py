@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from shim.errors import InvalidError
 
@@ -64,6 +64,12 @@ class StateSlot:
         if len(state) != size or zlib.crc32(state) != int.from_bytes(header[4:], "little"):
             raise InvalidError("the state of a daemon is damaged: it cannot be continued")
         return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

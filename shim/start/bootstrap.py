@@ -18,16 +18,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from shim import daemon, log
+from shim import daemon, hostfile, log
 from shim.container.bundle import Config, checked_id
 from shim.container.options import Options
-from shim.errors import ShimError, UnavailableError
+from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
 from shim.runc.driver import LIMIT
 from shim.start import launcher
 from shim.start.caller import Caller
-from shim.start.daemonize import detach, set_attributes
+from shim.start.daemonize import detach, set_attributes, shim_cgroup_of, title_of
 from shim.start.podsocket import bind, encode_answer
+from shim.start.profile import Profile
 from shim.start.sharing import Origin, sharing_of
 from shim.text import explain
 
@@ -74,15 +75,23 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
 
 
 def become_daemon(
-    invocation: Invocation, title: str, caller: Caller, server: str | None = None
+    invocation: Invocation,
+    title: str,
+    caller: Caller,
+    server: str | None = None,
+    channel: socket.socket | None = None,
 ) -> NoReturn:
     """In a forked process: become the daemon for the bundle in the working directory.
 
     If a shim already serves the container, send the caller its address and exit.  After
-    an error, send the caller one line and exit with status 1.  ``server`` is the name of the
-    fork server's socket if this process is its child.
+    an error, send the caller one line and exit.  ``server`` is the name of the
+    fork server's socket if this process is its child, and ``channel`` is that to the server
+    as the keeper of this daemon's fds.
+
+    The exit status is 1 if the daemon failed after the answer, else 0: the keeper replaces a
+    daemon with another status.
     """
-    status = 1
+    status = 0
     answered = False
     try:
         if server is None:
@@ -104,30 +113,77 @@ def become_daemon(
                 ended_is_killed=not invocation.grpc_address,  # only CRI-O gives no address
                 first=place.first,
             )
+            survives = _is_to_survive()
+            if channel is not None and not survives:
+                channel.close()
+                channel = None
             try:
-                serving, caller = detach(invocation, place.listener, caller)
+                serving, caller, channel = detach(invocation, place.listener, caller, channel)
                 set_attributes(invocation, caller.manager, title)
             except BaseException:
                 place.close()
                 raise
+            if survives:
+                profile = _profile(invocation, title, settings, answer)
+                channel = _leave(channel, profile, serving, caller)
 
             async def ready(task_status: trio.TaskStatus[None]) -> bool:
                 nonlocal answered
                 caller.answer(answer)
                 answered = True
-                task_status.started()
-                return await caller.wait_acknowledged()
+                return await caller.wait_received(task_status, channel)
 
-            daemon.run(settings, serving, ready)
-        status = 0
+            daemon.run(settings, serving, ready, channel)
     except BaseException as exc:
         if not isinstance(exc, (ShimError, OSError)) or answered:
             log.crash("the daemon failed", exc, id=invocation.id)
-        if not answered:
+        if answered:
+            status = 1
+        else:
             with suppress(OSError):
                 caller.refuse(f"{title}: {explain(exc)}")
     finally:
         os._exit(status)
+
+
+def _is_to_survive() -> bool:
+    try:
+        return hostfile.read(os.environ).survive
+    except InvalidError:
+        return False  # Create reports the error, until the file is corrected
+
+
+def _profile(
+    invocation: Invocation, title: str, settings: daemon.Settings, answer: bytes
+) -> Profile:
+    return Profile.of_this_process(
+        settings,
+        answer,
+        title_of(invocation, title),
+        invocation.level,
+        shim_cgroup_of(invocation),
+        sched_core=invocation.sched_core,
+    )
+
+
+def _leave(
+    channel: socket.socket | None, profile: Profile, listener: socket.socket, caller: Caller
+) -> socket.socket | None:
+    """Leave the new daemon's fds and ``profile`` with the keeper; return the channel to it.
+
+    Return None if there is no keeper.
+    """
+    reason: object = "it was started without a fork server"
+    if channel is not None:
+        try:
+            profile.leave(channel, listener, caller)
+        except OSError as exc:
+            reason = exc
+            channel.close()
+        else:
+            return channel
+    log.warning("a death of this shim ends its containers", reason=reason)
+    return None
 
 
 def warm_up(invocation: Invocation) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import trio
 
+from shim.recovery.inherited import CALLER
+from shim.recovery.messages import DROP, encode
 from shim.start import launcher
 from shim.text import printable
-
-if TYPE_CHECKING:
-    import socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,21 @@ class Caller:
         """
         self.connection.send(launcher.encode_answer(1, errors=printable(text).encode() + b"\n"))
 
+    async def wait_received(
+        self, task_status: trio.TaskStatus[None], keeper: socket.socket | None
+    ) -> bool:
+        """Report the answer as sent; return whether the caller has received it.
+
+        A daemon that is killed meanwhile leaves that to its replacement, which inherits the
+        connection.  ``keeper`` is the channel through which the copy of it is dropped.
+        """
+        task_status.started()
+        received = await self.wait_acknowledged()
+        if keeper is not None:
+            with suppress(OSError):  # the keeper has ended, or is stopped
+                keeper.send(encode(DROP, CALLER))
+        return received
+
     async def wait_acknowledged(self) -> bool:
         """Wait for the caller's ``told``; return False if the connection ended without it.
 
@@ -53,5 +67,6 @@ class Caller:
             # connection.  The kernel reports that once, and first: then come its packets.
             for _ in range(2):
                 with suppress(OSError):
-                    return self.connection.recv(16) == b"told"
+                    # It stays, for a replacement of this daemon.
+                    return self.connection.recv(16, socket.MSG_PEEK) == b"told"
         return False

@@ -49,6 +49,10 @@ class Call:
     stdin: int
     caller: int
 
+    @property
+    def fds(self) -> tuple[int, int, int]:
+        return self.status, self.stdin, self.caller
+
 
 @dataclass(frozen=True, slots=True)
 class SpareChild:
@@ -66,9 +70,7 @@ class SpareChild:
         if len(words) > _MAX_PACKET:
             return False
         try:
-            socket.send_fds(
-                self.sock, [words], [call.status, call.stdin, call.caller], socket.MSG_DONTWAIT
-            )
+            socket.send_fds(self.sock, [words], call.fds, socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -81,13 +83,12 @@ def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
     """
     warm_up()
     words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
-    sock.close()
     if len(fds) != 3:
         # The server has ended, or fds are missing: then the caller sees its connection end.
         os._exit(0)
     pid, *argv = words.split(b"\0")
     status, *rest = fds
-    run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), server)
+    run_call(Call(status, int(pid), [os.fsdecode(word) for word in argv], *rest), server, sock)
 
 
 def warm_up() -> None:
@@ -102,10 +103,10 @@ def warm_up() -> None:
     delete.warm_up()
 
 
-def run_call(call: Call, server: str) -> NoReturn:
+def run_call(call: Call, server: str, channel: socket.socket) -> NoReturn:
     """In the child: take on the caller's attributes, run the call, answer and exit.
 
-    ``server`` is the name of the server's socket.
+    ``server`` is the name of the server's socket, ``channel`` a connection to it.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     connection = socket.socket(fileno=call.status)
@@ -121,7 +122,8 @@ def run_call(call: Call, server: str) -> NoReturn:
             os._exit(0)
         if call.argv[-1] == "start":
             invocation = invocation_of(parse_flags(call.argv[1:]), os.environ, read_stdin())
-            bootstrap.become_daemon(invocation, name, Caller(connection, manager), server)
+            bootstrap.become_daemon(invocation, name, Caller(connection, manager), server, channel)
+        channel.close()
         with _captured_output() as captured:
             code = actions.run(name, call.argv[1:])
         output, errors = captured

@@ -27,19 +27,24 @@ if TYPE_CHECKING:
 # The numbers of a new daemon's fds, beside 0 to 2; all others are closed.
 _LISTENER = 3
 _CALLER = 4
+_CHANNEL = 5
 
 
 def detach(
-    invocation: Invocation, listener: socket.socket, caller: Caller
-) -> tuple[socket.socket, Caller]:
-    """Start a session, close all inherited fds but two and open the log.
+    invocation: Invocation,
+    listener: socket.socket,
+    caller: Caller,
+    channel: socket.socket | None = None,
+) -> tuple[socket.socket, Caller, socket.socket | None]:
+    """Start a session, close all inherited fds but these and open the log.
 
-    Returns the listener and the caller with their new fds.
+    ``channel`` is that to the keeper.  Returns the three with their new fds.
     """
     os.setsid()
     log_fd = _open_log()
     null = os.open(os.devnull, os.O_RDWR)
-    kept = (null, null, log_fd, listener.fileno(), caller.connection.fileno())
+    kept = [null, null, log_fd, listener.fileno(), caller.connection.fileno()]
+    kept += [] if channel is None else [channel.detach()]
     # First to high numbers, since each fd can have a number that another one gets.
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 16) for fd in kept]
     listener.detach()
@@ -50,18 +55,41 @@ def detach(
     log.configure(2, invocation.level)
     if invocation.warning:
         log.warning(invocation.warning)
-    return socket.socket(fileno=_LISTENER), Caller(socket.socket(fileno=_CALLER), caller.manager)
+    return (
+        socket.socket(fileno=_LISTENER),
+        Caller(socket.socket(fileno=_CALLER), caller.manager),
+        None if channel is None else socket.socket(fileno=_CHANNEL),
+    )
+
+
+def title_of(invocation: Invocation, title: str) -> list[str]:
+    """Return the words that ``ps`` shows of a daemon; ``title`` is the executable's name."""
+    words = [title, "-namespace", invocation.namespace, "-id", invocation.id]
+    return [*words, "-address", invocation.grpc_address]
 
 
 def set_attributes(invocation: Invocation, manager: int, title: str) -> None:
-    """Set the attributes of a daemon's process.
+    """Set the attributes of a new daemon's process.
 
-    These are its signal mask and handlers, keyring, subreaper flag, name, huge pages, OOM
-    score, cgroup, scheduling core and working directory.  ``manager`` is the pid of the
-    manager.  Call it after :func:`detach`: an error is sent through the caller's new fd.
+    These are those of :func:`reset_attributes`, its OOM score, cgroup, scheduling core and
+    working directory.  ``manager`` is the pid of the manager.  Call it after :func:`detach`:
+    an error is sent through the caller's new fd.
 
     :raises InvalidError: the cgroup of the options cannot be joined.
     :raises UnsupportedError: SCHED_CORE is set and the kernel has no core scheduling.
+    """
+    reset_attributes(title_of(invocation, title))
+    _adjust_oom_score(manager)
+    join_cgroup(shim_cgroup_of(invocation))
+    if invocation.sched_core:
+        _isolate_core()
+    os.chdir("/")
+
+
+def reset_attributes(title: list[str]) -> None:
+    """Set a daemon's signal mask and handlers, keyring, subreaper flag, name and huge pages.
+
+    ``title`` are the words of :func:`title_of`.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
@@ -69,16 +97,10 @@ def set_attributes(invocation: Invocation, manager: int, title: str) -> None:
     with suppress(OSError):  # a kernel without keys, or a filter that forbids it
         libc.join_new_session_keyring()
     libc.set_child_subreaper()
-    libc.set_name(title)
-    words = ["-namespace", invocation.namespace, "-id", invocation.id]
-    libc.set_title([title, *words, "-address", invocation.grpc_address])
+    libc.set_name(title[0])
+    libc.set_title(title)
     with suppress(OSError):  # a kernel without huge pages
         libc.disable_thp()
-    _adjust_oom_score(manager)
-    _join_cgroup(invocation)
-    if invocation.sched_core:
-        _isolate_core()
-    os.chdir("/")
 
 
 def _open_log() -> int:
@@ -105,14 +127,19 @@ def _adjust_oom_score(manager: int) -> None:
         log.warning("cannot set the OOM score of the shim", error=exc)
 
 
-def _join_cgroup(invocation: Invocation) -> None:
+def shim_cgroup_of(invocation: Invocation) -> str:
+    """Return the option ``shim_cgroup``, empty if it is not set."""
+    return Options.decode(invocation.options).shim_cgroup
+
+
+def join_cgroup(path: str) -> None:
     """Join the cgroup of the option ``shim_cgroup``, in each hierarchy that has it.
 
-    It is not created here, since no process would remove it.
+    Do nothing if ``path`` is empty.  The cgroup is not created here, since no process would
+    remove it.
 
     :raises InvalidError: it does not exist, or the kernel refuses the process.
     """
-    path = Options.decode(invocation.options).shim_cgroup
     if not path:
         return
     try:

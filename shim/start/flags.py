@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 SOCKET_DIR = "/run/containerd/s"
 # Seconds without a daemon and without a call until a fork server exits.
 DEFAULT_IDLE_TIME = 600.0
+# Deaths of one daemon in a minute at which it is not replaced any more.
+DEFAULT_DEATHS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,20 @@ def idle_time(environ: Mapping[str, str]) -> tuple[float, str]:
     )
 
 
+def deaths_limit(environ: Mapping[str, str]) -> tuple[int, str]:
+    """Return the deaths in a minute at which a daemon is given up, 0 for no limit, and a warning.
+
+    The warning is empty if the variable TRIO_SHIM_DEATHS is valid or not set.
+    """
+    text = environ.get("TRIO_SHIM_DEATHS", "")
+    if not text or (text.isascii() and text.isdigit() and len(text) < 6):
+        return int(text or DEFAULT_DEATHS), ""
+    return DEFAULT_DEATHS, (
+        f"TRIO_SHIM_DEATHS must be a number of deaths in a minute, or 0 for no limit, "
+        f"not {text!r}; {DEFAULT_DEATHS} is used"
+    )
+
+
 def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
     """Return warnings for invalid fork server variables, which need not fail a start."""
     found = []
@@ -199,8 +215,8 @@ def _environment_warnings(environ: Mapping[str, str]) -> list[str]:
         found.append(f"TRIO_SHIM_FORKSERVER must be on or off, not {wanted!r}; on is used")
     if problem := identity.directory_problem(environ.get("TRIO_SHIM_FORKSERVER_DIR", "")):
         found.append(f"{problem}; {identity.DIRECTORY} is used")
-    _, problem = idle_time(environ)
-    return [*found, problem] if problem else found
+    problems = idle_time(environ)[1], deaths_limit(environ)[1]
+    return [*found, *filter(None, problems)]
 
 
 def _timeout_of(environ: Mapping[str, str], name: str) -> float | None:

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import log
 from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
-from shim.start import children, heap, launcher
+from shim.start import children, givenup, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
-from shim.start.flags import idle_time
+from shim.start.flags import deaths_limit, idle_time
+from shim.start.keeper import Keeper
+from shim.start.replacement import become_replacement
 from shim.start.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -56,10 +58,15 @@ class Server:
         self._stamp = code_stamp()
         self._idle, _ = idle_time(os.environ)
         self._last_activity = time.monotonic()
-        self._stopped = False
+        self._stopped = False  # by a request or as outdated: it stays for the daemons it keeps
+        self._ended = False  # by a signal
+        self._holds_orphans = False
         self._listener: socket.socket | None = None
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
+        directory = os.path.dirname(path)  # noqa: PTH120 - a plain string
+        deaths, _ = deaths_limit(os.environ)
+        self._keeper = Keeper(self._poll, partial(givenup.report, directory), deaths)
         self._pending: dict[int, _Pending] = {}
         self._calls: deque[tuple[socket.socket, Call]] = deque()
         self._spare: SpareChild | None = None
@@ -87,22 +94,27 @@ class Server:
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, self._stop)
-        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         listening()
-        while not self._stopped and not self._is_idle():
+        while not self._is_over():
+            has_ended = False
             for fd, _ in self._poll.poll(0 if self._calls else self._poll_timeout()):
                 if fd == wake:
                     os.read(wake, 4096)
-                elif fd == self._listener.fileno():
+                    has_ended = True
+                elif self._listener is not None and fd == self._listener.fileno():
                     self._accept()
-                else:
+                elif not self._keeper.receive(fd):
                     self._read_request(fd)
             self._drop_expired()
-            self._reap()
+            if has_ended or (self._holds_orphans and not self._keeper.has_claims):
+                self._reap()
+            if self._keeper:
+                self._replace_ended()
             if self._calls:
                 self._run_next()
             elif self._wants_spare and time.monotonic() >= self._last_activity + SPARE_DELAY:
@@ -110,24 +122,42 @@ class Server:
         return 0
 
     def close(self) -> None:
-        """End the spare child, stop listening and remove the socket."""
+        """End the spare child, stop listening, remove the socket and refuse all calls."""
         self._drop_spare()
+        self._wants_spare = False
+        for fd in list(self._pending):
+            self._drop(fd)
+        while self._calls:
+            _close(*self._calls.popleft())
         if self._listener is not None:
+            with suppress(KeyError):  # it is not registered yet
+                self._poll.unregister(self._listener)
             self._listener.close()
             self._listener = None
             with suppress(ShimError, OSError):
                 sockets.remove_dead(f"unix://{self._path}")
 
-    def _stop(self, *_: object) -> None:
-        self._stopped = True
+    def _end(self, *_: object) -> None:
+        self._ended = True
+
+    def _is_over(self) -> bool:
+        """Return whether the server is to exit; if only the keeper is to stay, refuse calls."""
+        if not (self._stopped or self._is_idle()):
+            return self._ended
+        if self._keeper and not self._ended:
+            self._stopped = True
+            self.close()
+            return False
+        return True
 
     def _poll_timeout(self) -> float | None:
         """Return the milliseconds until the next deadline, None if there is no deadline."""
         waits = [SPARE_DELAY] if self._wants_spare else []
-        if self._idle and not self._daemons:
+        if self._idle and not self._daemons and not self._stopped:
             waits.append(self._idle)
         times = [self._last_activity + seconds for seconds in waits]
         times += [pending.deadline for pending in self._pending.values()]
+        times += self._keeper.deadlines
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
     def _is_idle(self) -> bool:
@@ -137,13 +167,54 @@ class Server:
 
     def _reap(self) -> None:
         """Reap ended daemons, and the orphans of daemons: the server is their subreaper."""
+        options = os.WEXITED | os.WNOHANG
+        self._holds_orphans = False
         with suppress(ChildProcessError):
-            while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
-                if self._spare is not None and pid == self._spare.pid:
-                    self._drop_spare()
-                elif pid in self._daemons:
-                    self._daemons.discard(pid)
-                    self._last_activity = time.monotonic()
+            # A daemon is a zombie before its orphans are children of the server.
+            while not self._keeper.has_claims:
+                if (info := os.waitid(os.P_ALL, 0, options | os.WNOWAIT)) is None:
+                    return
+                if not self._reap_child(info.si_pid) and not self._keeper.reap(info.si_pid):
+                    os.waitid(os.P_PID, info.si_pid, options)
+        # The replacement of a daemon may find the pid of an orphan in a file.
+        self._holds_orphans = True
+        spare = [] if self._spare is None else [self._spare.pid]
+        for pid in (*self._daemons, *spare):
+            self._reap_child(pid)
+
+    def _reap_child(self, pid: int) -> bool:
+        """Reap ``pid`` if it has ended and is a daemon or the spare child; return whether."""
+        is_spare = self._spare is not None and pid == self._spare.pid
+        if not is_spare and pid not in self._daemons:
+            return False
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if not found:
+            return False
+        if is_spare:
+            self._drop_spare()
+        else:
+            self._daemons.discard(pid)
+            self._last_activity = time.monotonic()
+            self._keeper.ended(pid, status)
+        return True
+
+    def _replace_ended(self) -> None:
+        """Fork the replacements that are due."""
+        self._keeper.expire()
+        for kept in self._keeper.due():
+            try:
+                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs, ExitStack() as unless_forked:
+                    unless_forked.enter_context(ours)
+                    work = partial(become_replacement, kept.fds, theirs)
+                    pid = self._fork(work, *kept.fds.values(), theirs.fileno())
+                    unless_forked.pop_all()
+            except OSError as exc:
+                log.debug("cannot fork the replacement of a shim", error=exc)
+                self._keeper.postpone(kept)
+            else:
+                self._daemons.add(pid)
+                self._keeper.attach(pid, ours, kept)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -230,16 +301,12 @@ class Server:
             self.close()
             return
         try:
-            child = self._use_spare(call) or self._fork(
-                partial(run_call, call, self._identity), caller=call.status
-            )
+            child = self._use_spare(call) or self._fork_for(call)
         except OSError as exc:
             connection.send(
                 f"the fork server is not used: it cannot fork: {exc.strerror}".encode()
             )
             return
-        if call.argv[-1] == "start":
-            self._daemons.add(child)
         connection.send(b"child %d" % child)
 
     def _use_spare(self, call: Call) -> int:
@@ -247,9 +314,31 @@ class Server:
         if self._spare is None:
             return 0
         spare, self._spare, self._wants_spare = self._spare, None, True
-        with spare.sock:
+        if launcher.is_stuck(spare.pid) or not spare.send(call):
             # A spare that is stopped exits when it is continued, since its socket is closed.
-            return spare.pid if not launcher.is_stuck(spare.pid) and spare.send(call) else 0
+            spare.sock.close()
+            return 0
+        self._attach(call, spare.pid, spare.sock)
+        return spare.pid
+
+    def _fork_for(self, call: Call) -> int:
+        """Fork a child that runs ``call``; return its pid."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs, ExitStack() as unless_forked:
+            unless_forked.enter_context(ours)
+            work = partial(run_call, call, self._identity, theirs)
+            pid = self._fork(work, *call.fds, theirs.fileno())
+            unless_forked.pop_all()
+        self._attach(call, pid, ours)
+        return pid
+
+    def _attach(self, call: Call, pid: int, channel: socket.socket) -> None:
+        """Take messages of the child ``pid`` if it may become a daemon."""
+        if call.argv[-1] == "start":
+            self._daemons.add(pid)
+            self._keeper.attach(pid, channel)
+        else:
+            channel.close()
 
     def _fork_spare(self) -> None:
         self._wants_spare = False  # after a failure, retry only after the next connection
@@ -257,7 +346,7 @@ class Server:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
                 unless_forked.enter_context(ours)
-                pid = self._fork(partial(wait_for_call, theirs, self._identity), ours)
+                pid = self._fork(partial(wait_for_call, theirs, self._identity), theirs.fileno())
                 unless_forked.pop_all()
                 self._spare = SpareChild(pid, ours)
             self._touch_pages()
@@ -277,8 +366,9 @@ class Server:
             self._spare.sock.close()
             self._spare = None
 
-    def _fork(self, work: Callable[[], NoReturn], *ours: socket.socket, caller: int = -1) -> int:
-        """Fork a child that runs ``work`` and has of the server's fds only ``caller``."""
+    @staticmethod
+    def _fork(work: Callable[[], NoReturn], *fds: int) -> int:
+        """Fork a child that runs ``work`` and has of the server's fds only 0 to 2 and ``fds``."""
         child = os.fork()
         if child:
             return child
@@ -286,17 +376,14 @@ class Server:
             signal.set_wakeup_fd(-1)
             for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
                 signal.signal(caught, signal.SIG_DFL)
-            # If the child held the listener, a client could connect to a dead server.
-            assert self._listener is not None
-            for sock in (self._listener, *ours):
-                sock.close()
-            for fd, pending in self._pending.items():
-                if fd != caller:
-                    pending.connection.close()
-            for connection, call in self._calls:
-                _close(connection, call)
-            for fd in self._wake:
-                os.close(fd)
+            # If the child held the listener, a client could connect to a dead server; a fd of
+            # a daemon that it held would delay the end of file for its peer.  The objects of
+            # the server keep their numbers, and close none: the child ends by _exit.
+            first = 3
+            for fd in sorted(fds):
+                os.closerange(first, fd)
+                first = fd + 1
+            os.closerange(first, os.sysconf("SC_OPEN_MAX"))
             work()
         finally:
             os._exit(1)

@@ -1,0 +1,310 @@
+"""Copies of the fds of daemons, in the fork server.
+
+The server is the parent of its daemons, and of the orphans of those that have ended.  A
+daemon that is to survive leaves copies of its fds here.  The messages
+(:mod:`shim.recovery.messages`) come through a channel that a daemon has since its fork, so
+no other process can send any.  When the daemon is killed, the server forks a
+replacement, which inherits the fds.
+
+Nothing here waits for a daemon, and a message costs one system call.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+import time
+from array import array
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shim.linux.processes import is_ending
+from shim.recovery.inherited import DAEMON, LISTENER
+from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+# Seconds within which the deaths of a daemon are counted.
+PERIOD = 60.0
+# Seconds for a replacement to claim the processes of its predecessor.
+_CLAIM = 10.0
+# Seconds from the end of a daemon's channel to its own end.  A thread that waits for a disk
+# that hangs can delay the latter without a limit.
+_ENDING = 1.0
+# Seconds between two attempts to fork a replacement, and number of attempts.
+_FORK_PAUSE, _FORK_ATTEMPTS = 0.1, 100
+# Fds that are left for the server itself.
+_RESERVE = 256
+_CONTROL = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
+_CORE_DUMPED = 0x80
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """One daemon, and after its death its replacement.
+
+    ``pid`` is 0 between the two.  ``fds`` are owned, by name.  ``exits`` are the wait
+    statuses of ended processes, with the time in ns since the epoch, by the names of their
+    pidfds.  ``deaths`` are times on the monotonic clock, and so are the following, which
+    are 0 if there is none: until ``claims_until`` the daemon, a replacement, may claim
+    processes of its predecessor; at ``ended_at`` it counts as ended, since its channel has;
+    at ``fork_at`` its replacement is due.
+    """
+
+    pid: int = 0
+    channel: socket.socket | None = None
+    fds: dict[str, int] = field(default_factory=dict)
+    exits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    deaths: list[float] = field(default_factory=list)
+    claims_until: float = 0.0
+    ended_at: float = 0.0
+    fork_at: float = 0.0
+    attempts: int = 0
+
+    @property
+    def deadline(self) -> float:
+        """The first of the times, 0 if there is none."""
+        times = self.claims_until, self.ended_at, self.fork_at
+        return min(filter(None, times), default=0.0)
+
+
+class Keeper:
+    """The fds of all daemons of one fork server, whose ``poll`` waits for their channels.
+
+    ``report`` is called with a daemon that is given up and the reason.  ``deaths`` is the
+    number of deaths within PERIOD seconds at which a daemon is given up, 0 for no limit.
+    """
+
+    def __init__(
+        self, poll: select.poll, report: Callable[[Kept, str], None], deaths: int
+    ) -> None:
+        self._poll = poll
+        self._report = report
+        self._deaths = deaths
+        self._all: set[Kept] = set()
+        self._daemons: dict[int, Kept] = {}
+        self._channels: dict[int, Kept] = {}
+        self._timed: set[Kept] = set()  # those with a deadline
+        self._most = 0  # the limit of fds, once it is raised
+
+    def __bool__(self) -> bool:
+        """Whether a daemon has left fds, or may do so."""
+        return bool(self._all)
+
+    @property
+    def deadlines(self) -> list[float]:
+        """The times at which :meth:`expire` has something to do."""
+        return [kept.deadline for kept in self._timed]
+
+    def attach(self, pid: int, channel: socket.socket, kept: Kept | None = None) -> None:
+        """Take messages of the daemon ``pid`` from ``channel``, which is owned from now on.
+
+        ``kept`` is that of the daemon which the daemon replaces.
+        """
+        channel.setblocking(False)
+        if kept is None:
+            kept = Kept()
+        else:
+            self._set(kept, claims_until=time.monotonic() + _CLAIM, fork_at=0.0)
+        kept.pid, kept.channel = pid, channel
+        self._all.add(kept)
+        self._daemons[pid] = kept
+        self._channels[channel.fileno()] = kept
+        self._poll.register(channel, select.POLLIN)
+
+    def receive(self, fd: int) -> bool:
+        """Take one message of the channel ``fd``; return False if that is no channel."""
+        if (kept := self._channels.get(fd)) is None:
+            return False
+        with suppress(BlockingIOError):
+            if not self._take(kept):
+                self._end_channel(kept)
+        return True
+
+    def _end_channel(self, kept: Kept) -> None:
+        self._close_channel(kept)
+        if kept.fds and is_ending(kept.pid):
+            # A daemon's fds are closed before its parent can reap it.
+            self._set(kept, ended_at=time.monotonic() + _ENDING)
+        else:
+            self._forget(kept)
+
+    def _take(self, kept: Kept) -> bool:
+        """Take one message; return False at the end of the channel.
+
+        :raises BlockingIOError: there is none.
+        """
+        assert kept.channel is not None
+        try:
+            data, control, flags, _ = kept.channel.recvmsg(
+                MAX_MESSAGE, _CONTROL, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            return False
+        if not data:
+            return False
+        verb, names = decode(data)
+        if verb == PUT:
+            fds = [fd for _, _, part in control for fd in array("i", part)]
+            if len(fds) != len(names) or flags & socket.MSG_CTRUNC or not self._has_room(fds):
+                _close_all(fds)
+                self._forget(kept)
+                return True
+            self._drop(kept, names)
+            kept.fds.update(zip(names, fds, strict=True))
+        elif verb == DROP:
+            self._drop(kept, names)
+        elif verb == EXIT:
+            self._answer(kept, names[0])
+        elif verb == CLAIMED:
+            self._set(kept, claims_until=0.0)
+        return True
+
+    def _has_room(self, fds: Sequence[int]) -> bool:
+        if not self._most:
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(fds, default=0) < self._most - _RESERVE
+
+    @staticmethod
+    def _drop(kept: Kept, names: Iterable[str]) -> None:
+        for name in names:
+            if (fd := kept.fds.pop(name, -1)) >= 0:
+                os.close(fd)
+                kept.exits.pop(name, None)
+
+    def _answer(self, kept: Kept, name: str) -> None:
+        """Send the exit status of the process of the pidfd ``name``, if it is known."""
+        if name in kept.fds and name not in kept.exits:
+            _reap(kept, name)
+        words = map(str, kept.exits.get(name, ()))
+        assert kept.channel is not None
+        with suppress(OSError):  # it takes no answers, or has ended
+            kept.channel.send(encode(EXIT, name, *words))
+
+    def reap(self, pid: int) -> bool:
+        """Reap the orphan ``pid``, a zombie, if its pidfd is here; return whether it is."""
+        for kept in self._all:
+            if kept.deaths:
+                for name, fd in kept.fds.items():
+                    if _zombie(fd) == pid:
+                        _reap(kept, name)
+                        return True
+        return False
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether a replacement may claim orphans that are not known yet: none is reaped."""
+        return any(kept.claims_until for kept in self._timed)
+
+    def ended(self, pid: int, status: int) -> None:
+        """Replace the daemon ``pid``, which has ended, unless its exit status is 0."""
+        if (kept := self._daemons.get(pid)) is None:
+            return
+        with suppress(BlockingIOError):
+            while kept.channel is not None and self._take(kept):
+                pass
+        if status == 0:
+            self._forget(kept)
+        else:
+            self._bury(kept)
+
+    def expire(self) -> None:
+        """Do what is due at this time."""
+        now = time.monotonic()
+        for kept in [kept for kept in self._timed if kept.deadline <= now]:
+            if 0 < kept.claims_until <= now:
+                self._set(kept, claims_until=0.0)
+            if 0 < kept.ended_at <= now:
+                self._bury(kept)
+
+    def due(self) -> list[Kept]:
+        """Return those whose daemon has to be replaced now; see :meth:`attach`."""
+        now = time.monotonic()
+        return [kept for kept in self._timed if 0 < kept.fork_at <= now]
+
+    def postpone(self, kept: Kept) -> None:
+        """Try the replacement of a daemon again later, since the fork failed."""
+        kept.attempts += 1
+        if kept.attempts < _FORK_ATTEMPTS:
+            self._set(kept, fork_at=time.monotonic() + _FORK_PAUSE)
+        else:
+            self._give_up(kept, "no process can be forked")
+
+    def _bury(self, kept: Kept) -> None:
+        """Make a replacement due for a daemon that has ended."""
+        self._close_channel(kept)
+        self._daemons.pop(kept.pid, None)
+        kept.pid = 0
+        now = time.monotonic()
+        kept.deaths = [*(one for one in kept.deaths if now - one < PERIOD), now]
+        kept.attempts = 0
+        if not {DAEMON, LISTENER} <= kept.fds.keys():
+            self._forget(kept)  # it had given no address yet
+        elif 0 < self._deaths <= len(kept.deaths):
+            self._give_up(kept, f"it died {len(kept.deaths)} times in {PERIOD:g} seconds")
+        else:
+            self._set(kept, claims_until=0.0, ended_at=0.0, fork_at=now)
+
+    def _give_up(self, kept: Kept, reason: str) -> None:
+        self._report(kept, reason)
+        self._forget(kept)
+
+    def _forget(self, kept: Kept) -> None:
+        """Close all fds of a daemon: its death is the end of its containers from now on."""
+        self._close_channel(kept)
+        _close_all(kept.fds.values())
+        kept.fds.clear()
+        kept.exits.clear()
+        self._daemons.pop(kept.pid, None)
+        self._timed.discard(kept)
+        self._all.discard(kept)
+
+    def _close_channel(self, kept: Kept) -> None:
+        if kept.channel is not None:
+            self._poll.unregister(kept.channel)
+            del self._channels[kept.channel.fileno()]
+            kept.channel.close()
+            kept.channel = None
+
+    def _set(self, kept: Kept, **times: float) -> None:
+        for name, value in times.items():
+            setattr(kept, name, value)
+        if kept.deadline:
+            self._timed.add(kept)
+        else:
+            self._timed.discard(kept)
+
+
+def _reap(kept: Kept, name: str) -> None:
+    """Reap the process of the pidfd ``name`` if it has ended and is a child of this process."""
+    with suppress(OSError):  # no pidfd, or another process's child
+        info = os.waitid(os.P_PIDFD, kept.fds[name], os.WEXITED | os.WNOHANG)
+        if info is not None:
+            kept.exits[name] = _wait_status(info), time.time_ns()
+
+
+def _zombie(pidfd: int) -> int:
+    """Return the pid of the process of ``pidfd`` if it is a zombie of this process, else 0."""
+    with suppress(OSError):
+        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return 0 if info is None else info.si_pid
+    return 0
+
+
+def _wait_status(info: os.waitid_result) -> int:
+    """Return the status of a process as of wait(2)."""
+    if info.si_code == os.CLD_EXITED:
+        return int(info.si_status << 8)
+    return int(info.si_status | (_CORE_DUMPED if info.si_code == os.CLD_DUMPED else 0))
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,164 @@
+"""The settings of a daemon and the attributes of its process, for its replacement.
+
+A daemon copies most of the attributes from its caller (:mod:`shim.start.children`), which
+has ended when the daemon is killed.  So the daemon leaves them with the keeper as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shim import log
+from shim.container.reservations import Reservation
+from shim.daemon import Settings
+from shim.errors import InvalidError, ShimError
+from shim.linux import libc
+from shim.recovery.inherited import CALLER, DAEMON, LISTENER, LOG
+from shim.recovery.messages import PUT, encode
+from shim.recovery.slot import StateSlot
+from shim.start import daemonize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from shim.start.caller import Caller
+
+_VERSION = 1
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a replacement needs to be the same process.
+
+    ``answer`` is the output of ``start``.  ``title`` are the words that ``ps`` shows.
+    ``limits`` are pairs of the soft and the hard one, by their names in :mod:`resource`.
+    """
+
+    settings: Settings
+    answer: bytes
+    title: list[str]
+    level: int
+    shim_cgroup: str
+    sched_core: bool
+    environ: dict[str, str]
+    umask: int
+    nice: int
+    affinity: list[int]
+    limits: dict[str, tuple[int, int]]
+    oom_score: int
+
+    @classmethod
+    def of_this_process(
+        cls,
+        settings: Settings,
+        answer: bytes,
+        title: list[str],
+        level: int,
+        shim_cgroup: str,
+        *,
+        sched_core: bool,
+    ) -> Profile:
+        """Return the profile of this process, a daemon."""
+        umask = os.umask(0o077)  # the only way to read it; this process has one thread
+        os.umask(umask)
+        return cls(
+            settings,
+            answer,
+            title,
+            level,
+            shim_cgroup,
+            sched_core,
+            dict(os.environ),
+            umask,
+            os.getpriority(os.PRIO_PROCESS, 0),
+            sorted(os.sched_getaffinity(0)),
+            {name: resource.getrlimit(value) for name, value in _LIMITS.items()},
+            int(_OOM_SCORE.read_text()),
+        )
+
+    def encode(self) -> bytes:
+        """Return the text for :meth:`decode`."""
+        value = asdict(self) | {"version": _VERSION, "answer": self.answer.hex()}
+        return json.dumps(value).encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> Profile:
+        """Return the profile in a text of :meth:`encode`.
+
+        :raises InvalidError: the text is malformed, or of another version.
+        """
+        try:
+            value = json.loads(text)
+            if (version := value.pop("version")) != _VERSION:
+                raise InvalidError(f"the state of a daemon has version {version}, not {_VERSION}")
+            settings = value["settings"]
+            if settings["first"] is not None:
+                settings["first"] = Reservation(**settings["first"])
+            value["settings"] = Settings(**settings)
+            value["answer"] = bytes.fromhex(value["answer"])
+            return cls(**value)
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise InvalidError(f"the state of a daemon is malformed: {exc!r}") from None
+
+    def leave(self, channel: socket.socket, listener: socket.socket, caller: Caller) -> None:
+        """Leave with the keeper what a replacement needs in any case.
+
+        :raises OSError: no fd is left, or the keeper has ended.
+        """
+        slot = StateSlot.new()
+        try:
+            slot.write(self.encode())
+            fds = {
+                DAEMON: slot.fd,
+                LISTENER: listener.fileno(),
+                LOG: log.fileno(),
+                CALLER: caller.connection.fileno(),
+            }
+            socket.send_fds(channel, [encode(PUT, *fds)], list(fds.values()), socket.MSG_DONTWAIT)
+        finally:
+            slot.close()
+
+    def apply(self, pids: Iterable[int]) -> None:
+        """Give this process, a child of the fork server, the attributes.
+
+        ``pids`` are processes with the daemon's scheduling core, if it has one.
+        """
+        os.environ.clear()
+        os.environ.update(self.environ)
+        os.umask(self.umask)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, self.nice)
+        with suppress(OSError):
+            os.sched_setaffinity(0, self.affinity)
+        for name, (soft, hard) in self.limits.items():
+            with suppress(OSError, ValueError):
+                resource.setrlimit(_LIMITS[name], (soft, hard))
+        daemonize.reset_attributes(self.title)
+        try:
+            _OOM_SCORE.write_text(str(self.oom_score))
+            daemonize.join_cgroup(self.shim_cgroup)
+        except (ShimError, OSError) as exc:
+            log.warning("cannot give a replacement an attribute of its shim", error=exc)
+        if self.sched_core:
+            _share_core(pids)
+        os.chdir("/")
+
+
+def _share_core(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            libc.share_core_cookie(pid)
+            return
+    with suppress(OSError):
+        libc.create_core_cookie()
+
+
+_LIMITS = {name: value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}

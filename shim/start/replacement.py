@@ -1,0 +1,94 @@
+"""A child of the fork server that goes on in the place of a daemon that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from shim import daemon, log
+from shim.errors import InvalidError
+from shim.recovery.inherited import CALLER, DAEMON, LISTENER, LOG, PIDFD, Inherited
+from shim.start.caller import Caller
+from shim.start.profile import Profile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import trio
+
+
+def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoReturn:
+    """In a forked process: become the daemon that left ``fds``.
+
+    ``fds`` and the ``channel`` to the keeper are its only fds but 0 to 2.
+    """
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()
+        log.configure(2, log.INFO)
+        moved, channel = _renumber(fds, channel)
+        inherited = Inherited(moved)
+        if (fd := inherited.take(LOG)) >= 0:
+            os.dup2(fd, 2)
+            os.close(fd)
+        if (slot := inherited.take_slot(DAEMON)) is None:
+            raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
+        profile = Profile.decode(slot.read())
+        slot.close()
+        log.configure(2, profile.level)
+        profile.apply(_pids(moved) if profile.sched_core else [])
+        listener = socket.socket(fileno=inherited.take(LISTENER))
+        caller = _caller(inherited)
+
+        async def ready(task_status: trio.TaskStatus[None]) -> bool:
+            if caller is None:
+                task_status.started()
+                return True
+            with suppress(OSError):  # its end is found below
+                caller.answer(profile.answer)  # it may have it, and then ignores this one
+            return await caller.wait_received(task_status, channel)
+
+        log.info("this shim replaces one that has ended", id=profile.settings.id)
+        daemon.run(profile.settings, listener, ready, channel, inherited)
+        status = 0
+    except BaseException as exc:
+        log.crash("the replacement of a shim failed", exc)
+    finally:
+        os._exit(status)
+
+
+def _renumber(
+    fds: Mapping[str, int], channel: socket.socket
+) -> tuple[dict[str, int], socket.socket]:
+    """Give the fds the lowest numbers from 3, which keeps the process's table small."""
+    owners = {fd: name for name, fd in fds.items()} | {channel.detach(): ""}
+    moved = {}
+    for number, fd in enumerate(sorted(owners), start=3):
+        # A lower number is one that was moved before, or free.
+        if number != fd:
+            os.dup2(fd, number, inheritable=False)
+            os.close(fd)
+        moved[owners[fd]] = number
+    return moved, socket.socket(fileno=moved.pop(""))
+
+
+def _pids(fds: Mapping[str, int]) -> list[int]:
+    """Return the pids of the processes in ``fds`` that have not been reaped."""
+    texts = [
+        Path(f"/proc/self/fdinfo/{fd}").read_text()
+        for name, fd in fds.items()
+        if name.startswith(f"{PIDFD}/")
+    ]
+    lines = (line for text in texts for line in text.split("\n") if line.startswith("Pid:"))
+    return [pid for line in lines if (pid := int(line.split()[1])) > 0]
+
+
+def _caller(inherited: Inherited) -> Caller | None:
+    """Return the connection to the caller of ``start``, unless that has the address."""
+    fd = inherited.take(CALLER)
+    return None if fd < 0 else Caller(socket.socket(fileno=fd), 0)
