@@ -10,7 +10,9 @@ A worker has its own
 - directory /var/lib/trio-shim, where spools and images are by default.
 
 With SHIM_TEST_SHARE=namespace, or another value of the setting ``share``, its shims read
-that setting from a file in its /run, unless a test names another file.
+that setting from a file in its /run, unless a test names another file.  With
+SHIM_TEST_SURVIVE=1 the file has ``survive = true``, and with SHIM_TEST_KILL=SECONDS a
+random daemon is killed each SECONDS.
 
 Loop devices, /tmp and the kernel's log remain the host's.
 
@@ -266,6 +268,18 @@ def _status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
+def _write_host_file() -> None:
+    settings = ""
+    if share := os.environ.get("SHIM_TEST_SHARE"):
+        settings += f'share = "{share}"\n'
+    if os.environ.get("SHIM_TEST_SURVIVE"):
+        settings += "survive = true\n"
+        os.environ["TRIO_SHIM_DEATHS"] = "0"  # no limit
+    if settings:
+        Path(_HOST_FILE).write_text(settings)
+        os.environ["TRIO_SHIM_CONFIG"] = _HOST_FILE
+
+
 def inner(state: str, command: list[str], *, isolated: bool) -> int:
     """Be pid 1: prepare the namespaces, run ``command``, reap orphans until it ends."""
     libc.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
@@ -273,9 +287,7 @@ def inner(state: str, command: list[str], *, isolated: bool) -> int:
     Path("/run/lock").chmod(0o1777)
     Path(STATE).mkdir(parents=True, exist_ok=True)
     libc.mount(state, STATE, "", _MS_BIND)
-    if share := os.environ.get("SHIM_TEST_SHARE"):
-        Path(_HOST_FILE).write_text(f'share = "{share}"\n')
-        os.environ["TRIO_SHIM_CONFIG"] = _HOST_FILE
+    _write_host_file()
     if isolated:
         _raise_loopback()
         _mount_groups()
@@ -284,6 +296,9 @@ def inner(state: str, command: list[str], *, isolated: bool) -> int:
     child = subprocess.Popen(
         command, close_fds=False, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
+    if seconds := os.environ.get("SHIM_TEST_KILL"):
+        # It ends with the namespace.
+        subprocess.Popen([sys.executable, "-m", "tests.killing", seconds])
     status = None
     while status is None:
         pid, ended = os.wait()
