@@ -113,7 +113,11 @@ async def main(
     async with (
         open_reaper() as reaper,
         open_publisher(
-            settings.ttrpc_address, settings.namespace, Bundle(Path(settings.bundle)).journal
+            settings.ttrpc_address,
+            settings.namespace,
+            Bundle(Path(settings.bundle)).journal,
+            deposit=deposit,
+            inherited=inherited,
         ) as publisher,
         trio.open_nursery() as nursery,
         AsyncExitStack() as stack,
@@ -142,6 +146,7 @@ async def main(
         if inherited is not None:
             log.info("this shim replaces one that was killed", id=settings.id, pid=os.getpid())
             await service.restore(inherited)
+            publisher.begin()
             resumed = connections.resume(inherited)
             deposit.drop(*inherited.close())
         handlers = handlers_of(service, aliases=ALIASES)

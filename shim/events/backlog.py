@@ -132,6 +132,11 @@ class Backlog:
         return Envelope.FromString(self._entries[0].payload)
 
     @property
+    def first_payload(self) -> bytes:
+        """The oldest event, serialized."""
+        return self._entries[0].payload
+
+    @property
     def first_number(self) -> int:
         """The number of the oldest event: of two backlogs the lower one has the older event."""
         return self._entries[0].number

@@ -25,23 +25,22 @@ from grpclib.exceptions import GRPCError
 
 from shim import log
 from shim.api.envelope_pb2 import Envelope
-from shim.api.forward_grpc import EventsStub
-from shim.api.forward_pb2 import ForwardRequest
 from shim.errors import ShimError
 from shim.events.backlog import Backlog
+from shim.events.forwarding import Forwardings
 from shim.events.topics import topic_of
 from shim.linux.libc import is_in_memory
-from shim.linux.sockets import connect
 from shim.scope import background
-from shim.ttrpc.client import open_channel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
     from google.protobuf.message import Message
 
-# Seconds for the manager to acknowledge one event.
-ACKNOWLEDGE = 10.0
+    from shim.events.forwarding import Forwarding
+    from shim.recovery.deposit import Deposit
+    from shim.recovery.inherited import Inherited
+
 # Seconds before the next attempt: doubled from the first to the longest.
 _FIRST_PAUSE, _LAST_PAUSE = 0.05, 2.0
 # Seconds that an idle connection is kept: the events of a busy container share it,
@@ -107,6 +106,9 @@ class NullPublisher:
     def close(self) -> None:
         """Do nothing: there is no journal."""
 
+    def begin(self) -> None:
+        """Do nothing."""
+
     async def flush(self) -> None:
         """Return at once: no event is queued."""
 
@@ -157,9 +159,14 @@ class EventPublisher:
         backlogs: Iterable[Backlog] = (),
         *,
         last_pause: float = _LAST_PAUSE,
+        deposit: Deposit | None = None,
+        inherited: Inherited | None = None,
     ) -> None:
         self._last_pause = last_pause
-        self._address = address_of(address)
+        self._forwardings = Forwardings(address_of(address), deposit, inherited)
+        self._begin = trio.Event()
+        if inherited is None:
+            self._begin.set()
         self._namespace = namespace
         self._sources = [EventSource(self, backlog) for backlog in backlogs]
         self._more = trio.Event()
@@ -233,19 +240,21 @@ class EventPublisher:
         """Wait without a limit until every published event has been acknowledged."""
         await self._empty.wait()
 
+    def begin(self) -> None:
+        """Deliver from now on: the queues of a killed daemon have been opened."""
+        self._begin.set()
+
     async def run(self) -> None:
         """Deliver queued events until cancelled."""
         pause = _FIRST_PAUSE
+        await self._begin.wait()
         while True:
-            await self._wait_more()
+            if not self._forwardings.has_inherited:
+                await self._wait_more()
             try:
-                async with (
-                    await connect(self._address) as stream,
-                    open_channel(stream) as channel,
-                ):
-                    stub = EventsStub(channel)
+                async with self._forwardings.open() as forwarding:
                     while await self._wait_more(_IDLE_CONNECTION):
-                        await self._deliver_first(stub)
+                        await self._deliver_first(forwarding)
                         pause = _FIRST_PAUSE
             except (OSError, ShimError, GRPCError, ExceptionGroup) as exc:
                 log.debug("cannot deliver events", error=exc, waiting=self.waiting)
@@ -262,12 +271,14 @@ class EventPublisher:
                 await self._more.wait()
         return bool(self.waiting)
 
-    async def _deliver_first(self, stub: EventsStub) -> None:
+    async def _deliver_first(self, forwarding: Forwarding) -> None:
         waiting = [source.backlog for source in self._sources if source.backlog]
         backlog = min(waiting, key=attrgetter("first_number"))
+        if begun := forwarding.begun:
+            backlog = next((one for one in waiting if one.first_payload == begun), backlog)
         envelope = backlog.first
         try:
-            await stub.Forward(ForwardRequest(envelope=envelope), timeout=ACKNOWLEDGE)
+            await forwarding.forward(envelope)
         except GRPCError as exc:
             if exc.status not in _REFUSED:
                 raise
@@ -277,6 +288,7 @@ class EventPublisher:
                 error=exc.message,
             )
         backlog.acknowledge()
+        forwarding.acknowledged()
         if not backlog:
             self.forget_closed()
         if not self.waiting:
@@ -295,17 +307,24 @@ def address_of(text: str) -> str:
 
 @asynccontextmanager
 async def open_publisher(
-    address: str, namespace: str, journal: str = ""
+    address: str,
+    namespace: str,
+    journal: str = "",
+    *,
+    deposit: Deposit | None = None,
+    inherited: Inherited | None = None,
 ) -> AsyncIterator[EventPublisher | NullPublisher]:
     """Deliver events to ``address`` (a path, ``unix://`` optional) for the block.
 
     With an empty address all events are dropped.  Unless ``journal`` is empty, that file is
-    the journal of the first source.
+    the journal of the first source.  With an active ``deposit`` the delivery of an event
+    goes on after the death of this process.  With what a killed daemon left in
+    ``inherited``, nothing is delivered before :meth:`EventPublisher.begin`.
     """
     if not address:
         yield NullPublisher()
         return
-    publisher = EventPublisher(address, namespace)
+    publisher = EventPublisher(address, namespace, deposit=deposit, inherited=inherited)
     if journal:
         publisher.open_source(journal)
     try:

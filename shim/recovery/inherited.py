@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 # ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
 # ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
 # EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
-# ``events``: the connection to the manager that takes events.
+# ``hold/ID/STREAM``: a stream of a Create that is undone.
+# ``events``: the connection to the manager that takes events, ``forward`` its record.
+# ``journal/N/PATH``: a file of events that are not acknowledged.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
-KINDS = (DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "events")
+EVENTS, FORWARD = "events", "forward"
+KINDS = (DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold")
+KINDS += (EVENTS, FORWARD, "journal")
 
 
 class Inherited:

@@ -100,6 +100,11 @@ def extent(data: bytes | bytearray) -> int:
     return end
 
 
+def is_too_long(data: bytes | bytearray) -> bool:
+    """Return whether ``data`` begins with the header of a frame over the limit."""
+    return len(data) >= _HEADER.size and _HEADER.unpack_from(data)[0] > MAX_PAYLOAD
+
+
 class FrameDecoder:
     """Converts bytes in pieces of any size into whole frames, in order."""
 

@@ -177,11 +177,11 @@ class ServerProtocol:
 
 
 class ClientProtocol:
-    """The client's side of one connection."""
+    """The client's side of one connection; ``next_id`` is that of its next stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, next_id: int = 1) -> None:
         self._decoder = FrameDecoder()
-        self._next_id = 1
+        self._next_id = next_id
         self.foreign = False  # the peer replied on a stream that was never opened
 
     def encode_request(

@@ -14,7 +14,8 @@ import pytest
 import trio
 from google.protobuf.empty_pb2 import Empty
 
-from shim.events import publisher as module
+from shim.events import forwarding
+from shim.events import publisher as publisher_module
 from shim.linux.sockets import listen
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.frames import Frame, Kind
@@ -130,7 +131,7 @@ MISBEHAVIOURS: dict[str, Behaviour] = {
 async def test_nothing_is_lost_to_a_manager_that(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ACKNOWLEDGE", 0.05)
+    monkeypatch.setattr(forwarding, "ACKNOWLEDGE", 0.05)
     manager = Manager()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with publishing(tmp_path) as publisher:
@@ -149,7 +150,7 @@ async def test_nothing_is_lost_to_a_manager_that(
 async def test_an_answer_that_is_late_acknowledges_no_other_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ACKNOWLEDGE", 0.05)
+    monkeypatch.setattr(forwarding, "ACKNOWLEDGE", 0.05)
 
     async def answer_too_late(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -172,7 +173,7 @@ async def test_an_answer_that_is_late_acknowledges_no_other_event(
 async def test_an_idle_connection_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_IDLE_CONNECTION", 0.05)
+    monkeypatch.setattr(publisher_module, "_IDLE_CONNECTION", 0.05)
     closed = trio.Event()
 
     async def acknowledge(stream: trio.SocketStream) -> None:
