@@ -20,7 +20,7 @@ from shim.events import journal
 from shim.events.journal import Entry, Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from shim.events.threadedjournal import ThreadedJournal
 
@@ -44,11 +44,11 @@ class Backlog:
 
     With ``threaded``, for a path on a disk that may hang, a thread writes the file.
 
-    Call :meth:`load` before the first event.
+    Call :meth:`load` or :meth:`adopt` before the first event.
     """
 
     def __init__(self, path: str = "", *, threaded: bool = False) -> None:
-        self._path = path
+        self.path = path
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._journal = _open_threaded(path) if threaded else Journal(path)
@@ -63,27 +63,37 @@ class Backlog:
         :raises OSError: the journal cannot be read.
         """
         self._busy = False
-        if not self._path:
+        if not self.path:
             return True
         try:
-            found = self._journal.load()
+            self._add_loaded(self._journal.load())
         except FileNotFoundError:
-            return True
+            pass
         except BlockingIOError:
             self._busy = True
             return False
+        return True
+
+    def adopt(self, fd: int) -> None:
+        """Own the open journal ``fd``, and queue its events; the file may have been removed.
+
+        :raises OSError: it cannot be read.
+        """
+        assert isinstance(self._journal, Journal)
+        self._add_loaded(self._journal.adopt(fd))
+
+    def _add_loaded(self, found: Iterable[tuple[int, bytes]]) -> None:
         for offset, payload in found:
             try:
                 is_exit = Envelope.FromString(payload).event.type_url == _EXIT
             except DecodeError as exc:
                 log.warning(
                     "cannot deliver a record of the journal: it is no event",
-                    path=self._path,
+                    path=self.path,
                     error=exc,
                 )
                 continue
             self._add(Entry(payload, is_exit, offset, next(_numbers)))
-        return True
 
     @property
     def last_loaded(self) -> bytes:
@@ -116,7 +126,7 @@ class Backlog:
         try:
             self.load()
         except OSError as exc:
-            log.warning("the journal cannot be read", path=self._path, error=exc)
+            log.warning("the journal cannot be read", path=self.path, error=exc)
         for entry in ours:
             self._add(entry)
         if not self._busy:
@@ -143,7 +153,7 @@ class Backlog:
 
     def is_of(self, path: str) -> bool:
         """Return whether this backlog writes to the file that is at ``path`` now."""
-        return path == self._path and self._journal.is_in_place()
+        return path == self.path and self._journal.is_in_place()
 
     def acknowledge(self) -> None:
         """Remove the first event: the manager has received it."""

@@ -82,7 +82,13 @@ class Journal:
         :raises BlockingIOError: another process owns it.
         :raises OSError: it cannot be read, or is not a plain file.
         """
-        fd = _open_locked(self._path, os.O_RDWR)
+        return self.adopt(_open_locked(self._path, os.O_RDWR))
+
+    def adopt(self, fd: int) -> list[tuple[int, bytes]]:
+        """As :meth:`load`, with the open and locked file ``fd``, which may have been removed.
+
+        :raises OSError: it cannot be read.
+        """
         try:
             data = _read(fd)
         except OSError:

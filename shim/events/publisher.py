@@ -12,6 +12,7 @@ Source: containerd core/events/exchange validateEnvelope, for the events it acce
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import asynccontextmanager
 from operator import attrgetter
@@ -30,6 +31,7 @@ from shim.events.backlog import Backlog
 from shim.events.forwarding import Forwardings
 from shim.events.topics import topic_of
 from shim.linux.libc import is_in_memory
+from shim.recovery.deposit import Deposit
 from shim.scope import background
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from shim.events.forwarding import Forwarding
-    from shim.recovery.deposit import Deposit
     from shim.recovery.inherited import Inherited
 
 # Seconds before the next attempt: doubled from the first to the longest.
@@ -116,12 +117,15 @@ class NullPublisher:
 class EventSource:
     """The events of one container, queued in ``backlog``: see :meth:`EventPublisher.open_source`.
 
-    ``is_closed`` is set by :meth:`close`.
+    ``is_closed`` is set by :meth:`close`.  ``kept`` is the fd of the journal of which the
+    deposit has a copy under ``name``, -1 without one.
     """
 
     def __init__(self, publisher: EventPublisher, backlog: Backlog) -> None:
         self.backlog = backlog
         self.is_closed = False
+        self.kept = -1
+        self.name = ""
         self._publisher = publisher
 
     def publish(self, event: Message) -> None:
@@ -163,12 +167,17 @@ class EventPublisher:
         inherited: Inherited | None = None,
     ) -> None:
         self._last_pause = last_pause
+        self._deposit = deposit or Deposit()
         self._forwardings = Forwardings(address_of(address), deposit, inherited)
         self._begin = trio.Event()
         if inherited is None:
             self._begin.set()
         self._namespace = namespace
         self._sources = [EventSource(self, backlog) for backlog in backlogs]
+        self._journals = 0
+        if inherited is not None:
+            for name, fd in inherited.take_all(_JOURNAL).items():
+                self._sources.append(self._adopted(_JOURNAL + name, fd))
         self._more = trio.Event()
         self._empty = trio.Event()
         if not self.waiting:
@@ -217,9 +226,36 @@ class EventPublisher:
     def queue(self, source: EventSource, envelope: Envelope) -> None:
         """Queue an event of ``source``."""
         source.backlog.append(envelope)
+        self._keep(source)
         if source not in self._sources:  # it was closed
             self._sources.append(source)
         self._note_more()
+
+    def _keep(self, source: EventSource) -> None:
+        """Leave a copy of the journal's file, which a manager may remove with its bundle."""
+        if self._deposit.is_active and (fd := source.backlog.fileno()) != source.kept:
+            if not source.name:
+                # Unique, since a new bundle may have the path of one with events left.
+                self._journals += 1
+                source.name = journal_name(self._journals, source.backlog.path)
+            source.kept = fd
+            self._deposit.put({source.name: fd})
+
+    def _adopted(self, name: str, fd: int) -> EventSource:
+        """Return the source of a journal that a killed daemon had open.
+
+        It is closed after its last event, unless :meth:`open_source` opens it again.
+        """
+        number, path = journal_of(name)
+        self._journals = max(self._journals, number)
+        backlog = Backlog(path)
+        try:
+            backlog.adopt(fd)
+        except OSError as exc:
+            log.warning("the journal cannot be read", path=path, error=exc)
+        source = EventSource(self, backlog)
+        source.is_closed, source.kept, source.name = True, backlog.fileno(), name
+        return source
 
     def _note_more(self) -> None:
         self._empty = trio.Event() if self._empty.is_set() else self._empty
@@ -230,6 +266,9 @@ class EventPublisher:
         for source in [one for one in self._sources if one.is_closed and not one.backlog]:
             self._sources.remove(source)
             source.backlog.close()
+            if source.name:
+                self._deposit.drop(source.name)
+                source.kept, source.name = -1, ""
 
     def close(self) -> None:
         """Close all journals; the undelivered events stay in them."""
@@ -298,6 +337,21 @@ class EventPublisher:
 def is_on_disk(journal: str) -> bool:
     """Return whether a write to the file ``journal`` may wait for a disk; False for no path."""
     return bool(journal) and not is_in_memory(journal.rpartition("/")[0])
+
+
+_JOURNAL = "journal/"
+
+
+def journal_name(number: int, path: str) -> str:
+    """Return the name in the deposit of the journal ``path``, the ``number``-th one."""
+    # Names are UTF-8, and paths any bytes.
+    return f"{_JOURNAL}{number}/{os.fsencode(path).decode('latin-1')}"
+
+
+def journal_of(name: str) -> tuple[int, str]:
+    """Return the number and the path of :func:`journal_name`."""
+    number, _, path = name.removeprefix(_JOURNAL).partition("/")
+    return int(number), os.fsdecode(path.encode("latin-1"))
 
 
 def address_of(text: str) -> str:
