@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 # ``hold/ID/STREAM``: a stream of a Create that is undone.
 # ``events``: the connection to the manager that takes events, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
-# ``hold/ID/STREAM``: a stream of a Create that is undone.
-# ``events``: the connection to the manager that takes events, ``forward`` its record.
-# ``journal/N/PATH``: a file of events that are not acknowledged.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD = "events", "forward"
-KINDS = (DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold")
-KINDS += (EVENTS, FORWARD, "journal")
+KINDS = (
+    *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
+    *(EVENTS, FORWARD, "journal"),
+)
 
 
 class Inherited:
