@@ -5,7 +5,8 @@ daemon goes on: a thread that waits for a disk cannot be killed, and the sockets
 the pid of its process would stay until the disk responds.
 
 The daemon sends ``GO``, ``DRAIN`` and ``STOP`` over a SOCK_SEQPACKET socket.  It
-receives ``OPENED`` or an error once, and one ``DRAINED`` for each ``DRAIN``.
+receives ``OPENED`` or an error once, and one ``DRAINED`` for each ``DRAIN``, with the word
+that followed it: the answer to a daemon that was killed is no answer to the next one.
 
 A file that is written is opened with O_APPEND, so that several writers and a log
 rotation that truncates it work.  splice(2) refuses such a file with EINVAL; the
@@ -35,6 +36,8 @@ OPENED, DRAINED = b"opened", b"drained"
 
 # Bytes in one read.
 _READ = 1 << 17
+# Bytes of a command, at most.
+_COMMAND = 64
 # Bytes of an error's text.
 _LONGEST = 4000
 
@@ -110,7 +113,7 @@ def read_file(path: str, *, sink: int, control: socket.socket) -> None:
         _send(control, encode_error(exc))
         return
     _send(control, OPENED)
-    if control.recv(16) != GO:
+    if _receive(control) != GO:
         return
     with contextlib.suppress(BrokenPipeError):
         while data := os.read(source, _READ):
@@ -122,6 +125,13 @@ def read_file(path: str, *, sink: int, control: socket.socket) -> None:
 def _send(control: socket.socket, message: bytes) -> None:
     with contextlib.suppress(OSError):  # the daemon has closed its end
         control.send(message)
+
+
+def _receive(control: socket.socket) -> bytes:
+    """Return the next command; no bytes if the daemon has ended, maybe with messages unread."""
+    with contextlib.suppress(ConnectionError):
+        return control.recv(_COMMAND)
+    return b""
 
 
 class _Writing:
@@ -144,13 +154,14 @@ class _Writing:
         while self._sources:
             ready = dict(self._poll.poll())
             if listening and self._control.fileno() in ready:
-                match self._control.recv(16):
+                verb, _, word = _receive(self._control).partition(b" ")
+                match verb:
                     case b"go":
                         self._begin()
                     case b"drain":
                         for source in list(self._sources):
                             self._copy(source, fifos.PIPE_SIZE)
-                        _send(self._control, DRAINED)
+                        _send(self._control, DRAINED + b" " + word)
                     case b"":
                         # The daemon has ended; its containers' output is still written.
                         listening = False

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim import log
 from shim.errors import NotFoundError, TimedOutError
+from shim.linux.fifos import Fd
 from shim.stdio import filecopy
+from shim.stdio.kept import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from shim.child import Child
-    from shim.linux.fifos import Fd
     from shim.reaper import Reaper
 
 # Seconds for a file to be opened, and its directories to be made.
@@ -37,7 +39,9 @@ _SIGKILL = 9
 class FileHelper:
     """Copies between the file at ``path`` and the pipes ``fds``.
 
-    Use :func:`open_writer` or :func:`open_reader`.
+    Use :func:`open_writer` or :func:`open_reader`.  ``kept`` has copies of the fds, with
+    roles that begin with ``role``, for :func:`restore_helper`;
+    with ``inherited`` it has them from a daemon that was killed.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class FileHelper:
         fds: Sequence[Fd],
         *,
         writes: bool,
+        kept: Kept | None = None,
+        role: str = "",
+        inherited: tuple[int, Child] | None = None,
     ) -> None:
         self.path = path
         self._writes = writes  # whether it writes to the file; it reads otherwise
@@ -56,7 +63,31 @@ class FileHelper:
         self._fds = fds
         self._closing = False
         self._changed = trio.Event()  # set when the process is replaced or not used any more
-        self._control, self._child = self._fork()
+        self._kept = kept or Kept()
+        self._role = role
+        if inherited is not None:
+            self._control, self._child = socket.socket(fileno=inherited[0]), inherited[1]
+        else:
+            self._control, self._child = self._fork()
+
+    def keep(self) -> None:
+        """Keep the fds; the file is open."""
+        self._kept.hold({f"{self._role}/pipe/{n}": fd for n, fd in enumerate(self._fds)})
+        self._keep_process()
+
+    def _keep_process(self) -> None:
+        if self._child.exit is None:
+            self._kept.put(
+                {self._control_role: self._control.fileno(), self._process_role: self._child.pidfd}
+            )
+
+    @property
+    def _control_role(self) -> str:
+        return f"{self._role}/control"
+
+    @property
+    def _process_role(self) -> str:
+        return f"{self._role}/process/{self._child.pid}"
 
     def _fork(self) -> tuple[socket.socket, Child]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -98,18 +129,19 @@ class FileHelper:
         """Wait until the bytes that are in the pipes now are written to the file."""
         while self._writes and self._control.fileno() >= 0:
             changed = self._changed
-            self._send(filecopy.DRAIN)
-            if await self._drained():
+            word = b"%d" % time.monotonic_ns()
+            self._send(filecopy.DRAIN + b" " + word)
+            if await self._drained(word):
                 return
             await changed.wait()  # the process has ended; a killed one is replaced
 
-    async def _drained(self) -> bool:
+    async def _drained(self, word: bytes) -> bool:
         """Return whether the process has written all bytes; False if it has ended."""
-        message = b""
+        message, wanted = b"", filecopy.DRAINED + b" " + word
         with contextlib.suppress(trio.ClosedResourceError):
-            while (message := await self._receive()) not in {filecopy.DRAINED, b""}:
+            while (message := await self._receive()) not in {wanted, b""}:
                 pass
-        return message == filecopy.DRAINED
+        return message == wanted
 
     async def stop(self) -> None:
         """End the process though bytes are left in the pipes; takes at most two seconds.
@@ -150,7 +182,7 @@ class FileHelper:
         for _ in range(2):  # an error of the socket, GO was not read, comes before a message
             with contextlib.suppress(OSError):
                 message = message or self._control.recv(1 << 12)
-        if message not in {filecopy.OPENED, filecopy.DRAINED, b""}:
+        if message and not message.startswith((filecopy.OPENED, filecopy.DRAINED)):
             log.error(
                 "cannot open a file again: output is lost",
                 path=self.path,
@@ -164,6 +196,7 @@ class FileHelper:
             return False
         trio.lowlevel.notify_closing(self._control)
         self._control.close()
+        self._kept.drop(self._control_role, self._process_role)
         try:
             self._control, self._child = self._fork()
         except OSError as exc:
@@ -173,6 +206,7 @@ class FileHelper:
                 error=exc,
             )
             return False
+        self._keep_process()
         self._send(filecopy.GO)
         self._changed.set()
         self._changed = trio.Event()
@@ -197,13 +231,21 @@ class FileHelper:
         if self._control.fileno() >= 0:
             trio.lowlevel.notify_closing(self._control)
             self._control.close()
+            self._kept.drop(self._control_role, self._process_role)
         for fd in self._fds:
             fd.close()
         self._changed.set()
 
 
 async def open_writer(
-    path: str, sources: Sequence[Fd], reaper: Reaper, *, create: bool, timeout: float
+    path: str,
+    sources: Sequence[Fd],
+    reaper: Reaper,
+    *,
+    create: bool,
+    timeout: float,
+    kept: Kept | None = None,
+    role: str = "",
 ) -> FileHelper:
     """Open the file; the bytes of the pipes ``sources`` are appended after ``start()``.
 
@@ -211,27 +253,58 @@ async def open_writer(
 
     :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
     """
-    numbers = [fd.number for fd in sources]
-
-    def work(control: socket.socket) -> None:
-        filecopy.write_file(path, create=create, sources=numbers, control=control)
-
-    return await _opened(FileHelper(path, work, reaper, sources, writes=True), timeout)
+    work = _writing(path, sources, create=create)
+    helper = FileHelper(path, work, reaper, sources, writes=True, kept=kept, role=role)
+    return await _opened(helper, timeout)
 
 
-async def open_reader(path: str, sink: Fd, reaper: Reaper, *, timeout: float) -> FileHelper:
+async def open_reader(
+    path: str, sink: Fd, reaper: Reaper, *, timeout: float, kept: Kept, role: str
+) -> FileHelper:
     """Open the file; its content is written to the pipe ``sink`` after ``start()``.
 
     The helper owns ``sink`` from this call on.
 
     :raises NotFoundError, InvalidError, OSError, TimedOutError: see ``wait_opened``.
     """
+    work = _reading(path, sink)
+    helper = FileHelper(path, work, reaper, [sink], writes=False, kept=kept, role=role)
+    return await _opened(helper, timeout)
+
+
+def restore_helper(
+    path: str, reaper: Reaper, *, writes: bool, create: bool, kept: Kept, role: str
+) -> FileHelper | None:
+    """Take over the process of a daemon that was killed; None if it has ended and is done."""
+    fds = [kept.take(name) or Fd(-1) for name in sorted(kept.roles(f"{role}/pipe/"))]
+    child = kept.watch(reaper, f"{role}/process")
+    control = kept.take_number(f"{role}/control")
+    if child is None or control < 0:
+        for fd in fds:
+            fd.close()
+        return None
+    work = _writing(path, fds, create=create) if writes else _reading(path, *fds)
+    return FileHelper(
+        path, work, reaper, fds, writes=writes, kept=kept, role=role, inherited=(control, child)
+    )
+
+
+def _writing(path: str, sources: Sequence[Fd], *, create: bool) -> Callable[[socket.socket], None]:
+    numbers = [fd.number for fd in sources]
+
+    def work(control: socket.socket) -> None:
+        filecopy.write_file(path, create=create, sources=numbers, control=control)
+
+    return work
+
+
+def _reading(path: str, sink: Fd) -> Callable[[socket.socket], None]:
     number = sink.number
 
     def work(control: socket.socket) -> None:
         filecopy.read_file(path, sink=number, control=control)
 
-    return await _opened(FileHelper(path, work, reaper, [sink], writes=False), timeout)
+    return work
 
 
 async def _opened(helper: FileHelper, timeout: float) -> FileHelper:
@@ -241,4 +314,5 @@ async def _opened(helper: FileHelper, timeout: float) -> FileHelper:
         with trio.CancelScope(shield=True):
             await helper.stop()
         raise
+    helper.keep()
     return helper

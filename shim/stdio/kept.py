@@ -16,6 +16,8 @@ from shim.linux.fifos import Fd
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.child import Child
+    from shim.reaper import Reaper
     from shim.recovery.deposit import Deposit
 
 
@@ -61,15 +63,25 @@ class Kept:
         finally:
             writer.close()
 
-    def put(self, role: str, number: int) -> None:
-        """Keep a copy of an fd until :meth:`drop`."""
+    def put(self, fds: Mapping[str, int]) -> None:
+        """Keep a copy of each fd until :meth:`drop`."""
         if self.deposit is not None:
-            self.deposit.put({self.prefix + role: number})
+            self.deposit.put({self.prefix + role: fd for role, fd in fds.items()})
 
-    def drop(self, role: str) -> None:
-        """Keep the copy no longer."""
+    def drop(self, *roles: str) -> None:
+        """Keep these copies no longer."""
         if self.deposit is not None:
-            self.deposit.drop(self.prefix + role)
+            self.deposit.drop(*(self.prefix + role for role in roles))
+
+    def watch(self, reaper: Reaper, role: str) -> Child | None:
+        """Watch the process whose pidfd has the role ``role/PID``, if one is inherited."""
+        for found in self.roles(f"{role}/"):
+            pid = int(found.rpartition("/")[2])
+            assert self.deposit is not None
+            return reaper.watch_inherited(
+                pid, self.take_number(found), self.prefix + found, self.deposit
+            )
+        return None
 
     def take_number(self, role: str) -> int:
         """Return an inherited fd that the caller owns and drops, or -1."""

@@ -62,6 +62,7 @@ async def open_stdio(
         system of a file does not respond.
     """
     address = parse_address(spec.stdout)
+    kept = Kept(deposit, prefix)
     logger = None
     if address.scheme in {"binary", "binary-v2"}:
         logger = await open_logger(
@@ -73,9 +74,10 @@ async def open_stdio(
             gid=gid,
             timeout=logger_timeout,
             directory=directory,
+            kept=kept,
         )
     kind = TerminalStdio if spec.terminal else PipeStdio
-    stdio = kind(spec, nursery, reaper, logger, overflow, Kept(deposit, prefix))
+    stdio = kind(spec, nursery, reaper, logger, overflow, kept)
     try:
         await stdio.open(address, uid, gid)
     except BaseException:

@@ -40,13 +40,16 @@ class PipeStdio(Stdio):
         if writer is not None:
             self._relay_input(source, self._own(writer))
         for name in ("stdout", "stderr"):
-            sink, reader = self._kept.take_fifo(name), self._kept.take(f"{name}-pipe")
+            sink = self._kept.take_fifo(name) or self._kept.take(f"{name}-file")
+            reader = self._kept.take(f"{name}-pipe")
             if reader is not None:
                 self._own(reader)
             if sink is not None:
                 relay = self._relay_output(name, reader or Fd(-1), self._own(sink))
                 relay.resume()
                 self._outputs.append(relay)
+        self._restore_files(state)
+        self._restore_logger(state)
 
     async def started(self) -> None:
         await super().started()
@@ -75,7 +78,14 @@ class PipeStdio(Stdio):
 
         # A process that had an fd of the file could change its mode.
         self._helpers.append(
-            await filehelper.open_reader(path, writer, self._reaper, timeout=filehelper.OPEN)
+            await filehelper.open_reader(
+                path,
+                writer,
+                self._reaper,
+                timeout=filehelper.OPEN,
+                kept=self._kept,
+                role=self._add_file_state(path, writes=False, create=False),
+            )
         )
         return reader
 
@@ -115,5 +125,6 @@ class PipeStdio(Stdio):
         a reader that is away.
         """
         reader, writer = self._open_file_pipe()
+        self._kept.hold({f"{name}-pipe": source, f"{name}-file": writer})
         self._outputs.append(self._relay_output(name, source, writer))
         return reader

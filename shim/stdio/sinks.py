@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shim.child import Child
     from shim.outputaddress import Address
     from shim.reaper import Reaper
+    from shim.stdio.kept import Kept
 
 # Seconds for a logger to report that it is ready, to exit after the end of its input,
 # to exit after SIGTERM, and to exit after SIGKILL.
@@ -50,14 +51,23 @@ class Logger:
     """A logging program and the container's ends of its two pipes.
 
     The program reads stdout from fd 3 and stderr from fd 4, and reports on fd 5
-    that it is ready.
+    that it is ready.  ``kept`` has a copy of its pidfd.
     """
 
-    def __init__(self, name: str, child: Child, stdout: Fd, stderr: Fd, readers: list[Fd]) -> None:
+    def __init__(
+        self,
+        name: str,
+        child: Child,
+        stdout: Fd,
+        stderr: Fd,
+        readers: list[Fd],
+        kept: Kept,
+    ) -> None:
         self.stdout = stdout
         self.stderr = stderr
-        self._name = name
+        self.name = name
         self._child = child
+        self._kept = kept
         self._readers = readers
 
     def started(self) -> None:
@@ -70,14 +80,15 @@ class Logger:
         self.started()
         self.stdout.close()
         self.stderr.close()
-        with trio.move_on_after(LOGGER_EOF + LOGGER_TERM + LOGGER_KILL, shield=True):
+        with trio.move_on_after(LOGGER_EOF + LOGGER_TERM + LOGGER_KILL, shield=True) as scope:
             await self._stop()
-            return
-        log.error(
-            "cannot end a logging program: it did not exit after SIGKILL",
-            logger=self._name,
-            pid=self._child.pid,
-        )
+        if scope.cancelled_caught:
+            log.error(
+                "cannot end a logging program: it did not exit after SIGKILL",
+                logger=self.name,
+                pid=self._child.pid,
+            )
+        self._kept.drop(f"logger/{self._child.pid}")
 
     async def _stop(self) -> None:
         with trio.move_on_after(LOGGER_EOF):
@@ -88,7 +99,7 @@ class Logger:
         with trio.move_on_after(LOGGER_TERM):
             await self._child.wait()
             return
-        log.warning("killing a logging program that did not exit", logger=self._name)
+        log.warning("killing a logging program that did not exit", logger=self.name)
         if _signal(self._child, _SIGKILL):
             await self._child.wait()
 
@@ -111,6 +122,7 @@ async def open_logger(
     gid: int,
     timeout: float = LOGGER_READY,
     directory: str | None = None,
+    kept: Kept,
 ) -> Logger:
     """Start a logging program in ``directory`` and wait until it is ready.
 
@@ -144,7 +156,9 @@ async def open_logger(
             with trio.move_on_after(LOGGER_KILL, shield=True):
                 await child.wait()
         raise
-    return Logger(address.path, child, stdout_w, stderr_w, [stdout_r, stderr_r])
+    if child.exit is None:
+        kept.put({f"logger/{child.pid}": child.pidfd})
+    return Logger(address.path, child, stdout_w, stderr_w, [stdout_r, stderr_r], kept)
 
 
 async def _wait_ready(address: Address, ready: Fd, timeout: float) -> None:

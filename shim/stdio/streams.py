@@ -16,6 +16,7 @@ from shim import log
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio.kept import Kept
+from shim.stdio.sinks import Logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from shim.reaper import Reaper
     from shim.stdio.filehelper import FileHelper
     from shim.stdio.relay import Relay
-    from shim.stdio.sinks import Logger
     from shim.stdio.spool import Overflow
 
 # Seconds for readers to read the output before the exit is published; the same if
@@ -79,6 +79,8 @@ class Stdio:
         # and the processes that copy.
         self._files: dict[str, list[Fd]] = {}
         self._helpers: list[FileHelper] = []
+        # The arguments of restore_helper() for each.
+        self._file_states: list[dict[str, Any]] = []
         self._logger = logger
         self._overflow = overflow  # None: the process waits for a reader
         self._closing = False
@@ -93,7 +95,11 @@ class Stdio:
 
         It does not change until the stdio is closed.
         """
-        return {"spec": astuple(self.spec)}
+        return {
+            "spec": astuple(self.spec),
+            "files": self._file_states,
+            "logger": "" if self._logger is None else self._logger.name,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over the fds of a daemon that was killed; :meth:`started` relays again."""
@@ -215,9 +221,41 @@ class Stdio:
 
         for path, sources in self._files.items():
             helper = await filehelper.open_writer(
-                path, sources, self._reaper, create=create, timeout=filehelper.OPEN
+                path,
+                sources,
+                self._reaper,
+                create=create,
+                timeout=filehelper.OPEN,
+                kept=self._kept,
+                role=self._add_file_state(path, writes=True, create=create),
             )
             self._helpers.append(helper)
+
+    def _add_file_state(self, path: str, *, writes: bool, create: bool) -> str:
+        """Return the role of a new helper process."""
+        role = f"file/{len(self._file_states)}"
+        self._file_states.append({"path": path, "writes": writes, "create": create, "role": role})
+        return role
+
+    def _restore_files(self, state: Mapping[str, Any]) -> None:
+        self._file_states = state["files"]
+        if not self._file_states:
+            return
+        from shim.stdio import filehelper
+
+        for arguments in self._file_states:
+            helper = filehelper.restore_helper(reaper=self._reaper, kept=self._kept, **arguments)
+            if helper is not None:
+                self._helpers.append(helper)
+
+    def _restore_logger(
+        self, state: Mapping[str, Any], stdout: Fd | None = None, stderr: Fd | None = None
+    ) -> None:
+        """Take over the logging program and the write ends of its pipes that are open."""
+        child = self._kept.watch(self._reaper, "logger") if state["logger"] else None
+        if child is not None:
+            ends = stdout or Fd(-1), stderr or Fd(-1)
+            self._logger = Logger(state["logger"], child, *ends, [], self._kept)
 
     def _start_helpers(self) -> None:
         for helper in self._helpers:

@@ -64,7 +64,7 @@ class TerminalStdio(Stdio):
         from shim.stdio import terminalsplice  # loaded only by a daemon that may be replaced
 
         if self._socket is not None:
-            self._kept.put("console", self._socket.fileno())
+            self._kept.put({"console": self._socket.fileno()})
         if self._overflow is None:
             self._buffer = self._own(terminalsplice.open_buffer())
             self._kept.hold({"buffer": self._buffer})
@@ -72,6 +72,8 @@ class TerminalStdio(Stdio):
             self._kept.hold_fifo("stdout", sink)
         else:
             self._kept.hold({"stdout": sink})
+        if self._logger is not None:
+            self._kept.hold({"logger-stderr": self._logger.stderr})
 
     def state(self) -> dict[str, Any]:
         return super().state() | {"console": self._console_path, "is_fifo": self._is_fifo}
@@ -87,6 +89,8 @@ class TerminalStdio(Stdio):
         for fd in (self._sink, self._buffer, self._master):
             if fd is not None:
                 self._own(fd)
+        self._restore_files(state)
+        self._restore_logger(state, self._sink, kept.take("logger-stderr"))
         if (listener := kept.take_number("console")) >= 0:
             self._set_socket(ConsoleSocket(listener, state["console"]))
 

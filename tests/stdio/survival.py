@@ -26,7 +26,7 @@ from shim.stdio.opening import open_stdio, restore_stdio
 from tests.stdio.playing import send_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from shim.stdio.spool import Overflow
     from shim.stdio.streams import Stdio, StdioSpec
@@ -38,14 +38,12 @@ _MESSAGE = 1 << 16
 class Survival:
     """The daemons, the keeper and the manager.  Use :func:`surviving`."""
 
-    def __init__(
-        self, spec: StdioSpec, command: Sequence[str], overflow: Overflow | None, rest: int
-    ) -> None:
+    def __init__(self, spec: StdioSpec, script: str, overflow: Overflow | None, rest: int) -> None:
         self.kills = 0
         self.received = bytearray()
         self.ended = False
         self._spec = spec
-        self._command = command
+        self._script = script
         self._overflow = overflow
         self._random = random.Random(rest)
         self._state = ""  # JSON
@@ -168,6 +166,13 @@ class Survival:
         self.wait_running()
         self.call("exited")
 
+    def drain(self) -> None:
+        """Have the daemon wait until the output has left it."""
+        self.wait_running()
+        self._ready = False
+        self.call("drain")
+        self.wait_running()
+
     def run_until(
         self, done: Callable[[], bool], *, every: tuple[float, float] | None = None
     ) -> None:
@@ -243,7 +248,7 @@ class Survival:
                     process = send_terminal(stdio)
                     numbers = (process.number,) * 3
                 control.send(json.dumps(stdio.state()).encode())
-                reaper.spawn(self._command, fds=dict(enumerate(numbers)))
+                reaper.spawn(["sh", "-c", self._script], fds=dict(enumerate(numbers)))
                 if self._spec.terminal:
                     process.close()
             await stdio.started()
@@ -273,13 +278,14 @@ class Survival:
 
 @contextlib.contextmanager
 def surviving(
-    spec: StdioSpec, command: Sequence[str], overflow: Overflow | None = None, seed: int = 0
+    spec: StdioSpec, script: str, overflow: Overflow | None = None, seed: int = 0
 ) -> Iterator[Survival]:
-    """Run ``command`` with the stdio ``spec``, relayed by a first daemon."""
-    survival = Survival(spec, command, overflow, seed)
+    """Run the shell ``script`` with the stdio ``spec``, relayed by a first daemon."""
+    survival = Survival(spec, script, overflow, seed)
     set_child_subreaper()
     try:
         survival.launch()
+        survival.wait_running()
         yield survival
         survival.wait_running()
         survival.call("close")
