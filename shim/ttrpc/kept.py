@@ -27,12 +27,13 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
+from shim import log
 from shim.errors import InvalidError
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.connection import CHUNK, Connection
 from shim.ttrpc.frames import extent
 from shim.ttrpc.protocol import RequestReceived
-from shim.ttrpc.services import UNSENT_LIMIT
+from shim.ttrpc.services import UNSENT_LIMIT, PeerRefusedError, check_peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,6 +103,51 @@ class Resumed(NamedTuple):
 
     stream: trio.SocketStream
     record: Record
+
+
+class KeptListener(trio.abc.Listener[trio.SocketStream]):
+    """Owns ``listener``, and leaves a copy of each connection as soon as it is accepted.
+
+    A server that is killed between the two closes the connection; no call is lost.
+    ``records`` has the record of each connection that has one; the user of the connection
+    removes it there.
+    """
+
+    def __init__(self, listener: trio.SocketListener, store: ConnectionStore) -> None:
+        self._listener = listener
+        # The fd belongs to the listener.
+        self._socket = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM, 0, listener.socket.fileno()
+        )
+        self._store = store
+        self.records: dict[trio.SocketStream, Record] = {}
+
+    async def accept(self) -> trio.SocketStream:
+        """Return the next connection of a process of our user.
+
+        :raises OSError: no fd or no memory is left.
+        :raises trio.ClosedResourceError: the listener is closed.
+        """
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            with suppress(BlockingIOError):
+                sock, _ = self._socket.accept()
+                try:
+                    check_peer(sock)
+                except PeerRefusedError as exc:
+                    log.warning("connection refused", error=exc)
+                    sock.close()
+                    continue
+                record = self._store.open(sock.fileno())
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+                if record is not None:
+                    self.records[stream] = record
+                return stream
+
+    async def aclose(self) -> None:
+        """Close the listener."""
+        self._socket.detach()
+        await self._listener.aclose()
 
 
 class KeptConnection(Connection):

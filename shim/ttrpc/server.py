@@ -31,7 +31,7 @@ import trio
 
 from shim import log
 from shim.ttrpc.connection import MAX_CALLS, Connection, Methods
-from shim.ttrpc.kept import ConnectionStore, KeptConnection, Record, Resumed
+from shim.ttrpc.kept import ConnectionStore, KeptConnection, KeptListener, Record, Resumed
 from shim.ttrpc.services import (
     UNSENT_LIMIT,
     PeerRefusedError,
@@ -109,15 +109,16 @@ async def serve(
     by the call, are those of a server that was killed.
     """
     methods = Methods.of(handlers, cancellable, undoable, immediate)
+    kept = KeptListener(listener, store) if store is not None else None
 
     async def converse(stream: trio.SocketStream) -> None:
         async with _reported(stream):
-            check_peer(stream.socket)
-            record = store.open(stream.socket.fileno()) if store is not None else None
-            if record is None:
-                await Connection(stream, methods).run(shutdown)
-            else:
+            if kept is None:
+                check_peer(stream.socket)
+            elif (record := kept.records.pop(stream, None)) is not None:
                 await KeptConnection(stream, methods, record).run(shutdown)
+                return
+            await Connection(stream, methods).run(shutdown)
 
     async def resume(one: Resumed) -> None:
         async with _reported(one.stream):
@@ -128,7 +129,7 @@ async def serve(
             conversations.start_soon(resume, one)
         async with trio.open_nursery() as accepting:
             accept = functools.partial(
-                trio.serve_listeners, converse, [listener], handler_nursery=conversations
+                trio.serve_listeners, converse, [kept or listener], handler_nursery=conversations
             )
             await accepting.start(accept)
             task_status.started()

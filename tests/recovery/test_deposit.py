@@ -13,47 +13,13 @@ import trio.testing
 from shim.linux.fifos import Fd
 from shim.recovery import deposit as deposit_module
 from shim.recovery.deposit import Deposit
-from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import EXIT, MAX_MESSAGE, decode, encode
+from tests.recovery.keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
-
-
-class Keeper:
-    """The other end of the channel, in this process."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        channel.setblocking(False)
-        self.channel = channel
-        self.fds: dict[str, int] = {}
-
-    def take(self) -> None:
-        """Take the messages that have arrived."""
-        while True:
-            try:
-                data, fds, _, _ = socket.recv_fds(self.channel, MAX_MESSAGE, MAX_FDS)
-            except BlockingIOError:
-                return
-            verb, names = decode(data)
-            if verb == PUT:
-                for name, fd in zip(names, fds, strict=True):
-                    self.discard(name)
-                    self.fds[name] = fd
-            elif verb == DROP:
-                for name in names:
-                    self.discard(name)
-
-    def discard(self, name: str) -> None:
-        fd = self.fds.pop(name, -1)
-        if fd >= 0:
-            os.close(fd)
-
-    def close(self) -> None:
-        self.channel.close()
-        for name in list(self.fds):
-            self.discard(name)
 
 
 @asynccontextmanager

@@ -1,0 +1,47 @@
+"""A keeper for tests: the other end of a deposit's channel."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from shim.recovery.messages import DROP, MAX_FDS, MAX_MESSAGE, PUT, decode
+
+
+class Keeper:
+    """Holds copies of the fds that a deposit puts."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.setblocking(False)
+        self.channel = channel
+        self.fds: dict[str, int] = {}
+
+    def take(self) -> bool:
+        """Take the messages that have arrived; return whether there may be more."""
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.channel, MAX_MESSAGE, MAX_FDS)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not data:
+                return False
+            verb, names = decode(data)
+            if verb == PUT:
+                for name, fd in zip(names, fds, strict=True):
+                    self.discard(name)
+                    self.fds[name] = fd
+            elif verb == DROP:
+                for name in names:
+                    self.discard(name)
+
+    def discard(self, name: str) -> None:
+        fd = self.fds.pop(name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        self.channel.close()
+        for name in list(self.fds):
+            self.discard(name)
