@@ -45,12 +45,14 @@ class Survival:
         self._spec = spec
         self._script = script
         self._overflow = overflow
+        self._paused = False  # the first daemon waits before it relays
         self._random = random.Random(rest)
         self._state = ""  # JSON
         self._exited = False
         self._fds: dict[str, int] = {}
         self._statuses: dict[str, tuple[int, int]] = {}
         self._pid = -1
+        self._process = -1  # a pidfd of the shell
         self._channel: socket.socket
         self._control: socket.socket
         self._reader = -1
@@ -85,6 +87,12 @@ class Survival:
         os.kill(self._pid, signal.SIGKILL)
         self._wait_daemon()
         self.kills += 1
+
+    def replace(self) -> None:
+        """Kill the daemon, and wait until the next one relays."""
+        self.kill()
+        self.launch()
+        self.wait_running()
 
     def _wait_daemon(self) -> int:
         _, status = os.waitpid(self._pid, 0)
@@ -151,9 +159,11 @@ class Survival:
         os.close(self._reader)
         self._reader = -1
 
-    def write(self, path: str, data: bytes) -> None:
-        """Write ``data`` to a stdin fifo while :meth:`run_until` runs, and close it."""
+    def open_writer(self, path: str) -> None:
         self._writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+    def write(self, data: bytes) -> None:
+        """Write ``data`` to the stdin fifo while :meth:`run_until` runs, and close it."""
         self._unsent = memoryview(data)
 
     def call(self, name: str) -> None:
@@ -196,7 +206,7 @@ class Survival:
         for fd in (self._channel.fileno(), self._control.fileno(), self._reader):
             if fd >= 0 and not (fd == self._reader and self.ended):
                 poll.register(fd, select.POLLIN)
-        if self._writer >= 0:
+        if self._unsent:
             poll.register(self._writer, select.POLLOUT)
         ready = {fd for fd, _ in poll.poll(timeout * 1000)}
         if self._channel.fileno() in ready:
@@ -216,6 +226,8 @@ class Survival:
             while message := self._control.recv(_MESSAGE):
                 if message == b"running":
                     self._ready = True
+                elif message.isdigit():
+                    self._process = os.pidfd_open(int(message))
                 else:
                     self._state = message.decode()
 
@@ -248,9 +260,14 @@ class Survival:
                     process = send_terminal(stdio)
                     numbers = (process.number,) * 3
                 control.send(json.dumps(stdio.state()).encode())
-                reaper.spawn(["sh", "-c", self._script], fds=dict(enumerate(numbers)))
+                stream = dict(enumerate(numbers))
+                child = reaper.spawn(["sh", "-c", self._script], fds=stream)
+                control.send(b"%d" % child.pid)
                 if self._spec.terminal:
                     process.close()
+                if self._paused:
+                    control.send(b"running")
+                    await trio.sleep_forever()
             await stdio.started()
             if self._exited:
                 stdio.exited()
@@ -278,10 +295,19 @@ class Survival:
 
 @contextlib.contextmanager
 def surviving(
-    spec: StdioSpec, script: str, overflow: Overflow | None = None, seed: int = 0
+    spec: StdioSpec,
+    script: str,
+    overflow: Overflow | None = None,
+    seed: int = 0,
+    *,
+    paused: bool = False,
 ) -> Iterator[Survival]:
-    """Run the shell ``script`` with the stdio ``spec``, relayed by a first daemon."""
+    """Run the shell ``script`` with the stdio ``spec``, relayed by a first daemon.
+
+    With ``paused`` that daemon does not relay: it has to be killed.
+    """
     survival = Survival(spec, script, overflow, seed)
+    survival._paused = paused
     set_child_subreaper()
     try:
         survival.launch()
@@ -297,16 +323,14 @@ def surviving(
         for name in list(survival._fds):
             survival._drop(name)
         set_child_subreaper(wanted=False)
-        for fd in (survival._reader, survival._writer):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(survival._process, signal.SIGKILL)
+        for fd in (survival._reader, survival._writer, survival._process):
             if fd >= 0:
                 os.close(fd)
-        _end_orphans()
-
-
-def _end_orphans() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
 
 
 def _close_all_but(*keep: int) -> None:

@@ -63,7 +63,8 @@ def test_stdin_reaches_the_process_and_ends(fifos: Path, *, terminal: bool) -> N
     script = "i=0; while [ $i -lt 40 ]; do head -c 100000; sleep 0.04; i=$((i + 1)); done"
     with surviving(spec, script) as daemons:
         daemons.open_reader(spec.stdout)
-        daemons.write(spec.stdin, LINES[:4_000_000])
+        daemons.open_writer(spec.stdin)
+        daemons.write(LINES[:4_000_000])
         daemons.run_until(lambda: len(daemons.received) >= 4_000_000, every=OFTEN)
         assert bytes(daemons.received) == LINES[:4_000_000]
         assert daemons.kills > 5
@@ -94,3 +95,85 @@ def test_a_logging_program_gets_every_byte_once_and_ends(fifos: Path, *, termina
         daemons.run_until(lambda: path.exists() and path.stat().st_size >= len(LINES), every=OFTEN)
         assert daemons.kills > 5
     assert path.read_bytes() == LINES + b"end\n"
+
+
+@KINDS
+def test_a_late_reader_gets_the_output_and_its_end(fifos: Path, *, terminal: bool) -> None:
+    spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
+    with surviving(spec, "seq 1000") as daemons:
+        daemons.run_until(lambda: "stdout-pipe" not in daemons.kept)
+        daemons.exit()
+        for _ in range(3):
+            daemons.replace()
+        daemons.open_reader(spec.stdout)
+        daemons.run_until(lambda: daemons.ended)
+        assert bytes(daemons.received) == b"".join(b"%d\n" % i for i in range(1, 1001))
+
+
+@KINDS
+def test_a_reader_that_went_away_before_the_kill_can_come_back(
+    fifos: Path, *, terminal: bool
+) -> None:
+    spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
+    with surviving(
+        spec, f"echo one; while [ ! -e {fifos}/go ]; do sleep 0.01; done; echo two"
+    ) as daemons:
+        daemons.open_reader(spec.stdout)
+        daemons.run_until(lambda: daemons.received == b"one\n")
+        daemons.close_reader()
+        daemons.replace()
+        (fifos / "go").touch()
+        daemons.exit()
+        daemons.replace()
+        daemons.open_reader(spec.stdout)
+        daemons.run_until(lambda: daemons.ended)
+        assert daemons.received == b"one\ntwo\n"
+
+
+def test_an_end_of_stdin_before_the_kill_reaches_the_process(fifos: Path) -> None:
+    spec = StdioSpec(str(fifos / "in"), str(fifos / "out"))
+    with surviving(spec, "cat; echo end") as daemons:
+        daemons.open_reader(spec.stdout)
+        daemons.open_writer(spec.stdin)
+        daemons.call("close_stdin")
+        daemons.run_until(lambda: "stdin-keeper" not in daemons.kept)
+        daemons.replace()
+        daemons.write(b"input\n")
+        daemons.run_until(lambda: daemons.ended)
+        assert daemons.received == b"input\nend\n"
+
+
+def test_an_end_of_stdin_after_the_kill_hangs_a_terminal_up(fifos: Path) -> None:
+    spec = StdioSpec(str(fifos / "in"), str(fifos / "out"), terminal=True)
+    with surviving(spec, "head -n 1; sleep 60") as daemons:
+        daemons.open_reader(spec.stdout)
+        daemons.replace()
+        daemons.open_writer(spec.stdin)
+        daemons.call("close_stdin")
+        daemons.run_until(lambda: "stdin-keeper" not in daemons.kept)
+        daemons.replace()
+        daemons.write(b"input\n")
+        daemons.run_until(lambda: daemons.ended)
+        assert daemons.received == b"input\n"
+
+
+@KINDS
+def test_a_kill_before_the_relays_run_loses_nothing(fifos: Path, *, terminal: bool) -> None:
+    spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
+    with surviving(spec, "seq 100", paused=True) as daemons:
+        daemons.open_reader(spec.stdout)
+        daemons.replace()
+        daemons.exit()
+        daemons.run_until(lambda: daemons.ended)
+        assert bytes(daemons.received) == b"".join(b"%d\n" % i for i in range(1, 101))
+
+
+def test_a_daemon_that_closes_the_stdio_leaves_nothing_with_the_keeper(fifos: Path) -> None:
+    spec = StdioSpec(str(fifos / "in"), str(fifos / "out"), str(fifos / "err"))
+    with surviving(spec, "sleep 60") as daemons:
+        assert daemons.kept == {
+            *("stdin", "stdin-keeper", "stdin-pipe"),
+            *("stdout", "stdout-pipe", "stderr", "stderr-pipe"),
+        }
+        daemons.replace()
+    assert not daemons.kept
