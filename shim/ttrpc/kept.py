@@ -192,10 +192,25 @@ class KeptConnection(Connection):
         if self._resumed:
             self._restore(lasting, listening)
         while not self._gone:
-            while len(self._outgoing) - self._offset > UNSENT_LIMIT:
+            while self._is_full:
                 await self._held_reader.park()
             await trio.lowlevel.wait_readable(self._fd)
             self._read(lasting, listening)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._outgoing) - self._offset > UNSENT_LIMIT
+
+    def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
+        super()._read(lasting, listening)
+        if self._resumed:
+            self._end_replay()
+
+    def _end_replay(self) -> None:
+        """Handle requests as new ones: no killed server has handled a part of them."""
+        self._resumed = False
+        self._immediate = self._methods.immediate
+        self._called.clear()
 
     def _restore(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
         """Do again what the killed server had begun.
@@ -217,10 +232,9 @@ class KeptConnection(Connection):
         if self._keeps:
             self._protocol.resume(discard)
             self._take(data, lasting, listening)
-        else:
+            self._end_replay()
+        elif not self._is_full:
             self._read(lasting, listening)
-        self._called = set()
-        self._immediate = self._methods.immediate
 
     def _read_once(self) -> bytes:
         """Receive bytes, which stay in the socket if they are whole frames."""

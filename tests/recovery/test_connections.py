@@ -1,0 +1,443 @@
+"""The connections of a server are in its deposit, and a replacement goes on with them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from google.protobuf.empty_pb2 import Empty
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from shim import log
+from shim.api.task_grpc import TaskStub
+from shim.api.task_pb2 import (
+    ConnectRequest,
+    ConnectResponse,
+    CreateTaskRequest,
+    CreateTaskResponse,
+    KillRequest,
+    StartRequest,
+    StartResponse,
+    StateRequest,
+    StateResponse,
+    WaitRequest,
+)
+from shim.recovery.connections import Connections
+from shim.recovery.deposit import Deposit
+from shim.recovery.inherited import Inherited
+from shim.recovery.slot import StateSlot
+from shim.ttrpc.client import ConnectionLostError, open_channel
+from shim.ttrpc.frames import Kind
+from shim.ttrpc.protocol import ClientProtocol
+from shim.ttrpc.server import UNSENT_LIMIT, Stream, handlers_of, replayable, serve
+from tests.recovery.keeper import Keeper
+from tests.ttrpc.fake import FakeTask
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+TASK = "containerd.task.v3.Task"
+
+
+class Told(FakeTask):
+    """Notes which calls may be repetitions; Create and Wait last until an event is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replayed: list[tuple[str, bool]] = []
+
+    @replayable
+    async def State(self, request: StateRequest, replayed: bool) -> StateResponse:
+        self.replayed.append(("State", replayed))
+        return StateResponse(id=request.id, stdout="x" * self.reply_size)
+
+    @replayable
+    async def Start(self, request: StartRequest, replayed: bool) -> StartResponse:
+        self.replayed.append(("Start", replayed))
+        await self.may_start.wait()
+        return StartResponse(pid=len(request.id))
+
+    async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
+        self.replayed.append(("Create", stream.replayed))
+        await super().Create(stream)
+
+
+class Generations:
+    """A server in this process that can end as if it were killed, and its keeper."""
+
+    def __init__(self, path: str, nursery: trio.Nursery) -> None:
+        self.path = path
+        self.service = Told()
+        self.reply_size = 0  # of the services that are started from now on
+        self.keeper: Keeper | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._nursery = nursery
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+
+    async def start(self) -> None:
+        """Start a server; it goes on with what the last one has left."""
+        self.service = Told()
+        self.service.reply_size = self.reply_size
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        before, self.keeper = self.keeper, Keeper(ours)
+        if before is not None:
+            self.keeper.fds = before.fds
+            before.channel.close()
+        deposit = Deposit(theirs)
+        store = Connections(deposit)
+        inherited = Inherited({name: os.dup(fd) for name, fd in self.keeper.fds.items()})
+        serving = partial(
+            serve,
+            trio.SocketListener(trio.socket.from_stdlib_socket(self._listener.dup())),
+            handlers_of(self.service),
+            shutdown=self.service.shutdown,
+            drain=5,
+            cancellable=("Wait",),
+            undoable=("Create",),
+            immediate=("State",),
+            store=store,
+            resumed=store.resume(inherited),
+        )
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(deposit.run)
+                    await serving(task_status=task_status)
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.cancel_scope.cancel()
+            deposit.close()
+            self._ended.set()
+
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        await self._nursery.start(run)
+
+    async def kill(self) -> None:
+        """End the server so that no reply is sent and nothing is taken from the deposit."""
+        self._scope.cancel()
+        await self._ended.wait()
+        self.names()
+
+    async def replace(self) -> Told:
+        """Replace the server; return the service of the new one."""
+        await self.kill()
+        await self.start()
+        return self.service
+
+    def names(self) -> set[str]:
+        """Return the names of the fds that the keeper has."""
+        assert self.keeper is not None
+        self.keeper.take()
+        return set(self.keeper.fds)
+
+    def close(self) -> None:
+        self._listener.close()
+        assert self.keeper is not None
+        self.keeper.close()
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Path]:
+    """Return the file that this test's log goes to."""
+    path = tmp_path / "log"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    log.configure(fd, log.INFO)
+    yield path
+    log.configure(2, log.INFO)
+    os.close(fd)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Generations]:
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            generations = Generations(str(tmp_path / "s"), nursery)
+            await generations.start()
+            yield generations
+            await generations.kill()
+    generations.close()
+
+
+@asynccontextmanager
+async def client(server: Generations) -> AsyncIterator[TaskStub]:
+    async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+        yield TaskStub(channel)
+
+
+async def settled(server: Generations) -> set[str]:
+    """Return the names in the deposit once nothing happens any more."""
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    return server.names()
+
+
+def frame(number: int, method: str, request: Any) -> bytes:
+    protocol = ClientProtocol()
+    for _ in range(number):
+        _, data = protocol.encode_request(TASK, method, request.SerializeToString())
+    return data
+
+
+async def test_a_connection_is_in_the_deposit_while_it_lasts(server: Generations) -> None:
+    async with client(server) as stub:
+        await stub.State(StateRequest(id="c1"))
+        assert await settled(server) == {"conn/0", "calls/0"}
+        async with client(server) as other:
+            await other.State(StateRequest(id="c1"))
+            assert len(await settled(server)) == 4
+        assert await settled(server) == {"conn/0", "calls/0"}
+    assert await settled(server) == set()
+
+
+async def test_a_shutdown_closes_the_connections_for_their_peers(server: Generations) -> None:
+    async with open_channel(await trio.open_unix_socket(server.path)) as channel:
+        await TaskStub(channel).State(StateRequest(id="c1"))
+        server.service.shutdown.set()
+        while await settled(server):
+            pass
+        await channel.wait_lost()
+
+
+async def test_a_connection_goes_on_with_the_replacement(server: Generations) -> None:
+    async with client(server) as stub:
+        for number in range(5):
+            reply = await stub.State(StateRequest(id=f"c{number}"))
+            assert reply.id == f"c{number}"
+            await server.replace()
+        async with client(server) as other:
+            assert (await other.State(StateRequest(id="c"))).id == "c"
+            assert await settled(server) == {"conn/0", "calls/0", "conn/1", "calls/1"}
+
+
+async def test_running_calls_begin_again_and_know_it(server: Generations) -> None:
+    async with client(server) as stub, trio.open_nursery() as nursery:
+        pids: list[int] = []
+
+        async def start(id_: str) -> None:
+            pids.append((await stub.Start(StartRequest(id=id_))).pid)
+
+        async def wait() -> None:
+            pids.append((await stub.Wait(WaitRequest())).exit_status)
+
+        async def create() -> None:
+            pids.append((await stub.Create(CreateTaskRequest())).pid)
+
+        for task in (partial(start, "a"), partial(start, "bb"), wait, create):
+            nursery.start_soon(task)
+        await server.service.waiting.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert {replayed for _, replayed in server.service.replayed} == {False}
+        for _ in range(3):
+            service = await server.replace()
+            await service.waiting.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            calls = [("Create", True), ("Start", True), ("Start", True)]
+            assert sorted(service.replayed) == calls
+        for event in (service.may_start, service.may_exit, service.may_create):
+            event.set()
+        while len(pids) < 4:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert sorted(pids) == [1, 2, 7, 137]
+        service = await server.replace()
+        assert (await stub.State(StateRequest(id="c1"))).id == "c1"
+        assert service.replayed == [("State", False)], "no answered call begins again"
+
+
+async def test_only_requests_that_were_in_the_socket_may_be_repetitions(
+    server: Generations,
+) -> None:
+    async with await trio.open_unix_socket(server.path) as stream:
+        await settled(server)
+        await server.kill()
+        await stream.send_all(frame(1, "State", StateRequest(id="c1")))
+        await stream.send_all(frame(2, "Start", StartRequest(id="c1")))
+        await server.start()
+        assert await stream.receive_some()
+        await stream.send_all(frame(3, "State", StateRequest(id="c1")))
+        assert await stream.receive_some()
+        # A call of Start would be in the record if it had begun.
+        calls = [("State", True), ("Start", False), ("State", False)]
+        assert server.service.replayed == calls
+
+
+async def test_a_long_reply_goes_on_where_the_killed_server_stopped(server: Generations) -> None:
+    server.reply_size = 700_000
+    await server.replace()
+    protocol, replies = ClientProtocol(), 0
+    async with await trio.open_unix_socket(server.path) as stream:
+        for number in range(3):
+            _, data = protocol.encode_request(
+                TASK, "State", StateRequest(id=f"c{number}").SerializeToString()
+            )
+            await stream.send_all(data)
+        await trio.testing.wait_all_tasks_blocked()
+        while replies < 3:
+            await server.replace()
+            for _ in range(20):
+                data = await stream.receive_some(10_000)
+                for response in protocol.receive_data(data):
+                    reply = StateResponse.FromString(response.payload)
+                    assert (reply.id, reply.stdout) == (f"c{replies}", "x" * 700_000)
+                    replies += 1
+                if replies == 3:
+                    break
+
+
+async def test_a_request_in_pieces_is_put_together_by_several_servers(
+    server: Generations,
+) -> None:
+    data = frame(1, "State", StateRequest(id="i" * 300_000))
+    async with await trio.open_unix_socket(server.path) as stream:
+        for at in range(0, len(data), 30_000):
+            await stream.send_all(data[at : at + 30_000])
+            await trio.testing.wait_all_tasks_blocked()
+            service = await server.replace()
+        protocol = ClientProtocol()
+        while not (replies := protocol.receive_data(await stream.receive_some())):
+            pass
+    assert StateResponse.FromString(replies[0].payload).id == "i" * 300_000
+    assert len(service.replayed) <= 1
+
+
+async def test_a_message_over_the_limit_is_skipped_by_several_servers(
+    server: Generations,
+) -> None:
+    size = 5 << 20
+    data = size.to_bytes(4) + (1).to_bytes(4) + bytes([Kind.REQUEST, 0]) + bytes(size)
+    protocol = ClientProtocol()
+    for _ in range(2):
+        protocol.encode_request(TASK, "State", b"")
+    async with await trio.open_unix_socket(server.path) as stream:
+        for at in range(0, len(data), 700_000):
+            await stream.send_all(data[at : at + 700_000])
+            await trio.testing.wait_all_tasks_blocked()
+            await server.replace()
+        await stream.send_all(frame(2, "State", StateRequest(id="c1")))
+        replies = protocol.receive_data(await stream.receive_some())
+        while len(replies) < 2:
+            replies += protocol.receive_data(await stream.receive_some())
+    assert [(one.stream_id, one.status) for one in replies] == [
+        (1, Status.RESOURCE_EXHAUSTED),
+        (3, Status.OK),
+    ]
+
+
+async def test_the_deadline_and_the_metadata_of_a_call_are_kept(server: Generations) -> None:
+    async with client(server) as stub, trio.open_nursery() as nursery:
+        with pytest.raises(GRPCError) as caught:  # noqa: PT012 - the kill is part of the call
+            async with stub.Start.open(timeout=60, metadata={"Trace-Id": "a"}) as call:
+                call.timeout = 0.05
+                await call.send_message(StartRequest(id="c1"))
+                await trio.testing.wait_all_tasks_blocked()
+                await server.kill()
+                await trio.sleep(0.06)
+                await server.start()
+                await call.recv_message()
+        nursery.cancel_scope.cancel()
+    assert caught.value.status is Status.DEADLINE_EXCEEDED
+    assert "came after its deadline" in (caught.value.message or "")
+    assert not server.service.replayed
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(server: Generations) -> None:
+    server.reply_size = 100_000
+    await server.replace()
+    requests = b"".join(
+        frame(number, "State", StateRequest(id=f"c{number}")) for number in range(1, 300)
+    )
+    protocol = ClientProtocol()
+    for _ in range(300):
+        protocol.encode_request(TASK, "State", b"")
+    async with await trio.open_unix_socket(server.path) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, requests)
+        await trio.testing.wait_all_tasks_blocked()
+        handled = len(server.service.replayed)
+        assert UNSENT_LIMIT < handled * 100_000 < 299 * 100_000
+        service = await server.replace()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not service.replayed
+        answered = set[int]()
+        while len(answered) < 299:
+            for response in protocol.receive_data(await stream.receive_some()):
+                assert len(response.payload) > 100_000
+                answered.add(response.stream_id)
+
+
+async def test_a_peer_that_left_meanwhile_ends_its_calls(server: Generations) -> None:
+    async with client(server) as stub, trio.open_nursery() as nursery:
+        nursery.start_soon(_fails, stub)
+        await server.service.creating.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        await server.kill()
+        nursery.cancel_scope.cancel()
+    await server.start()
+    assert await settled(server) == set()
+    assert server.service.undone == [True]
+
+
+async def _fails(stub: TaskStub) -> None:
+    with pytest.raises(ConnectionLostError):
+        await stub.Create(CreateTaskRequest())
+
+
+@pytest.mark.parametrize(
+    "state", [b"{", b'{"version":2}', b'{"version":1}', b'{"version":1,"calls":[[1]],"at":0}']
+)
+async def test_a_state_that_cannot_be_read_costs_its_connection(
+    server: Generations, state: bytes, logged: Path
+) -> None:
+    async with await trio.open_unix_socket(server.path) as stream, client(server) as stub:
+        await settled(server)
+        await server.kill()
+        assert server.keeper is not None
+        slot = StateSlot(os.dup(server.keeper.fds["calls/0"]))
+        slot.write(state)
+        slot.close()
+        await server.start()
+        assert (await stub.State(StateRequest(id="c1"))).id == "c1"
+        assert await settled(server) == {"conn/1", "calls/1"}
+        assert await stream.receive_some() == b""
+    assert "connection" in logged.read_text()
+
+
+@pytest.mark.parametrize("missing", ["conn/0", "calls/0"])
+async def test_half_of_a_connection_is_closed(
+    server: Generations, missing: str, logged: Path
+) -> None:
+    async with await trio.open_unix_socket(server.path) as stream:
+        await settled(server)
+        await server.kill()
+        assert server.keeper is not None
+        server.keeper.discard(missing)
+        await server.start()
+        assert await settled(server) == set()
+        assert await stream.receive_some() == b""
+    assert "a connection is closed: cannot go on with it" in logged.read_text()
+
+
+async def test_without_a_keeper_connections_are_served_and_not_kept(tmp_path: Path) -> None:
+    store = Connections(Deposit(None))
+    service = Told()
+    sock = trio.socket.socket(socket.AF_UNIX)
+    await sock.bind(str(tmp_path / "s"))
+    sock.listen()
+    async with trio.open_nursery() as nursery:
+        serving = partial(serve, shutdown=service.shutdown, drain=1, store=store)
+        await nursery.start(serving, trio.SocketListener(sock), handlers_of(service))
+        async with open_channel(await trio.open_unix_socket(str(tmp_path / "s"))) as channel:
+            assert (await TaskStub(channel).State(StateRequest(id="c1"))).id == "c1"
+            assert (await TaskStub(channel).Kill(KillRequest())) == Empty()
+            reply = await TaskStub(channel).Connect(ConnectRequest())
+            assert reply == ConnectResponse(shim_pid=1)
+        service.shutdown.set()
