@@ -59,6 +59,8 @@ from shim.ttrpc.server import Stream, replayable, unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from shim.container.host import Host
@@ -139,6 +141,7 @@ class TaskService(TaskBase):
 
     async def restore(self, inherited: Inherited) -> None:
         """Go on with the containers of a killed daemon; call it before any request is served."""
+        unsettled: list[Callable[[], Awaitable[object]]] = []
         for id_ in inherited.names("state/"):
             slot = inherited.take_slot(f"state/{id_}")
             assert slot is not None
@@ -151,6 +154,7 @@ class TaskService(TaskBase):
                 continue
             if snapshot.doing == "Create":
                 creation = self._creating[id_] = _Creation(None)
+                unsettled.append(creation.ended.wait)
                 self._host.go(partial(self._undo, container, creation))
             elif container.init.state is State.DELETED:
                 self._deleted[id_] = container
@@ -158,6 +162,14 @@ class TaskService(TaskBase):
             else:
                 self._reserve(id_)
                 self._containers[id_] = container
+                unsettled.append(container.wait_settled)
+        self._host.go(partial(self._claim, unsettled))
+
+    async def _claim(self, unsettled: list[Callable[[], Awaitable[object]]]) -> None:
+        """Let the keeper reap orphans that are not known, once all others are."""
+        for settled in unsettled:
+            await settled()
+        self._host.deposit.claimed()
 
     async def _undo(self, container: Container, creation: _Creation) -> None:
         """Undo the interrupted Create of ``container``; its call, if it is replayed, waits."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -241,6 +242,10 @@ class Container:
         await self._restoring.run(snapshot, inherited)
         return self
 
+    async def wait_settled(self) -> None:
+        """Wait until the operations that were under way are completed or undone."""
+        await self._restoring.settled.wait()
+
     async def undo_create(self) -> None:
         """Undo the interrupted Create of a restored container."""
         try:
@@ -306,6 +311,7 @@ class Container:
                 init=self.init,
                 host=self._host,
                 cgroup=self._group.cgroup,
+                adopted=partial(self.saved.adopt, process),
             )
         except BaseException:
             await process.discard_stdio()
@@ -316,9 +322,9 @@ class Container:
             with contextlib.suppress(NotFoundError):
                 child.signal(SIGKILL)
             process.child, process.pid = None, 0
+            self.saved.forget(process.id)
             await process.discard_stdio()
             raise WrongStateError("cannot exec in a stopped process")
-        self.saved.adopt(process)
         process.life.apply(Op.START)
         process.doing = ""
         self._events.exec_started(process.id, child.pid)

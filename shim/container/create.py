@@ -38,9 +38,11 @@ async def create_process(
     args: list[str],
     before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     started: Callable[[], None] | None = None,
+    adopted: Callable[[], None] = lambda: None,
 ) -> Child:
     """Run the runtime command ``verb`` (create, restore or exec), and adopt its process.
 
+    ``adopted`` is called when ``process`` has its child, which is not reaped yet.
     ``started`` is called while the runtime is being loaded; by default it prepares the
     move between cgroups.  ``before_kill`` is called with the pids of the runtime command
     and its descendants before a command that takes too long, or is cancelled, is killed.
@@ -63,10 +65,11 @@ async def create_process(
             )
             await process.connect_stdio()
             child = await runc.reaper.adopt(bundle.read_pid(process.id))
+            process.set_child(child)
+            adopted()
         except BaseException:
             runc.reaper.kill_orphan(bundle.read_pid(process.id))
             raise
-    process.set_child(child)
     return child
 
 
@@ -79,6 +82,7 @@ async def create_exec(
     init: Process,
     host: Host,
     cgroup: Cgroup | None,
+    adopted: Callable[[], None] = lambda: None,
 ) -> Child:
     """Run ``exec`` as :func:`create_process` does, and cancel it when ``init`` exits meanwhile.
 
@@ -96,7 +100,9 @@ async def create_exec(
     with creating:
         try:
             started = prepare_move if cgroup is not None and cgroup.has_room(_ROOM) else _nothing
-            return await create_process(runc, bundle, process, "exec", args, started=started)
+            return await create_process(
+                runc, bundle, process, "exec", args, started=started, adopted=adopted
+            )
         finally:
             watching.cancel()
     raise WrongStateError("cannot exec in a stopped process")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,9 +105,14 @@ class InitCreation:
         self._saved.save()
         try:
             child = await create_process(
-                self._runc, self._bundle, self._init, verb, args, failed_create.find
+                self._runc,
+                self._bundle,
+                self._init,
+                verb,
+                args,
+                failed_create.find,
+                adopted=partial(self._saved.adopt, self._init),
             )
-            self._saved.adopt(self._init)
             self._group.find(child)
             self._write_cleanup_record()
             await self._group.watch_oom(self._host.nursery)

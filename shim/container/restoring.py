@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import TYPE_CHECKING
 
+import trio
+
 from shim import log
 from shim.cgroup.oom import OomCount
 from shim.child import Child
@@ -28,8 +30,6 @@ from shim.stdio.opening import restore_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import trio
 
     from shim.container.bundle import Bundle
     from shim.container.cgroup import ContainerCgroup
@@ -82,6 +82,8 @@ class Restoring:
         self._saved = saved
         self._overflow = overflow
         self._held: list[Fd] = []
+        # Set when no operation is under way that a killed daemon began.
+        self.settled = trio.Event()
         self._commands = OrphanCommands(runc.runtime.root, id_)
 
     async def run(self, snapshot: ContainerSnapshot, inherited: Inherited) -> None:
@@ -103,9 +105,15 @@ class Restoring:
         saved.save()
         if snapshot.oom is not None:
             await self._group.watch_oom(self._host.nursery, OomCount(*snapshot.oom))
+        # Those of the operations under way are not among them.
+        running = [one for one in self._execs.values() if one.child and one.exit is None]
         await self._host.nursery.start(self._settle)
         self._exits.are_ending = self._init.exit is not None
-        self._follow()
+        if self._init.exit is None:
+            self._exits.follow_init()
+        for process in running:
+            assert process.child is not None
+            self._exits.follow_exec(process, process.child)
 
     async def _restore_process(
         self, process: Process, snapshot: ProcessSnapshot, inherited: Inherited
@@ -174,13 +182,6 @@ class Restoring:
         child.set_exit(record)
         return child
 
-    def _follow(self) -> None:
-        if self._init.exit is None:
-            self._exits.follow_init()
-        for process in self._execs.values():
-            if process.child is not None and process.exit is None:
-                self._exits.follow_exec(process, process.child)
-
     # -- operations that were under way --------------------------------------------
 
     async def _settle(self, task_status: trio.TaskStatus[None]) -> None:
@@ -192,7 +193,8 @@ class Restoring:
             if self._saved.doing in ("Pause", "Resume"):
                 await locks.enter_async_context(self._freezer.lock)
             task_status.started()
-            if not held and not self._saved.doing:
+            if not held and self._saved.doing not in ("Pause", "Resume"):
+                self.settled.set()
                 return
             log.info("an operation was under way when the shim was killed", id=self._id)
             try:
@@ -203,6 +205,8 @@ class Restoring:
                     await self._settle_freezer()
             except Exception as exc:
                 log.crash("cannot settle what a killed shim did", exc, id=self._id)
+            finally:
+                self.settled.set()
 
     async def _settle_process(self, process: Process) -> None:
         if process is not self._init:

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from shim import names
 from tests import sharedserver
 from tests.e2e.waiting import PATIENCE
 from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
 from tests.process.servers import Server
+from tests.process.survival import Survivor, enable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,25 @@ async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engi
         yield engine
     finally:
         engine.end()
+
+
+@pytest.fixture
+def survivors(
+    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[Path], Awaitable[Survivor]]]:
+    """Start a daemon that is replaced when it is killed; print its log after the test."""
+    monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(rig))
+    monkeypatch.setenv("TRIO_SHIM_DEATHS", "0")
+    logs = []
+
+    async def start(bundle: Path) -> Survivor:
+        logs.append(bundle / "log")
+        logs[-1].touch()
+        return Survivor(rig, await rig.start(bundle))
+
+    yield start
+    for log in logs:
+        print(log.read_text())
 
 
 @pytest.fixture

@@ -1,0 +1,90 @@
+"""A daemon that is killed while a manager uses it, and the replacements that answer."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, TypeAlias
+
+import trio
+
+from shim.api.task_pb2 import ConnectRequest
+from tests.e2e.waiting import PATIENCE
+from tests.process.driven import Driven
+from tests.process.rig import alive
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+    from shim.api.task_grpc import TaskStub
+    from tests.process.rig import Rig
+
+# Starts the daemon of a bundle.
+Start: TypeAlias = "Callable[[Path], Awaitable[Survivor]]"
+
+
+def enable(rig: Rig) -> str:
+    """Write a host's file that has daemons replaced; return its path."""
+    path = rig.root / "host.toml"
+    path.write_text("survive = true\n")
+    return str(path)
+
+
+async def daemon_of(task: TaskStub) -> int:
+    """Return the pid of the daemon that answers ``task``."""
+    return (await task.Connect(ConnectRequest(id="any"), timeout=20)).shim_pid
+
+
+class Survivor(Driven):
+    """Drives a shim that is killed in between."""
+
+    async def replace(self, number: int = signal.SIGKILL) -> int:
+        """Kill the daemon by the signal ``number``; return the pid of its replacement."""
+        before = await daemon_of(self.task)
+        os.kill(before, number)
+        with trio.fail_after(10 * PATIENCE):
+            while (after := await daemon_of(self.task)) == before:
+                await trio.sleep(0.001)
+        self.rig.track(after)
+        assert not alive(before)
+        return after
+
+    @asynccontextmanager
+    async def killed(self, longest: float, seed: int) -> AsyncIterator[Kills]:
+        """Kill the daemon at random times during the block, at least each ``longest`` s."""
+        kills = Kills(self, random.Random(seed), longest)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kills.run)
+            yield kills
+            nursery.cancel_scope.cancel()
+
+
+class Kills:
+    """The kills of a block of :meth:`Survivor.killed`; ``count`` is their number so far."""
+
+    def __init__(self, shim: Survivor, numbers: random.Random, longest: float) -> None:
+        self.count = 0
+        self._shim = shim
+        self._numbers = numbers
+        self._longest = longest
+
+    async def run(self) -> None:
+        """Kill until cancelled."""
+        while True:
+            await trio.sleep(self._numbers.uniform(0, self._longest))
+            pid = await daemon_of(self._shim.task)
+            self._shim.rig.track(pid)
+            await trio.sleep(self._numbers.uniform(0, 0.02))
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.count += 1
+
+
+def numbers(output: bytes) -> int:
+    """Return the last number of an output that counts from 1, each in a line of its own."""
+    words = output.split()
+    assert words == [b"%d" % number for number in range(1, len(words) + 1)], output[-200:]
+    return len(words)
