@@ -27,7 +27,7 @@ _ROOT = Path(__file__).parents[1]
 _TIMEOUT = 120.0  # seconds for a server to start or to end on a busy machine
 
 
-def _shimctl(word: str, environ: Mapping[str, str]) -> None:
+def shimctl(word: str, environ: Mapping[str, str]) -> None:
     """Run the command, again if it fails: it gives up a slow server after ten seconds."""
 
     def succeeds() -> bool:
@@ -49,9 +49,9 @@ def _shared_server() -> Iterator[dict[str, str]]:
     directory = tempfile.mkdtemp(prefix="forkserver", dir="/run")
     environ = {"TRIO_SHIM_FORKSERVER": "on", "TRIO_SHIM_FORKSERVER_DIR": directory}
     try:
-        _shimctl("warm", environ={**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
+        shimctl("warm", environ={**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
         yield environ
-        _shimctl("stop", environ=environ)
+        shimctl("stop", environ=environ)
     finally:
         shutil.rmtree(directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +56,7 @@ def survivors(
     """Start a daemon that is replaced when it is killed; print its log after the test."""
     monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(rig))
     monkeypatch.setenv("TRIO_SHIM_DEATHS", "0")
+    sharedserver.shimctl("warm", os.environ)
     logs = []
 
     async def start(bundle: Path) -> Survivor:

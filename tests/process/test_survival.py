@@ -72,9 +72,7 @@ async def test_a_container_runs_on_and_a_wait_returns_its_true_exit(
     assert rig.sink.names() == ["create", "start", "exit c1", "delete"]
 
 
-async def test_what_exits_while_no_daemon_runs_has_its_true_exit(
-    rig: Rig, survivors: Start
-) -> None:
+async def test_an_exit_without_a_daemon_is_true(rig: Rig, survivors: Start) -> None:
     bundle = rig.bundle("c1", "sh", "-c", COUNT)
     shim = await survivors(bundle)
     pid = await shim.run(bundle)
@@ -149,9 +147,7 @@ async def test_a_terminal_stays_open_and_can_be_resized(rig: Rig, survivors: Sta
     await verdict(rig, shim.oracle, "c1")
 
 
-async def test_a_created_a_paused_and_a_stopped_container_stay_so(
-    rig: Rig, survivors: Start
-) -> None:
+async def test_a_created_and_a_stopped_container_stay_so(rig: Rig, survivors: Start) -> None:
     bundle = rig.bundle("c1", "sh", "-c", "exit 3")
     shim = await survivors(bundle)
     request = StateRequest(id="c1")
@@ -168,9 +164,7 @@ async def test_a_created_a_paused_and_a_stopped_container_stay_so(
     await verdict(rig, shim.oracle, "c1")
 
 
-async def test_a_paused_container_is_resumed_by_the_replacement(
-    rig: Rig, survivors: Start
-) -> None:
+async def test_a_paused_container_can_be_resumed_after_it(rig: Rig, survivors: Start) -> None:
     bundle = rig.bundle("c1", "sh", "-c", COUNT)
     shim = await survivors(bundle)
     await shim.run(bundle)
@@ -238,12 +232,13 @@ async def test_no_kill_at_any_time_loses_anything(rig: Rig, survivors: Start) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_out)
         async with shim.killed(0.4, seed=1) as kills:
-            for number in range(12):
-                await shim.life_of_exec("c1", f"e{number}", number)
+            number = 0
+            while kills.count < 8:
+                number += 1
+                await shim.life_of_exec("c1", f"e{number}", number % 100)
             await shim.kill("c1", number=signal.SIGTERM)
             assert (await shim.wait("c1")).exit_status == 7
             await shim.delete("c1")
-    assert kills.count > 5
     assert numbers(read[0]) > 100
     await verdict(rig, shim.oracle, "c1")
     assert not groups(rig)
