@@ -96,7 +96,7 @@ class Deposit:
     def claimed(self) -> None:
         """Report that the pidfds of all inherited processes that go on are with the keeper.
 
-        Until then, and at most ten seconds, the keeper reaps no other orphan of the daemon
+        Until then, and at most five seconds, the keeper reaps no other orphan of the daemon
         that this one replaces: the pid in a runtime's pid file is still its process's.
         """
         self._send(encode(CLAIMED), [])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Seconds within which the deaths of a daemon are counted.
 PERIOD = 60.0
 # Seconds for a replacement to claim the processes of its predecessor.
-_CLAIM = 10.0
+_CLAIM = 5.0
 # Seconds from the end of a daemon's channel to its own end.  A thread that waits for a disk
 # that hangs can delay the latter without a limit.
 _ENDING = 1.0

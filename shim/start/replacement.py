@@ -53,7 +53,6 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
                 caller.answer(profile.answer)  # it may have it, and then ignores this one
             return await caller.wait_received(task_status, channel)
 
-        log.info("this shim replaces one that has ended", id=profile.settings.id)
         daemon.run(profile.settings, listener, ready, channel, inherited)
         status = 0
     except BaseException as exc:
