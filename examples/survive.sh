@@ -12,6 +12,8 @@ export TRIO_SHIM_CONFIG=$bundle/trio-shim.toml
 echo 'survive = true' >"$TRIO_SHIM_CONFIG"
 # A shim that dies three times within a minute is given up; here there is no limit.
 export TRIO_SHIM_DEATHS=0
+# The fork server keeps the files of the shims.
+export TRIO_SHIM_FORKSERVER=on
 
 shim_pid() { shimctl ps -a -o json | "$venv/bin/python" -c '
 import json, sys
@@ -24,6 +26,7 @@ waiting=$!
 
 for kill in 1 2 3 4 5 6 7 8 9 10; do
     pid=$(shim_pid)
+    [ "$pid" -gt 1 ] # 0: the shim is dead
     show kill -9 "$pid"
     sleep 0.5
 done

@@ -1,4 +1,4 @@
-"""The README's first command, with the package that is under test."""
+"""The programs that README names, with the package that is under test."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from tests.e2e.leftovers import RUNC, subdirectories
 from tests.e2e.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
-SCRIPT = Path(__file__).parent.parent.parent / "examples/quickstart.sh"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+NAMES = ("quickstart", "survive")
 COMMANDS = ["run", "run --detach", "ps", "exec", "kill", "wait", "delete"]
 
 
-def quickstart() -> subprocess.CompletedProcess[str]:
+def run(name: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SCRIPT],
+        [EXAMPLES / name],
         env=os.environ | {"TRIO_SHIM_VENV": sys.prefix},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -34,7 +35,7 @@ def test_the_quickstart_works_and_works_again() -> None:
         pytest.skip("needs root")
     before = traces()
     for _ in range(2):
-        result = quickstart()
+        result = run("quickstart.sh")
         assert result.returncode == 0, result.stdout + result.stderr
         assert "hello from a container, as pid 1\n(exit code 7)\n" in result.stdout
         assert "in the same container:\n" in result.stdout
@@ -45,17 +46,29 @@ def test_the_quickstart_works_and_works_again() -> None:
         wait_until("nothing is left", lambda: traces() <= before)
 
 
+def test_a_container_survives_ten_kills_of_its_shim() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    before = traces()
+    result = run("survive.sh")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("\n$ kill -9 ") == 10
+    assert "(shimctl wait returned 7)\n" in result.stdout
+    assert "and no number is missing)\n" in result.stdout
+    wait_until("nothing is left", lambda: traces() <= before)
+
+
 def traces() -> set[str]:
-    """Find what quickstarts leave: bundles, mounts in them, containers, processes."""
+    """Find what the programs leave: bundles, mounts in them, containers, processes."""
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found = {str(path) for path in Path("/tmp").glob("quickstart.*")}
-    found |= {line for line in mounts if "/quickstart." in line}
+    found = {str(path) for name in NAMES for path in Path("/tmp").glob(f"{name}.*")}
+    found |= {line for line in mounts for name in NAMES if f"/{name}." in line}
     found |= {str(path) for space in subdirectories(RUNC) for path in subdirectories(space)}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             line = (entry / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if "/quickstart." in line or "\0demo\0" in line:
+        if any(f"/{name}." in line for name in NAMES) or "\0demo\0" in line:
             found.add(f"{entry.name}: {line}")
     return found

@@ -7,7 +7,7 @@ import re
 from tests.examples.files import EXAMPLES, text_of
 
 # Programs, each with its own tests and README.
-PROGRAMS = ("minid/", "quickstart.sh", "README.md")
+PROGRAMS = ("minid/", "quickstart.sh", "survive.sh", "prepare.sh", "README.md")
 
 
 def rows() -> dict[str, list[str]]:
