@@ -181,8 +181,8 @@ class Keeper:
 
     def _answer(self, kept: Kept, name: str) -> None:
         """Send the exit status of the process of the pidfd ``name``, if it is known."""
-        if name in kept.fds and name not in kept.exits:
-            _reap(kept, name)
+        if name in kept.fds and name not in kept.exits and (pid := _zombie(kept.fds[name])):
+            _reap(kept, pid)
         words = map(str, kept.exits.get(name, ()))
         assert kept.channel is not None
         with suppress(OSError):  # it takes no answers, or has ended
@@ -190,13 +190,7 @@ class Keeper:
 
     def reap(self, pid: int) -> bool:
         """Reap the orphan ``pid``, a zombie, if its pidfd is here; return whether it is."""
-        for kept in self._all:
-            if kept.deaths:
-                for name, fd in kept.fds.items():
-                    if _zombie(fd) == pid:
-                        _reap(kept, name)
-                        return True
-        return False
+        return any(kept.deaths and _reap(kept, pid) for kept in self._all)
 
     @property
     def has_claims(self) -> bool:
@@ -282,12 +276,14 @@ class Keeper:
             self._timed.discard(kept)
 
 
-def _reap(kept: Kept, name: str) -> None:
-    """Reap the process of the pidfd ``name`` if it has ended and is a child of this process."""
-    with suppress(OSError):  # no pidfd, or another process's child
-        info = os.waitid(os.P_PIDFD, kept.fds[name], os.WEXITED | os.WNOHANG)
-        if info is not None:
-            kept.exits[name] = _wait_status(info), time.time_ns()
+def _reap(kept: Kept, pid: int) -> bool:
+    """Reap the zombie ``pid`` if a pidfd of it is in ``kept``; return whether one is."""
+    names = [name for name, fd in kept.fds.items() if _zombie(fd) == pid]
+    if names:
+        info = os.waitid(os.P_PIDFD, kept.fds[names[0]], os.WEXITED)
+        assert info is not None
+        kept.exits |= dict.fromkeys(names, (_wait_status(info), time.time_ns()))
+    return bool(names)
 
 
 def _zombie(pidfd: int) -> int:

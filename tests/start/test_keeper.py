@@ -1,0 +1,372 @@
+"""The keeper with real channels, pidfds and orphans; a test is its fork server."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.recovery.inherited import DAEMON, LISTENER
+from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
+from shim.start import keeper as keeper_module
+from shim.start.keeper import Keeper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from shim.start.keeper import Kept
+
+NAME = "pidfd/c1/"
+
+
+class Daemon:
+    """A process with a channel to a keeper, on which the test sends."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.process = subprocess.Popen(["sleep", "1000"])
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.settimeout(10)
+        self.keeper = keeper
+        self.number = theirs.fileno()
+        keeper.attach(self.process.pid, theirs)
+
+    def put(self, *names: str, fds: list[int] | None = None) -> None:
+        """Leave ``fds``, by default new ones of /dev/null."""
+        given = fds or [os.open(os.devnull, os.O_RDONLY) for _ in names]
+        socket.send_fds(self.channel, [encode(PUT, *names)], given)
+        for fd in given:
+            os.close(fd)
+        self.keeper.receive(self.number)
+
+    def send(self, verb: bytes, *names: str) -> None:
+        self.channel.send(encode(verb, *names))
+        self.keeper.receive(self.number)
+
+    def exit_of(self, name: str) -> list[str]:
+        self.send(EXIT, name)
+        verb, words = decode(self.channel.recv(MAX_MESSAGE))
+        assert (verb, words[0]) == (EXIT, name)
+        return words[1:]
+
+    def die(self) -> None:
+        """End with the keeper knowing it as from wait(2)."""
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+        self.keeper.ended(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self.channel.close()
+        self.process.kill()
+        self.process.wait()
+
+
+class Bench:
+    """A keeper, its daemons and those that it has given up."""
+
+    def __init__(self, deaths: int = 3) -> None:
+        self.poll = select.poll()
+        self.given_up: list[tuple[Kept, str]] = []
+        self.keeper = Keeper(self.poll, lambda *one: self.given_up.append(one), deaths)
+        self.daemons: list[Daemon] = []
+
+    def daemon(self) -> Daemon:
+        self.daemons.append(Daemon(self.keeper))
+        return self.daemons[-1]
+
+    def replace(self, kept: Kept) -> Daemon:
+        """Give a dead daemon a replacement, as the fork server does."""
+        daemon = self.daemon()
+        # The channel of a replacement continues the same daemon.
+        self.keeper.ended(daemon.process.pid, 0)
+        daemon.channel.close()
+        daemon.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        daemon.channel.settimeout(10)
+        daemon.number = theirs.fileno()
+        self.keeper.attach(daemon.process.pid, theirs, kept)
+        return daemon
+
+    def dead(self, *names: str) -> Kept:
+        """Return a daemon that has died, and had left also ``names``."""
+        daemon = self.daemon()
+        daemon.put(DAEMON, LISTENER, *names)
+        daemon.die()
+        [kept] = self.keeper.due()
+        return kept
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    for daemon in bench.daemons:
+        daemon.close()
+        bench.keeper.ended(daemon.process.pid, 0)
+
+
+@contextmanager
+def orphan(code: int) -> Iterator[tuple[int, int]]:
+    """Yield the pid and a pidfd of a process that exits with ``code`` at SIGTERM, a child."""
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        while True:
+            signal.pause()
+    try:
+        # Until the handler is there.
+        while not os.path.exists(f"/proc/{pid}") or not _catches(pid):  # noqa: PTH110
+            time.sleep(0.001)
+        yield pid, os.pidfd_open(pid)
+    finally:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _catches(pid: int) -> bool:
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line.split()[1] for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def end(pid: int) -> None:
+    """End ``pid``, which stays a zombie."""
+    os.kill(pid, signal.SIGTERM)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def is_at_end(reader: int) -> bool:
+    return bool(select.select([reader], [], [], 0)[0])
+
+
+def test_a_copy_is_kept_until_it_is_dropped_and_no_program_inherits_it(bench: Bench) -> None:
+    daemon = bench.daemon()
+    reader, writer = os.pipe()
+    daemon.put("io/c1//stdout", fds=[writer])
+    [kept] = bench.keeper._all
+    assert not is_at_end(reader)
+    assert fcntl.fcntl(kept.fds["io/c1//stdout"], fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    daemon.send(DROP, "io/c1//stdout", "unknown")
+    assert is_at_end(reader)
+    os.close(reader)
+
+
+def test_a_copy_replaces_that_of_the_same_name(bench: Bench) -> None:
+    daemon = bench.daemon()
+    reader, writer = os.pipe()
+    daemon.put("one", "other", fds=[writer, os.open(os.devnull, os.O_RDONLY)])
+    daemon.put("one")
+    assert is_at_end(reader)
+    os.close(reader)
+
+
+def test_a_message_with_another_number_of_fds_than_names_ends_the_deposit(bench: Bench) -> None:
+    daemon = bench.daemon()
+    reader, writer = os.pipe()
+    daemon.put("one", fds=[writer])
+    daemon.put("two", "three", fds=[os.open(os.devnull, os.O_RDONLY)])
+    assert is_at_end(reader)
+    assert daemon.channel.recv(1) == b""
+    assert not bench.keeper
+    os.close(reader)
+
+
+def test_a_daemon_that_closes_its_channel_and_lives_on_has_its_copies_closed(
+    bench: Bench,
+) -> None:
+    daemon = bench.daemon()
+    reader, writer = os.pipe()
+    daemon.put("one", fds=[writer])
+    daemon.channel.close()
+    bench.keeper.receive(daemon.number)
+    assert is_at_end(reader)
+    assert not bench.keeper
+    os.close(reader)
+
+
+def test_a_killed_daemon_closes_its_channel_before_it_is_reaped_and_keeps_its_copies(
+    bench: Bench,
+) -> None:
+    daemon = bench.daemon()
+    daemon.put(DAEMON, LISTENER)
+    daemon.process.kill()
+    os.waitid(os.P_PID, daemon.process.pid, os.WEXITED | os.WNOWAIT)
+    daemon.channel.close()
+    bench.keeper.receive(daemon.number)
+    assert bench.keeper.due() == []
+    bench.keeper.ended(daemon.process.pid, signal.SIGKILL)
+    [kept] = bench.keeper.due()
+    assert kept.fds.keys() == {DAEMON, LISTENER}
+
+
+def test_a_daemon_that_cannot_end_because_of_a_thread_is_replaced_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread may wait for a disk that hangs: the daemon is not reaped until it returns."""
+    monkeypatch.setattr(keeper_module, "_ENDING", 0.0)
+    daemon = bench.daemon()
+    daemon.put(DAEMON, LISTENER)
+    daemon.process.kill()
+    os.waitid(os.P_PID, daemon.process.pid, os.WEXITED | os.WNOWAIT)
+    daemon.channel.close()
+    bench.keeper.receive(daemon.number)
+    bench.keeper.expire()
+    [kept] = bench.keeper.due()
+    replacement = bench.replace(kept)
+    bench.keeper.ended(daemon.process.pid, signal.SIGKILL)  # much later
+    replacement.put("one")
+    assert "one" in kept.fds
+
+
+def test_messages_that_a_killed_daemon_has_sent_are_read_before_it_is_replaced(
+    bench: Bench,
+) -> None:
+    daemon = bench.daemon()
+    null = os.open(os.devnull, os.O_RDONLY)
+    for names in ((DAEMON,), (LISTENER,), ("one",)):
+        socket.send_fds(daemon.channel, [encode(PUT, *names)], [null])
+    os.close(null)
+    daemon.die()
+    [kept] = bench.keeper.due()
+    assert kept.fds.keys() == {DAEMON, LISTENER, "one"}
+
+
+def test_a_daemon_that_ends_with_0_or_has_given_no_address_is_not_replaced(bench: Bench) -> None:
+    daemon = bench.daemon()
+    daemon.put(DAEMON, LISTENER)
+    bench.keeper.ended(daemon.process.pid, 0)
+    other = bench.daemon()
+    other.put(DAEMON)
+    bench.keeper.ended(other.process.pid, signal.SIGKILL)
+    assert bench.keeper.due() == []
+    assert not bench.keeper
+
+
+@pytest.mark.parametrize(("code", "status"), [(7, 7 << 8), (0, 0)])
+def test_an_orphan_is_reaped_and_its_exit_told_until_its_pidfd_is_dropped(
+    bench: Bench, code: int, status: int
+) -> None:
+    with orphan(code) as (pid, pidfd):
+        daemon = bench.daemon()
+        daemon.put(DAEMON, LISTENER, NAME, fds=[*(os.dup(pidfd) for _ in range(2)), pidfd])
+        daemon.die()
+        [kept] = bench.keeper.due()
+        replacement = bench.replace(kept)
+        assert replacement.exit_of(NAME) == []
+        before = time.time_ns()
+        end(pid)
+        assert bench.keeper.reap(pid)
+        assert not is_zombie(pid)
+        for _ in range(2):
+            told = [int(word) for word in replacement.exit_of(NAME)]
+            assert told[0] == status
+            assert before <= told[1] <= time.time_ns()
+        replacement.send(DROP, NAME)
+        assert replacement.exit_of(NAME) == []
+
+
+def test_a_question_for_an_exit_reaps(bench: Bench) -> None:
+    with orphan(7) as (pid, pidfd):
+        daemon = bench.daemon()
+        daemon.put(NAME, fds=[pidfd])
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert daemon.exit_of(NAME)[0] == str(int(signal.SIGKILL))
+        assert not is_zombie(pid)
+
+
+def test_what_is_no_pidfd_and_no_child_has_no_exit(bench: Bench) -> None:
+    daemon = bench.daemon()
+    daemon.put("null", "init", fds=[os.open(os.devnull, os.O_RDONLY), os.pidfd_open(1)])
+    for name in ("null", "init", "unknown"):
+        assert daemon.exit_of(name) == []
+
+
+def test_an_orphan_without_a_pidfd_is_not_the_keepers(bench: Bench) -> None:
+    bench.dead("one")
+    with orphan(7) as (pid, pidfd):
+        os.close(pidfd)
+        end(pid)
+        assert not bench.keeper.reap(pid)
+        assert is_zombie(pid)
+
+
+def test_orphans_wait_until_a_replacement_has_claimed_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replacement = bench.replace(bench.dead())
+    assert bench.keeper.has_claims
+    replacement.send(CLAIMED)
+    assert not bench.keeper.has_claims
+    monkeypatch.setattr(keeper_module, "_CLAIM", 0.0)
+    bench.replace(bench.dead())
+    bench.keeper.expire()
+    assert not bench.keeper.has_claims
+    assert bench.keeper.deadlines == []
+
+
+def test_the_third_death_in_a_minute_is_the_last_and_closes_everything(bench: Bench) -> None:
+    reader, writer = os.pipe()
+    daemon = bench.daemon()
+    null = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    daemon.put(DAEMON, LISTENER, "one", fds=[*null, writer])
+    for _ in range(2):
+        daemon.die()
+        [kept] = bench.keeper.due()
+        daemon = bench.replace(kept)
+    assert not is_at_end(reader)
+    daemon.die()
+    assert bench.keeper.due() == []
+    assert [reason for _, reason in bench.given_up] == ["it died 3 times in 60 seconds"]
+    assert is_at_end(reader)
+    assert not bench.keeper
+    os.close(reader)
+
+
+def test_deaths_of_more_than_a_minute_ago_do_not_count(bench: Bench) -> None:
+    kept = bench.dead()
+    for _ in range(5):
+        kept.deaths = [one - keeper_module.PERIOD for one in kept.deaths]
+        bench.replace(kept).die()
+        assert bench.keeper.due() == [kept]
+    assert bench.given_up == []
+
+
+def test_a_replacement_that_cannot_be_forked_is_tried_again_and_then_given_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "_FORK_PAUSE", 0.0)
+    monkeypatch.setattr(keeper_module, "_FORK_ATTEMPTS", 3)
+    kept = bench.dead()
+    for _ in range(2):
+        bench.keeper.postpone(kept)
+        assert bench.keeper.due() == [kept]
+    bench.keeper.postpone(kept)
+    assert bench.keeper.due() == []
+    assert [reason for _, reason in bench.given_up] == ["no process can be forked"]
+    assert not bench.keeper
+
+
+def test_ten_thousand_puts_and_drops_leave_nothing(bench: Bench) -> None:
+    daemon = bench.daemon()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(10_000):
+        daemon.put(f"io/c{number}//stdout")
+        daemon.send(DROP, f"io/c{number}//stdout")
+    assert len(os.listdir("/proc/self/fd")) == before
