@@ -7,6 +7,7 @@ if the process is killed just after the call.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
@@ -26,13 +27,15 @@ _BUFFER = mmap.PAGESIZE
 
 # struct msghdr of recvmsg(2): name, its length, iovec, their number, control, its length,
 # flags; then msg_len, which the kernel writes.
-_MESSAGE = "PIPNPNi0PI0P"
-_COUNT_AT = struct.calcsize("@PIPNPNi0P")
-_IOVEC_AT = struct.calcsize("@" + _MESSAGE)
-_NUMBERS_AT = _IOVEC_AT + struct.calcsize("@PN0Q")
-_COUNT = struct.Struct("@I")
-_NUMBERS = struct.Struct("@QQQ")
-_ENTRY = struct.Struct("@" + _MESSAGE + "PN0QQQQ")
+_HEADER = struct.Struct("@PIPNPNi0P")
+_COUNT = struct.Struct("@I0P")
+# The iovec, and our numbers: the offset of the received bytes in the buffer or the number of
+# bytes sent before, the offset of the unhandled bytes, and the number of advance().
+_REST = struct.Struct("@I0PPN0QQQQ")
+_COUNT_AT = _HEADER.size
+_IOVEC_AT = _COUNT_AT + _COUNT.size
+# Bytes to send that fit here are copied: that is faster than to find their address.
+_SMALL_AT = _ENTRY_AT + 4 * _ENTRY_SIZE
 
 
 class Transfers:
@@ -50,6 +53,7 @@ class Transfers:
             os.ftruncate(fd, offset + self._end)
         self._map = mmap.mmap(fd, self._end, offset=offset)
         self._address = libc.address_of(self._map)
+        self._owned = False  # the entries have the addresses of this process
         # Received bytes lie in the buffer up to ``base``, those from ``handled`` on are kept.
         base, self._handled, self._discard, count = self._read(_RECEIVED)
         self._base = base + count
@@ -104,8 +108,13 @@ class Transfers:
         :raises BlockingIOError: the socket takes none.
         :raises OSError: the connection is broken.
         """
-        address = libc.address_of(data) + offset
-        at = self._write(_SENT, address, len(data) - offset, self._sent)
+        size = len(data) - offset
+        if size <= _BUFFER - _SMALL_AT:
+            self._map[_SMALL_AT : _SMALL_AT + size] = data[offset:]
+            address = self._address + _SMALL_AT
+        else:
+            address = libc.address_of(data) + offset
+        at = self._write(_SENT, address, size, self._sent)
         libc.send_counted(fd, self._address + at)
         (count,) = _COUNT.unpack_from(self._map, at + _COUNT_AT)
         self._sent += count
@@ -117,20 +126,26 @@ class Transfers:
 
     def _read(self, kind: int) -> tuple[int, int, int, int]:
         """Return the three numbers of the valid entry, and its count of bytes."""
-        at = self._entry(kind, self._map[kind])
-        return *_NUMBERS.unpack_from(self._map, at + _NUMBERS_AT), *_COUNT.unpack_from(
-            self._map, at + _COUNT_AT
-        )
+        at = self._entry(kind, self._map[kind]) + _COUNT_AT
+        count, _, _, base, handled, discard = _REST.unpack_from(self._map, at)
+        return base, handled, discard, count
 
     def _write(self, kind: int, address: int, size: int, base: int) -> int:
         """Make an entry valid that has moved no byte to or from ``address``; return its offset."""
+        if not self._owned:
+            self._own()
         other = 1 - self._map[kind]
         at = self._entry(kind, other)
-        message = (0, 0, self._address + at + _IOVEC_AT, 1, 0, 0, 0, 0)
         numbers = (base, self._handled, self._discard)
-        _ENTRY.pack_into(self._map, at, *message, address, size, *numbers)
+        _REST.pack_into(self._map, at + _COUNT_AT, 0, address, size, *numbers)
         self._map[kind] = other
         return at
+
+    def _own(self) -> None:
+        for kind, number in itertools.product((_RECEIVED, _SENT), (0, 1)):
+            at = self._entry(kind, number)
+            _HEADER.pack_into(self._map, at, 0, 0, self._address + at + _IOVEC_AT, 1, 0, 0, 0)
+        self._owned = True
 
     @staticmethod
     def _entry(kind: int, number: int) -> int:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shim.ttrpc.connection import Methods
 
 _VERSION = 1
+_quoted = json.JSONEncoder().encode
 # Bytes that one write(2) sends whole or not at all, if the send buffer has its usual size.
 # Source: net/unix/af_unix.c unix_stream_sendmsg, which sends so much as one buffer.
 _WHOLE = 16 << 10
@@ -379,9 +380,11 @@ def _encode(calls: str, at: int, unsent: bytes) -> bytes:
 def _encode_call(event: RequestReceived) -> str:
     """Return the arguments of :func:`_decode_call`, as JSON."""
     deadline = None if event.timeout is None else time.monotonic() + event.timeout
-    pairs = [(pair.key, pair.value) for pair in event.pairs]
+    # Text is quoted quickly; a list takes ten times as long.
+    names = f"{_quoted(event.service)},{_quoted(event.method)}"
+    pairs = ",".join([f"[{_quoted(pair.key)},{_quoted(pair.value)}]" for pair in event.pairs])
     payload = base64.b64encode(event.payload).decode()
-    return json.dumps([event.stream_id, event.service, event.method, payload, deadline, pairs])
+    return f'[{event.stream_id},{names},"{payload}",{_quoted(deadline)},[{pairs}]]'
 
 
 def _decode_call(

@@ -1,8 +1,9 @@
-"""What immediate methods give: ``python -m tests.bench.serving``.
+"""The cost of a call by its kind of method and connection: ``python -m tests.bench.serving``.
 
-The task that reads a connection calls such a method without a task for the call.  One
-server process with them and one without serve State; raw clients on non-blocking sockets
-have one call each under way.  In each round both are measured once, so the ratios hold on
+The task that reads a connection calls an immediate method without a task for the call.
+A kept connection goes on after the death of the server.  A server process for each variant
+serves State; raw clients on non-blocking sockets
+have one call each under way.  In each round all are measured once, so the ratios hold on
 a busy machine.
 """
 
@@ -22,19 +23,38 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.api.task_pb2 import StateRequest
+from shim.recovery.connections import Connections
+from shim.recovery.deposit import Deposit
 from shim.ttrpc import server
 from shim.ttrpc.protocol import ClientProtocol
 from tests.ttrpc.fake import FakeTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-# The methods that have no task, by the name of the variant.
-VARIANTS = {"immediate": ("State",), "a task a call": ()}
+# By the name of the variant: the methods that have no task, and whether connections are kept.
+VARIANTS: dict[str, tuple[Sequence[str], bool]] = {
+    "immediate": (("State",), False),
+    "a task a call": ((), False),
+    "kept": (("State",), True),
+    "kept, a task": ((), True),
+}
 CLIENTS = (1, 2, 10, 100)
 
 
-async def _serve(path: str, immediate: Sequence[str]) -> None:
+class _NoKeeper(Deposit):
+    """A deposit that leaves nothing: the keeper takes no part in a call."""
+
+    is_active = True
+
+    def put(self, fds: Mapping[str, int]) -> None:
+        """Do nothing."""
+
+    def drop(self, *names: str) -> None:
+        """Do nothing."""
+
+
+async def _serve(path: str, immediate: Sequence[str], kept: bool) -> None:
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(path)
     sock.listen(256)
@@ -42,16 +62,16 @@ async def _serve(path: str, immediate: Sequence[str]) -> None:
     handlers = server.handlers_of(FakeTask())
     await server.serve(
         listener, handlers, shutdown=trio.Event(), drain=0, cancellable=("Wait",),
-        immediate=immediate,
+        immediate=immediate, store=Connections(_NoKeeper()) if kept else None,
     )  # fmt: skip
 
 
-def start_server(path: str, immediate: Sequence[str]) -> int:
+def start_server(path: str, immediate: Sequence[str], kept: bool) -> int:
     """Fork a server; return its pid once its socket is there."""
     pid = os.fork()
     if not pid:
         try:
-            trio.run(_serve, path, immediate)
+            trio.run(_serve, path, immediate, kept)
         finally:
             os._exit(1)
     while not Path(path).exists():
@@ -106,9 +126,9 @@ def main() -> None:
     pids: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="serving-") as directory:
         try:
-            for number, (name, immediate) in enumerate(VARIANTS.items()):
+            for number, (name, (immediate, kept)) in enumerate(VARIANTS.items()):
                 path = f"{directory}/{number}"
-                pids[name] = start_server(path, immediate)
+                pids[name] = start_server(path, immediate, kept)
                 drive(path, 2, 0.1)
             for clients in CLIENTS:
                 micros: dict[str, list[float]] = {name: [] for name in VARIANTS}
@@ -117,7 +137,7 @@ def main() -> None:
                     for number, name in enumerate(VARIANTS):
                         before = cpu_of(pids[name])
                         count, took = drive(f"{directory}/{number}", clients, args.seconds)
-                        micros[name].append((cpu_of(pids[name]) - before) * 1e6 / count)
+                        micros[name].append((cpu_of(pids[name]) - before) * 1e6 / max(count, 1))
                         rates[name].append(count / took)
                 base = statistics.median(micros["immediate"])
                 for name in VARIANTS:
