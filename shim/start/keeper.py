@@ -147,9 +147,9 @@ class Keeper:
             return False
         if not data:
             return False
+        fds = [fd for _, _, part in control for fd in array("i", part)]
         verb, names = decode(data)
         if verb == PUT:
-            fds = [fd for _, _, part in control for fd in array("i", part)]
             if len(fds) != len(names) or flags & socket.MSG_CTRUNC or not self._has_room(fds):
                 _close_all(fds)
                 self._forget(kept)
