@@ -82,6 +82,8 @@ class Restoring:
         self._saved = saved
         self._overflow = overflow
         self._held: list[Fd] = []
+        # The pidfds of execs whose Start was under way, -1 if there is none yet.
+        self._started: dict[str, int] = {}
         # Set when no operation is under way that a killed daemon began.
         self.settled = trio.Event()
         self._commands = OrphanCommands(runc.runtime.root, id_)
@@ -142,7 +144,9 @@ class Restoring:
                 self._host.deposit.drop(prefix + role)
         name = self._saved.pidfd_name(process.id)
         pidfd = inherited.take(name)
-        if process.pid and process.exit is None:
+        if process.id and process.doing == "Start" and not process.pid:
+            self._started[process.id] = pidfd
+        elif process.pid and process.exit is None:
             process.set_child(self._child_of(process, pidfd, name))
         elif pidfd >= 0:
             Child(process.pid, pidfd).set_exit(process.exit or Exit(0, 0, 0))  # closes it
@@ -233,7 +237,8 @@ class Restoring:
         Then ``doing`` stays, for its Start, which fails: the program may have run.
         """
         pid = self._bundle.read_pid(process.id)
-        pidfd = open_orphan(pid)
+        if (pidfd := self._started.get(process.id, -1)) < 0:
+            pidfd = open_orphan(pid)
         name = self._saved.pidfd_name(process.id)
         if pidfd >= 0:
             self._host.deposit.put({name: pidfd})  # the keeper keeps its exit from now on

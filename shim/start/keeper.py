@@ -194,8 +194,11 @@ class Keeper:
 
     @property
     def has_claims(self) -> bool:
-        """Whether a replacement may claim orphans that are not known yet: none is reaped."""
-        return any(kept.claims_until for kept in self._timed)
+        """Whether a replacement may claim orphans that are not known yet: none is reaped.
+
+        It may be due only.
+        """
+        return any(kept.claims_until or kept.fork_at for kept in self._timed)
 
     def ended(self, pid: int, status: int) -> None:
         """Replace the daemon ``pid``, which has ended, unless its exit status is 0."""
