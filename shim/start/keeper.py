@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim.linux.processes import is_ending
+from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER
-from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -148,20 +149,35 @@ class Keeper:
         if not data:
             return False
         fds = [fd for _, _, part in control for fd in array("i", part)]
-        verb, names = decode(data)
-        if verb == PUT:
-            if len(fds) != len(names) or flags & socket.MSG_CTRUNC or not self._has_room(fds):
-                _close_all(fds)
-                self._forget(kept)
-                return True
-            self._drop(kept, names)
-            kept.fds.update(zip(names, fds, strict=True))
-        elif verb == DROP:
-            self._drop(kept, names)
-        elif verb == EXIT:
-            self._answer(kept, names[0])
-        elif verb == CLAIMED:
-            self._set(kept, claims_until=0.0)
+        is_whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
+        if not (is_whole and self._has_room(fds) and self._obey(kept, data, fds)):
+            _close_all(fds)
+            self._forget(kept)
+        return True
+
+    def _obey(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
+        """Do what a message says; return False if it is malformed.
+
+        ``fds`` are owned by ``kept`` after a ``put``.
+        """
+        try:
+            verb, names = decode(data)
+        except ValueError:
+            return False
+        if len(fds) != (len(names) if verb == PUT else 0):
+            return False
+        match verb, names:
+            case messages.PUT, _:
+                self._drop(kept, names)
+                kept.fds.update(zip(names, fds, strict=True))
+            case messages.DROP, _:
+                self._drop(kept, names)
+            case messages.EXIT, [name]:
+                self._answer(kept, name)
+            case messages.CLAIMED, []:
+                self._set(kept, claims_until=0.0)
+            case _:
+                return False
         return True
 
     def _has_room(self, fds: Sequence[int]) -> bool:

@@ -176,15 +176,30 @@ def test_a_copy_replaces_that_of_the_same_name(bench: Bench) -> None:
     os.close(reader)
 
 
-def test_a_message_with_another_number_of_fds_than_names_ends_the_deposit(bench: Bench) -> None:
-    daemon = bench.daemon()
-    reader, writer = os.pipe()
-    daemon.put("one", fds=[writer])
-    daemon.put("two", "three", fds=[os.open(os.devnull, os.O_RDONLY)])
-    assert is_at_end(reader)
+@pytest.mark.parametrize(
+    "message",
+    [
+        encode(PUT, "one", "two"),  # with one fd
+        encode(DROP, "one"),
+        encode(b"unknown"),
+        b"put\0\xff",
+    ],
+)
+def test_a_malformed_message_ends_the_deposit_of_its_daemon_only(
+    bench: Bench, message: bytes
+) -> None:
+    other, daemon = bench.daemon(), bench.daemon()
+    ends = [os.pipe() for _ in range(3)]
+    other.put("one", fds=[ends[0][1]])
+    daemon.put("one", fds=[ends[1][1]])
+    socket.send_fds(daemon.channel, [message], [ends[2][1]])
+    os.close(ends[2][1])
+    bench.keeper.receive(daemon.number)
+    assert [is_at_end(reader) for reader, _ in ends] == [False, True, True]
     assert daemon.channel.recv(1) == b""
-    assert not bench.keeper
-    os.close(reader)
+    assert bench.keeper
+    for reader, _ in ends:
+        os.close(reader)
 
 
 def test_a_daemon_that_closes_its_channel_and_lives_on_has_its_copies_closed(
