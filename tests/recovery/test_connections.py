@@ -271,6 +271,25 @@ async def test_only_requests_that_were_in_the_socket_may_be_repetitions(
         assert server.service.replayed == calls
 
 
+async def test_a_request_in_the_record_and_in_the_socket_is_one_call(
+    server: Generations,
+) -> None:
+    """The killed server had recorded the call, and had not dropped its request yet."""
+    request = frame(1, "Start", StartRequest(id="c1"))
+    async with await trio.open_unix_socket(server.path) as stream:
+        await stream.send_all(request)
+        await settled(server)
+        await server.kill()
+        await stream.send_all(request + frame(2, "State", StateRequest(id="c1")))
+        await server.start()
+        server.service.may_start.set()
+        protocol, replies = ClientProtocol(), 0
+        while replies < 2:
+            replies += len(protocol.receive_data(await stream.receive_some()))
+        await settled(server)
+        assert sorted(server.service.replayed) == [("Start", True), ("State", True)]
+
+
 async def test_a_long_reply_goes_on_where_the_killed_server_stopped(server: Generations) -> None:
     server.reply_size = 700_000
     await server.replace()
