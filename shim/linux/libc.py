@@ -143,6 +143,15 @@ def exchange(one: str, other: str) -> None:
     _checked(result, other)
 
 
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # Source: linux/falloc.h
+
+
+def punch_hole(fd: int, offset: int, count: int) -> None:
+    """Free the memory of ``count`` bytes of a file; they are read as zeros.  fallocate(2)"""
+    mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    _checked(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(count)))
+
+
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000  # Source: linux/socket.h
 _ONE_MESSAGE = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
 _libc.recvmmsg.argtypes = (*_ONE_MESSAGE, ctypes.c_void_p)

@@ -11,10 +11,12 @@ import zlib
 from typing import ClassVar, Self
 
 from shim.errors import InvalidError
+from shim.linux import libc
 
 # Bytes at which the slots begin; the file is sparse.
 _FIRST, _SECOND = 64, 1 << 28
 _LONGEST = _SECOND - _FIRST
+_LARGE = 64 << 10  # bytes of a state whose memory is given back once it is replaced
 _HEADER = 8  # bytes of length and checksum
 
 
@@ -26,6 +28,7 @@ class StateSlot:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._current = os.pread(fd, 1, 0)
+        self._size = 0  # bytes of the last state that this object wrote
 
     @classmethod
     def new(cls) -> StateSlot:
@@ -49,6 +52,9 @@ class StateSlot:
             view, at = view[count:], at + count
         os.pwrite(self.fd, following, 0)
         self._current = following
+        earlier, self._size = self._size, len(header) + len(state)
+        if earlier > _LARGE:
+            libc.punch_hole(self.fd, _SECOND if following == b"1" else _FIRST, earlier)
 
     def read(self) -> bytes:
         """Return the state, empty if none was written.

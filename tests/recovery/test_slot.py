@@ -31,6 +31,18 @@ def test_the_last_state_is_read_by_another_holder_of_the_file() -> None:
     slot.close()
 
 
+def test_the_memory_of_a_large_state_is_given_back() -> None:
+    slot = StateSlot.new()
+    for _ in range(2):
+        slot.write(b"x" * (1 << 20))
+        slot.write(b"y" * (1 << 20))
+        assert os.fstat(slot.fd).st_blocks * 512 < 3 << 19, "one of the two"
+        slot.write(b"small")
+        assert slot.read() == b"small"
+        assert os.fstat(slot.fd).st_blocks * 512 < 1 << 19
+    slot.close()
+
+
 def test_the_next_writer_goes_on_from_the_current_state() -> None:
     slot = StateSlot.new()
     slot.write(b"first")
