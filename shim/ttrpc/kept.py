@@ -3,12 +3,13 @@
 A server with a :class:`ConnectionStore` leaves copies of its connections, and a
 :class:`Record` of each, where a replacement gets them.  A record holds at any moment
 
-- the received bytes that are not handled: an incomplete frame, and the requests under way;
-- the calls that are running, except those of immediate methods, which never suspend;
+- the received part of an incomplete frame; whole requests stay in the socket until their
+  methods have begun, or have returned if they are immediate;
+- the running calls of all other methods;
 - the replies that the socket has not taken, and how many of their bytes it has taken.
 
 A replacement sends the rest of the replies, calls the methods of the running calls again
-(:attr:`~shim.ttrpc.services.Stream.replayed`), handles the received bytes, and reads on.
+(:attr:`~shim.ttrpc.services.Stream.replayed`), and reads on.
 A peer may get the reply of an immediate method twice.  Clients ignore a reply to a call
 that has ended.
 
@@ -17,31 +18,23 @@ Source: containerd/ttrpc client.go, receiveLoop, for that.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import socket
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
 from shim import log
-from shim.errors import InvalidError
-from shim.ttrpc import wire_pb2
+from shim.ttrpc.callstate import CallState, encode_call, encode_state
 from shim.ttrpc.connection import CHUNK, Connection
 from shim.ttrpc.frames import extent
-from shim.ttrpc.protocol import RequestReceived
 from shim.ttrpc.services import UNSENT_LIMIT, PeerRefusedError, check_peer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from shim.ttrpc.connection import Methods
+    from shim.ttrpc.protocol import RequestReceived
 
-_VERSION = 1
-_quoted = json.JSONEncoder().encode
 # Bytes that one write(2) sends whole or not at all, if the send buffer has its usual size.
 # Source: net/unix/af_unix.c unix_stream_sendmsg, which sends so much as one buffer.
 _WHOLE = 16 << 10
@@ -218,7 +211,7 @@ class KeptConnection(Connection):
 
         :raises InvalidError: the state is damaged.
         """
-        state = _State.decode(self._record.load())
+        state = CallState.decode(self._record.load())
         self._outgoing = state.unsent[self._record.sent - state.at :]
         data, discard = self._record.unhandled
         self._keeps = bool(data or discard)
@@ -275,7 +268,7 @@ class KeptConnection(Connection):
             super()._dispatch(event, lasting, listening)
 
     def _started(self, event: RequestReceived) -> None:
-        self._records[event.stream_id] = _encode_call(event)
+        self._records[event.stream_id] = encode_call(event)
         self._changed = True
 
     def _ended(self, stream_id: int) -> None:
@@ -313,7 +306,7 @@ class KeptConnection(Connection):
         self._outgoing = self._outgoing[self._offset :] + data
         self._offset = 0
         calls = ",".join(self._records.values())
-        self._record.save(_encode(calls, self._record.sent, self._outgoing))
+        self._record.save(encode_state(calls, self._record.sent, self._outgoing))
         self._changed = False
 
     def _send(self) -> None:
@@ -341,66 +334,3 @@ class KeptConnection(Connection):
         except (OSError, trio.ClosedResourceError):
             self._gone = True
             scope.cancel()
-
-
-class _State(NamedTuple):
-    """What a record's state has: running calls, and ``unsent`` replies.
-
-    ``at`` is the number of bytes that the record had sent when ``unsent`` began.
-    """
-
-    calls: list[RequestReceived]
-    at: int
-    unsent: bytes
-
-    @classmethod
-    def decode(cls, data: bytes) -> _State:
-        """Return a saved state; the timeouts of its calls are from now on.
-
-        :raises InvalidError: it is no state, or of another version.
-        """
-        if not data:
-            return cls([], 0, b"")
-        try:
-            value = json.loads(data)
-            if value["version"] != _VERSION:
-                text = f"a connection's state has version {value['version']}, not {_VERSION}"
-                raise InvalidError(text)
-            calls = [_decode_call(*call) for call in value["calls"]]
-            return cls(calls, value["at"], base64.b64decode(value["unsent"]))
-        except (ValueError, LookupError, TypeError) as exc:
-            raise InvalidError(f"cannot read the state of a connection: {exc}") from None
-
-
-def _encode(calls: str, at: int, unsent: bytes) -> bytes:
-    text = base64.b64encode(unsent).decode()
-    return f'{{"version":{_VERSION},"calls":[{calls}],"at":{at},"unsent":"{text}"}}'.encode()
-
-
-def _encode_call(event: RequestReceived) -> str:
-    """Return the arguments of :func:`_decode_call`, as JSON."""
-    deadline = None if event.timeout is None else time.monotonic() + event.timeout
-    # Text is quoted quickly; a list takes ten times as long.
-    names = f"{_quoted(event.service)},{_quoted(event.method)}"
-    pairs = ",".join([f"[{_quoted(pair.key)},{_quoted(pair.value)}]" for pair in event.pairs])
-    payload = base64.b64encode(event.payload).decode()
-    return f'[{event.stream_id},{names},"{payload}",{_quoted(deadline)},[{pairs}]]'
-
-
-def _decode_call(
-    stream_id: int,
-    service: str,
-    method: str,
-    payload: str,
-    deadline: float | None,
-    pairs: Iterable[tuple[str, str]],
-) -> RequestReceived:
-    """Return a saved call.  ``deadline`` is on the monotonic clock, which a machine has one of."""
-    return RequestReceived(
-        stream_id,
-        service,
-        method,
-        base64.b64decode(payload),
-        None if deadline is None else deadline - time.monotonic(),
-        [wire_pb2.KeyValue(key=key, value=value) for key, value in pairs],
-    )
