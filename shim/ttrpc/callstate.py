@@ -51,7 +51,7 @@ class CallState(NamedTuple):
 
 
 def encode_state(calls: str, at: int, unsent: bytes) -> bytes:
-    """Return the bytes for :meth:`CallState.decode`; ``calls`` are :func:`encode_call`'s, joined."""
+    """Return a state; ``calls`` are values of :func:`encode_call`, joined by commas."""
     text = base64.b64encode(unsent).decode()
     return f'{{"version":{_VERSION},"calls":[{calls}],"at":{at},"unsent":"{text}"}}'.encode()
 
