@@ -22,12 +22,22 @@ def daemons() -> list[int]:
         try:
             words = (entry / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
             is_ours = "python" in (entry / "exe").readlink().name  # not another shim
+            is_helper = b"-id" in _parent_words(entry)  # its own words come later
         except OSError:
             continue
         is_daemon = b"-namespace" in words and b"-id" in words
-        if is_ours and is_daemon and words[-1] not in (b"start", b"delete"):
+        if is_ours and is_daemon and not is_helper and words[-1] not in (b"start", b"delete"):
             found.append(int(entry.name))
     return found
+
+
+def _parent_words(process: Path) -> list[bytes]:
+    """Return the command line of the parent.
+
+    A process that a daemon has just forked has the daemon's command line.
+    """
+    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    return Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0")
 
 
 def main(seconds: float) -> None:

@@ -127,6 +127,7 @@ def wait_ended(pod: Pod, name: str, stream: str, expected: list[str]) -> None:
     )
 
 
+@pytest.mark.mortal
 @pytest.mark.unshared
 def test_a_killed_shim_has_its_pod_told_ended_and_removable(make_pod: Callable[..., Pod]) -> None:
     pod, other = make_pod(), make_pod()
@@ -147,6 +148,7 @@ def test_a_killed_shim_has_its_pod_told_ended_and_removable(make_pod: Callable[.
     assert other.state(survivor) == "CONTAINER_RUNNING"
 
 
+@pytest.mark.mortal
 def test_a_shim_killed_while_containerd_is_away_is_found_dead(pod: Pod) -> None:
     container = pod.start(*SLEEP)
     pid = pod.pid(container)

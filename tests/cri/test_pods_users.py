@@ -161,6 +161,7 @@ def test_two_pods_of_one_image_have_owners_of_their_own(
         assert ids_on_disk(busybox) == (pod.first_id, pod.first_id)
 
 
+@pytest.mark.mortal
 def test_a_pod_whose_shim_died_leaves_nothing(node: Node, make_pod: Callable[..., Pod]) -> None:
     pod = make_pod("users-runc", first_id=FIRST)
     container = pod.start(*SLEEP, mounts=[volume(node, pod, readonly=True)])

@@ -29,6 +29,7 @@ def test_a_container_killed_from_outside_has_137(docker: Docker) -> None:
     assert docker.ok("wait", name) == "137"
 
 
+@pytest.mark.mortal
 @pytest.mark.unshared
 def test_a_killed_shim_takes_its_container_along_which_can_be_started_again(
     docker: Docker,
@@ -46,6 +47,7 @@ def test_a_killed_shim_takes_its_container_along_which_can_be_started_again(
     assert shims(docker, name) != [shim]
 
 
+@pytest.mark.mortal
 def test_a_shim_killed_under_a_restart_policy_is_replaced(docker: Docker) -> None:
     name = docker.start("sleep", "1000", flags=("--restart", "always"))
     pid, [shim] = docker.pid(name), shims(docker, name)

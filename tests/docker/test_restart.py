@@ -144,6 +144,7 @@ def test_a_containerd_that_dies_alone_is_replaced(docker: Docker) -> None:
     assert docker.wait_exit(name) == 25
 
 
+@pytest.mark.mortal
 @pytest.mark.unshared
 def test_a_shim_killed_meanwhile_costs_its_container_and_nothing_else(docker: Docker) -> None:
     name, other = (docker.start("sleep", "1000") for _ in range(2))

@@ -164,6 +164,7 @@ def traces(ctr: Ctr, name: str) -> list[str]:
 
 
 # Not "create": a runtime that outlives its shim may put mount points where they were undone.
+@pytest.mark.mortal
 @pytest.mark.parametrize("verb", ["start"])
 def test_the_shim_dies_while_runc_works(ctr: Ctr, tmp_path: Path, verb: str) -> None:
     name, runtime = ctr.new_id(), StuckRuntime(tmp_path, verb)
@@ -196,6 +197,7 @@ def test_containerd_dies_during_an_exec_and_the_container_goes_on(
     assert ctr.delete(name) == 137
 
 
+@pytest.mark.mortal
 def test_a_dead_shim_takes_its_whole_pod_along(ctr: Ctr) -> None:
     group = ("--annotation", f"io.containerd.runc.v2.group={ctr.new_id('pod')}", "--null-io")
     names = [ctr.start("sleep", "1000", flags=group) for _ in range(2)]

@@ -39,6 +39,7 @@ def test_mounts_stacked_on_the_root_are_undone(ctr: Ctr) -> None:
     assert mounts(str(ctr.containerd.root)) == []
 
 
+@pytest.mark.mortal
 def test_mounts_stacked_on_the_root_are_undone_when_the_shim_is_dead(ctr: Ctr) -> None:
     name = ctr.start("sleep", "1000", flags=("--null-io",))
     pid = ctr.pid(name)

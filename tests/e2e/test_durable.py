@@ -111,6 +111,7 @@ def test_what_happened_while_containerd_was_away_arrives_once_and_in_order(gate:
     assert told == [*ENDS, ("delete", 7)]
 
 
+@pytest.mark.mortal
 def test_a_shim_that_died_while_containerd_was_away_is_spoken_for(gate: Gate) -> None:
     name = start_with_execs(gate)
     end_while_away(gate, name)
@@ -127,6 +128,7 @@ def test_a_shim_that_died_while_containerd_was_away_is_spoken_for(gate: Gate) ->
     gate.ctr.ok("c", "rm", name)
 
 
+@pytest.mark.mortal
 def test_a_shim_that_dies_after_its_container_changes_nothing_about_the_code(gate: Gate) -> None:
     ctr = gate.ctr
     with subscribed(ctr) as subscriber:

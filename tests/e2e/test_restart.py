@@ -143,6 +143,7 @@ def test_a_pod_has_one_shim_and_both_outlive_containerd(ctr: Ctr) -> None:
     assert ctr.delete(second) == 27
 
 
+@pytest.mark.mortal
 def test_a_killed_shim_takes_its_container_along_and_leaves_nothing(ctr: Ctr) -> None:
     name = ctr.start("sleep", "1000", flags=("--null-io",))
     pid = ctr.pid(name)
@@ -155,6 +156,7 @@ def test_a_killed_shim_takes_its_container_along_and_leaves_nothing(ctr: Ctr) ->
     remove_stock_sockets(ctr)
 
 
+@pytest.mark.mortal
 def test_a_shim_killed_while_containerd_is_away_leaves_nothing(ctr: Ctr) -> None:
     name = ctr.start("sleep", "1000", flags=("--null-io",))
     pid, shims = ctr.pid(name), shim_pids(ctr)

@@ -92,6 +92,7 @@ def test_the_device_is_attached_as_long_as_the_task_is_there(ctr: Ctr) -> None:
     wait_until("the device is free", lambda: not devices(ctr))
 
 
+@pytest.mark.mortal
 def test_a_shim_that_died_leaves_no_device(ctr: Ctr) -> None:
     ctr.start("sleep", "1000", flags=("--null-io", *SNAPSHOTTER))
     (shim,) = shim_pids(ctr)
