@@ -238,7 +238,7 @@ class Restoring:
         """
         pid = self._bundle.read_pid(process.id)
         if (pidfd := self._started.get(process.id, -1)) < 0:
-            pidfd = open_orphan(pid)
+            pidfd = await open_orphan(pid)
         name = self._saved.pidfd_name(process.id)
         if pidfd >= 0:
             self._host.deposit.put({name: pidfd})  # the keeper keeps its exit from now on
@@ -256,6 +256,7 @@ class Restoring:
                 self._events.exec_started(process.id, pid)
                 self._exits.follow_exec(process, child)
                 return
+        log.warning("an exec was interrupted", id=self._id, exec=process.id, pid=pid)
         await process.discard_stdio()
         self._bundle.remove_pid_files(process.id)
         self._saved.forget(process.id)

@@ -51,9 +51,9 @@ def is_ending(pid: int) -> bool:
     return bool(int(stat.rpartition(b")")[2].split()[_FLAGS]) & _PF_EXITING)
 
 
-def is_descendant(pid: int) -> bool:
-    """Return whether ``pid`` is a descendant of this process."""
-    own, one = os.getpid(), pid
+def is_descendant(pid: int, ancestor: int = 0) -> bool:
+    """Return whether ``pid`` is a descendant of ``ancestor``, by default of this process."""
+    own, one = ancestor or os.getpid(), pid
     for _ in range(_GENERATIONS):
         try:
             one = parent_of(one)

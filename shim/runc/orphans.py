@@ -17,11 +17,13 @@ import trio
 
 from shim import log
 from shim.linux.files import read_whole
-from shim.linux.processes import parent_of
+from shim.linux.processes import is_descendant, parent_of
 from shim.linux.tree import children_of, stopped_tree
 
 # Seconds between two looks at the commands, and for killed ones to end.
 _PAUSE = 0.005
+# Seconds for the last thread of a runtime command to end.
+_PARENT = 1.0
 _KILLED = 5.0
 _LONGEST = 1 << 20  # bytes of a command line
 
@@ -64,11 +66,22 @@ class OrphanCommands:
         return (words == self._own or self._words <= set(words)) and _has_own_mounts(pid)
 
 
-def open_orphan(pid: int) -> int:
+async def open_orphan(pid: int) -> int:
     """Return a pidfd of ``pid`` if a killed daemon left it, -1 otherwise, and for 0.
 
     It is a child of our parent, and runs another program than this one.  It may be a zombie.
+    A runtime command is a zombie before its last thread, and with it the parent of its
+    process, has ended: so that is waited for.
     """
+    deadline = trio.current_time() + _PARENT
+    while (pidfd := _open_child(pid)) < 0 and is_descendant(pid, os.getppid()):
+        if trio.current_time() >= deadline:
+            return -1
+        await trio.sleep(_PAUSE)
+    return pidfd
+
+
+def _open_child(pid: int) -> int:
     if not pid:
         return -1
     try:
@@ -83,8 +96,11 @@ def open_orphan(pid: int) -> int:
 
 
 def kill_orphan(pid: int) -> None:
-    """Kill ``pid`` if a killed daemon left it, as in :func:`open_orphan`."""
-    pidfd = open_orphan(pid)
+    """Kill ``pid`` if it is a child of our parent that runs another program than this one.
+
+    Do nothing for 0.
+    """
+    pidfd = _open_child(pid)
     if pidfd >= 0:
         with suppress(OSError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
