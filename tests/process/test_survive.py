@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
 from shim.linux import sockets
 from shim.ttrpc.client import open_channel
+from shimctl.host.doctor import servers
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import ROOT, Server, parent_of, state_of
@@ -172,6 +174,8 @@ async def test_a_daemon_that_keeps_dying_is_given_up_and_the_reason_is_told(
         os.close(log)
     assert 'level=error msg="the fork server gives up a shim' in text
     assert 'reason="it died 3 times in 60 seconds"' in text
+    [found] = servers.given_up(str(surviving.directory), time.time())
+    assert found.subject == f"{NAMESPACE}/c1"
     line = json.loads((surviving.directory / names.GIVEN_UP).read_text())
     assert line.pop("time") > 1e9
     assert line == {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shim import names
 from shim.linux.mountinfo import parse
 from shim.version import VERSION
 from shimctl.discover import Found
@@ -19,6 +20,7 @@ from shimctl.host.doctor import (
     machine,
     places,
     programs,
+    servers,
     shims,
 )
 
@@ -253,3 +255,22 @@ def test_shims_that_serve_more_than_one_pod_are_named_and_the_greatest_loss(
     (bundle,) = tmp_path.glob("d")
     (bundle / "config.json").write_text("{")
     assert len(shims.judge_shared([Found("ns", "d", "x", str(bundle), shim_pid=1)] * 2)) == 0
+
+
+def test_a_shim_that_a_fork_server_gave_up_is_found_for_a_day(tmp_path: Path) -> None:
+    record = {"namespace": "ns", "id": "c1", "reason": "it died 3 times in 60 seconds"}
+    day = 86_400
+    lines = [
+        json.dumps(record | {"time": 1000, "id": "old"}),
+        "not a record",
+        json.dumps({"time": 5 * day}),
+        json.dumps(record | {"time": 5 * day - 120}),
+    ]
+    path = tmp_path / names.GIVEN_UP
+    path.write_text("\n".join([*lines, ""]))
+    [found] = servers.given_up(str(tmp_path), 5 * day)
+    assert (found.subject, found.level) == ("ns/c1", Level.ADVICE)
+    assert found.text == "its shim was given up 2 minutes ago: it died 3 times in 60 seconds"
+    assert found.remedy.endswith(f"remove {path}")
+    assert servers.given_up(str(tmp_path), 8 * day) == []
+    assert servers.given_up(str(tmp_path / "none"), 5 * day) == []
