@@ -16,8 +16,7 @@ from typing import Any
 from shim.container.lifecycle import State
 from shim.errors import InvalidError
 from shim.exit import Exit
-
-VERSION = 1
+from shim.recovery.versions import CONTAINER
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class ContainerSnapshot:
     def encode(self, constants: str) -> bytes:
         """Return the JSON; ``constants`` is that of :func:`encode_constants`."""
         value = {
-            "version": VERSION,
+            "version": CONTAINER,
             "init": _process_value(self.init),
             "execs": [_process_value(one) for one in self.execs],
             "doing": self.doing,
@@ -100,10 +99,10 @@ def parse(data: bytes) -> ContainerSnapshot:
     """
     try:
         value = json.loads(data)
-        if value["version"] != VERSION:
+        if value["version"] != CONTAINER:
             raise InvalidError(
                 f"cannot restore a container: its state has the version {value['version']}, "
-                f"and this shim knows {VERSION}"
+                f"and this shim knows {CONTAINER}"
             )
         constants = value["constants"]
         return ContainerSnapshot(

@@ -20,6 +20,7 @@ from shim.container.reservations import Reservation
 from shim.daemon import Settings
 from shim.errors import InvalidError, ShimError
 from shim.linux import libc
+from shim.recovery import versions
 from shim.recovery.inherited import CALLER, DAEMON, LISTENER, LOG
 from shim.recovery.messages import PUT, encode
 from shim.recovery.slot import StateSlot
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from shim.start.caller import Caller
 
-_VERSION = 1
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -86,7 +86,7 @@ class Profile:
 
     def encode(self) -> bytes:
         """Return the text for :meth:`decode`."""
-        value = asdict(self) | {"version": _VERSION, "answer": self.answer.hex()}
+        value = asdict(self) | {"version": versions.DAEMON, "answer": self.answer.hex()}
         return json.dumps(value).encode()
 
     @classmethod
@@ -97,8 +97,10 @@ class Profile:
         """
         try:
             value = json.loads(text)
-            if (version := value.pop("version")) != _VERSION:
-                raise InvalidError(f"the state of a daemon has version {version}, not {_VERSION}")
+            if (version := value.pop("version")) != versions.DAEMON:
+                raise InvalidError(
+                    f"the state of a daemon has version {version}, not {versions.DAEMON}"
+                )
             settings = value["settings"]
             if settings["first"] is not None:
                 settings["first"] = Reservation(**settings["first"])

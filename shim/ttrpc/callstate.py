@@ -17,7 +17,7 @@ from shim.ttrpc.protocol import RequestReceived
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_VERSION = 1
+VERSION = 1
 _quoted = json.JSONEncoder().encode
 
 
@@ -41,8 +41,8 @@ class CallState(NamedTuple):
             return cls([], 0, b"")
         try:
             value = json.loads(data)
-            if value["version"] != _VERSION:
-                text = f"a connection's state has version {value['version']}, not {_VERSION}"
+            if value["version"] != VERSION:
+                text = f"a connection's state has version {value['version']}, not {VERSION}"
                 raise InvalidError(text)
             calls = [_decode_call(*call) for call in value["calls"]]
             return cls(calls, value["at"], base64.b64decode(value["unsent"]))
@@ -53,7 +53,7 @@ class CallState(NamedTuple):
 def encode_state(calls: str, at: int, unsent: bytes) -> bytes:
     """Return a state; ``calls`` are values of :func:`encode_call`, joined by commas."""
     text = base64.b64encode(unsent).decode()
-    return f'{{"version":{_VERSION},"calls":[{calls}],"at":{at},"unsent":"{text}"}}'.encode()
+    return f'{{"version":{VERSION},"calls":[{calls}],"at":{at},"unsent":"{text}"}}'.encode()
 
 
 def encode_call(event: RequestReceived) -> str:

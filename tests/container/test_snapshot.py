@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from shim.container.lifecycle import State
 from shim.container.snapshot import (
-    VERSION,
     Constants,
     ContainerSnapshot,
     ProcessSnapshot,
@@ -19,6 +18,7 @@ from shim.container.snapshot import (
 )
 from shim.errors import InvalidError
 from shim.exit import Exit
+from shim.recovery.versions import CONTAINER
 
 texts = st.text(max_size=8)
 # Paths of a request may hold bytes that are not UTF-8.
@@ -71,8 +71,8 @@ def example() -> ContainerSnapshot:
 
 def test_a_snapshot_of_another_version_is_refused_by_number() -> None:
     value = json.loads(encoded(example()))
-    value["version"] = VERSION + 1
-    text = f"version {VERSION + 1}, and this shim knows {VERSION}"
+    value["version"] = CONTAINER + 1
+    text = f"version {CONTAINER + 1}, and this shim knows {CONTAINER}"
     with pytest.raises(InvalidError, match=text):
         parse(json.dumps(value).encode())
 

@@ -1,0 +1,33 @@
+"""The versions of the states that a daemon leaves to a replacement, and which can be read.
+
+A change of a format increases its number.  A version of this project that reads an older
+number, too, has it in ``READABLE``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shim.ttrpc import callstate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The state of a daemon, of a container, and the names of the fds.
+DAEMON, CONTAINER, FDS = 1, 1, 1
+
+WRITTEN = {"daemon": DAEMON, "container": CONTAINER, "fds": FDS, "calls": callstate.VERSION}
+READABLE = {kind: (version,) for kind, version in WRITTEN.items()}
+
+
+def unreadable(versions: Mapping[str, object]) -> str:
+    """Return which state of ``versions`` this code cannot read; empty if it reads all."""
+    for kind, version in versions.items():
+        if kind not in READABLE:
+            return f"it cannot read a state of kind {kind[:40]!r}"
+        if version not in READABLE[kind]:
+            known = ", ".join(map(str, READABLE[kind]))
+            return f"it cannot read version {version} of the {kind} state; it reads {known}"
+    if missing := [kind for kind in READABLE if kind not in versions]:
+        return f"there is no {missing[0]} state"
+    return ""
