@@ -25,6 +25,7 @@ from shim.counters import COUNTERS
 from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
+from shim.ownservice import OwnService
 from shim.reaper import open_reaper
 from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
@@ -149,7 +150,8 @@ async def main(
             publisher.begin()
             resumed = connections.resume(inherited)
             deposit.drop(*inherited.close())
-        handlers = handlers_of(service, aliases=ALIASES)
+        own = OwnService(service, deposit, inherited.turn if inherited is not None else None)
+        handlers = handlers_of(service, own, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
         nursery.start_soon(_shutdown_when_unused, service)

@@ -44,6 +44,10 @@ FEATURES = f"{SPEC}features/Features"
 # This shim's own type: JSON, the reply to Stats for the empty id, see shim.counters.
 COUNTERS = "io.trio-shim/Counters"
 
+# This shim's own service: the requests of shimctl to a daemon, with JSON in an Any.
+OWN_SERVICE = "io.trio_shim.v1.Daemon"
+STATUS, MOVE = f"/{OWN_SERVICE}/Status", f"/{OWN_SERVICE}/Move"
+
 # The longest id, in characters.
 ID_MAX = 76
 _ID = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")

@@ -62,6 +62,7 @@ class Reaper:
         # Not children of this process: their pids may be those of others by now.
         self._inherited: set[Child] = set()
         self._runtimes = 0
+        self.commands = 0  # runtime commands that run
 
     def spawn(
         self,

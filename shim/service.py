@@ -228,6 +228,13 @@ class TaskService(TaskBase):
         else:
             self._shutdown.set()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no operation is under way, so that the states of the containers are complete."""
+        if self._creating or self._host.reaper.commands:
+            return False
+        return all(one is None or one.is_settled for one in self._containers.values())
+
     def forget_start(self, id_: str) -> None:
         """Shut down as above, without the container ``id_``, whose ``start`` has failed."""
         if id_ not in self._containers:

@@ -16,7 +16,7 @@ LAYERS = [
     {"shim.__main__"},
     {"shim.start", "shim.delete", "shim.info"},
     {"shim.daemon"},
-    {"shim.service"},
+    {"shim.service", "shim.ownservice"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.hostfile"},
@@ -57,6 +57,7 @@ SHIMCTL_MAY = (
     *("shim.api", "shim.ttrpc", "shim.errors", "shim.records", "shim.scope", "shim.version"),
     *("shim.names", "shim.hostfile", "shim.start.identity"),
     "shim.exit",  # what an exit record holds
+    "shim.recovery.versions",  # the states that this version can continue
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.events.encoding",  # the format of the journal, which shimctl reads
     "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted

@@ -332,6 +332,12 @@ class Container:
 
     # -- the Task API ------------------------------------------------------------
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no operation is under way that changes the container or a process."""
+        processes = (self.init, *self.execs.values())
+        return not self.saved.doing and not any(process.doing for process in processes)
+
     def process(self, exec_id: str) -> Process:
         """Return the exec ``exec_id``, or the init process for "".
 

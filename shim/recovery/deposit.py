@@ -18,7 +18,7 @@ import trio
 
 from shim import log
 from shim.recovery import messages
-from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import CLAIMED, DROP, EXIT, GIVE, MAX_MESSAGE, PUT, decode, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +100,14 @@ class Deposit:
         that this one replaces: the pid in a runtime's pid file is still its process's.
         """
         self._send(encode(CLAIMED), [])
+
+    def give(self, to: int) -> bool:
+        """Have the keeper send all copies to the socket ``to``, and then ``replace``.
+
+        Return False if the keeper does not take messages now.
+        """
+        self._send_drops()
+        return self._channel is not None and not self._queue and self._sent(encode(GIVE), [to])
 
     async def run(self) -> None:
         """Send what is queued, and take the keeper's answers, until the keeper ends."""

@@ -13,6 +13,8 @@ from shim.recovery.slot import StateSlot
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from shim.recovery.turn import Turn
+
 # ``daemon``: the state slot of the daemon.  ``listener``: its socket.  ``log``: fd 2.
 # ``caller``: the connection to the caller of ``start``, until that has the address.
 # ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
@@ -21,19 +23,25 @@ if TYPE_CHECKING:
 # ``hold/ID/STREAM``: a stream of a Create that is undone.
 # ``events``: the connection to the manager that takes events, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
+# A daemon that moves also leaves ``moving``, the channel of the move, and ``mover``, its pidfd.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD = "events", "forward"
+MOVING, MOVER = "moving", "mover"
 KINDS = (
     *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
-    *(EVENTS, FORWARD, "journal"),
+    *(EVENTS, FORWARD, "journal", MOVING, MOVER),
 )
 
 
 class Inherited:
-    """The fds of a dead daemon, by name.  Each part of the daemon takes its own."""
+    """The fds of a dead daemon, by name.  Each part of the daemon takes its own.
+
+    ``turn`` is that of this process.
+    """
 
     def __init__(self, fds: Mapping[str, int]) -> None:
         self._fds = dict(fds)
+        self.turn: Turn | None = None
 
     def take(self, name: str) -> int:
         """Return the fd ``name``, owned by the caller from now on, or -1."""

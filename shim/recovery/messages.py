@@ -5,12 +5,18 @@ the name; ``drop NAME...``; and ``exit NAME``, for the process of the pidfd NAME
 answers the last one by ``exit NAME STATUS TIME``, or ``exit NAME`` while it has no exit
 status of that process.  A replacement sends ``claimed`` when it has left the pidfds of all
 processes of its predecessor that it goes on with: until then the keeper reaps none of
-which it has no pidfd.
+which it has no pidfd.  ``serving`` follows when it serves.
+
+A daemon moves to another keeper (:mod:`shim.recovery.moving`) in three steps.  It sends
+``give`` with a socket to its keeper, which puts all fds of the daemon there and ends with
+``replace``.  The other keeper forks a replacement, which sends ``ready`` on that socket when
+it can begin.  The daemon answers ``go``, and ends.
 """
 
 from __future__ import annotations
 
-PUT, DROP, EXIT, CLAIMED = b"put", b"drop", b"exit", b"claimed"
+PUT, DROP, EXIT, CLAIMED, SERVING = b"put", b"drop", b"exit", b"claimed", b"serving"
+GIVE, REPLACE, READY, GO = b"give", b"replace", b"ready", b"go"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64
 # Bytes of one message.

@@ -202,6 +202,7 @@ class Runc:
         grace: float = 0,
         before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> int:
+        self.reaper.commands += 1
         try:
             with trio.fail_after(self.limit):
                 with trio.move_on_after(_READ_AFTER if outputs else math.inf):
@@ -214,6 +215,7 @@ class Runc:
                 "and was killed"
             ) from None
         finally:
+            self.reaper.commands -= 1
             if child.exit is None and grace:
                 with trio.move_on_after(grace, shield=True):
                     await child.wait()

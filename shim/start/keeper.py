@@ -23,8 +23,18 @@ from typing import TYPE_CHECKING
 
 from shim.linux.processes import is_ending
 from shim.recovery import messages
-from shim.recovery.inherited import DAEMON, LISTENER
-from shim.recovery.messages import EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING
+from shim.recovery.messages import (
+    EXIT,
+    GIVE,
+    MAX_FDS,
+    MAX_MESSAGE,
+    PUT,
+    REPLACE,
+    decode,
+    encode,
+)
+from shim.recovery.moving import MOVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +63,11 @@ class Kept:
     pidfds.  ``deaths`` are times on the monotonic clock, and so are the following, which
     are 0 if there is none: until ``claims_until`` the daemon, a replacement, may claim
     processes of its predecessor; at ``ended_at`` it counts as ended, since its channel has;
-    at ``fork_at`` its replacement is due.
+    at ``fork_at`` its replacement is due.  ``has_orphans`` is set after a death.
+
+    ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
+    moves to this one.  Its replacement counts only if it has served: ``serves`` is set then.
+    Before that the other server replaces the daemon.
     """
 
     pid: int = 0
@@ -65,6 +79,9 @@ class Kept:
     ended_at: float = 0.0
     fork_at: float = 0.0
     attempts: int = 0
+    has_orphans: bool = False
+    mover: int = -1
+    serves: bool = True
 
     @property
     def deadline(self) -> float:
@@ -112,8 +129,20 @@ class Keeper:
         else:
             self._set(kept, claims_until=time.monotonic() + _CLAIM, fork_at=0.0)
         kept.pid, kept.channel = pid, channel
+        self._drop(kept, (MOVING, MOVER))  # only the first replacement has use for them
         self._all.add(kept)
         self._daemons[pid] = kept
+        self._channels[channel.fileno()] = kept
+        self._poll.register(channel, select.POLLIN)
+
+    def welcome(self, mover: int, channel: socket.socket) -> None:
+        """Take the fds of a daemon that moves here; both arguments are owned from now on.
+
+        ``mover`` is its pidfd.  Its replacement is due when all fds are here.
+        """
+        channel.setblocking(False)
+        kept = Kept(channel=channel, mover=mover, serves=False)
+        self._all.add(kept)
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)
 
@@ -128,7 +157,7 @@ class Keeper:
 
     def _end_channel(self, kept: Kept) -> None:
         self._close_channel(kept)
-        if kept.fds and is_ending(kept.pid):
+        if kept.pid and kept.fds and is_ending(kept.pid):
             # A daemon's fds are closed before its parent can reap it.
             self._set(kept, ended_at=time.monotonic() + _ENDING)
         else:
@@ -158,13 +187,13 @@ class Keeper:
     def _obey(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
         """Do what a message says; return False if it is malformed.
 
-        ``fds`` are owned by ``kept`` after a ``put``.
+        ``fds`` are owned by ``kept`` after a ``put``, and closed after a ``give``.
         """
         try:
             verb, names = decode(data)
         except ValueError:
             return False
-        if len(fds) != (len(names) if verb == PUT else 0):
+        if len(fds) != (len(names) if verb == PUT else verb == GIVE):
             return False
         match verb, names:
             case messages.PUT, _:
@@ -176,9 +205,29 @@ class Keeper:
                 self._answer(kept, name)
             case messages.CLAIMED, []:
                 self._set(kept, claims_until=0.0)
+            case messages.SERVING, []:
+                kept.serves = True
+            case messages.GIVE, []:
+                with socket.socket(fileno=fds[0]) as to:
+                    _give(kept, to)
+            case messages.REPLACE, [] if kept.mover >= 0:
+                self._release_mover(kept)
             case _:
                 return False
         return True
+
+    def _release_mover(self, kept: Kept) -> None:
+        """Make the replacement of a daemon that moves here due; it gets the channel."""
+        assert kept.channel is not None
+        channel, kept.channel = kept.channel, None
+        self._poll.unregister(channel)
+        del self._channels[channel.fileno()]
+        kept.fds |= {MOVING: channel.detach(), MOVER: kept.mover}
+        kept.mover = -1
+        if {DAEMON, LISTENER} <= kept.fds.keys():
+            self._set(kept, fork_at=time.monotonic())
+        else:
+            self._forget(kept)
 
     def _has_room(self, fds: Sequence[int]) -> bool:
         if not self._most:
@@ -206,7 +255,7 @@ class Keeper:
 
     def reap(self, pid: int) -> bool:
         """Reap the orphan ``pid``, a zombie, if its pidfd is here; return whether it is."""
-        return any(kept.deaths and _reap(kept, pid) for kept in self._all)
+        return any(kept.has_orphans and _reap(kept, pid) for kept in self._all)
 
     @property
     def has_claims(self) -> bool:
@@ -223,10 +272,10 @@ class Keeper:
         with suppress(BlockingIOError):
             while kept.channel is not None and self._take(kept):
                 pass
-        if status == 0:
+        if status == 0 or not kept.serves:
             self._forget(kept)
         else:
-            self._bury(kept)
+            self._bury(kept, counts=os.waitstatus_to_exitcode(status) != MOVED)
 
     def expire(self) -> None:
         """Do what is due at this time."""
@@ -250,16 +299,18 @@ class Keeper:
         else:
             self._give_up(kept, "no process can be forked")
 
-    def _bury(self, kept: Kept) -> None:
-        """Make a replacement due for a daemon that has ended."""
+    def _bury(self, kept: Kept, *, counts: bool = True) -> None:
+        """Make a replacement due for a daemon that has ended; a move ``counts`` as no death."""
         self._close_channel(kept)
         self._daemons.pop(kept.pid, None)
         kept.pid = 0
         now = time.monotonic()
-        kept.deaths = [*(one for one in kept.deaths if now - one < PERIOD), now]
+        kept.has_orphans = True
+        deaths = [one for one in kept.deaths if now - one < PERIOD]
+        kept.deaths = [*deaths, now] if counts else deaths
         kept.attempts = 0
-        if not {DAEMON, LISTENER} <= kept.fds.keys():
-            self._forget(kept)  # it had given no address yet
+        if not {DAEMON, LISTENER} <= kept.fds.keys() or not kept.serves:
+            self._forget(kept)  # it had given no address yet, or another server replaces it
         elif 0 < self._deaths <= len(kept.deaths):
             self._give_up(kept, f"it died {len(kept.deaths)} times in {PERIOD:g} seconds")
         else:
@@ -275,6 +326,9 @@ class Keeper:
         _close_all(kept.fds.values())
         kept.fds.clear()
         kept.exits.clear()
+        if kept.mover >= 0:
+            os.close(kept.mover)
+            kept.mover = -1
         self._daemons.pop(kept.pid, None)
         self._timed.discard(kept)
         self._all.discard(kept)
@@ -293,6 +347,15 @@ class Keeper:
             self._timed.add(kept)
         else:
             self._timed.discard(kept)
+
+
+def _give(kept: Kept, to: socket.socket) -> None:
+    """Send copies of the fds to another keeper, without waiting, and end with REPLACE."""
+    with suppress(OSError):  # it reads too slowly, or has ended: then the move fails
+        for names in messages.split(list(kept.fds)):
+            fds = [kept.fds[name] for name in names]
+            socket.send_fds(to, [encode(PUT, *names)], fds, socket.MSG_DONTWAIT)
+        to.send(encode(REPLACE), socket.MSG_DONTWAIT)
 
 
 def _reap(kept: Kept, pid: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from contextlib import suppress
@@ -11,7 +12,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import daemon, log
 from shim.errors import InvalidError
-from shim.recovery.inherited import CALLER, DAEMON, LISTENER, LOG, PIDFD, Inherited
+from shim.recovery.inherited import (
+    CALLER,
+    DAEMON,
+    LISTENER,
+    LOG,
+    MOVER,
+    MOVING,
+    PIDFD,
+    Inherited,
+)
+from shim.recovery.messages import GO, READY, SERVING, encode
+from shim.recovery.turn import Turn
 from shim.start.caller import Caller
 from shim.start.profile import Profile
 
@@ -19,6 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import trio
+
+
+# Seconds for a daemon that moves to end, and for its replacement to serve from then on.
+_END, _SERVE = 5.0, 10
+# Seconds to wait for a replacement in another fork server, which fails or serves.
+_TURN = 2 * _END + _SERVE
 
 
 def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoReturn:
@@ -38,6 +56,9 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
             os.close(fd)
         if (slot := inherited.take_slot(DAEMON)) is None:
             raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
+        turn = inherited.turn = Turn(slot.fd)
+        if not _take_turn(turn, inherited):
+            os._exit(0)
         profile = Profile.decode(slot.read())
         slot.close()
         log.configure(2, profile.level)
@@ -46,6 +67,10 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         caller = _caller(inherited)
 
         async def ready(task_status: trio.TaskStatus[None]) -> bool:
+            turn.serve()
+            signal.alarm(0)
+            with suppress(OSError):  # the keeper has ended, or is stopped
+                channel.send(encode(SERVING))
             if caller is None:
                 task_status.started()
                 return True
@@ -59,6 +84,35 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         log.crash("the replacement of a shim failed", exc)
     finally:
         os._exit(status)
+
+
+def _take_turn(turn: Turn, inherited: Inherited) -> bool:
+    """Wait for the turn; return False if another process serves already.
+
+    If this process replaces a daemon of another fork server, wait for its end, too.
+
+    :raises TimeoutError: another process has the turn for too long.
+    :raises OSError: the daemon did not move.
+    """
+    channel, mover = inherited.take(MOVING), inherited.take(MOVER)
+    if channel < 0:
+        return turn.take(_TURN)
+    # Without a handler the signal ends this process: the other server's goes on.
+    signal.alarm(_SERVE)
+    with socket.socket(fileno=channel) as moving:
+        moving.settimeout(_END)
+        if not turn.take(_END):
+            return False
+        moving.send(READY)
+        if moving.recv(len(GO)) != GO:
+            return False
+    poll = select.poll()
+    poll.register(mover, select.POLLIN)
+    if not poll.poll(_END * 1000):
+        return False
+    os.close(mover)
+    signal.alarm(_SERVE)
+    return True
 
 
 def _renumber(

@@ -27,6 +27,7 @@ from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_
 from shim.start.codestamp import code_stamp
 from shim.start.flags import deaths_limit, idle_time
 from shim.start.keeper import Keeper
+from shim.start.mover import refusal
 from shim.start.replacement import become_replacement
 from shim.start.warmup import warm_up
 
@@ -282,7 +283,16 @@ class Server:
                 call = Call(connection.fileno(), pid, argv, *fds)
                 fds = []
                 return call
-            if verb == "status":
+            if verb == "keep" and len(fds) == 2 and argv:
+                if not self._is_current():
+                    return None
+                channel, mover = fds
+                reason = refusal(pid, mover, argv[0])
+                connection.send(json.dumps({"error": reason} if reason else {}).encode())
+                if not reason:
+                    fds = []
+                    self._keeper.welcome(mover, socket.socket(fileno=channel))
+            elif verb == "status":
                 state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
                 connection.send(json.dumps(state).encode())
             elif verb == "stop":
@@ -293,12 +303,19 @@ class Server:
             for fd in fds:
                 os.close(fd)
 
+    def _is_current(self) -> bool:
+        """Return whether the files on disk are still those of the loaded code.
+
+        Otherwise stop to listen: the caller makes a new server, and must not find this one.
+        """
+        if code_stamp() == self._stamp:
+            return True
+        self._stopped = True
+        self.close()
+        return False
+
     def _assign(self, connection: socket.socket, call: Call) -> None:
-        if code_stamp() != self._stamp:
-            # The files on disk differ from the loaded code: the caller makes a new server.
-            # It must not find this one any more.
-            self._stopped = True
-            self.close()
+        if not self._is_current():
             return
         try:
             child = self._use_spare(call) or self._fork_for(call)

@@ -1,0 +1,95 @@
+"""Moves a daemon to another fork server, whose replacement goes on in its place.
+
+The daemon connects to the server's socket, as a launcher does, and sends ``keep``, the pidfd
+of itself and one end of a channel.  The server refuses before anything moves, for example
+a version of the states that it cannot read.  Then the daemon's keeper sends all fds to
+the server (:meth:`Deposit.give`), which forks a replacement.  When that has the turn
+(:mod:`shim.recovery.turn`), the daemon ends.
+
+The keeper takes that for a death, and forks a replacement, too, with its own code.  This one
+waits for the turn: it goes on if the other one fails, and ends when the other one serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+from shim import log
+from shim.errors import UnavailableError, WrongStateError
+from shim.linux import sockets
+from shim.recovery.messages import GO, READY
+from shim.recovery.versions import WRITTEN
+
+if TYPE_CHECKING:
+    from shim.recovery.deposit import Deposit
+    from shim.recovery.turn import Turn
+
+# The exit status of a daemon that another fork server replaces.
+MOVED = 76
+# Seconds for each answer: the daemon serves nothing meanwhile.
+_LIMIT = 5.0
+_ROOM = 8 << 20  # bytes of fds on their way
+_LONGEST = 4096
+_SO_SNDBUFFORCE = 32
+
+
+def move(deposit: Deposit, turn: Turn | None, path: str) -> NoReturn:
+    """Move to the fork server at ``path``, and exit; return only with an error.
+
+    The states must be complete: no runtime command runs.  ``turn`` is that of this
+    daemon, if it replaced another one.
+
+    :raises WrongStateError: this daemon has no keeper, or the server refuses it.
+    :raises UnavailableError: the server or the keeper does not answer.
+    """
+    if not deposit.is_active:
+        raise WrongStateError("this shim is not kept by a fork server")
+    try:
+        _move(deposit, turn, path)
+    except OSError as exc:
+        reason = exc.strerror or "no answer in time"
+        raise UnavailableError(f"cannot move to the fork server {path}: {reason}") from None
+    os._exit(MOVED)
+
+
+def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            with suppress(OSError):  # only root may
+                ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
+            _register(path, theirs)
+        if turn is not None:
+            turn.leave()
+        if not deposit.give(ours.fileno()):
+            raise UnavailableError("cannot move this shim: its fork server takes no messages")
+        ours.settimeout(_LIMIT)
+        if ours.recv(_LONGEST) != READY:
+            raise UnavailableError(f"cannot move to the fork server {path}: it made no process")
+        log.info("another fork server replaces this shim", socket=path)
+        ours.send(GO)
+
+
+def _register(path: str, channel: socket.socket) -> None:
+    """Ask the fork server at ``path`` to keep this daemon, by ``channel``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(_LIMIT)
+        sock.connect(path)
+        server = sockets.peer_of(sock)
+        if (server.uid, server.gid) != (os.geteuid(), os.getegid()):
+            raise WrongStateError(f"cannot move to the fork server {path}: it is another user's")
+        own = os.pidfd_open(os.getpid())
+        try:
+            request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
+            socket.send_fds(sock, [request], [channel.fileno(), own])
+        finally:
+            os.close(own)
+        answer = sock.recv(_LONGEST)
+    if not answer:
+        raise UnavailableError(f"cannot move to the fork server {path}: it is outdated, or stops")
+    if reason := json.loads(answer).get("error"):
+        raise WrongStateError(f"the fork server {path} refuses this shim: {reason}")
