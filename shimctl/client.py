@@ -199,8 +199,7 @@ class Shim:
         try:
             return await self._call(method, request, timeout)
         except GRPCError as exc:
-            error = _ERRORS.get(exc.status, ShimError)
-            raise error(exc.message or f"{method}: {exc.status.name}") from None
+            raise error_of(exc, method) from None
         except ConnectionLostError:
             raise UnavailableError(f"{method} failed: the shim closed the connection") from None
 
@@ -223,6 +222,12 @@ class Shim:
                 self._versions = [version]
                 return reply
         raise AssertionError("there is always a version to try")
+
+
+def error_of(exc: GRPCError, method: str) -> ShimError:
+    """Return the error for the status that a shim returned for ``method``."""
+    error = _ERRORS.get(exc.status, ShimError)
+    return error(exc.message or f"{method}: {exc.status.name}")
 
 
 def _alias(stub: TaskStub, channel: Channel) -> TaskStub:

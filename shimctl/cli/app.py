@@ -44,7 +44,7 @@ SECTIONS = {
     "Output": ("attach", "logs", "events"),
     "Processes": ("exec", "pids"),
     "Images": ("images",),
-    "Shims": ("version", "shutdown"),
+    "Shims": ("version", "upgrade", "shutdown"),
     "Host": ("doctor", "metrics", "install", "forkserver", "prune"),
     "Shell": ("completion", "help"),
 }

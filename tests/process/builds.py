@@ -1,0 +1,66 @@
+"""Builds of this project beside the one under test, with other versions."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from shim.version import VERSION
+from tests.process.rig import NAMESPACE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build in the directory ``root``."""
+
+    root: Path
+    version: str
+
+    @classmethod
+    def copy(cls, root: Path, version: str) -> Build:
+        """Copy the code under test to ``root``, with another version."""
+        for package in ("shim", "shimctl"):
+            shutil.copytree(
+                *(ROOT / package, root / package), ignore=shutil.ignore_patterns("__pycache__")
+            )
+        build = cls(root, version)
+        build.edit("shim/version.py", lambda text: text.replace(f'"{VERSION}"', f'"{version}"'))
+        return build
+
+    def edit(self, name: str, change: Callable[[str], str]) -> None:
+        """Change a file; the change must have an effect."""
+        path = self.root / name
+        before = path.read_text()
+        assert change(before) != before
+        path.write_text(change(before))
+
+    async def shimctl(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run its shimctl for the containers of a rig."""
+        environ = {**os.environ, "PYTHONPATH": str(self.root)}
+        done = await trio.run_process(
+            [sys.executable, "-m", "shimctl", *args, "-n", NAMESPACE],
+            *(),
+            cwd=self.root,
+            env=environ,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        return subprocess.CompletedProcess(
+            args, done.returncode, done.stdout.decode(), done.stderr.decode()
+        )
+
+
+CURRENT = Build(ROOT, VERSION)
