@@ -19,7 +19,7 @@ import trio.lowlevel
 
 from shim import names
 from shim.api.task_grpc import TaskStub
-from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
+from shim.api.task_pb2 import ConnectRequest, ShutdownRequest, WaitRequest
 from shim.linux import sockets
 from shim.ttrpc.client import open_channel
 from shimctl.host.doctor import servers
@@ -224,6 +224,12 @@ async def test_a_replacement_killed_while_it_begins_is_replaced(surviving: Serve
         assert daemon not in begun
 
 
+def is_zombie(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return state_of(pid) == "Z"
+    return False
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -274,6 +280,43 @@ async def test_a_server_that_is_told_to_stop_stays_for_its_daemons_only(
     assert parent_of(replacement) == pid
     os.kill(replacement, signal.SIGTERM)
     await wait_gone([replacement, pid])
+
+
+async def test_a_server_of_changed_code_stays_for_its_daemons_only(
+    surviving: Server, tmp_path: Path
+) -> None:
+    copy = tmp_path / "lib"
+    copy.mkdir()
+    subprocess.run(["cp", "-r", str(ROOT / "shim"), str(copy)], check=True)
+    first, second = (surviving.rig.bundle(f"c{i}", "true") for i in range(2))
+    daemon = await surviving.start(first, PYTHONPATH=str(copy))
+    address, pid = surviving.rig.address, await surviving.wait_up()
+    with (copy / "shim/version.py").open("a") as file:
+        file.write("# changed\n")
+    other = await surviving.start(second, PYTHONPATH=str(copy))
+    assert parent_of(other) != pid
+    surviving.rig.address = address
+    replacement = await replaced(surviving, daemon)
+    assert parent_of(replacement) == pid
+    await (await surviving.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
+    await wait_gone([replacement, pid])
+
+
+async def test_a_process_that_ends_with_its_daemon_has_its_exit_and_leaves_no_zombie(
+    surviving: Server,
+) -> None:
+    rig = surviving.rig
+    bundle = rig.bundle("c1", "sleep", "1000")
+    daemon = await surviving.start(bundle)
+    task = await rig.connect()
+    init = (await rig.run(task, bundle)).pid
+    for one in (daemon, init):
+        os.kill(one, signal.SIGKILL)
+    await connect(surviving)
+    task = await rig.connect()
+    assert (await task.Wait(WaitRequest(id="c1"), timeout=10)).exit_status == 137
+    pid = await surviving.wait_up()
+    await wait_for(lambda: not list(filter(is_zombie, children(pid))))
 
 
 async def test_sigterm_ends_a_server_and_no_daemon(surviving: Server) -> None:
