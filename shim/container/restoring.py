@@ -133,7 +133,6 @@ class Restoring:
                     reaper=self._host.reaper,
                     deposit=self._host.deposit,
                     prefix=prefix,
-                    overflow=self._overflow,
                 )
             )
             if process.pid and self._saved.doing != "Create":

@@ -16,6 +16,7 @@ from shim.outputaddress import parse_address
 from shim.stdio.kept import Kept
 from shim.stdio.pipes import PipeStdio
 from shim.stdio.sinks import LOGGER_READY, open_logger
+from shim.stdio.spool import Overflow
 from shim.stdio.streams import StdioSpec
 from shim.stdio.terminal import TerminalStdio
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from shim.reaper import Reaper
     from shim.recovery.deposit import Deposit
-    from shim.stdio.spool import Overflow
     from shim.stdio.streams import Stdio
 
 
@@ -94,7 +94,6 @@ def restore_stdio(
     reaper: Reaper,
     deposit: Deposit,
     prefix: str,
-    overflow: Overflow | None = None,
 ) -> Stdio:
     """Return the stdio of a process whose daemon was killed.
 
@@ -109,6 +108,7 @@ def restore_stdio(
     spec = StdioSpec(*state["spec"])
     kept = Kept(deposit, prefix, fds)
     kind = TerminalStdio if spec.terminal else PipeStdio
+    overflow = None if state["overflow"] is None else Overflow.restore(state["overflow"])
     stdio = kind(spec, nursery, reaper, None, overflow, kept)
     stdio.restore(state)
     return stdio

@@ -167,36 +167,41 @@ class _OverflowRelay(Relay):
             if store.used:
                 count = store.write_to(self.sink)
             elif self._dropped:
-                count = self._write_marker(store)
+                count = self._write_marker(store, self.sink)
         except BlockingIOError:
             raise
         except OSError as exc:
             if store.stuck:
                 return  # the bytes can be read once the disk responds
-            log.error("cannot read the spool: its output is lost", stream=self.name, error=exc)
-            self._lose(store.used)
-            self._close_store()
-            self._store = FirstBytes()
-            self._store.seal()
+            self._give_up_stored(store, exc)
             return
         self._away = False
-        if self._dropped and store.used and store.free >= _MARKER:
-            self._store_marker(store)
+        self._store_late_marker(store)
         if not store.used and not self._dropped:
             self._close_store()
         self._advance(count)
+
+    def _give_up_stored(self, store: Store, exc: OSError) -> None:
+        log.error("cannot read the spool: its output is lost", stream=self.name, error=exc)
+        self._lose(store.used)
+        self._close_store()
+        self._store = self._new_first_bytes()
+        self._store.seal()
 
     def _count_lost(self, store: Store) -> None:
         if store.lost and not store.stuck:
             self._lose(store.lost)
             store.lost = 0
 
-    def _write_marker(self, store: Store) -> int:
-        count = os.write(self.sink.number, marker(self._dropped, store.last))
+    def _write_marker(self, store: Store, sink: Fd) -> int:
+        count = os.write(sink.number, marker(self._dropped, store.last))
         self._dropped = 0
         return count
 
-    def _store_marker(self, store: Store) -> None:
+    def _store_late_marker(self, store: Store) -> None:
+        """Store the marker as soon as there is room for it: newer output may follow it."""
+        if not (self._dropped and store.used and store.free >= _MARKER):
+            return
         rest = marker(self._dropped, store.last)
         with suppress(OSError):  # the disk is full: written once the store is empty
             while rest:
@@ -208,7 +213,10 @@ class _OverflowRelay(Relay):
             return self._overflow.open()
         except OSError as exc:
             self._warn(exc)
-            return FirstBytes()
+            return self._new_first_bytes()
+
+    def _new_first_bytes(self) -> Store:
+        return FirstBytes()
 
     def _stop_storing(self, store: Store) -> None:
         """After a write error: deliver the stored bytes, and drop new ones."""
@@ -217,7 +225,7 @@ class _OverflowRelay(Relay):
             return
         self._count_lost(store)
         self._close_store()
-        self._store = FirstBytes()
+        self._store = self._new_first_bytes()
 
     def _close_store(self) -> None:
         store, self._store = self._store, None

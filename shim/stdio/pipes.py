@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from shim.stdio.keptoverflow import Stages
+
 
 class PipeStdio(Stdio):
     """Pipes between the process and fifos, files or a logging program."""
@@ -45,7 +47,9 @@ class PipeStdio(Stdio):
             if reader is not None:
                 self._own(reader)
             if sink is not None:
-                relay = self._relay_output(name, reader or Fd(-1), self._own(sink))
+                relay = self._relay_output(
+                    name, reader or Fd(-1), self._own(sink), self._take_stages(name)
+                )
                 relay.resume()
                 self._outputs.append(relay)
         self._restore_files(state)
@@ -104,16 +108,24 @@ class PipeStdio(Stdio):
         if fifo is not None:
             self._kept.hold({f"{name}-pipe": reader})
             self._kept.hold_fifo(name, fifo)
-            self._outputs.append(self._relay_output(name, reader, self._own(fifo)))
+            self._outputs.append(
+                self._relay_output(name, reader, self._own(fifo), self._open_stages(name))
+            )
         else:
             source = reader if self._overflow is None else self._relay_to_pipe(name, reader)
             self._files.setdefault(address.path, []).append(source)
         return writer
 
-    def _relay_output(self, name: str, source: Fd, sink: Fd) -> Relay:
+    def _relay_output(self, name: str, source: Fd, sink: Fd, stages: Stages | None) -> Relay:
         closes = (source, sink)
         if self._overflow is None:
             return SpliceRelay(name, source, sink, closes=closes, linger=True)
+        if stages is not None:
+            from shim.stdio.keptoverflow import KeptOverflowPipeRelay
+
+            return KeptOverflowPipeRelay(
+                name, source, sink, stages, closes=closes, overflow=self._overflow
+            )
         from shim.stdio.overflow import OverflowPipeRelay  # loaded only for spool and drop
 
         return OverflowPipeRelay(name, source, sink, closes=closes, overflow=self._overflow)
@@ -126,5 +138,5 @@ class PipeStdio(Stdio):
         """
         reader, writer = self._open_file_pipe()
         self._kept.hold({f"{name}-pipe": source, f"{name}-file": writer})
-        self._outputs.append(self._relay_output(name, source, writer))
+        self._outputs.append(self._relay_output(name, source, writer, self._open_stages(name)))
         return reader

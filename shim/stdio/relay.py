@@ -84,7 +84,7 @@ class Relay:
     async def _run(self) -> None:
         try:
             with self._scope:
-                if self.source.number >= 0:
+                if self.source.number >= 0 or self.backlog:
                     await self._pump()
                 self._end_source()
                 if self._linger:

@@ -18,7 +18,7 @@ import select
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shim import log
 from shim.hostfile import BLOCK, SPOOL
@@ -29,6 +29,8 @@ from shim.linux.modes import make_directories
 from shim.offthread import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from shim.hostfile import Output
 
 # Seconds that the daemon waits for one operation of a disk; none while one is late.
@@ -89,7 +91,7 @@ class Ring:
     """A ring buffer of ``limit`` bytes in a file.  It owns ``file``."""
 
     def __init__(self, file: Fd, limit: int) -> None:
-        self._file = file
+        self.file = file
         self._limit = limit
         self._start = 0  # the offset of the oldest byte
         self._sealed = False
@@ -123,7 +125,7 @@ class Ring:
     def fill(self, pipe: Fd) -> int:
         count = os.splice(
             pipe.number,
-            self._file.number,
+            self.file.number,
             min(self._span, fifos.PIPE_SIZE),
             offset_dst=self._end,
             flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK,
@@ -152,17 +154,32 @@ class Ring:
     def seal(self) -> None:
         self._sealed = True
 
+    @property
+    def position(self) -> dict[str, Any]:
+        """The arguments of :func:`restore_ring` but the file, plain JSON."""
+        return {
+            "kind": type(self).__name__,
+            "limit": self._limit,
+            "start": self._start,
+            "used": self.used,
+            "sealed": self._sealed,
+        }
+
+    def restore(self, start: int, used: int, *, sealed: bool) -> None:
+        """Go on from the position of a daemon that was killed."""
+        self._start, self.used, self._sealed = start, used, sealed
+
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
     def _pwrite(self, data: bytes | memoryview, offset: int) -> int:
-        return os.pwrite(self._file.number, data, offset)
+        return os.pwrite(self.file.number, data, offset)
 
     def _preadv(self, buffer: memoryview, offset: int) -> int:
-        return os.preadv(self._file.number, [buffer], offset)
+        return os.preadv(self.file.number, [buffer], offset)
 
     def _pread(self, offset: int) -> bytes:
-        return os.pread(self._file.number, 1, offset)
+        return os.pread(self.file.number, 1, offset)
 
 
 class ThreadedRing(Ring):
@@ -194,7 +211,7 @@ class ThreadedRing(Ring):
 
         def write() -> int:
             try:
-                return os.pwrite(self._file.number, data, offset)
+                return os.pwrite(self.file.number, data, offset)
             except OSError as exc:
                 log.warning("output cannot be spooled", error=exc)
                 return 0
@@ -215,6 +232,33 @@ class ThreadedRing(Ring):
 
     def _pread(self, offset: int) -> bytes:
         return self._worker.do(partial(super()._pread, offset), WAIT, _ignore)
+
+
+class FirstBytesInFile(Ring):
+    """As :class:`FirstBytes`, in a file in memory, which can survive this process."""
+
+    @classmethod
+    def new(cls) -> FirstBytesInFile:
+        return cls(Fd(os.memfd_create("trio-shim-output", os.MFD_CLOEXEC)), SMALL)
+
+    def put(self, data: bytes | memoryview) -> int:
+        count = super().put(data)
+        self.seal()
+        return count
+
+
+def restore_ring(file: Fd, *, kind: str, limit: int, start: int, used: int, sealed: bool) -> Ring:
+    """Return the ring in ``file`` of a daemon that was killed; see :attr:`Ring.position`.
+
+    :raises OSError: EAGAIN, the host has no room for a thread.
+    """
+    ring: Ring
+    if kind == ThreadedRing.__name__:
+        ring = ThreadedRing(file, limit, Worker())
+    else:
+        ring = (FirstBytesInFile if kind == FirstBytesInFile.__name__ else Ring)(file, limit)
+    ring.restore(start, used, sealed=sealed)
+    return ring
 
 
 def _ignore(result: object) -> None:
@@ -276,6 +320,12 @@ class Overflow:
 
     limit: int = 0
     directories: tuple[str, ...] = ()
+
+    @classmethod
+    def restore(cls, state: Sequence[Any]) -> Overflow:
+        """Return the value whose fields, as a tuple, are ``state``."""
+        limit, directories = state
+        return cls(limit, tuple(directories))
 
     @classmethod
     def of(cls, output: Output, bundle: str) -> Overflow | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from shim.outputaddress import Address
     from shim.reaper import Reaper
     from shim.stdio.filehelper import FileHelper
+    from shim.stdio.keptoverflow import Stages
     from shim.stdio.relay import Relay
     from shim.stdio.spool import Overflow
 
@@ -97,6 +98,7 @@ class Stdio:
         """
         return {
             "spec": astuple(self.spec),
+            "overflow": None if self._overflow is None else astuple(self._overflow),
             "files": self._file_states,
             "logger": "" if self._logger is None else self._logger.name,
         }
@@ -247,6 +249,31 @@ class Stdio:
             helper = filehelper.restore_helper(reaper=self._reaper, kept=self._kept, **arguments)
             if helper is not None:
                 self._helpers.append(helper)
+
+    def _open_stages(self, name: str) -> Stages | None:
+        """Return what a relay needs to store output that survives this daemon; it is owned.
+
+        None if output is not stored, or need not survive.
+        """
+        if self._overflow is None or not self._kept.is_active:
+            return None
+        from shim.stdio.keptoverflow import Stages
+
+        return self._own_stages(Stages.open(self._kept, name))
+
+    def _take_stages(self, name: str) -> Stages | None:
+        """Return what a relay of a daemon that was killed left; it is owned."""
+        if self._overflow is None:
+            return None
+        from shim.stdio.keptoverflow import Stages
+
+        stages = Stages.take(self._kept, name)
+        return None if stages is None else self._own_stages(stages)
+
+    def _own_stages(self, stages: Stages) -> Stages:
+        for fd in stages.fds:
+            self._own(fd)
+        return stages
 
     def _restore_logger(
         self, state: Mapping[str, Any], stdout: Fd | None = None, stderr: Fd | None = None

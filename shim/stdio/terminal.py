@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from shim.outputaddress import Address
+    from shim.stdio.keptoverflow import Stages
     from shim.stdio.relay import Relay
+    from shim.stdio.spool import Overflow
 
 # Seconds to wait for the terminal after the runtime command has returned.
 _CONSOLE = 10.0
@@ -34,6 +36,7 @@ class TerminalStdio(Stdio):
     _input: Fd | None = None
     _sink: Fd | None = None
     _buffer: Fd | None = None  # None: the relays copy
+    _stages: Stages | None = None
     _is_fifo = False
     _console_path = ""
     _size = b""  # set before there is a terminal
@@ -65,9 +68,9 @@ class TerminalStdio(Stdio):
 
         if self._socket is not None:
             self._kept.put({"console": self._socket.fileno()})
-        if self._overflow is None:
-            self._buffer = self._own(terminalsplice.open_buffer())
-            self._kept.hold({"buffer": self._buffer})
+        self._buffer = self._own(terminalsplice.open_buffer())
+        self._kept.hold({"buffer": self._buffer})
+        self._stages = self._open_stages("terminal")
         if self._is_fifo:
             self._kept.hold_fifo("stdout", sink)
         else:
@@ -86,6 +89,7 @@ class TerminalStdio(Stdio):
         self._sink = kept.take_fifo("stdout") if self._is_fifo else kept.take("stdout")
         self._buffer = kept.take("buffer")
         self._master = kept.take("master")
+        self._stages = self._take_stages("terminal")
         for fd in (self._sink, self._buffer, self._master):
             if fd is not None:
                 self._own(fd)
@@ -132,18 +136,28 @@ class TerminalStdio(Stdio):
         self._nursery.start_soon(self._hang_up_after, relay, self._output)
 
     def _relay_output(self, master: Fd, sink: Fd) -> TerminalRelay:
-        if self._overflow is not None and (self._is_fifo or self._files):
+        closes, linger = (sink,), self._is_fifo
+        if self._overflow is not None and (self._is_fifo or self._file_states):
+            return self._overflow_relay(master, sink, self._overflow)
+        if self._buffer is None:
+            return TerminalRelay("terminal", master, sink, closes=closes, linger=linger)
+        from shim.stdio.terminalsplice import SpliceTerminalRelay
+
+        relay = SpliceTerminalRelay("terminal", master, sink, closes=closes, linger=linger)
+        relay.pipe = self._buffer
+        return relay
+
+    def _overflow_relay(self, master: Fd, sink: Fd, overflow: Overflow) -> TerminalRelay:
+        if self._stages is None:
             from shim.stdio.overflow import OverflowTerminalRelay  # loaded only for spool and drop
 
             return OverflowTerminalRelay(
-                "terminal", master, sink, closes=(sink,), overflow=self._overflow
+                "terminal", master, sink, closes=(sink,), overflow=overflow
             )
-        if self._buffer is None:
-            return TerminalRelay("terminal", master, sink, closes=(sink,), linger=self._is_fifo)
-        from shim.stdio.terminalsplice import SpliceTerminalRelay
+        from shim.stdio.keptoverflow import KeptOverflowTerminalRelay
 
-        return SpliceTerminalRelay(
-            "terminal", master, sink, self._buffer, closes=(sink,), linger=self._is_fifo
+        return KeptOverflowTerminalRelay(
+            "terminal", master, sink, self._stages, closes=(sink,), overflow=overflow
         )
 
     def _relay_input(self, source: Fd, master: Fd) -> CopyRelay:

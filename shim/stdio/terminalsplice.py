@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
@@ -22,9 +21,6 @@ from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio.copying import CopyRelay, TerminalRelay
 from shim.stdio.relay import SHORT_PAUSE, splice
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 # Bytes in one splice from a terminal, which returns no more; a larger number makes the
 # kernel allocate pages that it does not use.
@@ -46,28 +42,17 @@ def open_buffer() -> Fd:
 
 
 class SpliceTerminalRelay(TerminalRelay):
-    """Moves the output of a terminal to a pipe or fifo, through the pipe ``buffer``."""
+    """Moves the output of a terminal to a pipe or fifo, through :attr:`pipe`."""
 
+    # Open at both ends; set before start().
+    pipe = Fd(-1)
     _splices = True
-
-    def __init__(
-        self,
-        name: str,
-        source: Fd,
-        sink: Fd,
-        buffer: Fd,
-        *,
-        closes: Sequence[Fd] = (),
-        linger: bool = False,
-    ) -> None:
-        super().__init__(name, source, sink, closes=closes, linger=linger)
-        self._store = buffer
 
     def _make_room(self) -> None:
         pass
 
     async def _pump(self) -> None:
-        if left := fifos.unread(self._store):  # by a daemon that was killed
+        if left := fifos.unread(self.pipe):  # by a daemon that was killed
             await self._pass_on(left)
         await super()._pump()
 
@@ -95,24 +80,24 @@ class SpliceTerminalRelay(TerminalRelay):
 
     def _splice(self) -> int:
         flags = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
-        return os.splice(self.source.number, self._store.number, _PIECE, flags=flags)
+        return os.splice(self.source.number, self.pipe.number, _PIECE, flags=flags)
 
     def _copy(self) -> int:
-        if fifos.unread(self._store) > _BATCH - _PIECE:
+        if fifos.unread(self.pipe) > _BATCH - _PIECE:
             raise BlockingIOError(errno.EAGAIN, "the buffer is full")
-        return os.write(self._store.number, os.read(self.source.number, _PIECE))
+        return os.write(self.pipe.number, os.read(self.source.number, _PIECE))
 
     async def _pass_on(self, count: int) -> None:
         self._pending = count
         while self._pending:
             try:
-                moved = splice(self._store.number, self.sink.number)
+                moved = splice(self.pipe.number, self.sink.number)
             except BlockingIOError:
                 await wait_writable(self.sink.number)
                 continue
             except OSError as exc:
                 self._drop(exc)
-                moved = len(os.read(self._store.number, _READ))
+                moved = len(os.read(self.pipe.number, _READ))
             self._pending -= moved
             self._advance(moved)
 

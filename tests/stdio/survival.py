@@ -22,6 +22,7 @@ from shim.linux.libc import set_child_subreaper
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
 from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.stdio import filehelper, keptoverflow
 from shim.stdio.opening import open_stdio, restore_stdio
 from tests.stdio.playing import send_terminal
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from shim.stdio.streams import Stdio, StdioSpec
 
 PREFIX = "io/c//"
+# Imported here, not again by each daemon, which would be killed before it can do anything.
+LOADED = (filehelper, keptoverflow)
 _MESSAGE = 1 << 16
 
 
@@ -187,7 +190,7 @@ class Survival:
         self, done: Callable[[], bool], *, every: tuple[float, float] | None = None
     ) -> None:
         """Go on until ``done``; kill the daemon at random times, within the seconds ``every``."""
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 40
         due = time.monotonic() + self._random.uniform(*every) if every else float("inf")
         while not done():
             assert time.monotonic() < deadline, f"it hung: {self.kept}, {len(self.received)}"
@@ -248,13 +251,18 @@ class Survival:
                 "reaper": reaper,
                 "deposit": deposit,
                 "prefix": PREFIX,
-                "overflow": self._overflow,
             }
             if self._state:
                 fds = {name.removeprefix(PREFIX): fd for name, fd in self._fds.items()}
                 stdio = restore_stdio(json.loads(self._state), fds, **common)
             else:
-                stdio = await open_stdio(self._spec, container_id="c", namespace="test", **common)
+                stdio = await open_stdio(
+                    self._spec,
+                    container_id="c",
+                    namespace="test",
+                    overflow=self._overflow,
+                    **common,
+                )
                 numbers = stdio.child_fds
                 if self._spec.terminal:
                     process = send_terminal(stdio)

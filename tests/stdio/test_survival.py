@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shim.stdio import overflow
+from shim.stdio.spool import Overflow
 from shim.stdio.streams import StdioSpec
+from tests.stdio.overflowing import MARKER, spool_in
 from tests.stdio.survival import surviving
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ i=0; while [ $i -lt 10000 ]; do
 done"""
 # Seconds between two kills; a daemon needs about 0.02 to go on.
 OFTEN = (0.0, 0.06)
+# For a daemon that has to find out that no client reads.
+SOMETIMES = (0.0, 0.3)
 
 
 @pytest.fixture
@@ -95,6 +100,52 @@ def test_a_logging_program_gets_every_byte_once_and_ends(fifos: Path, *, termina
         daemons.run_until(lambda: path.exists() and path.stat().st_size >= len(LINES), every=OFTEN)
         assert daemons.kills > 5
     assert path.read_bytes() == LINES + b"end\n"
+
+
+def add_dropped(received: bytes, data: bytes) -> int:
+    """Check the parts of ``data`` between markers; return how many bytes these and the
+    dropped ones are.
+    """
+    position = 0
+    *parts, last = MARKER.split(received)
+    for part, dropped in zip(parts[::2], parts[1::2], strict=True):
+        kept = part if data.startswith(part, position) else part[:-1]
+        assert data.startswith(kept, position)
+        position += len(kept) + int(dropped)
+    assert data.startswith(last, position)
+    return position + len(last)
+
+
+@KINDS
+def test_spooled_output_comes_whole(
+    fifos: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(overflow, "AWAY_AFTER", 0.01)
+    spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
+    with surviving(spec, f"{FAST}\n touch {fifos}/end", spool_in(fifos)) as daemons:
+        daemons.run_until((fifos / "end").exists, every=SOMETIMES)
+        daemons.exit()
+        daemons.open_reader(spec.stdout)
+        daemons.run_until(lambda: daemons.ended, every=SOMETIMES)
+        assert bytes(daemons.received) == LINES
+        assert daemons.kills > 3
+
+
+@pytest.mark.parametrize("limit", [0, 100_000], ids=["drop", "spool"])
+@KINDS
+def test_dropped_output_is_counted_exactly(
+    fifos: Path, monkeypatch: pytest.MonkeyPatch, limit: int, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(overflow, "AWAY_AFTER", 0.01)
+    spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
+    policy = spool_in(fifos, limit) if limit else Overflow()
+    with surviving(spec, f"{FAST}\n touch {fifos}/end", policy) as daemons:
+        daemons.run_until((fifos / "end").exists, every=SOMETIMES)
+        daemons.exit()
+        daemons.open_reader(spec.stdout)
+        daemons.run_until(lambda: daemons.ended, every=SOMETIMES)
+        assert add_dropped(bytes(daemons.received), LINES) == len(LINES)
+        assert daemons.kills > 3
 
 
 @KINDS
