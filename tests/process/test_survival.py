@@ -239,8 +239,9 @@ async def test_no_kill_at_any_time_loses_anything(rig: Rig, survivors: Start) ->
                 try:
                     await shim.life_of_exec("c1", f"e{number}", number % 100)
                 except GRPCError as exc:
+                    if "was interrupted" not in (exc.message or ""):
+                        raise
                     # Its program may have run, so it is not run again.
-                    assert "was interrupted" in (exc.message or "")
                     interrupted += 1
                     await shim.delete("c1", f"e{number}")
             await shim.kill("c1", number=signal.SIGTERM)
