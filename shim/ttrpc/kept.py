@@ -219,10 +219,10 @@ class KeptConnection(Connection):
         self._replaying = True
         for event in state.calls:
             self._dispatch(event, lasting, listening)
-        self._changed = True
+        self._called = {event.stream_id for event in state.calls}
+        self._changed = self._records.keys() != self._called
         self._flush()
         self._replaying = False  # a call of these methods that is not in the state never began
-        self._called = {event.stream_id for event in state.calls}
         if self._keeps:
             self._protocol.resume(discard)
             self._take(data, lasting, listening)
