@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.version import VERSION
-from tests.process.rig import NAMESPACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,11 +47,10 @@ class Build:
         path.write_text(change(before))
 
     async def shimctl(self, *args: str) -> subprocess.CompletedProcess[str]:
-        """Run its shimctl for the containers of a rig."""
+        """Run its shimctl."""
         environ = {**os.environ, "PYTHONPATH": str(self.root)}
         done = await trio.run_process(
-            [sys.executable, "-m", "shimctl", *args, "-n", NAMESPACE],
-            *(),
+            [sys.executable, "-m", "shimctl", *args],
             cwd=self.root,
             env=environ,
             capture_stdout=True,
@@ -61,6 +60,12 @@ class Build:
         return subprocess.CompletedProcess(
             args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
+
+    async def server(self) -> str:
+        """Start a fork server of it for the rig's daemons; return its socket."""
+        done = await self.shimctl("forkserver", "warm", "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return str(json.loads(done.stdout)["socket"])
 
 
 CURRENT = Build(ROOT, VERSION)

@@ -2,60 +2,255 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import random
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
 
-from shim.api import task_pb2
+from shim import names
+from shim.api.task_pb2 import ConnectRequest, StateRequest
+from shim.ttrpc.calls import UnaryUnaryMethod
+from shim.version import VERSION
+from tests.e2e.leftovers import processes
+from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT, Build
+from tests.process.driven import verdict
+from tests.process.rig import NAMESPACE
+from tests.process.survival import daemon_of, numbers
+from tests.stdio.conftest import read_all, read_some, read_until
+from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
-    from tests.process.servers import Server
+    from shim.linux.fifos import Fd
+    from tests.process.rig import Rig
+    from tests.process.survival import Start, Survivor
+
+pytestmark = pytest.mark.cold  # the fork servers are the test's own
 
 NEXT = "9.9.9"
+# Writes numbers until SIGTERM, and exits with 7.
+COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
 
 
 @pytest.fixture
-def surviving(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    path = server.rig.root / "host.toml"
-    path.write_text("survive = true\n")
-    monkeypatch.setenv("TRIO_SHIM_CONFIG", str(path))
-    # The container is found by its bundle.
-    monkeypatch.setenv("CONTAINERD_STATE", str(server.rig.root / "state"))
-    return server
+def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Return a build of another version, for containers with a bundle in the rig."""
+    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
+    return Build.copy(rig.root / "next", NEXT)
 
 
-@pytest.fixture
-def following(surviving: Server) -> Build:
-    return Build.copy(surviving.rig.root / "next", NEXT)
+async def version_of(shim: Survivor) -> str:
+    """Return the version of the daemon at the other end of the first connection."""
+    return (await shim.task.Connect(ConnectRequest(id="any"), timeout=20)).version
 
 
-async def daemon_of(server: Server) -> tuple[int, str]:
-    """Connect to the address; return the pid of the daemon there, and its version."""
-    task = await server.rig.connect()
-    reply = await task.Connect(task_pb2.ConnectRequest(id="any"), timeout=5)
-    server.rig.track(reply.shim_pid)
-    return reply.shim_pid, reply.version
+async def upgrade(build: Build, *args: str) -> None:
+    done = await build.shimctl("upgrade", "--all", *args)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
-async def test_a_daemon_becomes_that_of_the_next_version_and_back(
-    surviving: Server, following: Build
+async def test_a_container_counts_during_ten_upgrades_and_none_is_missing(
+    rig: Rig, survivors: Start, following: Build
 ) -> None:
-    rig = surviving.rig
-    bundle = rig.bundle("c1", "sh", "-c", "sleep 1000 & wait")
-    old = await surviving.start(bundle)
-    task = await rig.connect()
-    created = await rig.run(task, bundle)
-    for build in (following, CURRENT, following):
-        done = await build.shimctl("upgrade", "--all")
-        assert (done.returncode, done.stderr) == (0, "")
-        pid, version = await daemon_of(surviving)
-        assert (version, pid != old) == (build.version, True)
-        old = pid
-    # The connection of the first client goes on.
-    state = await task.State(task_pb2.StateRequest(id="c1"), timeout=5)
-    assert state.pid == created.pid
-    await task.Kill(task_pb2.KillRequest(id="c1", signal=signal.SIGKILL), timeout=5)
-    exit_ = await task.Wait(task_pb2.WaitRequest(id="c1"), timeout=5)
-    assert exit_.exit_status == 137
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    bundle = rig.bundle("c1", "sh", "-c", COUNT)
+    shim = await survivors(bundle)
+    pid = await shim.run(bundle, **streams.fields("stdout"))
+    output, exits, daemons = bytearray(), [], {await daemon_of(shim.task)}
+
+    async def read(fd: Fd) -> None:
+        while chunk := await read_some(fd):
+            output.extend(chunk)
+
+    async def wait() -> None:
+        exits.append((await shim.wait("c1")).exit_status)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, out)
+        nursery.start_soon(wait)
+        for build in itertools.islice(itertools.cycle([following, CURRENT]), 10):
+            before = len(output)
+            await upgrade(build)
+            assert await version_of(shim) == build.version
+            daemons.add(await daemon_of(shim.task))
+            rig.track(await daemon_of(shim.task))
+            assert len(output) > before
+        assert len(daemons) == 11
+        assert not exits
+        state = await shim.task.State(StateRequest(id="c1"), timeout=5)
+        assert state.pid == pid
+        await shim.kill("c1", number=signal.SIGTERM)
+    assert exits == [7]
+    assert numbers(bytes(output)) > 100
+    await shim.delete("c1")
+    await verdict(rig, shim.oracle, "c1")
+    assert rig.sink.names() == ["create", "start", "exit c1", "delete"]
+
+
+async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", COUNT)
+    shim = await survivors(bundle)
+    await shim.run(bundle)
+    await upgrade(following)
+    await shim.exec("c1", "e1", "sh", "-c", "trap 'exit 3' TERM; while :; do usleep 9000; done")
+    await shim.replace()
+    assert await version_of(shim) == NEXT
+    await shim.kill("c1", "e1", number=signal.SIGTERM)
+    assert (await shim.wait("c1", "e1")).exit_status == 3
+    await shim.kill("c1", number=signal.SIGTERM)
+    assert (await shim.wait("c1")).exit_status == 7
+
+
+async def test_a_daemon_of_the_installed_version_is_replaced_only_by_force(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    bundle = rig.bundle("c1", "sh", "-c", COUNT)
+    shim = await survivors(bundle)
+    pid = await shim.run(bundle)
+    before = await daemon_of(shim.task)
+    done = await CURRENT.shimctl("upgrade", "c1")
+    assert (done.returncode, done.stdout) == (0, f"c1  {VERSION} is installed\n")
+    assert await daemon_of(shim.task) == before
+    done = await CURRENT.shimctl("upgrade", "c1", "--force")
+    assert (done.returncode, done.stdout) == (0, f"c1  {VERSION} -> {VERSION}\n")
+    rig.track(after := await daemon_of(shim.task))
+    assert after != before
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=5)).pid == pid
+    del following
+
+
+async def test_a_check_changes_nothing(rig: Rig, survivors: Start, following: Build) -> None:
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    await shim.run(bundle)
+    before = await daemon_of(shim.task)
+    done = await following.shimctl("upgrade", "--all", "--check", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)
+    assert (found["id"], found["old_version"], found["version"]) == ("c1", VERSION, NEXT)
+    assert (found["pid"], found["changed"]) == (before, False)
+    assert await daemon_of(shim.task) == before
+
+
+@pytest.mark.parametrize("args", [["--check"], []])
+async def test_a_version_that_cannot_read_a_state_is_refused(
+    rig: Rig, survivors: Start, following: Build, args: list[str]
+) -> None:
+    following.edit(
+        "shim/recovery/versions.py", lambda text: text.replace("= 1, 1, 1", "= 1, 2, 1")
+    )
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    await shim.run(bundle)
+    before = await daemon_of(shim.task)
+    done = await following.shimctl("upgrade", "--all", *args)
+    assert done.returncode == 125
+    assert f"version {NEXT} cannot continue containers of version {VERSION}" in done.stderr
+    assert "version 1 of the container state; it reads 2" in done.stderr
+    assert await daemon_of(shim.task) == before
+
+
+async def test_a_fork_server_that_cannot_read_a_state_refuses_the_daemon(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    """As above, for a client that does not check before."""
+    following.edit(
+        "shim/start/mover.py", lambda text: text.replace("json.loads(versions)", '{"daemon": 9}')
+    )
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    await shim.run(bundle)
+    before = await daemon_of(shim.task)
+    done = await following.shimctl("upgrade", "--all")
+    assert done.returncode == 125
+    assert "refuses this shim" in done.stderr
+    assert "cannot read version 9 of the daemon state" in done.stderr
+    assert await daemon_of(shim.task) == before
+    await shim.replace()  # its own fork server still keeps it
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("raise OSError('a fault')", id="an error"),
+        pytest.param("import time; time.sleep(60)", id="a hang"),
+        pytest.param("os.kill(os.getpid(), 9)", id="a kill"),
+    ],
+)
+async def test_the_old_version_goes_on_if_the_next_one_does_not_serve(
+    rig: Rig, survivors: Start, following: Build, fault: str
+) -> None:
+    following.edit(
+        "shim/daemon.py",
+        lambda text: text.replace(
+            "            await service.restore(inherited)\n",
+            f"            await service.restore(inherited)\n            {fault}\n",
+        ),
+    )
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    pid = await shim.run(bundle, **streams.fields("stdout"))
+    output = await read_until(out, 6)
+    done = await following.shimctl("upgrade", "--all")
+    rig.track(await daemon_of(shim.task))
+    assert done.returncode == 125
+    assert f"version {NEXT} does not serve" in done.stderr
+    assert f"version {VERSION} goes on" in done.stderr
+    assert await version_of(shim) == VERSION
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=5)).pid == pid
+    output += await read_until(out, 4000)
+    await shim.kill("c1", number=signal.SIGTERM)
+    assert numbers(output + await read_all(out)) > 1000
+    assert (await shim.wait("c1")).exit_status == 7
+
+
+async def test_a_daemon_without_survive_is_named_with_the_remedy(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    (rig.root / "host.toml").write_text("survive = false\n")
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    await shim.run(bundle)
+    done = await following.shimctl("upgrade", "--all")
+    assert done.returncode == 125
+    assert done.stderr.startswith("shimctl: c1: its shim was started without `survive = true`")
+    assert "/etc/trio-shim.toml" in done.stderr
+    assert await version_of(shim) == VERSION
+
+
+async def test_a_daemon_that_is_killed_during_its_move_is_replaced_once(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    moments = random.Random(1)
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    pid = await shim.run(bundle)
+    servers = [await build.server() for build in (CURRENT, following)]
+    for path in [*servers[::-1]] * 10:
+        before = await daemon_of(shim.task)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move, shim, path)
+            await trio.sleep(moments.uniform(0, 0.02))
+            with suppress(ProcessLookupError):  # it has moved
+                os.kill(before, signal.SIGKILL)
+        rig.track(after := await daemon_of(shim.task))
+        assert after != before
+        assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
+        with trio.fail_after(20 * PATIENCE):
+            while {one for one, _ in processes(str(rig.root), NAMESPACE)} - {pid} != {after}:
+                await trio.sleep(0.01)
+    await shim.kill("c1", number=signal.SIGTERM)
+    assert (await shim.wait("c1")).exit_status == 7
+
+
+async def move(shim: Survivor, path: str) -> dict[str, object]:
+    """Have the daemon move to the fork server at ``path``; return its answer."""
+    call = UnaryUnaryMethod(shim.task.State.channel, names.MOVE, AnyMessage, AnyMessage)
+    reply = await call(AnyMessage(value=json.dumps({"server": path}).encode()), timeout=60)
+    return dict(json.loads(reply.value))

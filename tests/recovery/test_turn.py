@@ -1,0 +1,74 @@
+"""Of the processes that could go on with a daemon's states, one has the turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shim.recovery.slot import StateSlot
+from shim.recovery.turn import Turn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture
+def slot() -> Iterator[StateSlot]:
+    with StateSlot.new() as slot:
+        slot.write(b"state")
+        yield slot
+
+
+def other(slot: StateSlot, work: Callable[[Turn], object]) -> int:
+    """Fork a process that runs ``work`` with a turn, and stays until it is killed."""
+    ready, done = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        work(Turn(slot.fd))
+        os.write(done, b"1")
+        signal.pause()
+    os.close(done)
+    assert os.read(ready, 1)
+    os.close(ready)
+    return pid
+
+
+def end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def test_a_second_process_waits_and_gets_the_turn_of_a_killed_one(slot: StateSlot) -> None:
+    pid = other(slot, lambda turn: turn.take(1))
+    turn = Turn(slot.fd)
+    with pytest.raises(TimeoutError, match="another process"):
+        turn.take(0.05)
+    end(pid)
+    assert turn.take(1)
+    turn.leave()
+
+
+def serve(turn: Turn) -> None:
+    turn.take(1)
+    turn.serve()
+
+
+def test_a_second_process_is_not_needed_when_the_first_one_serves(slot: StateSlot) -> None:
+    pid = other(slot, serve)
+    turn = Turn(slot.fd)
+    assert not turn.take(10)
+    end(pid)
+    assert turn.take(1)
+    turn.leave()
+
+
+def test_a_turn_that_was_left_is_free(slot: StateSlot) -> None:
+    first, second = Turn(slot.fd), Turn(slot.fd)
+    assert first.take(0)
+    first.leave()
+    first.leave()
+    assert second.take(0)
+    second.leave()
