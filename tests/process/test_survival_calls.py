@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
+from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
 from shim.api.task_pb2 import (
+    CheckpointTaskRequest,
     PauseRequest,
     ResumeRequest,
     StateRequest,
+    UpdateTaskRequest,
 )
 from tests.process.driven import groups, verdict
-from tests.process.rig import alive
+from tests.process.rig import RESOURCES_URL, alive
 from tests.process.steps import wait_path
 from tests.process.survival import daemon_of
 from tests.stdio.conftest import read_all
@@ -24,6 +28,7 @@ from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from tests.process.rig import Rig
     from tests.process.survival import Start, Survivor
@@ -175,3 +180,72 @@ async def test_a_pause_and_a_resume_are_completed(rig: Rig, survivors: Start, wo
     assert (await shim.task.State(StateRequest(id="c1"))).status == process_pb2.RUNNING
     await finish(shim)
     assert rig.sink.names() == ["create", "start", "paused", "resumed", "exit c1", "delete"]
+
+
+async def test_an_update_is_completed(rig: Rig, survivors: Start, work: str) -> None:
+    gate = Gate(rig, "update", work)
+    bundle = rig.bundle("c1", "sleep", "1000")
+    shim = await survivors(bundle)
+    await shim.run(bundle, options=rig.options(binary_name=gate.path))
+    limits = AnyMessage(type_url=RESOURCES_URL, value=b'{"pids": {"limit": 77}}')
+    request = UpdateTaskRequest(id="c1", resources=limits)
+    await interrupted(shim, gate, lambda: shim.task.Update(request, timeout=60))
+    assert "77" in {(group / "pids.max").read_text().strip() for group in limited(rig)}
+    await finish(shim)
+
+
+def limited(rig: Rig) -> list[Path]:
+    return [group for group in groups(rig) if (group / "pids.max").exists()]
+
+
+async def test_a_sigkill_is_sent_again(rig: Rig, survivors: Start, work: str) -> None:
+    gate = Gate(rig, "kill", work)
+    bundle = rig.bundle("c1", "sleep", "1000")
+    shim = await survivors(bundle)
+    await shim.run(bundle, options=rig.options(binary_name=gate.path))
+    await shim.task.Pause(PauseRequest(id="c1"), timeout=20)  # only the runtime can send it then
+    await interrupted(shim, gate, lambda: shim.kill("c1"))
+    assert (await shim.wait("c1")).exit_status == 137
+    await shim.delete("c1")
+    await verdict(rig, shim.oracle, "c1")
+
+
+async def test_another_signal_that_may_have_arrived_is_not_sent_again(
+    rig: Rig, survivors: Start, work: str
+) -> None:
+    gate = Gate(rig, "kill", work)
+    bundle = rig.bundle("c1", "sleep", "1000")
+    shim = await survivors(bundle)
+    await shim.run(bundle, options=rig.options(binary_name=gate.path))
+    await shim.task.Pause(PauseRequest(id="c1"), timeout=20)
+    await refused(shim, gate, "signal 28 may have been sent", lambda: shim.kill("c1", number=28))
+    await shim.task.Resume(ResumeRequest(id="c1"), timeout=20)
+    await finish(shim)
+
+
+async def test_a_checkpoint_fails_and_the_container_runs_on(rig: Rig, survivors: Start) -> None:
+    gate = Gate(rig, "checkpoint", "wait_for_go; exit 1")
+    bundle = rig.bundle("c1", "sleep", "1000")
+    shim = await survivors(bundle)
+    await shim.run(bundle, options=rig.options(binary_name=gate.path))
+    request = CheckpointTaskRequest(id="c1", path=str(rig.root / "image"))
+    await refused(
+        shim,
+        gate,
+        "the checkpoint was interrupted",
+        lambda: shim.task.Checkpoint(request, timeout=60),
+    )
+    assert (await shim.task.State(StateRequest(id="c1"))).status == process_pb2.RUNNING
+    await finish(shim)
+
+
+async def refused(
+    shim: Survivor, gate: Gate, reason: str, call: Callable[[], Awaitable[Any]]
+) -> None:
+    """Make ``call``, during which the daemon is killed; it fails for ``reason``."""
+
+    async def fail() -> None:
+        with pytest.raises(GRPCError, match=reason):
+            await call()
+
+    await interrupted(shim, gate, fail)
