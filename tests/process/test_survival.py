@@ -23,6 +23,7 @@ from shim.api.task_pb2 import (
 from tests.process.driven import groups, verdict
 from tests.process.rig import wait_gone
 from tests.process.survival import daemon_of, numbers
+from tests.process.test_oom import Commanded
 from tests.process.test_pods import pod
 from tests.stdio.conftest import read_all, read_until
 from tests.stdio.whole.client import Streams, close_stdin
@@ -195,6 +196,26 @@ async def test_nothing_is_left_on_the_host_after_the_last_container(
     await shim.task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
     await wait_gone([last])
     assert not groups(rig)
+
+
+async def test_each_oom_kill_is_published_once_also_without_a_daemon(
+    rig: Rig, survivors: Start
+) -> None:
+    container = Commanded(rig, "c1")
+    shim = await survivors(container.bundle)
+    await container.run(shim.task)
+    await container.run_out_of_memory()
+    await shim.replace()
+    await container.run_out_of_memory()
+    os.kill(await daemon_of(shim.task), signal.SIGKILL)
+    await container.run_out_of_memory()
+    rig.track(await daemon_of(shim.task))
+    await shim.kill("c1")
+    await shim.wait("c1")
+    await shim.delete("c1")
+    await rig.sink.wait_for("delete", "c1")
+    ooms = ["oom"] * 3
+    assert rig.sink.names() == ["create", "start", *ooms, "exit c1", "delete"]
 
 
 async def test_the_containers_of_a_pod_go_on_together(rig: Rig, survivors: Start) -> None:
