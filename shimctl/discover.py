@@ -65,7 +65,7 @@ class Found:
     no ``bundle``, a dead shim has no pids.  ``status`` is the container's; it is UNKNOWN
     unless ``health`` is UP.  ``managed`` is true for the containers of ``shimctl run``.
     ``exited`` is how the container exited: the shim's answer, or the exit record in the
-    bundle if the shim is dead and wrote one.
+    bundle if the shim is dead and wrote one.  ``version`` is the shim's, as it answers.
     """
 
     namespace: str
@@ -79,6 +79,7 @@ class Found:
     managed: bool = False
     detail: str = ""
     exited: Exited | None = None
+    version: str = ""
 
 
 @portable
@@ -312,7 +313,7 @@ async def _ask(
     except NotFoundError:
         pass  # some shims refuse an unknown id; such a shim is up, too
     else:
-        found = replace(found, shim_pid=who.shim_pid)
+        found = replace(found, shim_pid=who.shim_pid, version=who.version)
     found = replace(found, health=Health.UP)
     if not found.id:
         found = _identify(found, processes)

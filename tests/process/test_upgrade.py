@@ -102,6 +102,9 @@ async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
     shim = await survivors(bundle)
     await shim.run(bundle)
     await upgrade(following)
+    done = await CURRENT.shimctl("ps", "-o", "wide")
+    header, row = done.stdout.splitlines()
+    assert row[header.index("VERSION") :].split()[0] == NEXT
     await shim.exec("c1", "e1", "sh", "-c", "trap 'exit 3' TERM; while :; do usleep 9000; done")
     await shim.replace()
     assert await version_of(shim) == NEXT

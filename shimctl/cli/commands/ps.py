@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 HEADERS = (
     *("NAMESPACE", "ID", "NAME", "IMAGE", "COMMAND", "AGE", "STATUS", "PID"),
-    *("RUNTIME", "SHIM", "BUNDLE OR SOCKET", "ADDRESS", "MADE BY", "DETAIL"),
+    *("RUNTIME", "SHIM", "VERSION", "BUNDLE OR SOCKET", "ADDRESS", "MADE BY", "DETAIL"),
 )
-_WIDE = 6  # the last columns
+_WIDE = 7  # the last columns
 _ELASTIC = (2, 3, 4)  # the columns that are cut to the width of a terminal
 _FINISHED = ("created", "exited")  # as docker, `ps` hides these
 
@@ -52,7 +52,8 @@ def command(
 
     Names and images are those of the manager: of the CRI, nerdctl, Docker or shimctl.
     Containers whose shim is dead, or does not answer, are always listed.  In the column
-    SHIM of -o wide a number in parentheses is that of the containers of the shim.
+    SHIM of -o wide a number in parentheses is that of the containers of the shim, and VERSION
+    is the version of the shim.
     Filters with one key are alternatives; those of several keys must all match.
     A --format is a template as docker's: '{{.ID}}', '{{json .}}' or
     'table {{.ID}}\t{{.Names}}'.
@@ -104,6 +105,7 @@ def _cells(row: Row, now: datetime, served: Counter[int], *, whole: bool) -> tup
         *(found.namespace, found.id if whole else row.id, origin.name or None),
         *(origin.image or None, shortened(" ".join(row.command), 0 if whole else COMMAND)),
         *(age, render.status(row.status(now)), found.pid or None),
-        *(row.runtime or None, shim if found.shim_pid else None, found.bundle or found.address),
+        *(row.runtime or None, shim if found.shim_pid else None, found.version or None),
+        found.bundle or found.address,
         *(found.address, "shimctl" if found.managed else None, found.detail),
     )

@@ -85,7 +85,10 @@ def judge_builds(builds: Counter[Build]) -> list[Finding]:
         text = f"{count} of version {build.version or 'unknown'}"
         if "-trio-" in name and build.version != VERSION:
             text += f"; this is {VERSION}, which new containers get"
-            found.append(Finding(_AREA, name, Level.NOTE, text))
+            remedy = (
+                "`shimctl upgrade --all` replaces those that survive (`ps -o wide` shows them)"
+            )
+            found.append(Finding(_AREA, name, Level.NOTE, text, remedy))
         elif build.executable and not Path(build.executable).exists():
             text += f"; {build.executable} does not exist any more"
             remedy = "install the shim again: the manager needs it to delete these containers"
