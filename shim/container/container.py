@@ -147,7 +147,6 @@ class Container:
             self._group,
             self._events,
             self.saved,
-            self._overflow,
         )
 
     # -- create and restore ------------------------------------------------------

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from shim.container.task_events import TaskEvents
     from shim.recovery.inherited import Inherited
     from shim.runc.driver import Runc
-    from shim.stdio.spool import Overflow
 
 
 # The streams of a Create to hold, by role.
@@ -66,7 +65,6 @@ class Restoring:
         group: ContainerCgroup,
         events: TaskEvents,
         saved: SavedState,
-        overflow: Overflow | None,
     ) -> None:
         self._id = id_
         self._bundle = bundle
@@ -80,7 +78,6 @@ class Restoring:
         self._group = group
         self._events = events
         self._saved = saved
-        self._overflow = overflow
         self._held: list[Fd] = []
         # The pidfds of execs whose Start was under way, -1 if there is none yet.
         self._started: dict[str, int] = {}

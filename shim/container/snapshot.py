@@ -25,7 +25,8 @@ class ProcessSnapshot:
 
     ``doing`` is the operation under way, a method of the Task API, or empty.  ``spec`` are the
     fields of a :class:`~shim.stdio.streams.StdioSpec`.  ``stdio`` is the state of its streams
-    as of :mod:`shim.stdio.restoring`, None before they are relayed and after they are closed.
+    as of :meth:`shim.stdio.streams.Stdio.state`, None before they are relayed and after they
+    are closed.
     """
 
     id: str
