@@ -60,6 +60,7 @@ class Survivor(Driven):
             nursery.start_soon(kills.run)
             yield kills
             nursery.cancel_scope.cancel()
+        self.rig.track(await daemon_of(self.task))  # the last kill's replacement
 
 
 class Kills:
