@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim import names
@@ -250,6 +251,35 @@ async def test_a_daemon_that_is_killed_during_its_move_is_replaced_once(
                 await trio.sleep(0.01)
     await shim.kill("c1", number=signal.SIGTERM)
     assert (await shim.wait("c1")).exit_status == 7
+
+
+async def test_a_daemon_moves_after_the_operation_under_way(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    runtime = rig.wrapper(
+        "slow-runc",
+        f'case " $* " in *" exec "*) while ! test -e {rig.root}/go; do sleep 0.01; done; esac\n'
+        'exec runc "$@"',
+    )
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    await shim.run(bundle, options=rig.options(binary_name=runtime))
+    path = await following.server()
+    await shim.add("c1", "e1", "sh", "-c", "exit 3")
+    versions = []
+
+    async def upgrade() -> None:
+        versions.append((await move(shim, path))["version"])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shim.start, "c1", "e1")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(upgrade)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await version_of(shim) == VERSION  # it handles the requests in their order
+        (rig.root / "go").touch()
+    assert versions == [NEXT]
+    rig.track(await daemon_of(shim.task))
+    assert (await shim.wait("c1", "e1")).exit_status == 3
 
 
 async def move(shim: Survivor, path: str) -> dict[str, object]:
