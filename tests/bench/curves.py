@@ -7,6 +7,7 @@ Pure.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ COLUMNS = 3
 WIDTH, HEIGHT = 300, 220  # pixels of a panel
 LEFT, RIGHT, TOP, BOTTOM = 20, 60, 52, 30  # of its margins
 HEAD = 40
+LINE = 13  # pixels between two lines of text
 COLORS = (AHEAD, BEHIND, GRAY)
 
 
@@ -83,7 +85,25 @@ def _panel(curves: Mapping[str, Curve], x: int, y: int) -> list[str]:
         shown = BEHIND if curve.growth() is Growth.WORSE else color
         parts.append(text(x + LEFT + index * 130, y + 32, verdict, "start", shown, 11))
         parts += _curve(curve, place, color)
+    heights = [place(*curve.points[-1])[1] + 4 for curve in curves.values()]
+    for index, (curve, height) in enumerate(zip(curves.values(), spread(heights), strict=True)):
+        across = place(*curve.points[-1])[0] + 8
+        shown = number(curve.points[-1][1])
+        parts.append(text(across, height, shown, "start", COLORS[index % len(COLORS)], 12))
     return parts
+
+
+def spread(heights: Sequence[float]) -> list[float]:
+    """Move lines of text at ``heights`` down so that none covers another.
+
+    >>> spread([50, 10, 20])
+    [50, 10, 23]
+    """
+    moved = list(heights)
+    ordered = sorted(range(len(moved)), key=moved.__getitem__)
+    for upper, lower in itertools.pairwise(ordered):
+        moved[lower] = max(moved[lower], moved[upper] + LINE)
+    return moved
 
 
 def _proportional(curve: Curve) -> float:
@@ -103,5 +123,4 @@ def _curve(
         f'y2="{ends[-1][1]:.1f}" stroke="{GRAY}" stroke-width="1" stroke-dasharray="3 3"/>',
         f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>',
         *(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{color}"/>' for px, py in ends),
-        text(ends[-1][0] + 8, ends[-1][1] + 4, number(curve.points[-1][1]), "start", color, 12),
     ]
