@@ -259,8 +259,10 @@ def _flags(argv: Sequence[str]) -> dict[str, str]:
     """Read Go-style flags: ``-id x``, ``--id=x``."""
     flags: dict[str, str] = {}
     for index, word in enumerate(argv):
+        if not word.startswith("-"):  # a daemon has hundreds of empty words behind its flags
+            continue
         name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name in ("id", "namespace", "address"):
+        if name in ("id", "namespace", "address"):
             following = argv[index + 1] if index + 1 < len(argv) else ""
             flags[name] = value if equals else following
     return flags

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = [
     *("tests.matrix", "tests.parallel", "tests.repeats", "tests.sharedserver"),
-    "tests.leftout",
+    *("tests.leftout", "tests.warm"),
 ]
 STRICT = "CI_STRICT"
 ALLOWED = "this machine"  # the beginning of the reasons that a strict run accepts

@@ -35,7 +35,7 @@ _HELD = 64
 def read_file(path: str) -> str | None:
     """Return the text, or None if the file is absent or cannot be read.
 
-    Invalid UTF-8 becomes surrogates, as in :func:`os.fsdecode`.
+    Invalid UTF-8 becomes surrogates.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -44,22 +44,27 @@ def read_file(path: str) -> str | None:
             return None
         raise
     try:
-        chunks = []
-        while chunk := os.read(fd, 65536):
-            chunks.append(chunk)
+        data = chunk = os.read(fd, 65536)
+        while chunk:  # a short read is not the end of a file of the kernel
+            chunk = os.read(fd, 65536)
+            data += chunk
     except OSError as exc:
         if exc.errno in _ABSENT:
             return None
         raise
     finally:
         os.close(fd)
-    return os.fsdecode(b"".join(chunks))
+    return data.decode(errors="surrogateescape")
 
 
 def read_files(directory: str, names: Iterable[str]) -> dict[str, str]:
     """Return the text of each file that can be read, by name."""
-    texts = ((name, read_file(f"{directory}/{name}")) for name in names)
-    return {name: text for name, text in texts if text is not None}
+    found = {}
+    for name in names:
+        text = read_file(f"{directory}/{name}")
+        if text is not None:
+            found[name] = text
+    return found
 
 
 def list_names(directory: str) -> list[str]:

@@ -11,6 +11,7 @@ for the formats.
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 from shim.api import cgroups_v1_pb2 as v1
@@ -18,6 +19,8 @@ from shim.api import cgroups_v2_pb2 as v2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    from google.protobuf.descriptor import Descriptor
 
 U32, U64 = 2**32 - 1, 2**64 - 1
 # cpuacct.stat counts in USER_HZ, which is 100 on every architecture Go runs on.
@@ -98,17 +101,23 @@ HUGETLB = re.compile(
 
 def parse_number(text: str | None, maximum: int = 0) -> int:
     """Parse one number.  ``max`` becomes ``maximum``; negative, malformed and None become 0."""
-    try:
-        text = (text or "").strip()
-        return maximum if text == "max" else min(max(int(text), 0), U64)
-    except ValueError:
+    if text is None:
         return 0
+    try:
+        number = int(text)  # the spaces around it do not count
+    except ValueError:
+        return maximum if text.strip() == "max" else 0
+    return number if 0 <= number <= U64 else min(max(number, 0), U64)
 
 
 def parse_pairs(text: str | None) -> dict[str, int]:
     """Parse lines of a name and a number: memory.stat, cpu.stat, memory.events and such."""
-    fields = (line.split() for line in (text or "").split("\n"))
-    return {pair[0]: parse_number(pair[1], U64) for pair in fields if len(pair) == 2}
+    found = {}
+    for line in (text or "").split("\n"):
+        pair = line.split()
+        if len(pair) == 2:
+            found[pair[0]] = parse_number(pair[1], U64)
+    return found
 
 
 def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
@@ -134,7 +143,7 @@ def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
         metrics.pids.limit = parse_number(files.get("pids.max"))
         metrics.pids.SetInParent()
     if "memory.stat" in files:
-        metrics.memory.CopyFrom(_v1_memory(files))
+        _fill_v1_memory(metrics.memory, files)
     if "memory.oom_control" in files:
         control = parse_pairs(files["memory.oom_control"])
         metrics.memory_oom_control.oom_kill_disable = control.get("oom_kill_disable", 0)
@@ -142,7 +151,7 @@ def v1_metrics(files: Mapping[str, str], partitions: str = "") -> v1.Metrics:
         metrics.memory_oom_control.oom_kill = control.get("oom_kill", 0)
         metrics.memory_oom_control.SetInParent()
     if any(name.startswith("blkio.") for name in files):
-        metrics.blkio.CopyFrom(_v1_blkio(files, parse_partitions(partitions)))
+        metrics.blkio.CopyFrom(_v1_blkio(files, partitions))
         metrics.blkio.SetInParent()
     if "rdma.current" in files and "rdma.max" in files:
         metrics.rdma.SetInParent()
@@ -172,18 +181,18 @@ def _v1_cpu(files: Mapping[str, str]) -> v1.CPUStat:
     )
 
 
-def _v1_memory(files: Mapping[str, str]) -> v1.MemoryStat:
-    memory = v1.MemoryStat()
+def _fill_v1_memory(memory: v1.MemoryStat, files: Mapping[str, str]) -> None:
+    memory.SetInParent()
     stat = parse_pairs(files["memory.stat"])
-    for field in memory.DESCRIPTOR.fields:
-        if field.message_type is None:
-            setattr(memory, field.name, stat.get(_V1_MEMORY_NAMES.get(field.name, field.name), 0))
-    for prefix, name in _V1_MEMORY_ENTRIES.items():
-        entry: v1.MemoryEntry = getattr(memory, name)
+    for field in _counters(memory.DESCRIPTOR):
+        if value := stat.get(_V1_MEMORY_NAMES.get(field, field)):
+            setattr(memory, field, value)
+    for prefix, field in _V1_MEMORY_ENTRIES.items():
+        entry: v1.MemoryEntry = getattr(memory, field)
         entry.SetInParent()
         for counter, member in _V1_MEMORY_COUNTERS.items():
-            setattr(entry, member, parse_number(files.get(f"{prefix}.{counter}")))
-    return memory
+            if value := parse_number(files.get(f"{prefix}.{counter}")):
+                setattr(entry, member, value)
 
 
 def parse_partitions(text: str) -> dict[tuple[int, int], str]:
@@ -197,11 +206,17 @@ def parse_partitions(text: str) -> dict[tuple[int, int], str]:
     return names
 
 
-def _v1_blkio(files: Mapping[str, str], devices: Mapping[tuple[int, int], str]) -> v1.BlkIOStat:
+def _v1_blkio(files: Mapping[str, str], partitions: str) -> v1.BlkIOStat:
+    blkio = v1.BlkIOStat()
+    devices: Mapping[tuple[int, int], str] | None = None
     for table in (_V1_CFQ, _V1_THROTTLE):
-        blkio = v1.BlkIOStat()
         for name, field in table.items():
-            getattr(blkio, field).extend(_v1_blkio_entries(files.get(name, ""), devices))
+            text = files.get(name, "")
+            if ":" not in text:
+                continue  # no device has a counter
+            if devices is None:
+                devices = parse_partitions(partitions)
+            getattr(blkio, field).extend(_v1_blkio_entries(text, devices))
         if blkio.ByteSize():
             break
     return blkio
@@ -289,9 +304,15 @@ def v2_metrics(files: Mapping[str, str]) -> v2.Metrics:
 def _fill(message: v2.CPUStat | v2.MemoryStat | v2.MemoryEvents, stat: Mapping[str, int]) -> None:
     # In v2, the lines have the names of the message's fields.
     message.SetInParent()
-    for field in message.DESCRIPTOR.fields:
-        if field.message_type is None:
-            setattr(message, field.name, stat.get(field.name, 0))
+    for field in _counters(message.DESCRIPTOR):
+        if value := stat.get(field):
+            setattr(message, field, value)
+
+
+@cache
+def _counters(message: Descriptor) -> tuple[str, ...]:
+    """Return the names of the fields of ``message`` that are numbers."""
+    return tuple(field.name for field in message.fields if field.message_type is None)
 
 
 def _fill_pressure(message: v2.CPUStat | v2.MemoryStat | v2.IOStat, text: str | None) -> None:

@@ -55,13 +55,13 @@ def svg(report: Report) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" style="{STYLE}">',
-        _text(12, 22, head, "start", size=15),
-        _text(middle - 8, 44, "ahead", "end", AHEAD),
-        _text(middle + 8, 44, "behind", "start", BEHIND),
+        text(12, 22, head, "start", size=15),
+        text(middle - 8, 44, "ahead", "end", AHEAD),
+        text(middle + 8, 44, "behind", "start", BEHIND),
     ]
     for doubling in range(-DOUBLINGS, DOUBLINGS + 1):
         x = middle + doubling * SIDE / DOUBLINGS
-        parts.append(_line(x, TOP - 8, x, height - 12, 1.5 if doubling == 0 else 0.3))
+        parts.append(line(x, TOP - 8, x, height - 12, 1.5 if doubling == 0 else 0.3))
     for index, (figure, value) in enumerate(figures):
         y = TOP + ROW * index
         # More MiB/s is better: drawn as the time they take.
@@ -70,27 +70,27 @@ def svg(report: Report) -> str:
         color = AHEAD if cost <= 1 else BEHIND
         title = report.title(figure).replace("`", "")
         parts += [
-            _text(LABEL - 12, y + 13, title, "end"),
+            text(LABEL - 12, y + 13, title, "end"),
             f'<rect x="{middle + min(0, end):.1f}" y="{y + 2}" width="{max(abs(end), 1):.1f}" '
             f'height="{ROW - 9}" rx="2" fill="{color}"/>',
         ]
         if (wanted := figure.ratio_wanted(on_disk=report.on_disk)) is not None:
             goal = middle + position(1 / wanted if figure.more else wanted)
-            parts.append(_line(goal, y - 1, goal, y + ROW - 4, 2))
+            parts.append(line(goal, y - 1, goal, y + ROW - 4, 2))
         pair = [number(report.samples.median(name, figure.key)) for name in (report.ours, other)]
         values = f"{ratio(value)}   ({' / '.join(pair)} {figure.unit})".replace(" )", ")")
-        parts.append(_text(middle + SIDE + 12, y + 13, values, "start"))
+        parts.append(text(middle + SIDE + 12, y + 13, values, "start"))
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _text(x: float, y: float, text: str, anchor: str, color: str = GRAY, size: int = 13) -> str:
+def text(x: float, y: float, words: str, anchor: str, color: str = GRAY, size: int = 13) -> str:
     return (
         f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-size="{size}" '
-        f'fill="{color}">{escape(text)}</text>'
+        f'fill="{color}">{escape(words)}</text>'
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, width: float) -> str:
+def line(x1: float, y1: float, x2: float, y2: float, width: float) -> str:
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
         f'stroke="{GRAY}" stroke-width="{width}"/>'

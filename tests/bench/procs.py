@@ -96,6 +96,13 @@ def fork_servers(daemons: Iterable[int]) -> set[int]:
     return {parent(pid) for pid in daemons} - above - {0, 1}
 
 
+def family(daemons: Iterable[int]) -> set[int]:
+    """Return ``daemons`` with their fork servers and the spare children of these."""
+    daemons = set(daemons)
+    servers = fork_servers(daemons)
+    return {*daemons, *servers, *(pid for server in servers for pid in children(server))}
+
+
 def mentioning(*words: str, environ: bool = False) -> Iterator[int]:
     """Yield the live processes with all of ``words`` in their command lines.
 

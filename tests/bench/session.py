@@ -117,22 +117,28 @@ class Session:
         argv = [self.shim.path, "-namespace", NAMESPACE, "-address", self.place.manager]
         return [*argv, "-publish-binary", "/bin/true", "-id", self.id, *action]
 
-    async def connect(self) -> float:
-        """Make the first call; connect once more for the calls that wait long."""
+    def call_first(self) -> float:
+        """Connect, and make the first call, which tells the daemon's pid."""
         began = time.perf_counter()
         self.caller = self._stack.enter_context(Caller(self.address, NAMESPACE, self.version))
         request = task_pb2.ConnectRequest(id=self.id)
         reply = self.caller.call("Connect", request, task_pb2.ConnectResponse)
         taken = (time.perf_counter() - began) * 1000
         self.daemon = reply.shim_pid
+        return taken
+
+    async def connect(self) -> float:
+        """Make the first call; connect once more for the calls that wait long."""
+        taken = self.call_first()
         opening = open_channel(await sockets.connect(self.address), {NAMESPACE_KEY: NAMESPACE})
         self.channel = await self._stack.enter_async_context(opening)
         self.task = stub_of(self.channel, self.version)
         return taken
 
-    async def create(self) -> float:
+    def creation(self) -> task_pb2.CreateTaskRequest:
+        """Return the request of Create."""
         options = Options(root=str(self.place.runc_root), binary_name="runc")
-        request = task_pb2.CreateTaskRequest(
+        return task_pb2.CreateTaskRequest(
             id=self.id,
             bundle=str(self.bundle),
             terminal=self.terminal,
@@ -142,6 +148,9 @@ class Session:
                 type_url="containerd.runc.v1.Options", value=options.SerializeToString()
             ),
         )
+
+    async def create(self) -> float:
+        request = self.creation()
         began = time.perf_counter()
         reply = await self.task.Create(request, timeout=RPC)
         taken = (time.perf_counter() - began) * 1000
@@ -262,7 +271,5 @@ def memory(sessions: list[Session]) -> float:
 
     Its spare child is part of it.
     """
-    daemons = [session.daemon for session in sessions]
-    servers = procs.fork_servers(daemons)
-    everyone = {*daemons, *servers, *(pid for server in servers for pid in procs.children(server))}
-    return sum(map(procs.pss, everyone)) / len(daemons) / (1 << 20)
+    everyone = procs.family(session.daemon for session in sessions)
+    return sum(map(procs.pss, everyone)) / len(sessions) / (1 << 20)

@@ -21,6 +21,7 @@ from shim.version import VERSION
 from tests.bench import __main__ as cli
 from tests.bench import command, plot, procs, report
 from tests.bench.figures import BY_KEY, FIGURES
+from tests.bench.leftovers import leftovers
 from tests.bench.report import Report, markdown, number, plain
 from tests.bench.samples import Samples, percentile, ratio_of, verdict
 from tests.bench.scenarios import SCENARIOS
@@ -243,14 +244,6 @@ def test_a_process_of_ours_is_found_by_a_word_in_its_environment() -> None:
     finally:
         os.kill(running.pid, signal.SIGKILL)
         os.waitpid(running.pid, 0)
-
-
-def leftovers() -> set[str]:
-    cgroups = Path("/sys/fs/cgroup")
-    found = {*Path("/run").glob("tsb-*"), *cgroups.glob("tsb-*"), *cgroups.glob("*/tsb-*")}
-    return {str(path) for path in found} | {
-        str(pid) for pid in procs.mentioning("/run/tsb-", environ=True)
-    }
 
 
 needs_all = pytest.mark.skipif(

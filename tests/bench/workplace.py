@@ -28,6 +28,7 @@ from shim.api.forward_grpc import EventsBase
 from shim.linux import sockets
 from shim.linux.mounts import unmount_all
 from shim.ttrpc.server import handlers_of, serve, unary
+from shimctl import directories
 from tests.bench import procs
 from tests.process.rig import default_config
 
@@ -96,6 +97,11 @@ class Workplace:
         return self.root / "runc"
 
     @property
+    def bundles(self) -> Path:
+        """The directory of the bundles, below ``root`` as below containerd's state directory."""
+        return self.root / directories.BUNDLES / NAMESPACE
+
+    @property
     def manager(self) -> str:
         """The address given as the manager's, on which no process listens."""
         return str(self.root / "manager")
@@ -104,8 +110,8 @@ class Workplace:
         """Make a bundle with its container's id as the name and the init process ``args``."""
         self._made += 1
         # Of one length, so that no id is the beginning of another.
-        path = self.root / f"b{self._made:05}"
-        path.mkdir()
+        path = self.bundles / f"b{self._made:05}"
+        path.mkdir(parents=True)
         config = copy.deepcopy(self.config)
         config["process"]["args"] = list(args)
         config["process"]["terminal"] = terminal

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 from contextlib import suppress
@@ -143,13 +144,29 @@ def mounts(root: str) -> list[str]:
 
 
 def sockets(address: str, namespace: str, ids: Iterable[str]) -> list[Path]:
-    """Find the sockets of shims by name.  Source: containerd's formula, pkg/shim SocketAddress."""
-    found = []
+    """Find the sockets of shims by name, and those without a shim.
+
+    A shared daemon's socket is named after no container.  Source: containerd's formula,
+    pkg/shim SocketAddress.
+    """
+    found = [path for path in sorted(SOCKETS.glob("*")) if _is_refusing(path)]
     for name in ids:
         for parts in ((address, namespace, name), (address, namespace, name, "debug")):
             path = SOCKETS / hashlib.sha256("/".join(parts).encode()).hexdigest()
             found += [path] if os.path.lexists(path) else []
     return found
+
+
+def _is_refusing(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            pass  # it is busy, or was removed during the search
+    return False
 
 
 def fifos(root: Path) -> list[Path]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import signal
-import time
+import subprocess
+import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import trio
 from minid.logs import LogFile, copy
 
-if TYPE_CHECKING:
-    from pathlib import Path
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def files(path: Path) -> list[Path]:
@@ -174,34 +173,50 @@ async def test_a_log_that_cannot_be_written_keeps_its_output_waiting(
     log.close()
 
 
+# Moves a fifo to a log, killed again and again: a small process, since pytest's forks are slow.
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from minid.logs import LogFile
+path, chance = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+reader, writer = os.pipe()
+data = sys.stdin.buffer.read()
+author = os.fork()
+if author == 0:
+    with open(writer, "wb", buffering=0) as file:
+        file.writelines(data[i : i + 10_007] for i in range(0, len(data), 10_007))
+    os._exit(0)
+os.close(writer)
+kills, done = 0, False
+while not done:
+    pid = os.fork()
+    if pid == 0:
+        log = LogFile(path, 50_000, 1000)
+        try:
+            while log.move_from(reader):
+                pass
+        except BlockingIOError:
+            os._exit(1)
+        os._exit(0)
+    time.sleep(chance.uniform(0, 0.004))
+    os.kill(pid, signal.SIGKILL)
+    done = os.waitpid(pid, 0)[1] == 0
+    kills += 1
+os.waitpid(author, 0)
+print(kills)
+"""
+
+
 def test_killed_at_any_moment_it_has_written_what_is_no_longer_in_the_fifo(path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
-    chance = random.Random(seed)
-    reader, writer = os.pipe()
-    data = b"".join(b"line %d\n" % n for n in range(400_000))
-    author = os.fork()
-    if author == 0:
-        with open(writer, "wb", buffering=0) as file:
-            file.writelines(data[i : i + 10_007] for i in range(0, len(data), 10_007))
-        os._exit(0)
-    os.close(writer)
-    done = False
-    while not done:
-        pid = os.fork()
-        if pid == 0:
-            log = LogFile(path, 200_000, 1000)
-            try:
-                while log.move_from(reader):
-                    pass
-            except BlockingIOError:
-                os._exit(1)
-            os._exit(0)
-        time.sleep(chance.uniform(0, 0.004))
-        os.kill(pid, signal.SIGKILL)
-        done = os.waitpid(pid, 0)[1] == 0
-    os.waitpid(author, 0)
-    os.close(reader)
+    data = b"".join(b"line %d\n" % n for n in range(100_000))
+    command = [sys.executable, "-c", KILLED, str(path), str(seed)]
+    environ = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    kills = subprocess.run(
+        command, input=data, env=environ, stdout=subprocess.PIPE, timeout=300, check=True
+    )
+    assert int(kills.stdout) > 100
     assert whole(path) == data
 
 

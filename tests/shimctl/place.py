@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import shutil
-import subprocess
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -24,10 +23,12 @@ import pytest
 
 from shim.errors import NotFoundError
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime
+from tests import warm
 from tests.process.runtimes import FETCHED, GVISOR
 from tests.shimctl import tool
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterable, Iterator
 
 ROOT = Path(__file__).parents[2]
@@ -119,14 +120,14 @@ class Place:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take the events of every shim that is started in the block."""
-        command = self.command("events")
-        quiet = subprocess.DEVNULL
-        with subprocess.Popen(command, env=self.environ, stdout=quiet) as listener:
-            try:
-                eventually((self.state / "events.sock").exists)
-                yield
-            finally:
-                listener.terminate()
+        with open(os.devnull, "r+b") as null:
+            fds = (null.fileno(), null.fileno(), 2)
+            with warm.start("shimctl", ["events"], fds, env=self.environ) as listener:
+                try:
+                    eventually((self.state / "events.sock").exists)
+                    yield
+                finally:
+                    listener.terminate()
 
     def left(self) -> list[str]:
         """What there still is of any container that was made here."""

@@ -242,12 +242,14 @@ def run_and_kill(text: str, first: Path, second: Path, place: Place) -> list[str
     return lines[lines.index("--") + 1 :]
 
 
+@pytest.mark.cold  # a slow start is killed at more moments
 @pytest.mark.parametrize("words", LIFE)
 def test_a_program_may_be_killed_at_any_moment_and_started_again(words: str, place: Place) -> None:
     first, second = (container(place, "sh", "-c", "echo hello; exit 7") for _ in range(2))
     assert run_and_kill(program(words), first, second, place)[-1] == "ended with 7"
 
 
+@pytest.mark.cold  # a slow start is killed at more moments
 def test_a_manager_may_be_killed_at_any_moment(place: Place) -> None:
     first, second = (container(place, "sh", "-c", "exit 7") for _ in range(2))
     lines: list[str] = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shimctl.cli import main
+from tests import warm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +31,9 @@ def shimctl(
     env: Mapping[str, str] | None = None,
     patience: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
-    """Run shimctl as a process."""
-    return subprocess.run(
-        command_line(*argv),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=patience,
-        check=False,
-        cwd=cwd,
-        env=env,
-    )
+    """Run shimctl as a process, without the start of an interpreter."""
+    words = [str(word) for word in argv]
+    return warm.run("shimctl", words, stdin=stdin, cwd=cwd, env=env, timeout=patience)
 
 
 def called(*argv: str | Path) -> subprocess.CompletedProcess[str]:

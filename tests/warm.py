@@ -1,0 +1,249 @@
+"""Commands of the project's own programs, as forks of a process that has imported them.
+
+A new interpreter takes 0.3 s of processor time to import what ``shimctl ps`` needs; a fork
+takes 0.02 s.  :mod:`tests.warmserver` lists the attributes in which such a process equals a new
+one.  A test starts a new one where its subject is the start or the interpreter, or where it
+has changed an attribute of its own process that the server does not take from a request: its
+process group, resource limits, signal mask, namespaces or cgroups.
+
+The server of a program is started at its first call, and ends with this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
+
+from tests.warmserver import MAX_REQUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).parents[1]
+_PADDING = "-" * 2048  # bytes of a command line that /proc shows
+_CHUNK = 1 << 16
+_START = 120.0  # s for a server to import everything, and to fork, on a busy machine
+# The variables that the interpreter reads when it starts.
+_INTERPRETER = ("PYTHON", "LC_", "LANG", "COVERAGE")
+_KEPT = ("PATH", "HOME", "TMPDIR")
+
+
+class Process:
+    """A child of a server; the methods are those of :class:`subprocess.Popen`."""
+
+    def __init__(self, args: Sequence[str], replies: socket.socket) -> None:
+        self.args = args
+        self.returncode: int | None = None
+        self._replies = replies
+        replies.settimeout(_START)
+        data, fds, _, _ = socket.recv_fds(replies, 16, 1)
+        assert fds, "the server has ended"
+        self.pid, self._pidfd = int(data), fds[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):  # it has ended, and nothing has waited for it
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, or the negative number of the signal that ended it.
+
+        :raises subprocess.TimeoutExpired: it has not ended within ``timeout`` s.
+        """
+        if self.returncode is None:
+            if not select.select([self._pidfd], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            self.returncode = os.waitstatus_to_exitcode(int(self._replies.recv(16)))
+            os.close(self._pidfd)
+            self._replies.close()
+        return self.returncode
+
+
+class Server:
+    """A process that has imported the package ``module``, and forks for each call of it."""
+
+    def __init__(self, module: str, settings: dict[str, str]) -> None:
+        self.module = module
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        # Its standard streams are pipes, as those of its children: they keep the objects.
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.warmserver", str(theirs.fileno()), module, _PADDING],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=ROOT,
+                env=environ | settings,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def close(self) -> None:
+        """End it; its children go on."""
+        self._socket.close()
+        _, errors = self._process.communicate(timeout=_START)
+        assert not errors, errors.decode()
+
+    def start(
+        self, argv: Sequence[str], fds: Sequence[int], directory: Path, environ: Mapping[str, str]
+    ) -> Process | None:
+        """Start a command with ``fds`` as its standard streams; None if it is too long."""
+        status = Path("/proc/self/status").read_text()
+        umask = int(status.partition("\nUmask:")[2].split()[0], 8)
+        request = {"argv": [self.module, *argv], "environ": dict(environ), "umask": umask}
+        data = json.dumps(request).encode()
+        if len(data) > MAX_REQUEST:
+            return None
+        place = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                socket.send_fds(self._socket, [data], [theirs.fileno(), place, *fds])
+            return Process([sys.executable, "-m", self.module, *argv], ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            os.close(place)
+
+
+_servers: dict[tuple[str, frozenset[tuple[str, str]]], Server] = {}
+_lock = threading.Lock()
+
+
+def pytest_sessionfinish() -> None:
+    """End the servers."""
+    close()
+
+
+def close() -> None:
+    """End the servers; the next call starts another one."""
+    with _lock:
+        for key in list(_servers):
+            _servers.pop(key).close()
+
+
+def _server(module: str, settings: dict[str, str]) -> Server:
+    key = module, frozenset(settings.items())
+    with _lock:
+        if key not in _servers:
+            _servers[key] = Server(module, settings)
+        return _servers[key]
+
+
+def start(
+    module: str,
+    argv: Sequence[str],
+    fds: Sequence[int],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Process | subprocess.Popen[bytes]:
+    """Start ``python -m module argv`` with ``fds`` as its standard streams.
+
+    It is a new interpreter if the call is too long for the server's socket.
+    """
+    environ = dict(os.environ if env is None else env)
+    settings = {name: environ[name] for name in environ if name.startswith(_INTERPRETER)}
+    # A server finds the modules of this checkout, as the call does with this variable.
+    if settings.get("PYTHONPATH") == str(ROOT):
+        del settings["PYTHONPATH"]
+    server = _server(module, settings)
+    process = server.start(argv, fds, cwd or Path(), environ)
+    if process is not None:
+        return process
+    stdin, stdout, stderr = fds
+    command = [sys.executable, "-m", module, *argv]
+    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env)
+
+
+def run(
+    module: str,
+    argv: Sequence[str],
+    *,
+    stdin: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float,
+) -> subprocess.CompletedProcess[str]:
+    """Do the same with pipes, and wait for its end and for the end of its output.
+
+    :raises subprocess.TimeoutExpired: it has been killed after ``timeout`` s.
+    """
+    deadline = time.monotonic() + timeout
+    ends = [os.pipe() for _ in range(3)]
+    with (
+        open(ends[0][1], "wb", buffering=0) as given,
+        open(ends[1][0], "rb", buffering=0) as out,
+        open(ends[2][0], "rb", buffering=0) as err,
+    ):
+        theirs = (ends[0][0], ends[1][1], ends[2][1])
+        try:
+            process = start(module, argv, theirs, cwd=cwd, env=env)
+        finally:
+            for fd in theirs:
+                os.close(fd)
+        try:
+            output, errors = _communicate(given, stdin.encode(), (out, err), deadline)
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except BaseException as exc:
+            process.kill()
+            process.wait()
+            if isinstance(exc, TimeoutError):
+                raise subprocess.TimeoutExpired(process.args, timeout) from None
+            raise
+    assert process.returncode is not None
+    texts = [text.decode().replace("\r\n", "\n").replace("\r", "\n") for text in (output, errors)]
+    return subprocess.CompletedProcess(process.args, process.returncode, *texts)
+
+
+def _communicate(
+    given: IO[bytes], data: bytes, outputs: Sequence[IO[bytes]], deadline: float
+) -> list[bytes]:
+    """Write ``data`` and close ``given``; return all of each output."""
+    texts = dict.fromkeys(outputs, b"")
+    os.set_blocking(given.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(given, selectors.EVENT_WRITE)
+        for file in outputs:
+            selector.register(file, selectors.EVENT_READ, file)
+        while selector.get_map():
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready and time.monotonic() >= deadline:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fileobj is given:
+                    with suppress(BrokenPipeError):
+                        data = data[os.write(key.fd, data) :]
+                        if data:
+                            continue
+                elif more := os.read(key.fd, _CHUNK):
+                    texts[key.data] += more
+                    continue
+                selector.unregister(key.fileobj)
+                if key.fileobj is given:
+                    given.close()
+    return list(texts.values())

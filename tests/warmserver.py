@@ -1,0 +1,136 @@
+"""The process from which :mod:`tests.warm` forks the processes of a test's command lines.
+
+    python -m tests.warmserver FD PACKAGE PADDING
+
+It imports every module of PACKAGE, and then serves the SOCK_SEQPACKET socket FD until the
+other end is closed.  A request is JSON with fds: a socket for the replies, the working
+directory, and the three standard streams.  The first reply is the pid with a pidfd of the child,
+the second the wait status.
+
+The child runs the module as ``python -m`` does.  Whatever a new process would have, it has too:
+arguments, environment, umask, working directory, time zone, and the three fds and no other.  Its
+command line in /proc is followed by NUL bytes, and ends at the length of PADDING.  It
+differs in its parent, in /proc/PID/environ, and in the modules that are loaded already.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn
+
+from shim.linux import libc
+
+# The longest request, in bytes; one that is longer does not fit into the socket's buffer.
+MAX_REQUEST = 100_000
+FDS = 5
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    _import_all(sys.argv[2])
+    # Objects that no collection visits stay shared with the children.
+    gc.collect()
+    gc.freeze()
+    _serve(control)
+
+
+def _import_all(package: str) -> None:
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(root.__path__, f"{package}."):
+        if not module.name.endswith(".__main__"):
+            importlib.import_module(module.name)
+
+
+def _serve(control: socket.socket) -> None:
+    children: dict[int, tuple[int, socket.socket]] = {}
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd != control.fileno():
+                poll.unregister(fd)
+                pid, replies = children.pop(fd)
+                os.close(fd)
+                with replies:
+                    _reply(replies, os.waitpid(pid, 0)[1])
+                continue
+            data, fds, _, _ = socket.recv_fds(control, MAX_REQUEST, FDS)
+            if not data:
+                return
+            pid = os.fork()
+            if pid == 0:
+                _become(json.loads(data), fds)
+            pidfd = os.pidfd_open(pid)
+            children[pidfd] = pid, socket.socket(fileno=fds[0])
+            for number in fds[1:]:
+                os.close(number)
+            _reply(children[pidfd][1], pid, pidfd)
+            poll.register(pidfd, select.POLLIN)
+
+
+def _reply(replies: socket.socket, number: int, *fds: int) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        replies.sendmsg([b"%d" % number], rights)
+    except BrokenPipeError:
+        return  # the test has ended
+
+
+def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
+    """In the child: take the attributes of the request, run its module, and exit."""
+    os.fchdir(fds[1])
+    for number, fd in enumerate(fds[2:]):
+        os.dup2(fd, number)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    os.umask(request["umask"])
+    # The interpreter sets it in the C locale, for its children too.  Source: PEP 538.
+    coerced = {name: os.environ[name] for name in ("LC_CTYPE",) if name in os.environ}
+    os.environ.clear()
+    os.environ.update(coerced | request["environ"])
+    time.tzset()
+    module, *arguments = request["argv"]
+    libc.set_title([sys.executable, "-m", module, *arguments])
+    sys.argv = [module, *arguments]  # runpy replaces the first
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - as ``python -m`` does
+    code: object = 1
+    interrupted = False
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as exc:
+        code = exc.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+    except BaseException as exc:
+        sys.excepthook(type(exc), exc, exc.__traceback__)
+        interrupted = isinstance(exc, KeyboardInterrupt)
+    # As the interpreter ends, without freeing each object: that takes longer than the rest.
+    threading._shutdown()  # type: ignore[attr-defined]  # typeshed lacks it
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    main()
