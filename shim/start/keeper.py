@@ -174,7 +174,9 @@ class Keeper:
                 MAX_MESSAGE, _CONTROL, socket.MSG_CMSG_CLOEXEC
             )
         except ConnectionError:
-            return False
+            # The daemon has ended without reading an answer.  The kernel reports that once,
+            # and first: then come its messages.
+            return True
         if not data:
             return False
         fds = [fd for _, _, part in control for fd in array("i", part)]

@@ -385,3 +385,16 @@ def test_ten_thousand_puts_and_drops_leave_nothing(bench: Bench) -> None:
         daemon.put(f"io/c{number}//stdout")
         daemon.send(DROP, f"io/c{number}//stdout")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_a_daemon_left_before_it_ended_with_an_answer_unread_is_kept(bench: Bench) -> None:
+    daemon = bench.daemon()
+    daemon.put(DAEMON, LISTENER, NAME)
+    daemon.send(EXIT, NAME)  # its answer stays unread, so the kernel reports a reset
+    names = [f"conn/{number}" for number in range(5)]
+    for name in names:
+        with open(os.devnull) as file:
+            socket.send_fds(daemon.channel, [encode(PUT, name)], [file.fileno()])
+    daemon.die()
+    [kept] = bench.keeper.due()
+    assert kept.fds.keys() == {DAEMON, LISTENER, NAME, *names}
