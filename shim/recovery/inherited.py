@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 # ``hold/ID/STREAM``: a stream of a Create that is undone.
 # ``events``: the connection to the manager that takes events, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
-# A daemon that moves also leaves ``moving``, the channel of the move, and ``mover``, its pidfd.
+# A daemon that moves also leaves ``moving``, the channel of the move, and ``mover``, its pidfd,
+# and ``turn``, if it has one.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD = "events", "forward"
-MOVING, MOVER = "moving", "mover"
+MOVING, MOVER, TURN = "moving", "mover", "turn"
 KINDS = (
     *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
-    *(EVENTS, FORWARD, "journal", MOVING, MOVER),
+    *(EVENTS, FORWARD, "journal", MOVING, MOVER, TURN),
 )
 
 

@@ -62,9 +62,9 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         with theirs:
             with suppress(OSError):  # only root may
                 ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
-            _register(path, theirs)
+            _register(path, theirs, turn)
         if turn is not None:
-            turn.leave()
+            turn.stop_serving()  # the replacement has the turn, too, and then alone
         if not deposit.give(ours.fileno()):
             raise UnavailableError("cannot move this shim: its fork server takes no messages")
         ours.settimeout(_LIMIT)
@@ -74,8 +74,8 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         ours.send(GO)
 
 
-def _register(path: str, channel: socket.socket) -> None:
-    """Ask the fork server at ``path`` to keep this daemon, by ``channel``."""
+def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:
+    """Ask the fork server at ``path`` to keep this daemon, by ``channel``, and pass the turn."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_LIMIT)
         sock.connect(path)
@@ -85,7 +85,9 @@ def _register(path: str, channel: socket.socket) -> None:
         own = os.pidfd_open(os.getpid())
         try:
             request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
-            socket.send_fds(sock, [request], [channel.fileno(), own])
+            fds = [channel.fileno(), own]
+            fds += [] if turn is None else [turn.fileno()]
+            socket.send_fds(sock, [request], fds)
         finally:
             os.close(own)
         answer = sock.recv(_LONGEST)

@@ -2,7 +2,8 @@
 
 A daemon that is upgraded has two possible replacements, in two fork servers, and either may
 be killed.  Each takes the turn first, by a lock that the kernel releases when the process
-ends.  One that serves says so by a second lock: then the other is not needed.
+ends.  One that serves says so by a second lock: then the other is not needed.  It also
+counts, so that the other knows this even if the first has moved on or was killed since.
 
 Source: fcntl(2), open file description locks.
 """
@@ -15,18 +16,22 @@ import struct
 import time
 
 _PAUSE = 0.005
+_FLAGS = os.O_RDWR | os.O_CLOEXEC
 _TURN, _SERVING = 0, 1  # bytes of the state's file, which have the locks
+_COUNT = 16  # where the number of times is, in the slot's head
 
 
 class Turn:
     """The turn for the states of the daemon whose state slot is the fd ``slot``."""
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, slot: int, passed: int = -1) -> None:
+        """Open the turn, or own ``passed``, the fd of a process that has it."""
         # Locks belong to an open file, and the copies of the slot are one open file.
-        self._fd = os.open(f"/proc/self/fd/{slot}", os.O_RDWR | os.O_CLOEXEC)
+        self._fd = passed if passed >= 0 else os.open(f"/proc/self/fd/{slot}", _FLAGS)
+        self._count = self._counted()
 
     def take(self, limit: float) -> bool:
-        """Wait for the turn; return False if another process serves.
+        """Wait for the turn; return False if another process serves, or has served meanwhile.
 
         :raises TimeoutError: another process has the turn after ``limit`` seconds, and
             does not serve.
@@ -38,17 +43,29 @@ class Turn:
             if time.monotonic() >= deadline:
                 raise TimeoutError("another process has the states of this shim")
             time.sleep(_PAUSE)
-        return True
+        return self._counted() == self._count
 
     def serve(self) -> None:
         """Report that this process, whose turn it is, serves."""
         self._lock(_SERVING)
+        self._count += 1
+        os.pwrite(self._fd, self._count.to_bytes(8, "little"), _COUNT)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def stop_serving(self) -> None:
+        """Keep the turn, but report no more that this process serves."""
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(_SERVING, fcntl.F_UNLCK))
 
     def leave(self) -> None:
         """Give up the turn.  A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def _counted(self) -> int:
+        return int.from_bytes(os.pread(self._fd, 8, _COUNT), "little")
 
     def _lock(self, byte: int) -> bool:
         try:
@@ -66,5 +83,5 @@ class Turn:
 _FLOCK = struct.Struct("hhqqi4x")
 
 
-def _flock(byte: int) -> bytes:
-    return _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+def _flock(byte: int, kind: int = fcntl.F_WRLCK) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from shim.linux.processes import is_ending
 from shim.recovery import messages
-from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING
+from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, TURN
 from shim.recovery.messages import (
     EXIT,
     GIVE,
@@ -129,19 +129,21 @@ class Keeper:
         else:
             self._set(kept, claims_until=time.monotonic() + _CLAIM, fork_at=0.0)
         kept.pid, kept.channel = pid, channel
-        self._drop(kept, (MOVING, MOVER))  # only the first replacement has use for them
+        self._drop(kept, (MOVING, MOVER, TURN))  # for the first one only
         self._all.add(kept)
         self._daemons[pid] = kept
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)
 
-    def welcome(self, mover: int, channel: socket.socket) -> None:
-        """Take the fds of a daemon that moves here; both arguments are owned from now on.
+    def welcome(self, mover: int, channel: socket.socket, turn: int = -1) -> None:
+        """Take the fds of a daemon that moves here; all arguments are owned from now on.
 
-        ``mover`` is its pidfd.  Its replacement is due when all fds are here.
+        ``mover`` is its pidfd, ``turn`` its turn, -1 without one.  Its replacement is due
+        when all fds are here.
         """
         channel.setblocking(False)
         kept = Kept(channel=channel, mover=mover, serves=False)
+        kept.fds |= {TURN: turn} if turn >= 0 else {}
         self._all.add(kept)
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)

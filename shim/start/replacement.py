@@ -20,6 +20,7 @@ from shim.recovery.inherited import (
     MOVER,
     MOVING,
     PIDFD,
+    TURN,
     Inherited,
 )
 from shim.recovery.messages import GO, READY, SERVING, encode
@@ -56,7 +57,7 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
             os.close(fd)
         if (slot := inherited.take_slot(DAEMON)) is None:
             raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
-        turn = inherited.turn = Turn(slot.fd)
+        turn = inherited.turn = Turn(slot.fd, inherited.take(TURN))
         if not _take_turn(turn, inherited):
             os._exit(0)
         profile = Profile.decode(slot.read())

@@ -273,7 +273,7 @@ class Server:
         pid, uid, gid = sockets.peer_of(connection)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return None
-        data, fds, flags, _ = socket.recv_fds(connection, _MAX_REQUEST, 2)
+        data, fds, flags, _ = socket.recv_fds(connection, _MAX_REQUEST, 3)
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -283,15 +283,15 @@ class Server:
                 call = Call(connection.fileno(), pid, argv, *fds)
                 fds = []
                 return call
-            if verb == "keep" and len(fds) == 2 and argv:
+            if verb == "keep" and len(fds) in (2, 3) and argv:
                 if not self._is_current():
                     return None
-                channel, mover = fds
+                channel, mover, *turn = fds
                 reason = refusal(pid, mover, argv[0])
                 connection.send(json.dumps({"error": reason} if reason else {}).encode())
                 if not reason:
                     fds = []
-                    self._keeper.welcome(mover, socket.socket(fileno=channel))
+                    self._keeper.welcome(mover, socket.socket(fileno=channel), *turn)
             elif verb == "status":
                 state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
                 connection.send(json.dumps(state).encode())

@@ -282,6 +282,21 @@ async def test_a_daemon_moves_after_the_operation_under_way(
     assert (await shim.wait("c1", "e1")).exit_status == 3
 
 
+async def test_moves_follow_each_other_at_once(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    pid = await shim.run(bundle)
+    servers = [await build.server() for build in (following, CURRENT)]
+    for path in servers * 15:
+        answer = await move(shim, path)
+        assert answer["version"] == (NEXT if path == servers[0] else VERSION)
+    rig.track(after := await daemon_of(shim.task))
+    with trio.fail_after(20 * PATIENCE):
+        while {one for one, _ in processes(str(rig.root), NAMESPACE)} - {pid} != {after}:
+            await trio.sleep(0.01)
+
+
 async def move(shim: Survivor, path: str) -> dict[str, object]:
     """Have the daemon move to the fork server at ``path``; return its answer."""
     call = UnaryUnaryMethod(shim.task.State.channel, names.MOVE, AnyMessage, AnyMessage)

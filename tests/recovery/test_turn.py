@@ -72,3 +72,16 @@ def test_a_turn_that_was_left_is_free(slot: StateSlot) -> None:
     first.leave()
     assert second.take(0)
     second.leave()
+
+
+def test_a_process_that_waited_is_not_needed_after_the_first_one_served_and_ended(
+    slot: StateSlot,
+) -> None:
+    waiting = Turn(slot.fd)
+    end(other(slot, serve))
+    assert not waiting.take(1)
+    waiting.leave()
+    following = Turn(slot.fd)
+    assert following.take(1)
+    following.leave()
+    assert slot.read() == b"state"
