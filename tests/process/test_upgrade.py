@@ -258,7 +258,7 @@ async def test_a_daemon_moves_after_the_operation_under_way(
 ) -> None:
     runtime = rig.wrapper(
         "slow-runc",
-        f'case " $* " in *" exec "*) while ! test -e {rig.root}/go; do sleep 0.01; done; esac\n'
+        f'case " $* " in *" exec "*) touch {rig.root}/began; while ! test -e {rig.root}/go; do sleep 0.01; done; esac\n'
         'exec runc "$@"',
     )
     shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
@@ -272,7 +272,9 @@ async def test_a_daemon_moves_after_the_operation_under_way(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shim.start, "c1", "e1")
-        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(20 * PATIENCE):
+            while not (rig.root / "began").exists():
+                await trio.sleep(0.01)
         nursery.start_soon(upgrade)
         await trio.testing.wait_all_tasks_blocked()
         assert await version_of(shim) == VERSION  # it handles the requests in their order
