@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 # Seconds without a container after which the daemon exits.
 UNUSED_LIMIT = 30.0
+# The same for a replacement: the killed daemon has had a part of that time.
+UNUSED_REPLACEMENT = 5.0
 # Seconds for the running calls, and to deliver an event, when the daemon exits.
 DRAIN = 3.0
 FLUSH = 1.0
@@ -154,7 +156,8 @@ async def main(
         handlers = handlers_of(service, own, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
-        nursery.start_soon(_shutdown_when_unused, service)
+        unused = UNUSED_LIMIT if inherited is None else UNUSED_REPLACEMENT
+        nursery.start_soon(_shutdown_when_unused, service, unused)
         serving = partial(
             serve,
             shutdown=shutdown,
@@ -214,10 +217,10 @@ async def _shutdown_unless_reported(
         service.forget_start(id_)
 
 
-async def _shutdown_when_unused(service: TaskService) -> None:
+async def _shutdown_when_unused(service: TaskService, seconds: float) -> None:
     while True:
-        await service.wait_unused(UNUSED_LIMIT)
-        log.warning("this shim has had no container", seconds=UNUSED_LIMIT)
+        await service.wait_unused(seconds)
+        log.warning("this shim has had no container", seconds=seconds)
         service.shut_down()
 
 

@@ -218,7 +218,7 @@ class TaskService(TaskBase):
         A ``start`` that joined has the address, but its manager may not have connected yet.
         The shim then ends later, unless a container is created.
         """
-        if self._containers or self._waiting:
+        if self._containers or self._waiting or self._creating:
             return
         while self._joined and self._joined[0] <= trio.current_time():
             self._joined.popleft()

@@ -34,6 +34,8 @@ _PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
 _ATTEMPTS = 5
 # Exchanges until the sockets of starters that meet are back in their places.
 _EXCHANGES = 100
+# Connections that may wait for accept(2).
+BACKLOG = 128
 # Seconds between two attempts at a socket whose backlog is full.
 PAUSE = 0.005
 
@@ -81,7 +83,7 @@ def _name(address: str) -> str:
     return name
 
 
-def listen(address: str, backlog: int = 128, kind: int = socket.SOCK_STREAM) -> socket.socket:
+def listen(address: str, backlog: int = BACKLOG, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """Bind ``address`` and listen; replace the socket of a process that has ended.
 
     The socket is blocking and not inherited.  Only processes of our user may connect.
@@ -188,6 +190,14 @@ def _draft(directory: str, base: str) -> str:
     draft = f"{directory}/.{base}.{unique}"
     # The kernel shows this name in /proc/net/unix, so it contains ``base`` where that fits.
     return draft if len(os.fsencode(draft)) <= _LONGEST else f"{directory}/.{unique}"
+
+
+def take_over(listener: socket.socket, backlog: int = BACKLOG) -> None:
+    """Make this process the peer of new clients of ``listener``, which another one bound.
+
+    Source: unix(7) SO_PEERCRED: the credentials are those of the last listen(2).
+    """
+    listener.listen(backlog)
 
 
 def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import daemon, log
 from shim.errors import InvalidError
+from shim.linux import sockets
 from shim.recovery.inherited import (
     CALLER,
     DAEMON,
@@ -65,6 +66,7 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         log.configure(2, profile.level)
         profile.apply(_pids(moved) if profile.sched_core else [])
         listener = socket.socket(fileno=inherited.take(LISTENER))
+        sockets.take_over(listener)
         caller = _caller(inherited)
 
         async def ready(task_status: trio.TaskStatus[None]) -> bool:

@@ -81,6 +81,24 @@ async def test_a_killed_daemon_is_replaced_at_its_address(
     assert surviving.ask(b"status")["daemons"] == 1
 
 
+async def test_new_clients_have_the_replacement_as_their_peer(surviving: Server) -> None:
+    """``start`` looks at the peer: one that is stopped answers nothing."""
+    daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
+    with sockets.connect_blocking(surviving.rig.address, 10) as sock:
+        assert sockets.peer_of(sock).pid == daemon
+    replacement = await replaced(surviving, daemon)
+    with sockets.connect_blocking(surviving.rig.address, 10) as sock:
+        assert sockets.peer_of(sock).pid == replacement
+
+
+async def test_a_replacement_that_no_manager_uses_ends_soon(surviving: Server) -> None:
+    daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
+    os.kill(daemon, signal.SIGKILL)
+    replacement = await connect(surviving)
+    await wait_for(lambda: not alive(replacement))
+    assert surviving.ask(b"status")["daemons"] == 0
+
+
 async def test_a_replacement_has_the_attributes_of_its_daemon(surviving: Server) -> None:
     """Its caller, from which the daemon copied them, has ended."""
     first, second = (surviving.rig.bundle(f"c{i}", "true") for i in range(2))
