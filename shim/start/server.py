@@ -182,6 +182,8 @@ class Server:
         spare = [] if self._spare is None else [self._spare.pid]
         for pid in (*self._daemons, *spare):
             self._reap_child(pid)
+        if not self._keeper.has_claims:
+            self._reap()  # the one that could claim them has ended: no event follows
 
     def _reap_child(self, pid: int) -> bool:
         """Reap ``pid`` if it has ended and is a daemon or the spare child; return whether."""
