@@ -258,7 +258,8 @@ async def test_a_daemon_moves_after_the_operation_under_way(
 ) -> None:
     runtime = rig.wrapper(
         "slow-runc",
-        f'case " $* " in *" exec "*) touch {rig.root}/began; while ! test -e {rig.root}/go; do sleep 0.01; done; esac\n'
+        f'case " $* " in *" exec "*) touch {rig.root}/began\n'
+        f"while ! test -e {rig.root}/go; do sleep 0.01; done; esac\n"
         'exec runc "$@"',
     )
     shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
