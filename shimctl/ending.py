@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _ANSWER = 5  # s for the shim to answer Connect
 _SHUTDOWN = 3  # s for the shim to exit; containerd's limit
+_ATTEMPTS = 2  # to end a shim by its own calls
 _KILLED = 10  # s between SIGKILL and the exit
 _GONE = 2  # s for processes, mounts and cgroups to disappear
 _LOOK = 0.05  # s between two checks for them, or two attempts to delete
@@ -52,7 +53,8 @@ async def dispose(
     """End the container in ``bundle`` and its shim in any state; return the exit status.
 
     A running container is killed.  The shim gets a Shutdown call.  It is killed if it
-    does not exit within 3 s of that, or does not answer for 5 s.  ``alone`` is False for
+    does not exit within 3 s of that, or does not answer for 5 s; a replacement that a fork
+    server makes of it is ended in the same way.  ``alone`` is False for
     a shim that has other containers; that shim is not killed.  If the shim is dead or was
     killed, its ``delete`` command kills and removes what it left.  The bundle stays.
     The caller may repeat this after an interrupted attempt.
@@ -115,18 +117,22 @@ async def _end(
 ) -> tuple[Exited | None, bool]:
     """End the container and the shim; also return whether the shim itself did all of it."""
     exited, left = None, False
-    if address:
+    # A killed shim may be replaced; the replacement answers.
+    for _ in range(_ATTEMPTS if address else 0):
         with suppress(ShimError, OSError):
             async with backend.connect(address, namespace=namespace) as shim:
                 # Probe with a cheap call before the calls that may take 30 s.
                 pid = await _pid_of(shim, container)
-                exited = await end(shim.task(container))
+                exited = await end(shim.task(container)) or exited
                 left = await _shut_down(shim, pid, insist=alone, backend=backend)
+        if left or not alone:
+            break
+        with suppress(OSError):
+            await _kill(address, backend)
+        if not _is_served(address):
+            break
     deleted = exited is not None and left
     if not left:
-        if alone and address:
-            with suppress(OSError):
-                await _kill(address, backend)
         with suppress(ShimError, OSError):
             last = await run_delete.on(backend)(
                 bundle, container, namespace=namespace, runtime=runtime
@@ -135,6 +141,12 @@ async def _end(
     if alone:
         remove_dead_socket(address)
     return exited, deleted
+
+
+def _is_served(address: str) -> bool:
+    with suppress(ShimError, OSError, ValueError):  # the address may be malformed
+        return can_connect(address)
+    return False
 
 
 def remove_dead_socket(address: str) -> None:

@@ -17,6 +17,7 @@ import trio
 import shimctl
 from shimctl import RemainsError, aio, blocking, ending, remains
 from shimctl.remains import traces_of
+from tests.e2e.leftovers import end_fork_servers
 from tests.process.rig import alive
 from tests.shimctl.place import RUNTIMES, eventually, open_place
 
@@ -114,6 +115,28 @@ def test_a_shim_that_does_not_answer_any_more_is_killed(
     assert exited.exit_status == 137
     eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
     assert place.left() == []
+
+
+@pytest.mark.cold
+def test_a_shim_that_would_be_replaced_ends_all_the_same(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "_ANSWER", 0.5)
+    (tmp_path / "host.toml").write_text("survive = true\n")
+    monkeypatch.setenv("TRIO_SHIM_CONFIG", str(tmp_path / "host.toml"))
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "on")
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER_DIR", str(tmp_path / "f"))
+    try:
+        bundle, launched, pid = begin(place)
+        os.kill(launched.shim_pid, signal.SIGSTOP)
+        exited = end("trio", place, bundle)
+        assert exited is not None
+        assert (exited.exit_status, exited.pid) == (137, pid)
+        eventually(lambda: not alive(pid) and not alive(launched.shim_pid))
+        eventually(lambda: not os.path.exists(launched.address.removeprefix("unix://")))  # noqa: PTH110 - a name
+        assert place.left() == []
+    finally:
+        end_fork_servers(str(tmp_path))
 
 
 @pytest.mark.parametrize("face", FACES)
