@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import log
+from shim.linux.fdpassing import send_fds
 from shim.recovery import messages
 from shim.recovery.messages import CLAIMED, DROP, EXIT, GIVE, MAX_MESSAGE, PUT, decode, encode
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
     from shim.linux.fifos import Fd
@@ -155,7 +156,7 @@ class Deposit:
         assert self._channel is not None
         try:
             if fds:
-                socket.send_fds(self._channel, [data], fds)
+                send_fds(self._channel, data, fds)
             else:
                 self._channel.send(data)
         except BlockingIOError:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import log
 from shim.errors import UnavailableError, WrongStateError
 from shim.linux import sockets
+from shim.linux.fdpassing import send_fds
 from shim.recovery.messages import GO, READY
 from shim.recovery.versions import WRITTEN
 
@@ -87,7 +88,7 @@ def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:
             request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
             fds = [channel.fileno(), own]
             fds += [] if turn is None else [turn.fileno()]
-            socket.send_fds(sock, [request], fds)
+            send_fds(sock, request, fds)
         finally:
             os.close(own)
         answer = sock.recv(_LONGEST)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import daemon, delete
 from shim.errors import ShimError
+from shim.linux.fdpassing import receive_fds, send_fds
 from shim.start import actions, bootstrap, launcher
 from shim.start.caller import Caller
 from shim.start.flags import invocation_of, parse_flags, read_stdin
@@ -70,7 +71,7 @@ class SpareChild:
         if len(words) > _MAX_PACKET:
             return False
         try:
-            socket.send_fds(self.sock, [words], call.fds, socket.MSG_DONTWAIT)
+            send_fds(self.sock, words, call.fds, socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True
@@ -82,7 +83,7 @@ def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
     ``server`` is the name of the server's socket.
     """
     warm_up()
-    words, fds, _, _ = socket.recv_fds(sock, _MAX_PACKET, 3)
+    words, fds, _ = receive_fds(sock, _MAX_PACKET, 3)
     if len(fds) != 3:
         # The server has ended, or fds are missing: then the caller sees its connection end.
         os._exit(0)
@@ -139,7 +140,7 @@ def _wait_for_go(connection: socket.socket) -> bool:
     own = os.pidfd_open(os.getpid())
     try:
         connection.settimeout(_GO_TIMEOUT)
-        socket.send_fds(connection, [b"taken %d" % os.getpid()], [own])
+        send_fds(connection, b"taken %d" % os.getpid(), [own])
         if connection.recv(16) != b"go":
             return False
     except OSError:

@@ -16,11 +16,11 @@ import resource
 import select
 import socket
 import time
-from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shim.linux.fdpassing import receive_fds, send_fds
 from shim.linux.processes import is_ending
 from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, TURN
@@ -50,7 +50,6 @@ _ENDING = 1.0
 _FORK_PAUSE, _FORK_ATTEMPTS = 0.1, 100
 # Fds that are left for the server itself.
 _RESERVE = 256
-_CONTROL = socket.CMSG_SPACE(MAX_FDS * array("i").itemsize)
 _CORE_DUMPED = 0x80
 
 
@@ -172,16 +171,13 @@ class Keeper:
         """
         assert kept.channel is not None
         try:
-            data, control, flags, _ = kept.channel.recvmsg(
-                MAX_MESSAGE, _CONTROL, socket.MSG_CMSG_CLOEXEC
-            )
+            data, fds, flags = receive_fds(kept.channel, MAX_MESSAGE, MAX_FDS)
         except ConnectionError:
             # The daemon has ended without reading an answer.  The kernel reports that once,
             # and first: then come its messages.
             return True
         if not data:
             return False
-        fds = [fd for _, _, part in control for fd in array("i", part)]
         is_whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
         if not (is_whole and self._has_room(fds) and self._obey(kept, data, fds)):
             _close_all(fds)
@@ -358,7 +354,7 @@ def _give(kept: Kept, to: socket.socket) -> None:
     with suppress(OSError):  # it reads too slowly, or has ended: then the move fails
         for names in messages.split(list(kept.fds)):
             fds = [kept.fds[name] for name in names]
-            socket.send_fds(to, [encode(PUT, *names)], fds, socket.MSG_DONTWAIT)
+            send_fds(to, encode(PUT, *names), fds, socket.MSG_DONTWAIT)
         to.send(encode(REPLACE), socket.MSG_DONTWAIT)
 
 

@@ -20,6 +20,7 @@ from shim.container.reservations import Reservation
 from shim.daemon import Settings
 from shim.errors import InvalidError, ShimError
 from shim.linux import libc
+from shim.linux.fdpassing import send_fds
 from shim.recovery import versions
 from shim.recovery.inherited import CALLER, DAEMON, LISTENER, LOG
 from shim.recovery.messages import PUT, encode
@@ -124,7 +125,7 @@ class Profile:
                 LOG: log.fileno(),
                 CALLER: caller.connection.fileno(),
             }
-            socket.send_fds(channel, [encode(PUT, *fds)], list(fds.values()), socket.MSG_DONTWAIT)
+            send_fds(channel, encode(PUT, *fds), list(fds.values()), socket.MSG_DONTWAIT)
         finally:
             slot.close()
 

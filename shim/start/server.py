@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import log
 from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
+from shim.linux.fdpassing import receive_fds
 from shim.start import children, givenup, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
@@ -277,7 +278,7 @@ class Server:
         pid, uid, gid = sockets.peer_of(connection)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return None
-        data, fds, flags, _ = socket.recv_fds(connection, _MAX_REQUEST, 3)
+        data, fds, flags = receive_fds(connection, _MAX_REQUEST, 3)
         try:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):

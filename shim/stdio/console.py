@@ -17,6 +17,7 @@ import trio
 from trio.lowlevel import wait_readable
 
 from shim.errors import InvalidError, TimedOutError, UnavailableError
+from shim.linux.fdpassing import receive_fds
 from shim.linux.fifos import Fd
 from shim.linux.sockets import make_private_directory
 
@@ -86,7 +87,7 @@ class ConsoleSocket:
 async def _receive(peer: socket.socket) -> Fd:
     await wait_readable(peer.fileno())
     # The buffer holds one fd.  The kernel closes any others that were sent.
-    _, fds, _, _ = socket.recv_fds(peer, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+    _, fds, _ = receive_fds(peer, 4096, 1)
     received = [Fd(number) for number in fds]
     if len(received) == 1 and os.isatty(received[0].number):
         os.set_blocking(received[0].number, False)
