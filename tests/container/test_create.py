@@ -60,7 +60,13 @@ async def test_the_move_of_an_exec_is_prepared_only_where_its_cgroup_has_room(
     told: list[str] = []
 
     async def create_process(
-        runc: Runc, bundle: Bundle, process: Process, verb: str, args: list[str], started: Any
+        runc: Runc,
+        bundle: Bundle,
+        process: Process,
+        verb: str,
+        args: list[str],
+        started: Any,
+        **_: Any,
     ) -> Any:
         started()
 

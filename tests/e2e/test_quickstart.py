@@ -46,13 +46,14 @@ def test_the_quickstart_works_and_works_again() -> None:
         wait_until("nothing is left", lambda: traces() <= before)
 
 
-def test_a_container_survives_ten_kills_of_its_shim() -> None:
+def test_a_container_survives_ten_kills_and_an_upgrade_of_its_shim() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     before = traces()
     result = run("survive.sh")
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("\n$ kill -9 ") == 10
+    assert "\n$ shimctl upgrade --force survivor\nsurvivor  " in result.stdout
     assert "(shimctl wait returned 7)\n" in result.stdout
     assert "and no number is missing)\n" in result.stdout
     wait_until("nothing is left", lambda: traces() <= before)

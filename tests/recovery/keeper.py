@@ -24,7 +24,7 @@ class Keeper:
             except BlockingIOError:
                 return True
             except ConnectionResetError:
-                return False
+                continue  # an answer is unread: reported once, before the messages
             if not data:
                 return False
             verb, names = decode(data)

@@ -35,7 +35,7 @@ def make_directory(state: Path, namespace: str, name: str) -> Path:
 
 CHANGING = {
     *("start", "kill", "pause", "resume", "delete", "update", "checkpoint", "shutdown"),
-    *("exec", "attach", "stop", "restart", "rm"),
+    *("exec", "attach", "stop", "restart", "rm", "upgrade"),
 }
 
 

@@ -110,8 +110,10 @@ class Survival:
     def _take_message(self) -> bool:
         try:
             data, fds, _, _ = socket.recv_fds(self._channel, MAX_MESSAGE, MAX_FDS)
-        except (BlockingIOError, ConnectionError):
+        except BlockingIOError:
             return False
+        except ConnectionError:
+            return True  # an answer is unread: the kernel reports that once, before the messages
         if not data:
             return False
         verb, names = decode(data)
