@@ -21,6 +21,11 @@ _TURN, _SERVING = 0, 1  # bytes of the state's file, which have the locks
 _COUNT = 16  # where the number of times is, in the slot's head
 
 
+def count_of(slot: int) -> int:
+    """Return how often a process has served with the state slot ``slot``."""
+    return int.from_bytes(os.pread(slot, 8, _COUNT), "little")
+
+
 class Turn:
     """The turn for the states of the daemon whose state slot is the fd ``slot``."""
 
@@ -65,7 +70,7 @@ class Turn:
             os.close(fd)
 
     def _counted(self) -> int:
-        return int.from_bytes(os.pread(self._fd, 8, _COUNT), "little")
+        return count_of(self._fd)
 
     def _lock(self, byte: int) -> bool:
         try:

@@ -35,6 +35,7 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.recovery.moving import MOVED
+from shim.recovery.turn import count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -65,8 +66,9 @@ class Kept:
     at ``fork_at`` its replacement is due.  ``has_orphans`` is set after a death.
 
     ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
-    moves to this one.  Its replacement counts only if it has served: ``serves`` is set then.
-    Before that the other server replaces the daemon.
+    moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
+    or the count of those who served is above ``count``.  Before that the other server
+    replaces the daemon.
     """
 
     pid: int = 0
@@ -81,6 +83,16 @@ class Kept:
     has_orphans: bool = False
     mover: int = -1
     serves: bool = True
+    count: int = 0
+
+    @property
+    def has_served(self) -> bool:
+        """Whether this server replaces the daemon.
+
+        A daemon that is killed may have counted itself, so that the other server does not
+        replace it any more, and not have sent SERVING yet.
+        """
+        return self.serves or (DAEMON in self.fds and count_of(self.fds[DAEMON]) > self.count)
 
     @property
     def deadline(self) -> float:
@@ -225,6 +237,7 @@ class Keeper:
         kept.fds |= {MOVING: channel.detach(), MOVER: kept.mover}
         kept.mover = -1
         if {DAEMON, LISTENER} <= kept.fds.keys():
+            kept.count = count_of(kept.fds[DAEMON])
             self._set(kept, fork_at=time.monotonic())
         else:
             self._forget(kept)
@@ -272,7 +285,7 @@ class Keeper:
         with suppress(BlockingIOError):
             while kept.channel is not None and self._take(kept):
                 pass
-        if status == 0 or not kept.serves:
+        if status == 0 or not kept.has_served:
             self._forget(kept)
         else:
             self._bury(kept, counts=os.waitstatus_to_exitcode(status) != MOVED)
@@ -309,7 +322,7 @@ class Keeper:
         deaths = [one for one in kept.deaths if now - one < PERIOD]
         kept.deaths = [*deaths, now] if counts else deaths
         kept.attempts = 0
-        if not {DAEMON, LISTENER} <= kept.fds.keys() or not kept.serves:
+        if not {DAEMON, LISTENER} <= kept.fds.keys() or not kept.has_served:
             self._forget(kept)  # it had given no address yet, or another server replaces it
         elif 0 < self._deaths <= len(kept.deaths):
             self._give_up(kept, f"it died {len(kept.deaths)} times in {PERIOD:g} seconds")

@@ -15,7 +15,14 @@ from tests.cri.leftovers import cgroups, remove_cgroups_of_pods, wait_nothing_le
 from tests.cri.node import NAMESPACE, Node
 from tests.cri.pods import Pod
 from tests.e2e.ctr import RUNTIME, Ctr
-from tests.e2e.leftovers import RUNC, end_fork_servers, kill_and_unmount, mounts, sockets
+from tests.e2e.leftovers import (
+    RUNC,
+    end_fork_servers,
+    kill_and_unmount,
+    mounts,
+    note_sockets,
+    sockets,
+)
 from tests.e2e.managers import MANAGERS, Manager, skip_without
 from tests.matrix import record_manager
 
@@ -39,6 +46,7 @@ def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Itera
     """Run a node, with its images, for the block."""
     skip_without(manager)
     # Not pytest's own directory: socket paths are short.
+    note_sockets()
     node = make(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
     try:
         node.start()

@@ -22,6 +22,7 @@ from tests.e2e.leftovers import (
     fifos,
     kill_and_unmount,
     mounts,
+    note_sockets,
     sockets,
 )
 from tests.e2e.managers import oldest_and_newest
@@ -45,6 +46,7 @@ def _session_docker(
 @contextmanager
 def open_dockerd(scratch: Path, suite: str, make: type[Dockerd] = Dockerd) -> Iterator[Dockerd]:
     """Run the dockerd of ``suite``, with the image, for the block."""
+    note_sockets()
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="dkr", dir="/run"))
     (root / "cid").mkdir()

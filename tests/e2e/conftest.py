@@ -26,6 +26,7 @@ from tests.e2e.leftovers import (
     fifos,
     kill_and_unmount,
     mounts,
+    note_sockets,
     sockets,
     subdirectories,
     wait_nothing_left,
@@ -54,6 +55,7 @@ def open_containerd(
 ) -> Iterator[Containerd]:
     """Run a containerd, with the image, for the block."""
     skip_without(manager)
+    note_sockets()
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
     daemon = make(root, f"e2e{secrets.token_hex(4)}", manager)

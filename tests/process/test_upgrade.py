@@ -104,7 +104,8 @@ async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
     await shim.run(bundle)
     await upgrade(following)
     done = await CURRENT.shimctl("ps", "-o", "wide")
-    header, row = done.stdout.splitlines()
+    header, *rows = done.stdout.splitlines()
+    [row] = [row for row in rows if NAMESPACE in row.split() and "c1" in row.split()]
     assert row[header.index("VERSION") :].split()[0] == NEXT
     await shim.exec("c1", "e1", "sh", "-c", "trap 'exit 3' TERM; while :; do usleep 9000; done")
     await shim.replace()

@@ -15,7 +15,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shim.recovery.inherited import DAEMON, LISTENER
-from shim.recovery.messages import CLAIMED, DROP, EXIT, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import (
+    CLAIMED,
+    DROP,
+    EXIT,
+    MAX_MESSAGE,
+    PUT,
+    REPLACE,
+    SERVING,
+    decode,
+    encode,
+)
+from shim.recovery.slot import StateSlot
+from shim.recovery.turn import Turn
 from shim.start import keeper as keeper_module
 from shim.start.keeper import Keeper
 
@@ -398,3 +410,43 @@ def test_what_a_daemon_left_before_it_ended_with_an_answer_unread_is_kept(bench:
     daemon.die()
     [kept] = bench.keeper.due()
     assert kept.fds.keys() == {DAEMON, LISTENER, NAME, *names}
+
+
+@contextmanager
+def moved(bench: Bench) -> Iterator[tuple[Kept, StateSlot]]:
+    """Move a daemon to the keeper; yield it, with its replacement due, and its state slot."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mover = subprocess.Popen(["sleep", "1000"])
+    bench.keeper.welcome(os.pidfd_open(mover.pid), theirs)
+    slot = StateSlot.new()
+    with ours, socket.socket(socket.AF_UNIX) as listener:
+        socket.send_fds(ours, [encode(PUT, DAEMON, LISTENER)], [slot.fd, listener.fileno()])
+        ours.send(encode(REPLACE))
+        while bench.keeper.receive(theirs.fileno()):
+            pass
+        [kept] = bench.keeper.due()
+        yield kept, slot
+    mover.kill()
+    mover.wait()
+    slot.close()
+
+
+def test_a_moved_daemon_killed_before_it_could_tell_that_it_served_is_replaced(
+    bench: Bench,
+) -> None:
+    """It has counted itself, so the server that it came from does not replace it."""
+    with moved(bench) as (kept, slot):
+        first = bench.replace(kept)
+        Turn(slot.fd).serve()
+        first.die()
+        assert bench.keeper.due() == [kept]
+        second = bench.replace(kept)
+        second.send(SERVING)
+        second.die()
+        assert bench.keeper.due() == [kept]
+
+
+def test_a_moved_daemon_that_never_served_is_left_to_the_other_server(bench: Bench) -> None:
+    with moved(bench) as (kept, _):
+        bench.replace(kept).die()
+        assert bench.keeper.due() == []

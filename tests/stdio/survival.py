@@ -61,6 +61,7 @@ class Survival:
         self._reader = -1
         self._writer = -1
         self._unsent = memoryview(b"")
+        self._closes_writer = True
         self._ready = False
 
     # -- the keeper ----------------------------------------------------------------
@@ -169,7 +170,17 @@ class Survival:
 
     def write(self, data: bytes) -> None:
         """Write ``data`` to the stdin fifo while :meth:`run_until` runs, and close it."""
+        self.begin_write(data)
+        self._closes_writer = True
+
+    def begin_write(self, data: bytes) -> None:
+        """Write ``data`` as :meth:`write`, and leave the fifo open."""
         self._unsent = memoryview(data)
+        self._closes_writer = False
+
+    def close_writer(self) -> None:
+        os.close(self._writer)
+        self._writer = -1
 
     def call(self, name: str) -> None:
         """Have the daemon do something.  It must be running."""
@@ -222,9 +233,8 @@ class Survival:
             self._read()
         if self._writer in ready:
             self._unsent = self._unsent[os.write(self._writer, self._unsent[: 1 << 16]) :]
-            if not self._unsent:
-                os.close(self._writer)
-                self._writer = -1
+            if not self._unsent and self._closes_writer:
+                self.close_writer()
 
     def _take_control(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):

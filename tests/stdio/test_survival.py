@@ -203,7 +203,9 @@ def test_an_end_of_stdin_after_the_kill_hangs_a_terminal_up(fifos: Path) -> None
         daemons.call("close_stdin")
         daemons.run_until(lambda: "stdin-keeper" not in daemons.kept)
         daemons.replace()
-        daemons.write(b"input\n")
+        daemons.begin_write(b"input\n")
+        daemons.run_until(lambda: daemons.received == b"input\n")
+        daemons.close_writer()
         daemons.run_until(lambda: daemons.ended)
         assert daemons.received == b"input\n"
 
