@@ -1,9 +1,11 @@
-"""A failing test is run a second time only if it drives a real manager, and it is named.
+"""A failing test that drives a real manager is run a second time, and it is named.
 
 containerd, dockerd and the kubelet's plugin have races of their own.  Everything else is
-ours: a test of it that fails once has found a fault.  ``--repeat-managers`` gives the
-tests of real managers one repetition; what fails then is printed at once and again at
-the end of the run, with the reason of the first failure.
+ours: a test of it that fails once has found a fault.  But workers that share processors
+make some fail that are right, so each worker repeats one test of the rings in ``BUSY``; a
+second one fails.  ``--repeat-managers`` gives these tests one repetition; what fails then
+is printed at once and again at the end of the run, with the reason of the first failure.
+Each such reason is a fault to look for.
 
 The worker of a parallel run repeats its tests itself, without a connection to another
 process.
@@ -24,7 +26,11 @@ if TYPE_CHECKING:
 
 OPTION = "--repeat-managers"
 RINGS = frozenset({"e2e", "docker", "cri"})
-_AGAIN = pytest.StashKey[bool]()
+# The rings whose tests start many processes, and how many of their tests a worker repeats.
+BUSY = frozenset({"process", "shimctl", "stdio", "minid", "examples"})
+MOST = 1
+_AGAIN, _BUSY = pytest.StashKey[bool](), pytest.StashKey[bool]()
+_repeated = pytest.StashKey[int]()  # tests of busy rings that this worker has repeated
 RERUN = "rerun"  # the outcome of a failed phase of a test that is run again
 _REASON = 300  # characters
 
@@ -57,14 +63,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         fixtures: list[str] = getattr(item, "fixturenames", [])
         item.stash[_AGAIN] = drives_a_manager(item.path, fixtures)
+        item.stash[_BUSY] = ring_of(item.path) in BUSY
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if not item.stash.get(_AGAIN, False):
+    used = item.config.stash.get(_repeated, 0)
+    again = item.stash.get(_AGAIN, False)
+    if not again and not (item.stash.get(_BUSY, False) and used < MOST):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
     if any(report.failed for report in reports):
+        item.config.stash[_repeated] = used if again else used + 1
         for report in reports:
             if report.failed:
                 report.outcome = RERUN  # type: ignore[assignment]
@@ -113,6 +123,6 @@ class _Repeats:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._repeated:
-            terminalreporter.section("repeated tests of real managers")
+            terminalreporter.section("repeated tests")
         for name, reason in self._repeated:
             terminalreporter.write_line(f"{name}\n    {reason}")

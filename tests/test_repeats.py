@@ -68,7 +68,7 @@ def test_a_test_of_a_real_manager_is_repeated_and_named(tmp_path: Path, ring: st
     assert done.returncode == 0, done.stdout + done.stderr
     name = f"tests/{ring}/test_flaky.py::test_it"
     assert f"repeated: {name}: ValueError: the first run fails" in done.stdout
-    summary = done.stdout.partition("repeated tests of real managers")[2]
+    summary = done.stdout.partition(" repeated tests ")[2]
     assert f"{name}\n    ValueError: the first run fails\n" in summary
     assert "1 passed, 1 rerun" in done.stdout
 
@@ -86,12 +86,23 @@ def test_workers_tell_what_they_repeat(tmp_path: Path) -> None:
     assert done.stdout.count("    ValueError: the first run fails\n") == 1
 
 
-@pytest.mark.parametrize("ring", ["process", "stdio"])
+@pytest.mark.parametrize("ring", ["container", "ttrpc"])
 def test_any_other_test_that_fails_fails(tmp_path: Path, ring: str) -> None:
     done = run(tmp_path, ring, "--repeat-managers")
     assert done.returncode == 1
     assert "repeated" not in done.stdout
     assert "1 failed" in done.stdout
+
+
+@pytest.mark.parametrize("ring", ["process", "shimctl", "stdio", "minid", "examples"])
+def test_a_worker_repeats_one_test_of_a_ring_with_many_processes(
+    tmp_path: Path, ring: str
+) -> None:
+    program = FLAKY + FLAKY.replace("test_it", "test_that").replace(".seen", ".seen2")
+    done = run(tmp_path, ring, "--repeat-managers", program=program)
+    assert done.returncode == 1
+    assert f"repeated: tests/{ring}/test_flaky.py::test_it: ValueError" in done.stdout
+    assert "1 failed, 1 passed, 1 rerun" in done.stdout
 
 
 def test_nothing_is_repeated_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,23 +119,27 @@ def test_a_detached_exec_is_listed_and_ended(place: Place) -> None:
         assert place.shimctl("exec", *argv).returncode == 125
 
 
-def test_an_exec_whose_client_was_killed_can_be_ended(place: Place, tmux: Tmux) -> None:
+def test_an_exec_whose_client_was_killed_can_be_ended(
+    place: Place, tmux: Tmux, monkeypatch: pytest.MonkeyPatch
+) -> None:
     idle(place)
-    before = set(Path(tempfile.gettempdir()).glob("shimctl-*"))
+    streams = place.root / "streams"  # in /tmp itself are those of other workers
+    streams.mkdir()
+    monkeypatch.setenv("TMPDIR", str(streams))
     terminal = tmux.open()
     command = shlex.join(place.command("exec", "-it", "idle", "sh", "-c", "echo u''p; sleep 1000"))
-    result = terminal.begin(command)
+    result = terminal.begin(f"TMPDIR={streams} {command}")
     terminal.expect("up\n")
     [exec_] = place.json("inspect", "idle")["execs"]
     shell = terminal.shell()
     os.kill(int(Path(f"/proc/{shell}/task/{shell}/children").read_text()), signal.SIGKILL)
     assert terminal.code(result) == 137
     assert place.json("inspect", "idle")["execs"] == [exec_]
-    assert len(set(Path(tempfile.gettempdir()).glob("shimctl-*")) - before) == 1
+    assert len(list(streams.glob("shimctl-*"))) == 1
     assert place.done("exec", "--kill", exec_["exec_id"], "idle") == exec_["exec_id"] + "\n"
     assert place.json("inspect", "idle")["execs"] == []
     assert len(place.json("pids", "idle")) == 1
-    assert set(Path(tempfile.gettempdir()).glob("shimctl-*")) == before
+    assert list(streams.glob("shimctl-*")) == []
 
 
 def test_ending_an_exec_ends_its_client(place: Place, tmux: Tmux) -> None:

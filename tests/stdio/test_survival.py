@@ -106,14 +106,19 @@ def add_dropped(received: bytes, data: bytes) -> int:
     """Check the parts of ``data`` between markers; return how many bytes these and the
     dropped ones are.
     """
-    position = 0
+    positions = {0}
     *parts, last = MARKER.split(received)
     for part, dropped in zip(parts[::2], parts[1::2], strict=True):
-        kept = part if data.startswith(part, position) else part[:-1]
-        assert data.startswith(kept, position)
-        position += len(kept) + int(dropped)
-    assert data.startswith(last, position)
-    return position + len(last)
+        # The line before a marker may have been ended by the marker only.
+        positions = {
+            position + len(kept) + int(dropped)
+            for position in positions
+            for kept in (part, part[:-1])
+            if data.startswith(kept, position)
+        }
+    ends = {position + len(last) for position in positions if data.startswith(last, position)}
+    assert ends
+    return len(data) if len(data) in ends else min(ends)
 
 
 @KINDS
