@@ -327,7 +327,7 @@ def test_what_we_spawn_has_huge_pages_though_we_have_none() -> None:
     )
     said = done.stdout.split()
     if not said:
-        pytest.skip("this kernel does not tell")
+        pytest.skip("this machine's kernel does not show THP_enabled in /proc/PID/status")
     assert said == ["THP_enabled:", "1", "THP_enabled:", "0"]
 
 

@@ -79,7 +79,7 @@ class Restoring:
         self._events = events
         self._saved = saved
         self._held: list[Fd] = []
-        # The pidfds of execs whose Start was under way, -1 if there is none yet.
+        # For each exec with a Start under way: its pidfd, -1 if there is none yet.
         self._started: dict[str, int] = {}
         # Set when no operation is under way that a killed daemon began.
         self.settled = trio.Event()

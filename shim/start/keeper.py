@@ -197,7 +197,7 @@ class Keeper:
         return True
 
     def _obey(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
-        """Do what a message says; return False if it is malformed.
+        """Carry out a message; return False if it is malformed.
 
         ``fds`` are owned by ``kept`` after a ``put``, and closed after a ``give``.
         """

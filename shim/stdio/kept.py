@@ -1,7 +1,7 @@
 """A process's fds that outlive this daemon: the keeper holds a copy of each.
 
-The names of the fds say what they are, so a daemon that replaces this one needs no record
-of what has ended: an fd that was closed is not there any more.
+The name of an fd is its role.  The keeper has no fd that was closed, so a replacement needs
+no record of the streams that have ended.
 """
 
 from __future__ import annotations
