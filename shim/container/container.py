@@ -9,7 +9,6 @@ Source: containerd-shim-runc-v2 runc/container.go and process/*.go.
 from __future__ import annotations
 
 import contextlib
-import os
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,7 @@ import trio
 from shim import jsontext, log
 from shim.api import task_pb2
 from shim.container.bundle import Bundle, Config, checked_id
-from shim.container.cgroup import ContainerCgroup
 from shim.container.checkpoint import checkpoint
-from shim.container.cleanup_records import CleanupRecords
 from shim.container.create import create_exec
 from shim.container.exits import Exits
 from shim.container.freezer import SIGKILL, Freezer
@@ -30,12 +27,11 @@ from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
 from shim.container.logfifo import LogFifo
 from shim.container.options import Options
+from shim.container.parts import ContainerParts
 from shim.container.process import Process
 from shim.container.requests import json_of, mount_of, process_of, stdio_of
 from shim.container.restoring import Restoring
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
-from shim.container.saved import SavedState
-from shim.container.task_events import TaskEvents
 from shim.errors import (
     ExistsError,
     InvalidError,
@@ -45,12 +41,9 @@ from shim.errors import (
     WrongStateError,
 )
 from shim.exit import NEVER_STARTED
-from shim.hostfile import Output, read_output
 from shim.linux.modes import make_directory, write_file
-from shim.runc.command import Checkpoint, Creation, exec_args
-from shim.runc.driver import ForeignContainerError, Runc, environ_in
-from shim.stdio.opening import open_stdio
-from shim.stdio.spool import Overflow
+from shim.runc.command import Creation, exec_args
+from shim.runc.driver import ForeignContainerError
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -77,77 +70,25 @@ class Container:
         host: Host,
         slot: StateSlot | None = None,
     ) -> None:
-        path = str(bundle.path)
-        output = _output_of(config, is_restored=slot is not None)
+        parts = ContainerParts.of(request, bundle, config, options, host, slot)
         self.id = request.id
         self.bundle = bundle
-        self.execs: dict[str, Process] = {}
-        self.init = Process("", stdio_of(request))
+        self.init = parts.init
+        self.execs = parts.execs
+        self.saved = parts.saved
+        self._parts = parts
         self._config = config
         self._options = options
         self._host = host
-        self._source = host.publisher.open_source(bundle.journal)
-        self.saved = SavedState(
-            request, config, options, self.init, self.execs, host.deposit, slot
-        )
-        self._events = TaskEvents(request.id, self._source, self.saved)
-        self._runc = Runc(
-            options.runtime(host.namespace),
-            host.reaper,
-            host.limit,
-            environ_in(path, host.bundle),
-            directory=path,
-        )
-        host.reservations.join_pod(self.id, config.group)
-        first = host.reservations.first_bundle(self.id, path, config.group)
-        self._cleanup_records = CleanupRecords(first)
-        self._log_fifo = LogFifo(self.id, path)
-        self._mounted = bool(request.rootfs)
-        self._overflow = Overflow.of(output, path)
-        self._image = Checkpoint(
-            image_path=request.checkpoint,
-            work_path=options.criu_work_path or str(bundle.work),
-            parent_path=request.parent_checkpoint,
-        )
-        self._group = self.saved.group = ContainerCgroup(self.id, bundle, self._events)
-        self._creation = InitCreation(
-            self.id,
-            bundle,
-            self.init,
-            self._runc,
-            host,
-            config,
-            options,
-            self._group,
-            self._cleanup_records,
-            self.saved,
-        )
+        self._runc = parts.runc
+        self._events = parts.events
+        self._group = parts.group
+        self._cleanup_records = parts.cleanup_records
+        self._log_fifo = LogFifo(self.id, str(bundle.path))
+        self._creation = InitCreation(parts)
         self._freezer = Freezer(self.id, self.init, self._runc, self._events, self.saved)
-        self._exits = Exits(
-            self.init,
-            self.execs,
-            bundle,
-            self._runc,
-            host,
-            self._group,
-            self._events,
-            self.saved,
-            own_pid_namespace=config.own_pid_namespace,
-        )
-        self._restoring = Restoring(
-            self.id,
-            bundle,
-            self.init,
-            self.execs,
-            host,
-            self._runc,
-            self._creation,
-            self._freezer,
-            self._exits,
-            self._group,
-            self._events,
-            self.saved,
-        )
+        self._exits = Exits(parts)
+        self._restoring = Restoring(parts, self._creation, self._freezer, self._exits)
 
     # -- create and restore ------------------------------------------------------
 
@@ -184,8 +125,8 @@ class Container:
                 rootfs, directory = str(bundle.rootfs), str(bundle.path)
                 await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)
             undo.push_async_callback(self.init.dispose)
-            await self._open_stdio(self.init)
-            if not self._image.image_path:
+            await self._parts.open_stdio(self.init)
+            if not self._parts.image.image_path:
                 await self._creation.create()
             undo.pop_all()
         self.saved.doing = ""
@@ -196,24 +137,6 @@ class Container:
     def _open_log(self) -> None:
         if self.bundle.path != Path(self._host.bundle):  # the daemon's fd 2 is that one's
             self._log_fifo.open()
-
-    async def _open_stdio(self, process: Process) -> None:
-        process.set_stdio(
-            await open_stdio(
-                process.spec,
-                nursery=self._host.nursery,
-                reaper=self._host.reaper,
-                container_id=process.id or self.id,
-                namespace=self._host.namespace,
-                uid=self._options.io_uid,
-                gid=self._options.io_gid,
-                overflow=self._overflow,
-                directory=str(self.bundle.path),
-                deposit=self._host.deposit,
-                prefix=self.saved.stdio_prefix(process.id),
-            )
-        )
-        self.saved.save()
 
     @classmethod
     async def restore(
@@ -249,7 +172,7 @@ class Container:
         """Undo the interrupted Create of a restored container."""
         try:
             await self._restoring.undo_create()
-            if self._mounted:
+            if self._parts.mounted:
                 await unmount_rootfs(str(self.bundle.rootfs))
         finally:
             self._cleanup_records.remove(self.id)
@@ -262,7 +185,7 @@ class Container:
     def close(self) -> None:
         """Forget the deleted container, and close its log and its journal."""
         self.saved.close()
-        self._source.close()
+        self._parts.source.close()
         self._log_fifo.close()
 
     # -- execs -------------------------------------------------------------------
@@ -288,14 +211,14 @@ class Container:
 
     def _check_exec(self) -> None:
         self.init.life.check(Op.EXEC)
-        if self._image.image_path and self.init.state is State.CREATED:
+        if self._parts.image.image_path and self.init.state is State.CREATED:
             raise WrongStateError("cannot exec in a container that waits to be restored")
         if self._exits.are_ending:
             raise WrongStateError("cannot exec in a stopped process")
 
     async def _start_exec(self, process: Process) -> None:
         self._check_exec()
-        await self._open_stdio(process)
+        await self._parts.open_stdio(process)
         args = exec_args(
             self.id,
             self.bundle.exec_spec(process.id),
@@ -382,8 +305,8 @@ class Container:
             return process.pid
 
     async def _start_init(self) -> None:
-        if self._image.image_path:
-            await self._creation.restore(self._image)
+        if self._parts.image.image_path:
+            await self._creation.restore(self._parts.image)
         else:
             # If the call is cancelled, the container still starts, and its state
             # must be RUNNING.  The limit of a runtime command bounds this.
@@ -392,7 +315,7 @@ class Container:
         self.init.life.apply(Op.START)
         self.init.doing = ""
         self._events.started(self.init.pid)
-        if self._image.image_path:
+        if self._parts.image.image_path:
             self._exits.follow_init()
 
     async def delete(self, exec_id: str, *, replayed: bool = False) -> Exit:
@@ -452,7 +375,7 @@ class Container:
                 error=exc,
             )
             await self._runc.run("delete", "--force", self.id)
-        if self._mounted:
+        if self._parts.mounted:
             await unmount_rootfs(str(self.bundle.rootfs))
         for process in list(self.execs.values()):
             await process.dispose()
@@ -553,14 +476,3 @@ class Container:
         :raises NotFoundError: there is no cgroup, or it was removed.
         """
         return self._group.metrics()
-
-
-def _output_of(config: Config, *, is_restored: bool) -> Output:
-    try:
-        return read_output(os.environ).annotated(config.annotations)
-    except InvalidError as exc:
-        if not is_restored:
-            raise
-        # The host's file was changed since.
-        log.warning("further execs have the default for unread output", error=exc)
-        return Output()

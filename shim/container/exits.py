@@ -15,51 +15,32 @@ from shim.container.lifecycle import State
 from shim.errors import ShimError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from shim.child import Child
-    from shim.container.bundle import Bundle
-    from shim.container.cgroup import ContainerCgroup
-    from shim.container.host import Host
+    from shim.container.parts import ContainerParts
     from shim.container.process import Process
-    from shim.container.saved import SavedState
-    from shim.container.task_events import TaskEvents
     from shim.exit import Exit
-    from shim.runc.driver import Runc
 
 # Seconds between the exit of the init process and the exits of its execs.
 EXECS_EXIT = 10.0
 
 
 class Exits:
-    """The exits of ``init`` and ``execs``.
+    """The exits of the processes of the container with ``parts``.
 
     ``are_ending`` is set when the init process has exited, before that is published.
     """
 
-    def __init__(
-        self,
-        init: Process,
-        execs: Mapping[str, Process],
-        bundle: Bundle,
-        runc: Runc,
-        host: Host,
-        group: ContainerCgroup,
-        events: TaskEvents,
-        saved: SavedState,
-        *,
-        own_pid_namespace: bool,
-    ) -> None:
+    def __init__(self, parts: ContainerParts) -> None:
         self.are_ending = False
-        self._init = init
-        self._execs = execs
-        self._bundle = bundle
-        self._runc = runc
-        self._host = host
-        self._group = group
-        self._events = events
-        self._saved = saved
-        self._own_pid_namespace = own_pid_namespace
+        self._init = parts.init
+        self._execs = parts.execs
+        self._bundle = parts.bundle
+        self._runc = parts.runc
+        self._host = parts.host
+        self._group = parts.group
+        self._events = parts.events
+        self._saved = parts.saved
+        self._own_pid_namespace = parts.config.own_pid_namespace
 
     def follow_init(self) -> None:
         """Publish the exit of the init process when it has exited, if there is one."""

@@ -21,50 +21,27 @@ from shim.runc.driver import ForeignContainerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from shim.container.bundle import Bundle, Config
-    from shim.container.cgroup import ContainerCgroup
-    from shim.container.cleanup_records import CleanupRecords
-    from shim.container.host import Host
-    from shim.container.options import Options
-    from shim.container.process import Process
-    from shim.container.saved import SavedState
+    from shim.container.parts import ContainerParts
     from shim.runc.command import Checkpoint
-    from shim.runc.driver import Runc
 
 # Seconds to undo a failed create; after that an error is logged.
 UNDO = 10.0
 
 
 class InitCreation:
-    """The creation of ``init``, the init process of the container ``id_``.
+    """The creation of the init process of the container with ``parts``."""
 
-    ``group`` finds the container's cgroup during the creation; ``cleanup_records`` are for
-    the ``delete`` that runs after the daemon's death, ``saved`` for its replacement.
-    """
-
-    def __init__(
-        self,
-        id_: str,
-        bundle: Bundle,
-        init: Process,
-        runc: Runc,
-        host: Host,
-        config: Config,
-        options: Options,
-        group: ContainerCgroup,
-        cleanup_records: CleanupRecords,
-        saved: SavedState,
-    ) -> None:
-        self._id = id_
-        self._bundle = bundle
-        self._init = init
-        self._runc = runc
-        self._host = host
-        self._config = config
-        self._options = options
-        self._group = group
-        self._cleanup_records = cleanup_records
-        self._saved = saved
+    def __init__(self, parts: ContainerParts) -> None:
+        self._id = parts.id
+        self._bundle = parts.bundle
+        self._init = parts.init
+        self._runc = parts.runc
+        self._host = parts.host
+        self._config = parts.config
+        self._options = parts.options
+        self._group = parts.group
+        self._cleanup_records = parts.cleanup_records
+        self._saved = parts.saved
 
     async def create(self) -> None:
         """Run the runtime's create.

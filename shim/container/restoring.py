@@ -31,17 +31,12 @@ from shim.stdio.opening import restore_stdio
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from shim.container.bundle import Bundle
-    from shim.container.cgroup import ContainerCgroup
     from shim.container.exits import Exits
     from shim.container.freezer import Freezer
-    from shim.container.host import Host
     from shim.container.init_creation import InitCreation
-    from shim.container.saved import SavedState
+    from shim.container.parts import ContainerParts
     from shim.container.snapshot import ContainerSnapshot, ProcessSnapshot
-    from shim.container.task_events import TaskEvents
     from shim.recovery.inherited import Inherited
-    from shim.runc.driver import Runc
 
 
 # The streams of a Create to hold, by role.
@@ -49,41 +44,29 @@ _HELD = ("stdin", "stdout", "stderr")
 
 
 class Restoring:
-    """The restoring of container ``id_``, whose parts are the other arguments."""
+    """The restoring of the container with ``parts``; the others are operations on it."""
 
     def __init__(
-        self,
-        id_: str,
-        bundle: Bundle,
-        init: Process,
-        execs: dict[str, Process],
-        host: Host,
-        runc: Runc,
-        creation: InitCreation,
-        freezer: Freezer,
-        exits: Exits,
-        group: ContainerCgroup,
-        events: TaskEvents,
-        saved: SavedState,
+        self, parts: ContainerParts, creation: InitCreation, freezer: Freezer, exits: Exits
     ) -> None:
-        self._id = id_
-        self._bundle = bundle
-        self._init = init
-        self._execs = execs
-        self._host = host
-        self._runc = runc
+        self._id = parts.id
+        self._bundle = parts.bundle
+        self._init = parts.init
+        self._execs = parts.execs
+        self._host = parts.host
+        self._runc = parts.runc
+        self._group = parts.group
+        self._events = parts.events
+        self._saved = parts.saved
         self._creation = creation
         self._freezer = freezer
         self._exits = exits
-        self._group = group
-        self._events = events
-        self._saved = saved
         self._held: list[Fd] = []
         # For each exec with a Start under way: its pidfd, -1 if there is none yet.
         self._started: dict[str, int] = {}
         # Set when no operation is under way that a killed daemon began.
         self.settled = trio.Event()
-        self._commands = OrphanCommands(runc.runtime.root, id_)
+        self._commands = OrphanCommands(parts.runc.runtime.root, parts.id)
 
     async def run(self, snapshot: ContainerSnapshot, inherited: Inherited) -> None:
         """Set all parts to the state ``snapshot``, with the container's fds in ``inherited``.
