@@ -8,47 +8,40 @@ Source: containerd-shim-runc-v2 runc/container.go and process/*.go.
 
 from __future__ import annotations
 
-import contextlib
 from contextlib import AsyncExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from shim import jsontext, log
+from shim import jsontext
 from shim.api import task_pb2
 from shim.container.bundle import Bundle, Config, checked_id
 from shim.container.checkpoint import checkpoint
-from shim.container.create import create_exec
+from shim.container.deletion import Deletion
+from shim.container.execs import Execs
 from shim.container.exits import Exits
-from shim.container.freezer import SIGKILL, Freezer
+from shim.container.freezer import Freezer
 from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
 from shim.container.logfifo import LogFifo
 from shim.container.options import Options
 from shim.container.parts import ContainerParts
-from shim.container.process import Process
-from shim.container.requests import json_of, mount_of, process_of, stdio_of
+from shim.container.requests import json_of, mount_of
 from shim.container.restoring import Restoring
 from shim.container.rootfs import mount_rootfs, unmount_rootfs
 from shim.errors import (
-    ExistsError,
     InvalidError,
     NotFoundError,
-    ShimError,
     UnavailableError,
-    WrongStateError,
 )
-from shim.exit import NEVER_STARTED
 from shim.linux.modes import make_directory, write_file
-from shim.runc.command import Creation, exec_args
-from shim.runc.driver import ForeignContainerError
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
 
     from shim.container.host import Host
+    from shim.container.process import Process
     from shim.container.snapshot import ContainerSnapshot
     from shim.exit import Exit
     from shim.recovery.inherited import Inherited
@@ -88,6 +81,8 @@ class Container:
         self._creation = InitCreation(parts)
         self._freezer = Freezer(self.id, self.init, self._runc, self._events, self.saved)
         self._exits = Exits(parts)
+        self._execs = Execs(parts, self._exits)
+        self._deletion = Deletion(parts, self._creation)
         self._restoring = Restoring(parts, self._creation, self._freezer, self._exits)
 
     # -- create and restore ------------------------------------------------------
@@ -188,70 +183,6 @@ class Container:
         self._parts.source.close()
         self._log_fifo.close()
 
-    # -- execs -------------------------------------------------------------------
-
-    def add_exec(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
-        """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
-
-        :raises ExistsError: an exec of this id exists and is not deleted yet.
-        :raises InvalidError: the id or the spec is not well formed.
-        :raises WrongStateError: the container is paused or has exited.
-        """
-        exec_id = checked_id(request.exec_id, "exec id")
-        if exec_id == "init":
-            raise InvalidError("exec id init is reserved for the init process: use another id")
-        if exec_id in self.execs:
-            if replayed and self.execs[exec_id].spec == stdio_of(request):
-                return
-            raise ExistsError(f"exec {exec_id} already exists in {self.id}")
-        self._check_exec()
-        self.bundle.write_exec_spec(exec_id, process_of(request))
-        self.execs[exec_id] = Process(exec_id, stdio_of(request))
-        self._events.exec_added(exec_id)
-
-    def _check_exec(self) -> None:
-        self.init.life.check(Op.EXEC)
-        if self._parts.image.image_path and self.init.state is State.CREATED:
-            raise WrongStateError("cannot exec in a container that waits to be restored")
-        if self._exits.are_ending:
-            raise WrongStateError("cannot exec in a stopped process")
-
-    async def _start_exec(self, process: Process) -> None:
-        self._check_exec()
-        await self._parts.open_stdio(process)
-        args = exec_args(
-            self.id,
-            self.bundle.exec_spec(process.id),
-            Creation(self.bundle.pid_file(process.id), process.console_socket),
-        )
-        try:
-            child = await create_exec(
-                self._runc,
-                self.bundle,
-                process,
-                args,
-                init=self.init,
-                host=self._host,
-                cgroup=self._group.cgroup,
-                adopted=partial(self.saved.adopt, process),
-            )
-        except BaseException:
-            await process.discard_stdio()
-            raise
-        if self.init.exit is not None:
-            # The exit of the init process is published: no exec may be published as
-            # started after it.
-            with contextlib.suppress(NotFoundError):
-                child.signal(SIGKILL)
-            process.child, process.pid = None, 0
-            self.saved.forget(process.id)
-            await process.discard_stdio()
-            raise WrongStateError("cannot exec in a stopped process")
-        process.life.apply(Op.START)
-        process.doing = ""
-        self._events.exec_started(process.id, child.pid)
-        self._exits.follow_exec(process, child)
-
     # -- the Task API ------------------------------------------------------------
 
     @property
@@ -277,6 +208,13 @@ class Container:
         paused = self.init.state is State.PAUSED and process.state is State.RUNNING
         return State.PAUSED if paused else process.state
 
+    def add_exec(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
+        """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
+
+        :raises ShimError: as :meth:`Execs.add`.
+        """
+        self._execs.add(request, replayed=replayed)
+
     async def start(self, exec_id: str, *, replayed: bool = False) -> int:
         """Start the init process or an exec; return its pid.
 
@@ -301,7 +239,7 @@ class Container:
                 if process is self.init:
                     await self._start_init()
                 else:
-                    await self._start_exec(process)
+                    await self._execs.start(process)
             return process.pid
 
     async def _start_init(self) -> None:
@@ -328,63 +266,7 @@ class Container:
         """
         if replayed and exec_id in self.saved.deleted and exec_id not in self.execs:
             return self.saved.deleted[exec_id]
-        process = self.process(exec_id)
-        await self._end_unstarted(process)
-        async with process.busy:
-            process.life.check(Op.DELETE)
-            await process.drain()
-            exit_ = process.exit or NEVER_STARTED
-            if process is self.init:
-                with self.saved.operation("Delete", process):
-                    await self._delete_container(exit_)
-            else:
-                # A concurrent Delete of the container may have deleted all its execs.
-                self.execs.pop(exec_id, None)
-                self.bundle.remove_exec_files(exec_id)
-                process.life.apply(Op.DELETE)
-                self.saved.note_deleted(exec_id, exit_)
-            await process.dispose()
-        return exit_
-
-    async def _end_unstarted(self, process: Process) -> None:
-        if process.state is not State.CREATED:
-            return  # no process returns to CREATED
-        async with process.busy:  # a concurrent Start completes first
-            if process.state is not State.CREATED or process.child is None:
-                return
-            with contextlib.suppress(NotFoundError):
-                process.child.signal(SIGKILL)
-        await process.wait()
-
-    async def _delete_container(self, exit_: Exit) -> None:
-        # Runs beside the runtime's delete, to shorten this call.
-        self._host.go(self.init.close_stdio)
-        self._group.stop_oom()
-        try:
-            await self._runc.run("delete", self.id)
-        except ForeignContainerError as exc:
-            log.warning("the container in the runtime is left alone", id=self.id, error=exc)
-        except NotFoundError:
-            # Another process deleted the container in the runtime.
-            if self._creation.runtime_state.exists():
-                raise
-        except ShimError as exc:
-            log.warning(
-                "cannot delete the container in the runtime: trying with --force",
-                id=self.id,
-                error=exc,
-            )
-            await self._runc.run("delete", "--force", self.id)
-        if self._parts.mounted:
-            await unmount_rootfs(str(self.bundle.rootfs))
-        for process in list(self.execs.values()):
-            await process.dispose()
-            self.bundle.remove_exec_files(process.id)
-        self.execs.clear()
-        self._cleanup_records.remove(self.id)
-        self.init.life.apply(Op.DELETE)
-        self.init.doing = ""
-        self._events.deleted(exit_)
+        return await self._deletion.delete(self.process(exec_id))
 
     async def kill(self, exec_id: str, number: int, *, all_: bool, replayed: bool = False) -> None:
         """Send a signal to one process, or to all processes of the container.

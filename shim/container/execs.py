@@ -1,0 +1,109 @@
+"""The execs of a container: further processes that a client adds, and then starts in it.
+
+An exec is refused once the init process has exited, so that every event of an exec precedes
+the exit event of the init process.
+
+Source: containerd-shim-runc-v2 process/exec.go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import TYPE_CHECKING
+
+from shim.container.bundle import checked_id
+from shim.container.create import create_exec
+from shim.container.freezer import SIGKILL
+from shim.container.lifecycle import Op, State
+from shim.container.process import Process
+from shim.container.requests import process_of, stdio_of
+from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from shim.runc.command import Creation, exec_args
+
+if TYPE_CHECKING:
+    from shim.api import task_pb2
+    from shim.container.exits import Exits
+    from shim.container.parts import ContainerParts
+
+
+class Execs:
+    """Adds and starts the execs of the container with ``parts``; ``exits`` follows them."""
+
+    def __init__(self, parts: ContainerParts, exits: Exits) -> None:
+        self._id = parts.id
+        self._bundle = parts.bundle
+        self._init = parts.init
+        self._execs = parts.execs
+        self._runc = parts.runc
+        self._events = parts.events
+        self._saved = parts.saved
+        self._parts = parts
+        self._exits = exits
+
+    def add(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
+        """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
+
+        :raises ExistsError: an exec of this id exists and is not deleted yet.
+        :raises InvalidError: the id or the spec is not well formed.
+        :raises WrongStateError: the container is paused or has exited.
+        """
+        exec_id = checked_id(request.exec_id, "exec id")
+        if exec_id == "init":
+            raise InvalidError("exec id init is reserved for the init process: use another id")
+        if exec_id in self._execs:
+            if replayed and self._execs[exec_id].spec == stdio_of(request):
+                return
+            raise ExistsError(f"exec {exec_id} already exists in {self._id}")
+        self._check()
+        self._bundle.write_exec_spec(exec_id, process_of(request))
+        self._execs[exec_id] = Process(exec_id, stdio_of(request))
+        self._events.exec_added(exec_id)
+
+    def _check(self) -> None:
+        self._init.life.check(Op.EXEC)
+        if self._parts.image.image_path and self._init.state is State.CREATED:
+            raise WrongStateError("cannot exec in a container that waits to be restored")
+        if self._exits.are_ending:
+            raise WrongStateError("cannot exec in a stopped process")
+
+    async def start(self, process: Process) -> None:
+        """Run the runtime's exec for ``process``; the caller holds its ``busy`` lock.
+
+        :raises WrongStateError: the init process exited meanwhile.
+        :raises ShimError: the runtime failed, or the streams cannot be opened.
+        """
+        self._check()
+        await self._parts.open_stdio(process)
+        args = exec_args(
+            self._id,
+            self._bundle.exec_spec(process.id),
+            Creation(self._bundle.pid_file(process.id), process.console_socket),
+        )
+        try:
+            child = await create_exec(
+                self._runc,
+                self._bundle,
+                process,
+                args,
+                init=self._init,
+                host=self._parts.host,
+                cgroup=self._parts.group.cgroup,
+                adopted=partial(self._saved.adopt, process),
+            )
+        except BaseException:
+            await process.discard_stdio()
+            raise
+        if self._init.exit is not None:
+            # The exit of the init process is published: no exec may be published as
+            # started after it.
+            with contextlib.suppress(NotFoundError):
+                child.signal(SIGKILL)
+            process.child, process.pid = None, 0
+            self._saved.forget(process.id)
+            await process.discard_stdio()
+            raise WrongStateError("cannot exec in a stopped process")
+        process.life.apply(Op.START)
+        process.doing = ""
+        self._events.exec_started(process.id, child.pid)
+        self._exits.follow_exec(process, child)
