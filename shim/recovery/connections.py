@@ -1,7 +1,9 @@
-"""The connections of a daemon, in the deposit: the store of :mod:`shim.ttrpc.kept`.
+"""Keeps copies of a daemon's ttrpc connections, and of their calls, in the fork server.
 
-``conn/N`` is a connection; ``calls/N`` is a file in memory with the state slot of its calls,
-and after it the :class:`~shim.recovery.transfers.Transfers`, once there are any.
+:mod:`shim.ttrpc.kept` defines the interface, ``ConnectionStore``, and decides what is saved.
+The fd ``conn/N`` is a connection.  ``calls/N`` is a file in memory: it begins with the state
+slot of the running calls, and the :class:`~shim.recovery.transfers.Transfers` follow it once
+bytes are counted.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class Connections:
         self._next = 0
 
     def open(self, fd: int) -> ConnectionRecord | None:
-        """Leave copies of the connection ``fd`` and of its new record."""
+        """Send the keeper copies of the connection ``fd`` and of its new record."""
         if not self._deposit.is_active:
             return None
         number, self._next = self._next, self._next + 1
@@ -67,7 +69,7 @@ class Connections:
     def _resume(self, fd: int, slot: int, names: tuple[str, ...]) -> Resumed:
         """Return a connection; close its fds if there is an error.
 
-        :raises InvalidError: it has no connection, or no record.
+        :raises InvalidError: the fd of the connection, or of its record, is missing.
         :raises OSError: no memory is left.
         """
         opened = [one for one in (fd, slot) if one >= 0]

@@ -1,8 +1,10 @@
-"""A daemon's end of the channel to the keeper of its fds.
+"""Sends copies of a daemon's fds to the fork server, which keeps them for a replacement.
 
-Nothing here waits for the keeper: a keeper that is stopped must not stop a daemon.
-Messages that the channel does not take are queued, and sent when it does.  If too many are
-queued, or the keeper has ended, the deposit is given up: the daemon goes on without.
+The part of the fork server that keeps the fds is the keeper, :mod:`shim.start.keeper`.
+The daemon never blocks on it: a stopped keeper must not stop a daemon.
+Messages that the channel does not accept are queued, and sent when it accepts them.  If too
+many are queued, or the keeper has ended, the daemon logs a warning and closes the channel.
+From then on its death ends its containers.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ class Deposit:
         return self._channel is not None
 
     def put(self, fds: Mapping[str, int]) -> None:
-        """Leave copies of ``fds``; one of the same name is replaced."""
+        """Send copies of ``fds``; each replaces an earlier copy of the same name."""
         if self._channel is None or not fds:
             return
         self._send_drops()
@@ -63,14 +65,14 @@ class Deposit:
             self._send(encode(PUT, *names), [fds[name] for name in names])
 
     def drop(self, *names: str) -> None:
-        """Have the copies closed soon: in the next turn of the event loop."""
+        """Ask the keeper to close the copies, in the next turn of the event loop."""
         if self._channel is None:
             return
         self._dropped += names
         self._wake.unpark()
 
     def hold(self, fds: Mapping[str, Fd]) -> None:
-        """Leave copies as :meth:`put`, and drop each when its ``Fd`` is closed."""
+        """Send copies as :meth:`put`, and drop each when its ``Fd`` is closed."""
         if self._channel is None:
             return
         for name, fd in fds.items():
@@ -95,23 +97,23 @@ class Deposit:
         return self._exits.pop(name, None)
 
     def claimed(self) -> None:
-        """Report that the pidfds of all inherited processes that go on are with the keeper.
+        """Report that the keeper has the pidfds of all inherited processes.
 
-        Until then, and at most five seconds, the keeper reaps no other orphan of the daemon
-        that this one replaces: the pid in a runtime's pid file is still its process's.
+        Until this report, and for at most five seconds, the keeper reaps no other orphan of
+        the killed daemon.  So no pid in a runtime's pid file can belong to another process.
         """
         self._send(encode(CLAIMED), [])
 
     def give(self, to: int) -> bool:
-        """Have the keeper send all copies to the socket ``to``, and then ``replace``.
+        """Ask the keeper to send all copies to the socket ``to``, and then ``replace``.
 
-        Return False if the keeper does not take messages now.
+        Return False if the channel does not accept messages now.
         """
         self._send_drops()
         return self._channel is not None and not self._queue and self._sent(encode(GIVE), [to])
 
     async def run(self) -> None:
-        """Send what is queued, and take the keeper's answers, until the keeper ends."""
+        """Send the queued messages, and receive the keeper's answers, until the keeper ends."""
         if self._channel is None:
             return
         async with trio.open_nursery() as nursery:
@@ -133,7 +135,7 @@ class Deposit:
             answered.set()
 
     def _send(self, data: bytes, fds: list[int]) -> None:
-        """Send a message, or queue it with copies of ``fds``, which may be closed soon."""
+        """Send a message, or queue it with copies of ``fds``: the caller may close its own."""
         if self._channel is None:
             return
         if not self._queue and self._sent(data, fds):
@@ -152,7 +154,7 @@ class Deposit:
         self._wake.unpark()
 
     def _sent(self, data: bytes, fds: list[int]) -> bool:
-        """Return whether the channel took a message."""
+        """Return whether the channel accepted a message."""
         assert self._channel is not None
         try:
             if fds:
@@ -204,7 +206,7 @@ class Deposit:
                 answered.set()
 
     def give_up(self, reason: object) -> None:
-        """Go on without a keeper, and log the ``reason``."""
+        """Close the channel, and log the ``reason``: no replacement follows this daemon."""
         log.warning(
             "a death of this shim ends its containers from now on: its fork server "
             "does not keep its files",

@@ -1,6 +1,6 @@
-"""The fds and states that a replacement gets from the keeper.
+"""The fds and states that a replacement inherits from the fork server.
 
-Names of fds have a kind before the first ``/``: see :data:`KINDS`.
+Each fd has a name, which begins with its kind: see :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from shim.recovery.turn import Turn
 
 # ``daemon``: the state slot of the daemon.  ``listener``: its socket.  ``log``: fd 2.
-# ``caller``: the connection to the caller of ``start``, until that has the address.
+# ``caller``: the connection to the caller of ``start``, until the caller has the address.
 # ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
 # ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
 # EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
-# ``hold/ID/STREAM``: a stream of a Create that is undone.
-# ``events``: the connection to the manager that takes events, ``forward`` its record.
+# ``hold/ID/STREAM``: a stream that stays open while an interrupted Create is undone.
+# ``events``: the connection over which events are sent, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
-# A daemon that moves also leaves ``moving``, the channel of the move, and ``mover``, its pidfd,
-# and ``turn``, if it has one.
+# A daemon that moves to another fork server also sends ``moving``, the channel of the move,
+# ``mover``, its pidfd, and ``turn``, if it has one.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD = "events", "forward"
 MOVING, MOVER, TURN = "moving", "mover", "turn"
@@ -35,9 +35,9 @@ KINDS = (
 
 
 class Inherited:
-    """The fds of a dead daemon, by name.  Each part of the daemon takes its own.
+    """The fds of a dead daemon, by name.  Each part of the replacement takes its own fds.
 
-    ``turn`` is that of this process.
+    ``turn`` is the :class:`~shim.recovery.turn.Turn` of this process.
     """
 
     def __init__(self, fds: Mapping[str, int]) -> None:
@@ -49,7 +49,7 @@ class Inherited:
         return self._fds.pop(name, -1)
 
     def take_all(self, prefix: str) -> dict[str, int]:
-        """Return the fds whose names begin with ``prefix``, by the rest of the name."""
+        """Return the fds with names that begin with ``prefix``, by the rest of the name."""
         names = [name for name in self._fds if name.startswith(prefix)]
         return {name.removeprefix(prefix): self._fds.pop(name) for name in names}
 

@@ -1,14 +1,17 @@
 """The messages between a daemon and the keeper of its fds: words, separated by NUL.
 
-A daemon sends ``put NAME...`` with one fd for each name, which replaces an earlier fd of
-the name; ``drop NAME...``; and ``exit NAME``, for the process of the pidfd NAME.  The keeper
-answers the last one by ``exit NAME STATUS TIME``, or ``exit NAME`` while it has no exit
-status of that process.  A replacement sends ``claimed`` when it has left the pidfds of all
-processes of its predecessor that it goes on with: until then the keeper reaps none of
-which it has no pidfd.  ``serving`` follows when it serves.
+The daemon sends:
+
+- ``put NAME...`` with one fd for each name; a fd replaces an earlier one of the same name;
+- ``drop NAME...``: the keeper closes these fds;
+- ``exit NAME``: the keeper answers ``exit NAME STATUS TIME`` with the exit of the process
+  of the pidfd NAME, or ``exit NAME`` if it does not know the exit;
+- ``claimed``, from a replacement that has sent the pidfds of all inherited processes.  Until
+  then the keeper reaps no orphan without a pidfd;
+- ``serving``, from a replacement that accepts calls.
 
 A daemon moves to another keeper (:mod:`shim.recovery.moving`) in three steps.  It sends
-``give`` with a socket to its keeper, which puts all fds of the daemon there and ends with
+``give`` with a socket to its keeper, which sends all fds of the daemon there, and then
 ``replace``.  The other keeper forks a replacement, which sends ``ready`` on that socket when
 it can begin.  The daemon answers ``go``, and ends.
 """

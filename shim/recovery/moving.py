@@ -1,13 +1,14 @@
-"""Moves a daemon to another fork server, whose replacement goes on in its place.
+"""Moves a daemon to another fork server, which forks a replacement of it: an upgrade.
 
-The daemon connects to the server's socket, as a launcher does, and sends ``keep``, the pidfd
-of itself and one end of a channel.  The server refuses before anything moves, for example
-a version of the states that it cannot read.  Then the daemon's keeper sends all fds to
-the server (:meth:`Deposit.give`), which forks a replacement.  When that has the turn
-(:mod:`shim.recovery.turn`), the daemon ends.
+The daemon connects to the new server's socket, as a launcher does, and sends ``keep``, its own
+pidfd and one end of a channel.  The new server refuses before anything moves, for example
+if it cannot read a version of the states.  Otherwise the old server sends all fds of the
+daemon to the new one (:meth:`Deposit.give`), which forks a replacement.  When the replacement
+has the turn (:mod:`shim.recovery.turn`), the daemon ends.
 
-The keeper takes that for a death, and forks a replacement, too, with its own code.  This one
-waits for the turn: it goes on if the other one fails, and ends when the other one serves.
+The old server treats that end as a death, and forks a replacement, too, with the old code.
+This second replacement waits for the turn.  It serves if the first one fails, and ends when
+the first one serves.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SO_SNDBUFFORCE = 32
 def move(deposit: Deposit, turn: Turn | None, path: str) -> NoReturn:
     """Move to the fork server at ``path``, and exit; return only with an error.
 
-    The states must be complete: no runtime command runs.  ``turn`` is that of this
+    The states must be complete: no runtime command runs.  ``turn`` is the turn of this
     daemon, if it replaced another one.
 
     :raises WrongStateError: this daemon has no keeper, or the server refuses it.

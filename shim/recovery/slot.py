@@ -1,7 +1,8 @@
-"""A state that survives the death of its writer: a file in memory with two slots.
+"""A file in memory with the state of a process, which a killed writer never leaves half written.
 
-A write goes to the slot that is not current, and then makes it current by one byte.
-So a writer that is killed at any moment leaves the state before the write or after it.
+The file has two slots, and one byte that names the current slot.  A write fills the other slot
+and then changes the byte.  If the writer is killed, the file has the earlier state or the
+new one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from shim.linux import libc
 # Bytes at which the slots begin; the file is sparse.
 _FIRST, _SECOND = 64, 1 << 28
 _LONGEST = _SECOND - _FIRST
-_LARGE = 64 << 10  # bytes of a state whose memory is given back once it is replaced
+_LARGE = 64 << 10  # bytes; the memory of a longer state is freed once it is replaced
 _HEADER = 8  # bytes of length and checksum
 
 
@@ -32,7 +33,7 @@ class StateSlot:
 
     @classmethod
     def new(cls) -> StateSlot:
-        """Return a new, empty one.
+        """Return a new slot without a state.
 
         :raises OSError: no fd is left.
         """

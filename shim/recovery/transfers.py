@@ -1,8 +1,8 @@
-"""What a socket has received and sent, in a file in memory that survives the process.
+"""Counts the bytes that a socket has received and sent, exactly, also if the process is killed.
 
-The kernel itself writes into the file how many bytes a system call has moved
-(``msg_len`` of recvmmsg(2) and sendmmsg(2)), and the received bytes.  So all of it is right
-if the process is killed just after the call.
+The counts and the received bytes are in a file in memory, which survives the process.  The
+kernel writes both during the system call (``msg_len`` of recvmmsg(2) and sendmmsg(2)), so they
+are right even if the process is killed just after the call.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from shim.linux import libc
 
 # Bytes of one read, at most.
 CHUNK = 8192
-# Received bytes beyond this have their memory given back once they are handled.
+# Bytes of the buffer that stay allocated; the memory beyond is freed once it is not used.
 _LARGE = 64 << 10
 
-# For received bytes and for sent ones there are two entries each, and a byte that tells which
-# of the two is valid: to change an entry is to write the other one, then that byte.
+# Received and sent bytes have two entries each, and a byte with the number of the valid entry.
+# A change writes the other entry first, and then that byte.
 _RECEIVED, _SENT = 0, 1
 _ENTRY_AT, _ENTRY_SIZE = 64, 128
 _BUFFER = mmap.PAGESIZE
@@ -73,7 +73,7 @@ class Transfers:
     def receive(self, fd: int) -> bytes:
         """Receive at most ``CHUNK`` bytes, without waiting; empty at the end of the stream.
 
-        :raises BlockingIOError: there are none.
+        :raises BlockingIOError: no byte has arrived.
         :raises OSError: the connection is broken.
         """
         base = self._base
@@ -85,7 +85,7 @@ class Transfers:
         return self._map[_BUFFER + base : _BUFFER + base + count]
 
     def advance(self, unhandled: int, discard: int) -> None:
-        """Drop the received bytes but the last ``unhandled`` ones, and keep ``discard``."""
+        """Drop the received bytes except the last ``unhandled`` ones, and keep ``discard``."""
         high = self._base
         self._handled, self._discard = high - unhandled, discard
         if not unhandled:
@@ -105,7 +105,7 @@ class Transfers:
     def send(self, fd: int, data: bytes, offset: int) -> int:
         """Send ``data`` from ``offset`` on, without waiting; return the number of bytes sent.
 
-        :raises BlockingIOError: the socket takes none.
+        :raises BlockingIOError: the send buffer is full.
         :raises OSError: the connection is broken.
         """
         size = len(data) - offset

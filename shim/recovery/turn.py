@@ -1,9 +1,10 @@
-"""The turn of a process to act on the states of a daemon: no two processes have it at once.
+"""A lock, the turn: only the process that holds it may act on the states of a daemon.
 
-A daemon that is upgraded has two possible replacements, in two fork servers, and either may
-be killed.  Each takes the turn first, by a lock that the kernel releases when the process
-ends.  One that serves says so by a second lock: then the other is not needed.  It also
-counts, so that the other knows this even if the first has moved on or was killed since.
+During an upgrade a daemon has two possible replacements, one in each of two fork servers, and
+either may be killed.  Each takes the turn before it acts; the kernel releases the lock when
+the process ends.  A replacement that serves also takes a second lock, so the other one ends.
+It also increments a count in the file, so that the other one ends even if the first has
+been killed since, or has moved to a third fork server.
 
 Source: fcntl(2), open file description locks.
 """
@@ -17,20 +18,20 @@ import time
 
 _PAUSE = 0.005
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
-_TURN, _SERVING = 0, 1  # bytes of the state's file, which have the locks
-_COUNT = 16  # where the number of times is, in the slot's head
+_TURN, _SERVING = 0, 1  # the bytes of the state's file that are locked
+_COUNT = 16  # offset of the count in the state's file
 
 
 def count_of(slot: int) -> int:
-    """Return how often a process has served with the state slot ``slot``."""
+    """Return how many replacements have served with the state slot ``slot``."""
     return int.from_bytes(os.pread(slot, 8, _COUNT), "little")
 
 
 class Turn:
-    """The turn for the states of the daemon whose state slot is the fd ``slot``."""
+    """The turn for the states of a daemon; ``slot`` is the fd of the daemon's state slot."""
 
     def __init__(self, slot: int, passed: int = -1) -> None:
-        """Open the turn, or own ``passed``, the fd of a process that has it."""
+        """Open the turn, or own ``passed``, the fd of a process that holds it."""
         # Locks belong to an open file, and the copies of the slot are one open file.
         self._fd = passed if passed >= 0 else os.open(f"/proc/self/fd/{slot}", _FLAGS)
         self._count = self._counted()
@@ -38,8 +39,8 @@ class Turn:
     def take(self, limit: float) -> bool:
         """Wait for the turn; return False if another process serves, or has served meanwhile.
 
-        :raises TimeoutError: another process has the turn after ``limit`` seconds, and
-            does not serve.
+        :raises TimeoutError: after ``limit`` seconds another process still holds the turn,
+            and does not serve.
         """
         deadline = time.monotonic() + limit
         while not self._lock(_TURN):
@@ -51,7 +52,7 @@ class Turn:
         return self._counted() == self._count
 
     def serve(self) -> None:
-        """Report that this process, whose turn it is, serves."""
+        """Report that this process, which holds the turn, serves."""
         self._lock(_SERVING)
         self._count += 1
         os.pwrite(self._fd, self._count.to_bytes(8, "little"), _COUNT)
@@ -60,11 +61,11 @@ class Turn:
         return self._fd
 
     def stop_serving(self) -> None:
-        """Keep the turn, but report no more that this process serves."""
+        """Keep the turn, but stop reporting that this process serves."""
         fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _flock(_SERVING, fcntl.F_UNLCK))
 
     def leave(self) -> None:
-        """Give up the turn.  A second call does nothing."""
+        """Release the turn.  A second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

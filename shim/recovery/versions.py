@@ -1,7 +1,7 @@
-"""The versions of the states that a daemon leaves to a replacement, and which can be read.
+"""The version numbers of the saved states of a daemon: those written, and those readable.
 
-A change of a format increases its number.  A version of this project that reads an older
-number, too, has it in ``READABLE``.
+A change of a format increases its number in ``WRITTEN``.  ``READABLE`` also has each older
+number that this code can read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READABLE = {kind: (version,) for kind, version in WRITTEN.items()}
 
 
 def unreadable(versions: Mapping[str, object]) -> str:
-    """Return which state of ``versions`` this code cannot read; empty if it reads all."""
+    """Return why this code cannot read the states of ``versions``; empty if it can."""
     for kind, version in versions.items():
         if kind not in READABLE:
             return f"it cannot read a state of kind {kind[:40]!r}"
