@@ -26,7 +26,7 @@ from shim.container.bundle import Bundle, checked_id
 from shim.container.cleanup_records import CleanupRecords
 from shim.container.options import Options
 from shim.container.orphaned import cleanup_record_of, kill_orphaned
-from shim.errors import ShimError
+from shim.errors import ShimError, WrongStateError
 from shim.events.undelivered import deliver_undelivered
 from shim.linux import libc, sockets
 from shim.linux.files import read_whole
@@ -37,6 +37,7 @@ from shim.reaper import open_reaper
 from shim.records import read_exit
 from shim.runc.driver import ForeignContainerError, Runc
 from shim.runc.state import has_state
+from shim.runc.unfinished import remove_unfinished
 from shim.start.flags import Flags
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 # kills ``delete`` after five seconds, which include the start of the interpreter.
 RUNTIME = 2.5
 DELETE = 3.5
+# Seconds for a runtime command of the dead daemon to end, and between two checks.
+RUNTIME_END = 0.5
+_PAUSE = 0.02
 # Seconds to deliver the events of a journal on a disk.
 DELIVER = 2.0
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
@@ -299,6 +303,7 @@ async def _delete_in_runtimes(records: list[CleanupRecord]) -> list[str]:
         try:
             runc = Runc(record.runtime, reaper, RUNTIME, directory=record.bundle)
             await runc.run("delete", "--force", record.id)
+            await _remove_unfinished(record)
         except ForeignContainerError as exc:
             log.warning("the container in the runtime is left alone", id=record.id, error=exc)
         except (ShimError, OSError) as exc:
@@ -311,6 +316,23 @@ async def _delete_in_runtimes(records: list[CleanupRecord]) -> list[str]:
             for record in known:
                 nursery.start_soon(force, record, reaper)
     return failed
+
+
+async def _remove_unfinished(record: CleanupRecord) -> None:
+    """Remove the directory of a killed runtime command, once that has ended.
+
+    :raises ShimError, OSError: it cannot be removed.
+    """
+    deadline = trio.current_time() + RUNTIME_END
+    while True:
+        try:
+            remove_unfinished(record.runtime.root, record.id)
+        except WrongStateError:
+            if trio.current_time() >= deadline:
+                raise
+            await trio.sleep(_PAUSE)
+        else:
+            return
 
 
 def _remove_dead_socket(bundle: Bundle) -> None:

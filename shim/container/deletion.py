@@ -95,6 +95,7 @@ class Deletion:
                 error=exc,
             )
             await self._runc.run("delete", "--force", self._id)
+        self._creation.remove_unfinished()
         if self._parts.mounted:
             await unmount_rootfs(str(self._bundle.rootfs))
         for process in list(self._execs.values()):

@@ -17,6 +17,7 @@ from shim.container.freezer import SIGKILL
 from shim.errors import ExistsError, NotFoundError, ShimError
 from shim.runc.command import Creation, create_args, restore_args
 from shim.runc.driver import ForeignContainerError
+from shim.runc.unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -132,6 +133,7 @@ class InitCreation:
                 await failed_create.remove(kill_orphan)
             else:
                 await failed_create.remove(kill_orphan)
+            self.remove_unfinished()
         if scope.cancelled_caught:
             log.error(
                 f"cannot undo a failed create within {UNDO:g} s: delete the "
@@ -143,6 +145,15 @@ class InitCreation:
         self._saved.existed = None
         self._saved.forget("")
         self._bundle.remove_pid_files()
+
+    def remove_unfinished(self) -> None:
+        """Remove the mounts and the directory that a killed runtime command has left."""
+        try:
+            remove_unfinished(self._runc.runtime.root, self._id)
+        except (ShimError, OSError) as exc:
+            log.warning(
+                "cannot remove the directory of a killed runtime command", id=self._id, error=exc
+            )
 
     def _write_cleanup_record(self) -> None:
         """Write the record by which ``delete`` ends this container without the daemon."""

@@ -72,7 +72,7 @@ class _Removal:
     def __init__(self, parent: int, path: str) -> None:
         self._here = parent
         self._path = path
-        self._mount = _mount_of(parent)
+        self._mount = mount_of(parent)
         self._start = _identity(parent)
         self._levels: list[_Level] = []
         self._left = ""
@@ -96,7 +96,7 @@ class _Removal:
             fd = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=self._here)
         except OSError:
             return
-        if _mount_of(fd) != self._mount:
+        if mount_of(fd) != self._mount:
             os.close(fd)
             self._stays(name)
             return
@@ -127,7 +127,7 @@ class _Removal:
         os.close(self._here)
         self._here = fd
         above = self._levels[-1].identity if self._levels else self._start
-        if _identity(fd) != above or _mount_of(fd) != self._mount:
+        if _identity(fd) != above or mount_of(fd) != self._mount:
             return False  # it was moved meanwhile
         with suppress(OSError):
             os.rmdir(level.name, dir_fd=fd)
@@ -143,7 +143,11 @@ def _identity(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _mount_of(fd: int) -> int:
+def mount_of(fd: int) -> int:
+    """Return the id of the mount that the file of ``fd`` was opened on.
+
+    :raises OSError: /proc is not mounted.
+    """
     with open(f"/proc/thread-self/fdinfo/{fd}", "rb", buffering=0) as file:
         for line in file.read().split(b"\n"):
             if line.startswith(b"mnt_id:"):

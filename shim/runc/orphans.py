@@ -66,6 +66,13 @@ class OrphanCommands:
         return (words == self._own or self._words <= set(words)) and _has_own_mounts(pid)
 
 
+def is_running(root: str, id_: str) -> bool:
+    """Return whether a runtime command for the container ``id_`` runs, of any parent."""
+    wanted = {os.fsencode(root), os.fsencode(id_)}
+    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - names
+    return any(wanted <= set(_command_line(pid)) for pid in pids if pid != os.getpid())
+
+
 async def open_orphan(pid: int) -> int:
     """Return a pidfd of ``pid`` if a killed daemon left it, -1 otherwise, and for 0.
 
