@@ -37,6 +37,7 @@ from shim.ttrpc.server import handlers_of, serve
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from shim.container.containers import Containers
     from shim.container.reservations import Reservation
     from shim.events.publisher import EventPublisher, NullPublisher
     from shim.recovery.inherited import Inherited
@@ -152,12 +153,14 @@ async def main(
             publisher.begin()
             resumed = connections.resume(inherited)
             deposit.drop(*inherited.close())
-        own = OwnService(service, deposit, inherited.turn if inherited is not None else None)
+        own = OwnService(
+            service.containers, deposit, inherited.turn if inherited is not None else None
+        )
         handlers = handlers_of(service, own, aliases=ALIASES)
         sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
         await nursery.start(_shutdown_on_signal, shutdown)
         unused = UNUSED_LIMIT if inherited is None else UNUSED_REPLACEMENT
-        nursery.start_soon(_shutdown_when_unused, service, unused)
+        nursery.start_soon(_shutdown_when_unused, service.containers, unused)
         serving = partial(
             serve,
             shutdown=shutdown,
@@ -170,7 +173,7 @@ async def main(
         )
         async with trio.open_nursery() as conversations:
             await conversations.start(serving, sock, handlers)
-            await nursery.start(_shutdown_unless_reported, ready, service, settings.id)
+            await nursery.start(_shutdown_unless_reported, ready, service.containers, settings.id)
             log.debug("serving", id=settings.id, pid=os.getpid())
         await _flush(publisher)
         deposit.close()  # not after an error: the daemon is replaced then
@@ -209,19 +212,19 @@ async def _shutdown_on_signal(
 
 
 async def _shutdown_unless_reported(
-    ready: Ready, service: TaskService, id_: str, task_status: trio.TaskStatus[None]
+    ready: Ready, containers: Containers, id_: str, task_status: trio.TaskStatus[None]
 ) -> None:
     # Another ``start`` of the pod may have been given the address, and used it.
     if not await ready(task_status):
         log.info("the caller of start ended before it received the address")
-        service.forget_start(id_)
+        containers.forget_start(id_)
 
 
-async def _shutdown_when_unused(service: TaskService, seconds: float) -> None:
+async def _shutdown_when_unused(containers: Containers, seconds: float) -> None:
     while True:
-        await service.wait_unused(seconds)
+        await containers.wait_unused(seconds)
         log.warning("this shim has had no container", seconds=seconds)
-        service.shut_down()
+        containers.shut_down()
 
 
 def warm_up() -> None:

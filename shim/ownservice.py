@@ -30,9 +30,9 @@ from shim.ttrpc.server import replayable, unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
+    from shim.container.containers import Containers
     from shim.recovery.deposit import Deposit
     from shim.recovery.turn import Turn
-    from shim.service import TaskService
 
 # Seconds for the operations under way to end before a move, and between two looks.
 _SETTLE, _PAUSE = 10.0, 0.01
@@ -42,8 +42,8 @@ _PACKAGE = str(Path(__file__).absolute().parent)
 class OwnService:
     """The service of one daemon.  ``turn`` is that of a daemon that replaced another one."""
 
-    def __init__(self, tasks: TaskService, deposit: Deposit, turn: Turn | None) -> None:
-        self._tasks = tasks
+    def __init__(self, containers: Containers, deposit: Deposit, turn: Turn | None) -> None:
+        self._containers = containers
         self._deposit = deposit
         self._turn = turn
 
@@ -64,7 +64,7 @@ class OwnService:
             return self._status()
         path = _server_of(request)
         with trio.move_on_after(_SETTLE) as scope:
-            while not self._tasks.is_settled:  # noqa: ASYNC110 - rare, and many kinds of ends
+            while not self._containers.is_settled:  # noqa: ASYNC110 - rare, and many kinds of ends
                 await trio.sleep(_PAUSE)
         if scope.cancelled_caught:
             raise UnavailableError(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import trio
 from google.protobuf.empty_pb2 import Empty
 
-from shim import service as service_module
 from shim.api.task_pb2 import (
     ConnectRequest,
     ConnectResponse,
@@ -16,11 +15,13 @@ from shim.api.task_pb2 import (
     CreateTaskResponse,
     ShutdownRequest,
 )
+from shim.container import creations
+from shim.container.containers import JOIN_LIMIT
 from shim.container.host import Host
 from shim.errors import NotFoundError, ShimError
 from shim.events.publisher import NullPublisher
 from shim.reaper import open_reaper
-from shim.service import JOIN_LIMIT, TaskService
+from shim.service import TaskService
 from shim.ttrpc.server import Stream
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ async def watched(seconds: float) -> AsyncIterator[tuple[TaskService, trio.Event
         service = TaskService(host, trio.Event())
 
         async def watch() -> None:
-            await service.wait_unused(seconds)
+            await service.containers.wait_unused(seconds)
             deserted.set()
 
         nursery.start_soon(watch)
@@ -59,12 +60,12 @@ async def test_with_a_container_made_or_being_made_it_is_not(autojump_clock: Moc
     async with watched(30) as (service, deserted):
         for _ in range(3):
             await trio.sleep(29)
-            service._reserve("c1")
+            service.containers.reserve("c1")
             await trio.sleep(1000)
-            service._reserve("c2")
-            service._release("c1")
+            service.containers.reserve("c2")
+            service.containers.release("c1")
             await trio.sleep(1000)
-            service._release("c2")
+            service.containers.release("c2")
         assert not deserted.is_set()
         began = trio.current_time()
         await deserted.wait()
@@ -93,14 +94,14 @@ async def test_a_shim_that_a_start_has_joined_waits_for_its_create(
         await join(service)
         await shut_down(service)
         await trio.sleep(JOIN_LIMIT - 0.1)
-        assert not service._shutdown.is_set()
-        service._reserve("c1")
+        assert not service.containers.shutdown.is_set()
+        service.containers.reserve("c1")
         await trio.sleep(1)
-        service._release("c1")
-        assert not service._shutdown.is_set()
+        service.containers.release("c1")
+        assert not service.containers.shutdown.is_set()
         # The second start's Create was the one: no other is expected.
         await shut_down(service)
-        assert service._shutdown.is_set()
+        assert service.containers.shutdown.is_set()
 
 
 async def test_a_shim_whose_start_sends_no_create_ends(autojump_clock: MockClock) -> None:
@@ -109,7 +110,7 @@ async def test_a_shim_whose_start_sends_no_create_ends(autojump_clock: MockClock
         began = trio.current_time()
         await trio.sleep(1)
         await shut_down(service)
-        await service._shutdown.wait()
+        await service.containers.shutdown.wait()
         assert trio.current_time() - began == JOIN_LIMIT
 
 
@@ -120,15 +121,15 @@ async def test_a_shim_that_no_start_has_joined_ends_at_once(autojump_clock: Mock
         await connect(service, ConnectRequest(id="c"))
         await connect(service, ConnectRequest())
         await shut_down(service)
-        assert service._shutdown.is_set()
+        assert service.containers.shutdown.is_set()
 
 
 async def test_the_last_cancelled_creates_are_remembered_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_module, "_CANCELLED", 3)
+    monkeypatch.setattr(creations, "_CANCELLED", 3)
     async with watched(30) as (service, _):
-        service._reserve("another")
+        service.containers.reserve("another")
         for number in range(5):
             request = CreateTaskRequest(id=f"c{number}", bundle=str(tmp_path / "none"))
             stream = Stream[CreateTaskRequest, CreateTaskResponse](request, {})

@@ -24,9 +24,9 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
+from shim.container.containers import JOIN_LIMIT
 from shim.errors import UnavailableError
 from shim.linux.sockets import can_connect, socket_address, socket_path
-from shim.service import JOIN_LIMIT
 from shimctl import list_shims
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
