@@ -183,7 +183,8 @@ class Rig:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the executable in ``bundle`` as a manager would, and wait for it.
 
-        ``wrap`` are a program and arguments that execute it.
+        ``wrap`` are a program and arguments that execute it.  The rig takes no event in the
+        meantime: ``delete`` gives up an event after a second.
         """
         source = str(Path(__file__).parents[2])
         environ = {**os.environ, "TTRPC_ADDRESS": str(self.root / "events"), "PYTHONPATH": source}
@@ -197,11 +198,15 @@ class Rig:
             check=False,
         )
 
+    async def call_shim(
+        self, bundle: Path, *args: str, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Do the same in a thread, so that the rig takes the events that it delivers."""
+        return await trio.to_thread.run_sync(lambda: self.run_shim(bundle, *args, stdin=stdin))
+
     async def start(self, bundle: Path, stdin: bytes = b"") -> TaskStub:
         """Start the shim of ``bundle`` and return a client of it."""
-        done = await trio.to_thread.run_sync(
-            lambda: self.run_shim(bundle, "-id", bundle.name, "-debug", "start", stdin=stdin)
-        )
+        done = await self.call_shim(bundle, "-id", bundle.name, "-debug", "start", stdin=stdin)
         assert done.returncode == 0, done.stderr.decode()
         self.address = self.answer(done.stdout)
         return await self.connect()

@@ -85,8 +85,12 @@ class Engine:
             check=False,
         )
 
+    async def call_shim(self, bundle: Path, *args: str) -> subprocess.CompletedProcess[bytes]:
+        """Do the same in a thread, so that the rig takes the events that it delivers."""
+        return await trio.to_thread.run_sync(lambda: self.run_shim(bundle, *args))
+
     async def start(self, bundle: Path) -> TaskStub:
-        done = await trio.to_thread.run_sync(lambda: self.run_shim(bundle, "-debug", "start"))
+        done = await self.call_shim(bundle, "-debug", "start")
         assert done.returncode == 0, done.stderr
         self.rig.address = done.stdout.decode()
         return await self.rig.connect()

@@ -103,7 +103,7 @@ async def test_whatever_state_the_container_is_in_it_is_gone(
     await fate(rig, task, created.pid)
     await kill_daemon(rig)
     for _ in range(2):
-        reply = delete(rig, bundle)
+        reply = await delete(rig, bundle)
         assert (reply.pid, reply.exit_status) == (created.pid, 137)
         assert not alive(created.pid)
     assert not (state_of(rig, "c1") / "state.json").exists() or fate is spoil
@@ -120,13 +120,13 @@ async def test_a_runtime_that_hangs_keeps_nothing_alive(rig: Rig) -> None:
     created = await rig.run(task, bundle, options=options, rootfs=[overlay(rig)])
     await kill_daemon(rig)
     flag.touch()
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
     assert not alive(created.pid)
     assert not [m for m in mount_points() if m.startswith(str(bundle))]
     # Once the runtime works again, the remains are deleted, too.
     flag.unlink()
-    assert delete(rig, bundle).pid == created.pid
+    assert (await delete(rig, bundle)).pid == created.pid
     assert not state_of(rig, "c1").exists()
 
 
@@ -153,7 +153,7 @@ async def test_a_delete_that_is_killed_is_not_carried_on_by_its_child(rig: Rig) 
         asked.kill()
     await wait_gone([child], 2)
     flag.unlink()
-    delete(rig, bundle)
+    await delete(rig, bundle)
 
 
 async def test_a_runtime_that_cannot_even_be_killed_does_not_hold_the_answer(rig: Rig) -> None:
@@ -169,7 +169,7 @@ async def test_a_runtime_that_cannot_even_be_killed_does_not_hold_the_answer(rig
         created = await rig.run(task, bundle, options=rig.options(binary_name=wrapper))
         await kill_daemon(rig)
         flag.touch()
-        assert delete(rig, bundle).pid == created.pid
+        assert (await delete(rig, bundle)).pid == created.pid
         assert not alive(created.pid)
 
 
@@ -214,17 +214,17 @@ async def test_in_the_hosts_pid_namespace_the_children_die_too(rig: Rig) -> None
     pids = cgroup.pids()
     await kill_daemon(rig)
     flag.touch()
-    delete(rig, bundle)
+    await delete(rig, bundle)
     await wait_gone(pids, 5)
     flag.unlink()
-    delete(rig, bundle)
+    await delete(rig, bundle)
 
 
 async def test_a_pid_that_is_somebody_elses_by_now_is_left_alone(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     with sleeper(bundle) as stranger:
         (bundle / "init.pid").write_text(str(stranger.pid))
-        assert delete(rig, bundle).pid == stranger.pid
+        assert (await delete(rig, bundle)).pid == stranger.pid
         assert stranger.poll() is None
 
 
@@ -245,11 +245,11 @@ async def test_mounts_of_every_kind_are_undone_though_they_are_busy(rig: Rig) ->
         mount("none", str(rootfs / "deep"), "tmpfs", 0)
         with sleeper(rootfs / "deep") as holder:
             for _ in range(2):
-                delete(rig, bundle)
+                await delete(rig, bundle)
                 assert not [m for m in mount_points() if m.startswith(str(bundle))]
             assert holder.poll() is None
     finally:
-        delete(rig, bundle)
+        await delete(rig, bundle)
     assert (source / "kept").read_text() == "kept"
 
 
@@ -284,7 +284,7 @@ async def test_beside_a_living_daemon_it_ends_one_container_and_no_other(rig: Ri
         task = await rig.start(bundle)
     created = [await rig.run(task, bundle) for bundle in bundles]
     for _ in range(2):
-        assert delete(rig, bundles[0]).pid == created[0].pid
+        assert (await delete(rig, bundles[0])).pid == created[0].pid
     assert (await task.Wait(WaitRequest(id="c1"), timeout=10)).exit_status == 137
     await rig.sink.wait_for("exit c1", "c1")
     assert alive(created[1].pid)
@@ -309,7 +309,7 @@ async def test_a_bundle_that_is_not_called_as_its_container_is_found(rig: Rig, w
     await kill_daemon(rig)
     flags = [] if way == "directory" else ["-bundle", str(bundle)]
     where = rig.root if way == "flag" else bundle
-    done = rig.run_shim(where, "-id", "c1", *flags, "delete")
+    done = await rig.call_shim(where, "-id", "c1", *flags, "delete")
     assert DeleteResponse.FromString(done.stdout).pid == created.pid
     assert not alive(created.pid)
 

@@ -112,7 +112,7 @@ async def test_delete_reads_no_huge_file(rig: Rig) -> None:
     (bundle / "members/c2").touch()
     for name in ("address", "init.exit", "members/c2"):
         os.truncate(bundle / name, 1 << 40) if (bundle / name).exists() else None
-    assert delete(rig, bundle).pid == pid
+    assert (await delete(rig, bundle)).pid == pid
     assert not alive(pid)
 
 

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 MS_BIND = 4096
 
 
-def delete(rig: Rig, bundle: Path, *args: str) -> DeleteResponse:
+async def delete(rig: Rig, bundle: Path, *args: str) -> DeleteResponse:
+    """Run ``delete`` for the bundle, while the rig takes the events that it delivers."""
     before = time.monotonic()
-    done = rig.run_shim(bundle, "-id", bundle.name, "-bundle", str(bundle), *args, "delete")
+    done = await rig.call_shim(bundle, "-id", bundle.name, "-bundle", str(bundle), *args, "delete")
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - before < 5
     return DeleteResponse.FromString(done.stdout)
@@ -41,7 +42,7 @@ async def test_after_the_shim_was_killed_nothing_is_left(rig: Rig) -> None:
     mount(str(bundle / "rootfs"), str(bundle / "rootfs"), "", MS_BIND)
     await kill_daemon(rig)
     assert alive(created.pid)
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
     assert abs(reply.exited_at.seconds - time.time()) < 60
     await wait_gone([created.pid], 5)
@@ -56,13 +57,13 @@ async def test_it_is_idempotent(rig: Rig) -> None:
     created = await rig.run(task, bundle)
     await kill_daemon(rig)
     for _ in range(10):
-        assert delete(rig, bundle).pid == created.pid
+        assert (await delete(rig, bundle)).pid == created.pid
 
 
 async def test_of_a_container_that_never_was_it_is_nothing(rig: Rig) -> None:
     bundle = rig.root / "never"
     bundle.mkdir()
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (0, 137)
 
 
@@ -76,7 +77,7 @@ async def test_of_one_container_of_a_pod_it_harms_no_other(rig: Rig) -> None:
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c1"), timeout=10)
     await task.Delete(DeleteRequest(id="c1"), timeout=10)
-    assert delete(rig, bundles[0]).pid == created[0].pid
+    assert (await delete(rig, bundles[0])).pid == created[0].pid
     assert alive(created[1].pid)
     assert (await task.State(StateRequest(id="c2"), timeout=5)).pid == created[1].pid
 
@@ -88,7 +89,7 @@ async def test_the_bundle_is_found_beside_the_working_directory_too(rig: Rig) ->
     elsewhere = rig.root / "elsewhere"
     elsewhere.mkdir()
     os.kill(rig.daemons[0], signal.SIGKILL)
-    done = rig.run_shim(elsewhere, "-id", "c1", "delete")
+    done = await rig.call_shim(elsewhere, "-id", "c1", "delete")
     assert DeleteResponse.FromString(done.stdout).pid == created.pid
 
 

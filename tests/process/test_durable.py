@@ -139,7 +139,7 @@ async def test_a_container_made_anew_in_its_bundle_has_not_ended(rig: Rig) -> No
     created = await rig.run(task, bundle)
     assert read_exit(str(bundle)) is None
     await kill_daemon(rig)
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (created.pid, 137)
 
 
@@ -151,7 +151,7 @@ async def test_a_creation_that_fails_early_leaves_no_earlier_end_behind(rig: Rig
     with pytest.raises(GRPCError, match="nowhere"):
         await rig.run(task, bundle, stdout=str(rig.root / "nowhere"))
     await kill_daemon(rig)
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (0, 137)
 
 
@@ -162,7 +162,7 @@ async def test_delete_says_how_it_really_ended_though_the_shim_is_gone(rig: Rig)
     assert told.exit_status == 7
     await kill_daemon(rig)
     for _ in range(3):
-        assert record_of(delete(rig, bundle)) == told
+        assert record_of(await delete(rig, bundle)) == told
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "huge", "fifo"])
@@ -182,7 +182,7 @@ async def test_delete_says_137_where_the_record_is_none(rig: Rig, damage: str) -
         case "fifo":
             record.unlink()
             os.mkfifo(record)
-    reply = delete(rig, bundle)
+    reply = await delete(rig, bundle)
     assert (reply.pid, reply.exit_status) == (told.pid, 137)
     assert abs(reply.exited_at.seconds - time.time()) < 60
 
@@ -231,11 +231,6 @@ def bundle_on(rig: Rig, path: Path) -> Path:
 LIFE = ["create", "start", "exec-added", "exec-started", "exit e1", "exit c1"]
 
 
-async def ask_delete(rig: Rig, bundle: Path) -> DeleteResponse:
-    """Run ``delete`` while the manager goes on listening."""
-    return await trio.to_thread.run_sync(delete, rig, bundle)
-
-
 async def live_unheard(rig: Rig) -> tuple[TaskStub, Path, Exit]:
     """Have a container live and end, and an exec in it, while the manager is away."""
     bundle = rig.bundle("c1", "sh", "-c", HELD.format(1, 7))
@@ -261,7 +256,7 @@ async def test_a_manager_that_comes_back_hears_it_all_from_the_shim(rig: Rig) ->
     await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
     await wait_gone(rig.daemons)
     assert not (bundle / "events.journal").exists()
-    await ask_delete(rig, bundle)
+    await delete(rig, bundle)
     assert rig.sink.names() == [*LIFE, "delete"]
 
 
@@ -270,7 +265,7 @@ async def test_delete_tells_what_the_dead_shim_could_not_but_not_its_own_answer(
         _, bundle, told = await live_unheard(rig)
         await kill_daemon(rig)
     for _ in range(2):
-        assert record_of(await ask_delete(rig, bundle)) == told
+        assert record_of(await delete(rig, bundle)) == told
         # The manager publishes the other events itself, from that reply.
         assert rig.sink.names() == LIFE[:-1]
 
@@ -281,7 +276,7 @@ async def test_what_was_deleted_before_the_shim_died_is_told_whole(rig: Rig) -> 
         await task.Delete(DeleteRequest(id="c1"), timeout=20)
         await kill_daemon(rig)
     # After the reply to Delete the manager has no such container, and publishes no exit for it.
-    assert record_of(await ask_delete(rig, bundle)) == told
+    assert record_of(await delete(rig, bundle)) == told
     assert rig.sink.names() == [*LIFE, "delete"]
     check_order(rig)
 
@@ -291,7 +286,7 @@ async def test_a_manager_that_does_not_listen_yet_is_told_once_it_does(rig: Rig)
         _, bundle, told = await live_unheard(rig)
         await kill_daemon(rig)
         before = time.monotonic()
-        assert record_of(await ask_delete(rig, bundle)) == told
+        assert record_of(await delete(rig, bundle)) == told
         assert time.monotonic() - before < 3 * PATIENCE
         # As a starting manager does, which publishes no event of an unknown task.
         for path in bundle.iterdir():
@@ -311,11 +306,11 @@ async def test_a_manager_that_hangs_costs_delete_no_more_than_a_second(rig: Rig)
         await kill_daemon(rig)
         with listen(f"unix://{rig.root}/events"):
             before = time.monotonic()
-            assert record_of(await ask_delete(rig, bundle)) == told
+            assert record_of(await delete(rig, bundle)) == told
             assert time.monotonic() - before < 3 * PATIENCE
         (rig.root / "events").unlink()
     # No event was delivered before, so all remain except those that the manager publishes.
-    await ask_delete(rig, bundle)
+    await delete(rig, bundle)
     assert rig.sink.names() == LIFE[:-1]
 
 
@@ -331,7 +326,7 @@ async def test_the_end_of_another_of_the_pod_is_told_unless_it_has_a_delete(
         assert (other / "address").read_text() == rig.address
         if not with_start:  # as containerd marks a container that it adds without a `start`
             (other / "sandbox").write_text("c1")
-    reply = await ask_delete(rig, pod.first)
+    reply = await delete(rig, pod.first)
     assert (reply.pid, reply.exit_status) == (rig.sink.events[0].pid, 137)
     names = ["create", "start", "create", "start", *([] if with_start else ["exit c2"])]
     assert rig.sink.names() == names
@@ -359,7 +354,7 @@ async def test_while_the_shim_lives_delete_tells_nothing_twice(rig: Rig) -> None
         _, bundle, _ = await live_unheard(rig)
         journal = bundle / "events.journal"
         assert journal.stat().st_size > 0
-        await ask_delete(rig, bundle)
+        await delete(rig, bundle)
         assert journal.stat().st_size > 0
     await rig.sink.wait_for("exit c1")
     assert rig.sink.names() == LIFE

@@ -60,9 +60,9 @@ async def test_a_create_that_is_refused_and_its_delete_end_no_other_container(
     with pytest.raises(GRPCError) as caught:
         await task.Create(rig.create_request(bundle), timeout=20)
     assert caught.value.status is Status.ALREADY_EXISTS
-    assert delete(rig, bundle).pid == 0
+    assert (await delete(rig, bundle)).pid == 0
     await kill_daemon(rig)
-    delete(rig, bundle)
+    await delete(rig, bundle)
     assert alive(pid)
 
 
@@ -104,7 +104,7 @@ async def test_a_bundle_by_another_of_its_names_is_the_same(rig: Rig) -> None:
     pid = (await rig.run(task, bundle)).pid
     await kill_daemon(rig)
     (rig.root / "link").symlink_to(bundle)
-    done = rig.run_shim(rig.root, "-id", "c1", "-bundle", str(rig.root / "link"), "delete")
+    done = await rig.call_shim(rig.root, "-id", "c1", "-bundle", str(rig.root / "link"), "delete")
     assert done.returncode == 0, done.stderr
     assert not alive(pid)
     assert not list(rig.runc_root.glob("*/*"))
@@ -118,9 +118,9 @@ async def test_other_runtimes_say_too_whose_a_container_is(rig: Rig, engine: Eng
     for name in ("config.json", "options.json"):
         shutil.copy(bundle / name, ours)
     assert json.loads((ours / "options.json").read_text())["binary_name"] == engine.binary
-    done = engine.run_shim(ours, "-bundle", str(ours), "delete")
+    done = await engine.call_shim(ours, "-bundle", str(ours), "delete")
     assert done.returncode == 0, done.stderr
     assert b"left alone" in done.stderr
     assert alive(pid)
-    done = engine.run_shim(bundle, "-bundle", str(bundle), "delete")
+    done = await engine.call_shim(bundle, "-bundle", str(bundle), "delete")
     assert b"left alone" not in done.stderr

@@ -101,7 +101,7 @@ async def test_every_container_of_the_pod_is_ended_and_nothing_is_left(rig: Rig)
     shutil.rmtree(paused)
     shutil.rmtree(created)
     for _ in range(2):
-        reply = delete(rig, pod.first)
+        reply = await delete(rig, pod.first)
         assert (reply.pid, reply.exit_status) == (states[0].pid, 137)
         assert not any(map(alive, pids))
         assert not list(rig.runc_root.glob("*/*"))
@@ -117,12 +117,12 @@ async def test_a_runtime_that_hangs_keeps_none_of_them_alive(rig: Rig) -> None:
     joined = [await pod.join(id_, options=options) for id_ in ("c2", "c3", "c4")]
     await pod.kill_shim()
     flag.touch()
-    delete(rig, pod.first)
+    await delete(rig, pod.first)
     assert not any(alive(pid) for _, pid in joined)
     assert pod.notes() == ["c2", "c3", "c4"]
     # Once the runtime works again, the remains are deleted, too.
     flag.unlink()
-    delete(rig, pod.first)
+    await delete(rig, pod.first)
     assert not list(rig.runc_root.glob("*/*"))
     assert not pod.notes()
 
@@ -131,7 +131,7 @@ async def test_while_their_shim_serves_them_they_are_left_alone(rig: Rig) -> Non
     pod = await Pod.start(rig)
     _, pid = await pod.join("c2")
     for _ in range(2):
-        delete(rig, pod.first)
+        await delete(rig, pod.first)
     assert (await pod.task.Wait(WaitRequest(id="c1"), timeout=10)).exit_status == 137
     state = await pod.task.State(StateRequest(id="c2"), timeout=5)
     assert (state.pid, state.status) == (pid, process_pb2.RUNNING)
@@ -143,7 +143,7 @@ async def test_whose_shim_cannot_be_asked_for_they_are_left_alone(rig: Rig) -> N
     _, pid = await pod.join("c2")
     await pod.kill_shim()
     (pod.first / "address").unlink()
-    delete(rig, pod.first)
+    await delete(rig, pod.first)
     assert alive(pid)
 
 
@@ -196,7 +196,7 @@ async def test_a_note_that_is_garbage_or_a_strangers_harms_nobody(rig: Rig) -> N
         for name, text in spoilt.items():
             (pod.first / "members" / name).write_text(text)
         (pod.first / "members/cA").mkdir()
-        delete(rig, pod.first)
+        await delete(rig, pod.first)
         assert stranger.poll() is None
     assert not alive(pid)
     assert not list(rig.runc_root.glob("*/*"))

@@ -143,7 +143,7 @@ async def test_delete_undoes_it_when_the_shim_is_dead(
     assert await said(rig) == f"{owner}:{owner}"
     helpers = servers(rig)
     await kill_daemon(rig)
-    delete(rig, bundle)
+    await delete(rig, bundle)
     assert not mounts_below(str(bundle))
     await wait_gone([pid, *helpers])
     with trio.fail_after(10):
@@ -157,7 +157,7 @@ async def test_delete_undoes_a_create_that_was_killed_between_two_layers(rig: Ri
     (layers / "0").mkdir(parents=True)
     (layers / "1").mkdir()
     mount_all([Plain("bind", str(rig.rootfs()), "0", ["rbind", "ro"])], str(layers))
-    delete(rig, bundle)
+    await delete(rig, bundle)
     assert not mounts_below(str(bundle))
     assert not layers.exists()
     assert (rig.rootfs() / "bin/busybox").exists()

@@ -164,7 +164,7 @@ async def test_delete_after_the_shim_was_killed_leaves_nothing(rig: Rig, engine:
     _, pid = await engine.run(bundle)
     await kill_daemon(rig)
     for _ in range(2):
-        done = engine.run_shim(bundle, "-bundle", str(bundle), "delete")
+        done = await engine.call_shim(bundle, "-bundle", str(bundle), "delete")
         assert done.returncode == 0, done.stderr
         reply = DeleteResponse.FromString(done.stdout)
         assert (reply.pid, reply.exit_status) == (pid, 137)
@@ -178,7 +178,7 @@ async def test_a_second_delete_finds_the_container_gone_and_is_content(
     """The action ran beside the daemon: its own Delete must not fail for that."""
     bundle = engine.bundle("c1", "sleep", "1000")
     task, _ = await engine.run(bundle)
-    engine.run_shim(bundle, "-bundle", str(bundle), "delete")
+    await engine.call_shim(bundle, "-bundle", str(bundle), "delete")
     assert (await task.Wait(WaitRequest(id="c1"), timeout=20)).exit_status == 137
     await task.Delete(DeleteRequest(id="c1"), timeout=20)
     await task.Shutdown(ShutdownRequest(id="c1"), timeout=5)

@@ -344,13 +344,13 @@ async def test_of_a_dead_daemon_each_delete_ends_its_own_container(rig: Rig) -> 
     await task.Kill(KillRequest(id="c3", signal=9), timeout=5)
     ended = await task.Wait(WaitRequest(id="c3"), timeout=10)
     await kill_daemons(rig)
-    assert delete(rig, rig.root / "c2").pid == pids["c2"]
+    assert (await delete(rig, rig.root / "c2")).pid == pids["c2"]
     assert alive(pids["c1"])
     assert not alive(pids["c2"])
-    reply = delete(rig, rig.root / "c3")
+    reply = await delete(rig, rig.root / "c3")
     assert reply.exited_at == ended.exited_at
     assert alive(pids["c1"])
-    assert delete(rig, rig.root / "c1").exit_status == 137
+    assert (await delete(rig, rig.root / "c1")).exit_status == 137
     assert not alive(pids["c1"])
     assert not list(rig.runc_root.glob("*/*"))
     assert not can_connect(rig.address)
@@ -372,7 +372,7 @@ async def test_the_bundle_of_the_first_container_is_not_needed(rig: Rig) -> None
     assert json.loads((bundle / "init.exit").read_text())["exit_status"] == 7
     pid = (await other.State(StateRequest(id="c2"), timeout=5)).pid
     await kill_daemons(rig)
-    assert delete(rig, rig.root / "c2").pid == pid
+    assert (await delete(rig, rig.root / "c2")).pid == pid
     assert not alive(pid)
     assert not (rig.root / "c1").exists()
 
@@ -385,7 +385,7 @@ async def test_the_events_of_each_container_are_in_its_own_bundle(rig: Rig) -> N
             task, _ = await launch(rig, shared(rig, id_, "sh", "-c", "exit 3"))
             await task.Wait(WaitRequest(id=id_), timeout=10)
         await kill_daemons(rig)
-        await trio.to_thread.run_sync(delete, rig, rig.root / "c2")
+        await delete(rig, rig.root / "c2")
     await rig.sink.wait_for("exit c2")
     assert rig.sink.names("c2") == ["create", "start", "exit c2"]
     assert rig.sink.names("c1") == []
@@ -465,9 +465,9 @@ async def test_the_pods_of_a_dead_daemon_are_ended_each_by_its_own_delete(rig: R
             assert (bundle / "address").read_text() == address_of(rig, pod)
     assert len(rig.daemons) == 1
     await kill_daemons(rig)
-    delete(rig, rig.root / "p2")
+    await delete(rig, rig.root / "p2")
     assert [id_ for id_, pid in pids.items() if alive(pid)] == ["p1", "p1a"]
     assert Path(socket_path(address_of(rig, "p1"))).exists() is False
-    delete(rig, rig.root / "p1")
+    await delete(rig, rig.root / "p1")
     assert not any(map(alive, pids.values()))
     assert not list(rig.runc_root.glob("*/*"))

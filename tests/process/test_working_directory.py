@@ -133,7 +133,7 @@ async def test_delete_runs_the_runtime_in_the_bundle(rig: Rig) -> None:
     await rig.run(task, bundle, options=rig.options(binary_name=noting(rig)))
     await kill_daemon(rig)
     noted(rig)
-    done = rig.run_shim(rig.root, "-id", "c1", "-bundle", str(bundle), "delete")
+    done = await rig.call_shim(rig.root, "-id", "c1", "-bundle", str(bundle), "delete")
     assert done.returncode == 0, done.stderr
     assert noted(rig) == [f"delete {bundle}"]
 
