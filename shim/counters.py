@@ -1,7 +1,7 @@
 """Counters of this daemon, for monitoring: integers that only grow.
 
-A process is one daemon, so there is one set.  Nothing is written or sent while nobody
-asks: the call Stats for the empty id, which no container has, returns them.
+A process is one daemon, so there is one set.  Nothing is written or sent unless a
+client calls Stats for the empty id, which no container has.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def run(
     of ``start`` has received the address; otherwise the daemon shuts down.
 
     ``deposit`` is the channel to the keeper of the daemon's fds, owned; None without a
-    keeper.  ``inherited`` is what a killed daemon left, None for a new daemon.
+    keeper.  ``inherited`` has the fds of a killed daemon, None for a new daemon.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     COUNTERS.reset()

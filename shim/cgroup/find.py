@@ -84,7 +84,7 @@ def _shown(mount: MountPoint, path: str) -> str | None:
 
 
 def threads_file(paths: dict[str, str], mounts: list[MountPoint]) -> str | None:
-    """Return the ``tasks`` or ``cgroup.threads`` file of a group; None if there is none.
+    """Return the ``tasks`` or ``cgroup.threads`` file of a group; None if it does not exist.
 
     ``paths`` are the groups of a thread: writing its id there does not change its group.
     The group may be in any hierarchy, and may be a root.

@@ -1,4 +1,4 @@
-"""Read OOM kills from the kernel's log, for a group that was removed with its counter.
+"""Counts OOM kills in the kernel's log, for a cgroup that was removed before its counter was read.
 
 systemd removes a scope as soon as its last process ends.  A kill of that process is then
 recorded only in the kernel's log.  The kernel logs a line with the victim's pid for each

@@ -1,14 +1,14 @@
-"""Pay the RCU grace period of cgroup_threadgroup_rwsem before the runtime needs it.
+"""Makes the kernel's wait for a move between cgroups happen before the runtime needs it.
 
 To move a process between control groups, the kernel takes cgroup_threadgroup_rwsem for
 writing; every fork and exit on the host takes it for reading.  The lock is a per-CPU
 rwsem, which is cheap for readers.  The first writer waits an RCU grace period of some
 10 ms; a second writer within a few milliseconds does not wait again.  Without this
 module, ``runc create`` and ``runc exec`` would wait in the middle of their work.  So a
-thread pays the grace period while the runtime is still being loaded: it writes its own id
+thread is the first writer while the runtime is still being loaded: it writes its own id
 to its own group.  It is a thread because the wait is uninterruptible in the kernel.
 
-This is an optimisation only: where it fails, the runtime waits itself.
+This is an optimisation only: if it fails, the runtime waits itself.
 
 Source: kernel/cgroup/cgroup.c cgroup_attach_lock, kernel/rcu/sync.c.  The mount option
 favordynmods has the same effect permanently and makes each fork on the host slower.

@@ -6,7 +6,7 @@ of the counter.  So a notification that is lost, repeated or early does no harm.
 v1: an eventfd registered in cgroup.event_control.  The kernel signals it *before* it
 kills a process, and once more when the group is removed.  The counter in
 memory.oom_control excludes the groups below, so their counters are read too.
-v2: inotify on memory.events, whose counter includes the groups below.
+v2: inotify on memory.events: its counter includes the groups below.
 Both: systemd removes a scope with its last process, often before the last read of the
 counter.  The kernel's log then has the kills that are missing.
 

@@ -3,8 +3,8 @@
 A manager that accepts the bootstrap reply of version 3 knows one daemon for a pod.  When
 that daemon dies, the manager calls ``delete`` for the first container only.  So the
 daemon writes a file ``members/ID`` for each other container into the bundle of the first
-one.  The file exists from before the container's create until its delete.  It holds
-everything that is needed to end the container: the container's bundle may be removed first.
+one.  The file exists from before the container's create until its delete.  It has all the
+data for ending the container, because the container's own bundle may be removed first.
 
 ``shim.container.orphaned`` and ``shim.delete`` end the containers.
 
@@ -37,7 +37,7 @@ _LONGEST = 1 << 20  # bytes
 
 @dataclass(frozen=True, slots=True)
 class CleanupRecord:
-    """What is needed to end a container without its daemon and its bundle.
+    """The data for ending a container without its daemon and its bundle.
 
     ``pid`` is that of the init process, 0 before it exists.  ``cgroups`` are the possible
     names of the container's cgroup: each is one or more last components of its path.

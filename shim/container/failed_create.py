@@ -1,7 +1,7 @@
 """Removes the cgroup that a killed create command has left.
 
-A runtime makes the cgroup before it writes its state, and runs hooks in between.  Without
-a state the runtime's ``delete`` finds no container, and removes nothing.
+A runtime makes the cgroup first, then runs hooks, and writes its state last.  If it is killed
+before that, its ``delete`` finds no state and removes nothing.
 
 Source: runc libcontainer/process_linux.go, initProcess.start().
 """

@@ -1,11 +1,11 @@
-"""The containers for which ``start`` replied with the address of this daemon.
+"""The reservations of a shared daemon: containers that it accepted before their Create.
 
-A daemon that several containers share hears of each from its ``start``, before the manager
-sends Create: then it knows that it must not end yet, and how many containers it will have.
-``start`` sends the reservation in a field of Connect that other shims ignore.
+``start`` sends a reservation before it replies with the daemon's address, in a field of Connect
+that other shims ignore.  So the daemon does not end before the Create, and it never accepts
+more containers than its number.
 
-A pod has a socket of its own name, so that each ``start`` of the pod finds its daemon.  In
-a shared daemon that name is a second name of the daemon's socket.
+The socket of a pod is named after the pod, so that each ``start`` of the pod finds its daemon.
+In a shared daemon that name is a second name of the daemon's socket.
 
 Source: none; this project defines the messages.
 """
@@ -34,7 +34,7 @@ LIMIT = 10.0
 # The part of the limit of open files that may be in use when a container is accepted.
 _FILES_USED = 3 / 4
 _ID_LONGEST = 256  # bytes
-_LATE = 1000  # containers to remember whose Create did not arrive in time
+_LATE = 1000  # late containers to remember: no Create arrived in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Reservations:
         return self._bundle
 
     def _expire(self) -> None:
-        """Expect no longer what is late, but know it: its Create may still arrive."""
+        """Stop waiting for late containers, but remember them: their Create may still arrive."""
         now = trio.current_time()
         for id_ in [id_ for id_, deadline in self._deadlines.items() if deadline <= now]:
             del self._deadlines[id_]

@@ -1,7 +1,8 @@
-"""Continues a container after its daemon was killed: its processes, its events, its operations.
+"""Restores a container in the replacement of a killed daemon: processes, events and operations.
 
-An operation that was under way is completed where the runtime has completed it, and is undone
-or left to its call, which is replayed, where it has not.  Its lock is held meanwhile.
+If the runtime has completed an interrupted operation, this module completes it too.  If not,
+this module undoes the operation, or leaves it to its call, which the server calls again.
+The operation's lock is held until then.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Saves the state of one container, and its processes' pidfds, where they survive the daemon."""
+"""Saves the state of a container, and the pidfds of its processes, for a replacement daemon."""
 
 from __future__ import annotations
 

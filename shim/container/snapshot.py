@@ -41,7 +41,7 @@ class ProcessSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class Constants:
-    """What a Create request fixes, and config.json and the options as they were then."""
+    """The fixed values of a Create request, and config.json and the options as they were then."""
 
     request: bytes
     config: dict[str, Any]

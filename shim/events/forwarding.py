@@ -1,8 +1,8 @@
-"""Connections to the manager that takes events: one event at a time, until it is acknowledged.
+"""Connections over which events are sent: one event at a time, until it is acknowledged.
 
-The connection of a daemon that has a keeper goes on after the daemon's death.  The replacement
-knows how much of the event has been sent, and reads the acknowledgement: the manager gets
-the event once.
+If the daemon has a keeper, the connection stays open after the daemon's death.  The replacement
+knows how much of the event has been sent, and reads the acknowledgement, so the manager
+receives the event once.
 
 Source: containerd/ttrpc server.go, which ends no call when nothing more arrives.
 """
@@ -48,7 +48,7 @@ class Forwarding(Protocol):
 
     @property
     def begun(self) -> bytes:
-        """The serialized event that a killed daemon was sending, empty if there is none."""
+        """The serialized event that a killed daemon was sending, or empty."""
 
     async def forward(self, envelope: Envelope) -> None:
         """Send an event, and wait for its acknowledgement.

@@ -372,7 +372,7 @@ async def open_publisher(
 
     With an empty address all events are dropped.  Unless ``journal`` is empty, that file is
     the journal of the first source.  With an active ``deposit`` the delivery of an event
-    goes on after the death of this process.  With what a killed daemon left in
+    goes on after the death of this process.  With the fds of a killed daemon in
     ``inherited``, nothing is delivered before :meth:`EventPublisher.begin`.
     """
     if not address:

@@ -1,4 +1,4 @@
-"""Passes fds over unix sockets.
+"""Sends and receives fds over unix sockets.
 
 ``socket.send_fds`` and ``socket.recv_fds`` ignore their flags (CPython up to 3.13, Lib/socket.py):
 a send could wait, and received fds would be inherited by programs that this process starts.

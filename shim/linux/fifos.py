@@ -1,4 +1,4 @@
-"""Pipes and fifos whose opening never blocks.
+"""Opens pipes and fifos without blocking, and queries them.
 
 A fifo opened O_RDWR has both of its ends: opening it does not wait for a peer,
 writing to it never fails with EPIPE, and unread data stays in it while no reader
@@ -32,7 +32,7 @@ _NO_STREAM = {errno.EISDIR, errno.ELOOP, errno.ENOTDIR, errno.EEXIST}
 
 
 class Fd:
-    """A file descriptor whose holder closes it; a second close does nothing.
+    """A file descriptor that its holder closes; a second close does nothing.
 
     ``number`` is -1 once it is closed.  ``closing`` is called at the first close.
     """

@@ -1,4 +1,4 @@
-"""What /proc and a pidfd show of a process: its ancestors, its threads, its end."""
+"""Reads the ancestors, the threads and the exit of a process from /proc and a pidfd."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Unix sockets: containerd's names for them, and binding as a lock.
+"""Names, binds and connects the unix sockets of shims.
 
 An address is ``unix://`` and a path, or the bare name of an abstract socket.
-Two shims that are started for one pod bind the same address; the second one
-finds the first one's socket and uses it.
+Two ``start`` calls for one pod bind the same address.  Only the first one succeeds; the second
+one uses the first one's socket.
 
 Source: containerd pkg/shim/util_unix.go (SocketAddress, AnonDialer), unix(7).
 """
@@ -231,7 +231,7 @@ def _find_dead(address: str, path: str) -> tuple[int, ...] | None:
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """Return the device, inode and mtime of the socket at ``path``; None if there is none.
+    """Return the device, inode and mtime of the socket at ``path``; None without a socket.
 
     :raises InvalidError: the file at ``path`` is not a socket.
     """

@@ -1,7 +1,7 @@
-"""A process and its descendants: stopped, so that none is missed, and killed together.
+"""Kills a process and all its descendants, which it stops first so that it misses none.
 
-Killing a runtime alone would leave its hook and its other children running; they would
-become children of the nearest subreaper.
+If only a runtime were killed, its hook and its other children would run on, as children of the
+nearest subreaper.
 
 Source: proc_pid_task_children(5); signal(7), SIGSTOP, which no process can ignore.
 """

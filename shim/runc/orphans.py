@@ -1,7 +1,7 @@
-"""The runtime commands of a container that a killed daemon has left running.
+"""Waits for the runtime commands that a killed daemon has left running, or kills them.
 
-They become children of the daemon's parent, which is a subreaper: the fork server.  It is the
-parent of the replacement, too.
+They become children of the fork server, which is a subreaper and the parent of the daemon.
+It is the parent of the replacement, too.
 
 Source: prctl(2) PR_SET_CHILD_SUBREAPER, proc(5).
 """

@@ -1,4 +1,7 @@
-"""The state of the files whose code this process has loaded."""
+"""The inodes and times of the source files that this process has loaded.
+
+The fork server compares them on each call: a change means that the server is outdated.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The daemons that the fork server has given up, since they kept dying.
+"""Records each daemon that the fork server no longer replaces, because it died too often.
 
-Each is one line of JSON in a file in the directory of the fork servers' sockets, and one
-line in the log of the daemon.
+A record is one line of JSON in a file beside the fork servers' sockets, and one line in the
+log of the daemon.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Copies of the fds of daemons, in the fork server.
+"""The keeper: the part of the fork server that keeps copies of daemons' fds and replaces daemons.
 
-The server is the parent of its daemons, and of the orphans of those that have ended.  A
-daemon that is to survive leaves copies of its fds here.  The messages
+The server is the parent of its daemons, and of the orphans of those that have ended.  With
+``survive``, a daemon sends copies of its fds to the keeper.  The messages
 (:mod:`shim.recovery.messages`) come through a channel that a daemon has since its fork, so
 no other process can send any.  When the daemon is killed, the server forks a
 replacement, which inherits the fds.
@@ -96,7 +96,7 @@ class Kept:
 
     @property
     def deadline(self) -> float:
-        """The first of the times, 0 if there is none."""
+        """The first of the times, 0 without any."""
         times = self.claims_until, self.ended_at, self.fork_at
         return min(filter(None, times), default=0.0)
 
@@ -291,7 +291,7 @@ class Keeper:
             self._bury(kept, counts=os.waitstatus_to_exitcode(status) != MOVED)
 
     def expire(self) -> None:
-        """Do what is due at this time."""
+        """Handle the deadlines that have passed."""
         now = time.monotonic()
         for kept in [kept for kept in self._timed if kept.deadline <= now]:
             if 0 < kept.claims_until <= now:
@@ -300,7 +300,7 @@ class Keeper:
                 self._bury(kept)
 
     def due(self) -> list[Kept]:
-        """Return those whose daemon has to be replaced now; see :meth:`attach`."""
+        """Return the daemons to replace now; see :meth:`attach`."""
         now = time.monotonic()
         return [kept for kept in self._timed if 0 < kept.fork_at <= now]
 

@@ -1,9 +1,9 @@
-"""Checks a daemon of another fork server that asks to be kept by this one.
+"""Checks a daemon of another fork server that asks to move to this one.
 
-The socket of a fork server can be reached only by root, or the one user, and the kernel
-has checked the user and the group of the daemon.  Such a process can do anything that the
-server can.  The checks here are against mistakes: a container that the socket was
-mounted into, a process that is no daemon, and a version that cannot be continued.
+Only the user that runs a fork server, usually root, can connect to its socket, and the kernel
+reports the user and the group of the daemon.  Such a process can do anything that the server
+can.  So these checks only prevent mistakes: a socket that was mounted into a container, a
+process that is no daemon, and a state of a version that this code cannot read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST = 4096
 def refusal(pid: int, pidfd: int, versions: str) -> str:
     """Return why the process ``pid`` is not kept; empty if it is.
 
-    ``pidfd`` and ``versions``, those of its states as JSON, are what it sent.
+    ``pidfd`` and ``versions``, those of its states as JSON, are from its request.
     """
     if not pid:
         return "it is in another pid namespace"

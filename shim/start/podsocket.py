@@ -1,7 +1,7 @@
-"""The socket of a container or a pod, whose listener is the lock of the pod.
+"""Binds the socket of a container or a pod, so that concurrent ``start`` calls make one daemon.
 
-A ``start`` binds it, or finds the shim that serves it and queries its version.  For a
-container that shares a daemon with others, :mod:`shim.start.sharedsocket` does.
+The first ``start`` binds the socket.  Any other finds the shim that listens on it, and queries
+its version.  :mod:`shim.start.sharedsocket` does this for a container in a shared daemon.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Place:
     first: Reservation | None = None
 
     def close(self) -> None:
-        """Remove the socket, whose address no client has, and close the listener."""
+        """Remove the socket and close the listener; no client has the address yet."""
         if self.listener is not None:
             sockets.remove_bound(self.listener, self.bound)
 

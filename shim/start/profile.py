@@ -1,7 +1,7 @@
 """The settings of a daemon and the attributes of its process, for its replacement.
 
 A daemon copies most of the attributes from its caller (:mod:`shim.start.children`), which
-has ended when the daemon is killed.  So the daemon leaves them with the keeper as JSON.
+may have ended when the daemon is killed.  So the daemon saves them with the keeper, as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a replacement needs to be the same process.
+    """The settings and attributes that a replacement takes on, to equal the killed daemon.
 
     ``answer`` is the output of ``start``.  ``title`` are the words that ``ps`` shows.
     ``limits`` are pairs of the soft and the hard one, by their names in :mod:`resource`.
@@ -112,7 +112,7 @@ class Profile:
             raise InvalidError(f"the state of a daemon is malformed: {exc!r}") from None
 
     def leave(self, channel: socket.socket, listener: socket.socket, caller: Caller) -> None:
-        """Leave with the keeper what a replacement needs in any case.
+        """Send the keeper this profile, and the fds that every replacement needs.
 
         :raises OSError: no fd is left, or the keeper has ended.
         """

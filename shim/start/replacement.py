@@ -1,4 +1,7 @@
-"""A child of the fork server that goes on in the place of a daemon that was killed."""
+"""A child of the fork server that takes the place of a killed daemon.
+
+It has inherited copies of the daemon's fds, reads the saved states and serves the same socket.
+"""
 
 from __future__ import annotations
 

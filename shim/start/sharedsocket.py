@@ -1,11 +1,11 @@
 """The sockets of daemons that several containers share.
 
 The daemons of a set are numbered.  A ``start`` asks them in order: it joins the first one
-that accepts its reservation, or binds the first socket that no daemon serves.  The listener
-is the lock of a number, as it is for a pod (:mod:`shim.start.podsocket`).
+that accepts its reservation, or binds the first socket that no daemon serves.  A socket with
+a listener is taken, as for a pod (:mod:`shim.start.podsocket`).
 
-A daemon that has as many containers as it may have, that is stopped, or that does not reply
-is passed over.  A daemon that ends during the query is succeeded.
+``start`` passes over a daemon that is full, is stopped or does not reply.  If a daemon ends
+during the query, ``start`` binds a new socket for its number.
 """
 
 from __future__ import annotations

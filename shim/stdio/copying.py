@@ -1,4 +1,4 @@
-"""Relays that read and write their bytes, for terminals: faster than splice(2) there.
+"""Relays that read(2) and write(2), which is faster than splice(2) for terminals.
 
 Source: pty(7); drivers/tty/n_tty.c for the effect of a hang-up.
 """

@@ -1,7 +1,7 @@
-"""A process's fds that outlive this daemon: the keeper holds a copy of each.
+"""Keeps copies of a process's stdio fds in the fork server, for a replacement of this daemon.
 
-The name of an fd is its role.  The keeper has no fd that was closed, so a replacement needs
-no record of the streams that have ended.
+Each copy is named after its role, such as ``stdin``.  The keeper closes a copy when the daemon
+closes its fd.  So the names that are left show which streams have not ended.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The relays of ``spool`` and ``drop`` in a daemon that may be killed and replaced.
 
-No byte is only in this process.  Between two pipes or a terminal bytes are spliced.  To
-store them, they go through the pipe ``intake``, and stored bytes leave through the pipe
-``outlet``.  The record in a memfd tells which bytes of both pipes the store has, too: a
-daemon that goes on discards these.
+No byte is in this process only.  Bytes between two pipes, or a terminal and a pipe, are
+spliced.  Bytes to be stored go through the pipe ``intake``, and stored bytes leave through the
+pipe ``outlet``.  A record in a memfd counts the bytes in both pipes that the store has, too; a
+replacement discards these from the pipes.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ class Stdio:
                 self._helpers.append(helper)
 
     def _open_stages(self, name: str) -> Stages | None:
-        """Return what a relay needs to store output that survives this daemon; it is owned.
+        """Return the pipes and the record for storing output that survives this daemon; owned.
 
         None if output is not stored, or need not survive.
         """
@@ -262,7 +262,7 @@ class Stdio:
         return self._own_stages(Stages.open(self._kept, name))
 
     def _take_stages(self, name: str) -> Stages | None:
-        """Return what a relay of a daemon that was killed left; it is owned."""
+        """Return the pipes and the record that a relay of a killed daemon used; owned."""
         if self._overflow is None:
             return None
         from shim.stdio.keptoverflow import Stages

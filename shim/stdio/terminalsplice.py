@@ -1,6 +1,6 @@
-"""Relays between a terminal and fifos that never have a byte in this process.
+"""Relays between a terminal and fifos that only splice, so that no byte is in this process.
 
-A daemon that is killed at any moment then loses no byte and leaves none to come twice.
+So a kill of the daemon at any moment loses no byte and repeats none.
 Output goes through a pipe, of which the keeper has a copy.
 
 Source: copy_splice_read and iter_file_splice_write in Linux fs/splice.c; n_tty_write in

@@ -1,4 +1,4 @@
-"""ttrpc for plain threads: a channel whose coroutines never suspend.
+"""ttrpc for plain threads: the coroutines of its channel never suspend.
 
 An adapter of :mod:`.calls` and :mod:`.protocol` for threads.  :func:`run` drives a
 coroutine of such a channel: instead of suspending, the coroutine blocks its thread.

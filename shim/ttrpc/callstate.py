@@ -1,6 +1,6 @@
 """The state of a kept connection: its running calls and its unsent replies, as JSON.
 
-See :mod:`shim.ttrpc.kept`.  A later version of this program may read what this one has written.
+See :mod:`shim.ttrpc.kept`.  A later version of this program may read a state of this one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _quoted = json.JSONEncoder().encode
 
 
 class CallState(NamedTuple):
-    """What a record's state has: running calls, and ``unsent`` replies.
+    """The state in a record: the running ``calls``, and the ``unsent`` replies.
 
     ``at`` is the number of bytes that the record had sent when ``unsent`` began.
     """

@@ -1,6 +1,6 @@
-"""One connection of a ttrpc server: a task that reads, a task that writes, a task a call.
+"""One connection of a ttrpc server: a reading task, a writing task, and one task for each call.
 
-:mod:`shim.ttrpc.server` has the rules of when a call is cancelled, and what is limited.
+:mod:`shim.ttrpc.server` has the rules for cancelling calls, and the limits.
 """
 
 from __future__ import annotations
@@ -249,13 +249,13 @@ class Connection:
         self._flush()
 
     def _started(self, event: RequestReceived) -> None:
-        """Do what is to be done before a method runs that is not immediate."""
+        """Called before a method runs that is not immediate."""
 
     def _ended(self, stream_id: int) -> None:
-        """Do what is to be done once its reply is queued."""
+        """Called once the reply of such a method is queued."""
 
     def _closed(self) -> None:
-        """Do what is to be done once the socket is closed; calls may still be running."""
+        """Called once the socket is closed; calls may still be running."""
 
     def _answer(self, call: Call) -> None:
         if call.stream.reply is None:

@@ -1,7 +1,7 @@
-"""Connections that go on after the death of their server, with no call lost or damaged.
+"""Server connections that stay open after the server is killed, with no call lost or damaged.
 
-A server with a :class:`ConnectionStore` leaves copies of its connections, and a
-:class:`Record` of each, where a replacement gets them.  A record holds at any moment
+A :class:`ConnectionStore` keeps a copy of each connection, and a :class:`Record` of its calls,
+for a replacement of the server.  At any moment a record has
 
 - the received part of an incomplete frame; whole requests stay in the socket until their
   methods have begun, or have returned if they are immediate;
@@ -42,7 +42,7 @@ _OVERHEAD = 64
 
 
 class Record(Protocol):
-    """What a replacement needs of one connection; each method is exact at any death."""
+    """The bytes and calls of one connection, exact even if the server is killed in a method."""
 
     @property
     def sent(self) -> int:
@@ -79,17 +79,17 @@ class Record(Protocol):
         """
 
     def leave(self) -> None:
-        """Close the record, and leave the copies to a replacement."""
+        """Close the record; the copies stay for a replacement."""
 
     def close(self) -> None:
-        """Close the record, and have the copies closed.  A second call does nothing."""
+        """Close the record and its copies.  A second call does nothing."""
 
 
 class ConnectionStore(Protocol):
-    """Where a server leaves its connections."""
+    """Keeps copies of a server's connections."""
 
     def open(self, fd: int) -> Record | None:
-        """Leave a copy of the connection ``fd``; None if nothing keeps it."""
+        """Keep a copy of the connection ``fd``; return None if no keeper takes it."""
 
 
 class Resumed(NamedTuple):
@@ -100,7 +100,7 @@ class Resumed(NamedTuple):
 
 
 class KeptListener(trio.abc.Listener[trio.SocketStream]):
-    """Owns ``listener``, and leaves a copy of each connection as soon as it is accepted.
+    """Owns ``listener``, and has the store copy each connection as soon as it is accepted.
 
     A server that is killed between the two closes the connection; no call is lost.
     ``records`` has the record of each connection that has one; the user of the connection
@@ -207,7 +207,7 @@ class KeptConnection(Connection):
         self._called.clear()
 
     def _restore(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        """Do again what the killed server had begun.
+        """Send the rest of the saved replies, and call the methods of the saved calls again.
 
         :raises InvalidError: the state is damaged.
         """
@@ -310,7 +310,7 @@ class KeptConnection(Connection):
         self._changed = False
 
     def _send(self) -> None:
-        """Send of the saved replies what the socket takes.
+        """Send as many bytes of the saved replies as the socket accepts.
 
         :raises OSError: it takes nothing, or the peer is gone.
         """

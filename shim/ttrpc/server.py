@@ -1,7 +1,7 @@
-"""Services over ttrpc connections on trio: one task a call, one writer a connection.
+"""A ttrpc server on trio, and its rules: when a method runs, and when it is cancelled.
 
-:mod:`shim.ttrpc.protocol` parses frames, and the services implement the methods.  This
-module decides when a method runs and when it is cancelled:
+:mod:`shim.ttrpc.protocol` parses frames, the services implement the methods, and
+:mod:`shim.ttrpc.connection` follows these rules:
 
 - A call is cancelled at its deadline and when the server ends.  The methods named in
   ``cancellable`` (those that only wait) are also cancelled when the caller's connection
