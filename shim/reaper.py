@@ -1,4 +1,4 @@
-"""The only code that spawns a process or waits for one.
+"""The reaper: only it makes child processes (with ``shim.spawning``) and waits for them.
 
 Every known process is watched through its pidfd, so no exit status can be attributed
 to a process with a recycled pid.  The kernel does not recycle the pid of an unreaped
@@ -13,14 +13,11 @@ Source: waitid(2), pidfd_open(2), prctl(2) PR_SET_CHILD_SUBREAPER.
 
 from __future__ import annotations
 
-import fcntl
-import gc
 import os
 import signal
-import sys
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -29,9 +26,9 @@ from shim.child import Child
 from shim.errors import NotFoundError
 from shim.exit import UNKNOWN_STATUS, Exit
 from shim.linux import libc
-from shim.linux.libc import set_name, set_title, thp_of_children
 from shim.linux.processes import is_descendant, is_gone, reaped_status
 from shim.scope import background
+from shim.spawning import fork_helper, spawn_program
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -84,37 +81,7 @@ class Reaper:
             os/exec, which managers match, and a remedy.
         :raises OSError: it cannot be executed, or a limit of processes or fds was reached.
         """
-        dups: list[tuple[int, int]] = []
-        wanted = {0: -1, 1: -1, 2: -1} | dict(fds or {})
-        # A dup2 onto a number that is the source of a later entry would give the child
-        # the wrong file, so each source is duplicated above the highest number.  This
-        # also avoids a dup2 of a number onto itself, which would stay close-on-exec.
-        floor = max(wanted) + 1
-        moved: list[int] = []
-        null = -1
-        try:
-            for number, source in sorted(wanted.items()):
-                if source < 0:
-                    if null < 0:
-                        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-                        moved.append(null)
-                    source = null
-                if source < floor:
-                    source = _dup_above(source, floor)
-                    moved.append(source)
-                dups.append((source, number))
-            pid = _spawn(argv, os.environ if env is None else env, dups, directory)
-        except FileNotFoundError:
-            if "/" in argv[0]:
-                text = f"fork/exec {argv[0]}: no such file or directory"
-            else:
-                text = f'exec: "{argv[0]}": executable file not found in $PATH'
-            raise NotFoundError(f"{text}; install it or correct its name") from None
-        except OSError as exc:
-            raise OSError(exc.errno, exc.strerror, f"fork/exec {argv[0]}") from None
-        finally:
-            for fd in moved:
-                os.close(fd)
+        pid = spawn_program(argv, os.environ if env is None else env, fds or {}, directory)
         return self._watch_new(pid)
 
     def fork(self, title: Sequence[str], work: Callable[[], object], keep: Sequence[int]) -> Child:
@@ -126,17 +93,7 @@ class Reaper:
 
         :raises OSError: a limit of processes or fds was reached.
         """
-        sys.stderr.flush()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            pid = os.fork()
-        except BaseException:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            raise
-        if pid == 0:
-            _work_in_child(title, work, keep)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return self._watch_new(pid)
+        return self._watch_new(fork_helper(title, work, keep))
 
     @contextmanager
     def runtime_running(self) -> Iterator[None]:
@@ -395,54 +352,6 @@ def _sigchld(reap: Callable[[], None]) -> Iterator[int]:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
         if before is not None:  # None: a handler that is not Python's
             signal.signal(signal.SIGCHLD, before)
-
-
-def _spawn(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    dups: Sequence[tuple[int, int]],
-    directory: str | None,
-) -> int:
-    with thp_of_children():
-        try:
-            return libc.spawn(argv, env, dups, directory)
-        except (FileNotFoundError, NotADirectoryError):
-            # The directory or the program is missing.
-            if directory is None or os.path.isdir(directory):  # noqa: PTH112 - a plain string
-                raise
-            return libc.spawn(argv, env, dups, "/")
-
-
-def _work_in_child(
-    title: Sequence[str], work: Callable[[], object], keep: Sequence[int]
-) -> NoReturn:
-    """Run ``work`` in the child of :meth:`Reaper.fork`, and exit."""
-    status = 1
-    try:
-        gc.disable()  # a collection would copy every page that is shared with the parent
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        first = 3
-        for fd in sorted(keep):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
-        set_name(title[0])
-        set_title(list(title))
-        work()
-        status = 0
-    except BaseException as exc:
-        log.crash("helper process failed", exc, title=" ".join(title))
-    finally:
-        os._exit(status)
-
-
-def _dup_above(fd: int, floor: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor)
 
 
 def _shell_status(status: int) -> int:

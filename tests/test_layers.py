@@ -19,7 +19,7 @@ LAYERS = [
     {"shim.service", "shim.ownservice"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
-    {"shim.api", "shim.reaper", "shim.hostfile"},
+    {"shim.api", "shim.reaper", "shim.spawning", "shim.hostfile"},
     {"shim.recovery"},
     {"shim.errors", "shim.scope", "shim.log", "shim.records", "shim.ttrpc", "shim.linux"}
     | {"shim.child", "shim.exit"}
@@ -166,7 +166,10 @@ def test_only_the_reaper_spawns_and_waits() -> None:
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
     start = {f"shim/start/{name}.py" for name in ("bootstrap", "keeper", "newserver", "server")}
-    assert culprits == {"shim/reaper.py", "shim/api/generate.py", "shim/delete.py"} | start
+    daemon = {"shim/reaper.py", "shim/spawning.py"}
+    assert culprits == {"shim/api/generate.py", "shim/delete.py"} | daemon | start
+    spawning = [p for p in modules("shim") if "shim.spawning" in " ".join(imports_of(p))]
+    assert spawning == [ROOT / "shim/reaper.py"]
 
 
 def test_text_of_the_kernel_and_trees_have_one_way_each() -> None:
