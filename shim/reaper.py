@@ -17,6 +17,7 @@ import os
 import signal
 import time
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -31,7 +32,7 @@ from shim.scope import background
 from shim.spawning import fork_helper, spawn_program
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from shim.recovery.deposit import Deposit
 
@@ -144,10 +145,11 @@ class Reaper:
         child = Child(pid, pidfd)
         if _is_own_child(pidfd):
             self._children[pid] = child
-            self._nursery.start_soon(self._wait_for, child, pidfd)
+            read_exit = partial(self._read_exit, child)
         else:
             self._inherited.add(child)
-            self._nursery.start_soon(self._wait_for_inherited, child, name, deposit)
+            read_exit = partial(self._read_inherited_exit, child, name, deposit)
+        self._nursery.start_soon(self._wait_for, child, read_exit)
         return child
 
     def kill_orphan(self, pid: int) -> None:
@@ -194,24 +196,24 @@ class Reaper:
         except ProcessLookupError:
             raise NotFoundError(f"there is no process {pid}") from None
         child = self._children[pid] = Child(pid, pidfd)
-        self._nursery.start_soon(self._wait_for, child, pidfd)
+        self._nursery.start_soon(self._wait_for, child, partial(self._read_exit, child))
         return child
 
-    async def _wait_for_inherited(self, child: Child, name: str, deposit: Deposit) -> None:
+    async def _wait_for(self, child: Child, read_exit: Callable[[], Awaitable[bool]]) -> None:
+        """Wait for the end of ``child``, and set its exit.
+
+        ``read_exit`` sets the exit of a process that has ended, and returns whether it could.
+        """
         deadline = 0.0
-        while True:
+        while child.exit is None:
             try:
                 await trio.lowlevel.wait_readable(child.pidfd)
             except trio.ClosedResourceError:
                 return
-            if (known := await deposit.exit_of(name)) is not None:
-                status, ended_at = known
-                self._set_exit(child, Exit(child.pid, _shell_status(status), ended_at))
+            if await read_exit():
                 return
-            if is_gone(child.pidfd):
-                self._set_reaped(child)
-                return
-            # Its parent is neither this process nor the keeper, or the keeper is stopped.
+            # Its parent, which could reap it, is neither this process nor the keeper, or
+            # the keeper is stopped.
             now = trio.current_time()
             deadline = deadline or now + _ORPHAN_LIMIT
             if now >= deadline:
@@ -219,31 +221,25 @@ class Reaper:
                 return
             await trio.sleep(_ORPHAN_PAUSE)
 
-    async def _wait_for(self, child: Child, pidfd: int) -> None:
-        deadline = 0.0
-        while child.exit is None:
-            try:
-                await trio.lowlevel.wait_readable(pidfd)
-            except trio.ClosedResourceError:
-                return
-            if self._reap(child, pidfd):
-                return
-            # It ended, but its parent, which could reap it, still exists.
-            now = trio.current_time()
-            deadline = deadline or now + _ORPHAN_LIMIT
-            if now >= deadline:
-                self._set_unknown(child, "its parent did not end")
-                return
-            await trio.sleep(_ORPHAN_PAUSE)
+    async def _read_exit(self, child: Child) -> bool:
+        return self._reap(child)
 
-    def _reap(self, child: Child, pidfd: int) -> bool:
+    async def _read_inherited_exit(self, child: Child, name: str, deposit: Deposit) -> bool:
+        if (known := await deposit.exit_of(name)) is not None:
+            status, ended_at = known
+            self._set_exit(child, Exit(child.pid, _shell_status(status), ended_at))
+        elif is_gone(child.pidfd):
+            self._set_reaped(child)
+        return child.exit is not None
+
+    def _reap(self, child: Child) -> bool:
         """Reap ``child`` if it is a zombie of ours; return whether ``child.exit`` is set."""
         if child.exit is not None:
             return True
         try:
-            info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+            info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            if not is_gone(pidfd):
+            if not is_gone(child.pidfd):
                 return False
             self._set_reaped(child)
             return True
@@ -286,7 +282,7 @@ class Reaper:
             child = self._children.get(info.si_pid)
             if child is None:
                 os.waitid(os.P_PID, info.si_pid, os.WEXITED | os.WNOHANG)
-            elif not self._reap(child, child.pidfd):
+            elif not self._reap(child):
                 return
 
     def _forget(self) -> None:
