@@ -1,7 +1,7 @@
-"""One implementation of the library for trio, asyncio and threads.
+"""Lets each function of the library be written once for trio, asyncio and threads.
 
-A function of the library is a coroutine function whose first parameter is a
-:class:`Backend`.  :func:`portable` and :func:`portable_block` turn it into a function for
+A function of the library is a coroutine function with a :class:`Backend` as its first
+parameter.  :func:`portable` and :func:`portable_block` turn it into a function for
 trio; its attribute ``on`` returns the same function for another backend.  A backend
 implements connecting and waiting on one framework; the coroutines await nothing else.
 
@@ -172,7 +172,7 @@ TRIO = Trio()
 
 
 def running_framework() -> str:
-    """Return the framework whose task calls this: ``trio``, ``asyncio`` or an empty string."""
+    """Return the framework of the calling task: ``trio``, ``asyncio`` or an empty string."""
     lowlevel = sys.modules.get("trio.lowlevel")
     if lowlevel is not None and lowlevel.in_trio_task():
         return "trio"
@@ -209,7 +209,7 @@ def portable(
 
 
 class PortableBlock(Protocol[P, R_co]):
-    """The same as :class:`Portable` for what is used with ``async with``."""
+    """The same as :class:`Portable` for a block of ``async with``."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[R_co]: ...
 
@@ -235,7 +235,7 @@ def portable_block(
 
 
 class Block(AbstractAsyncContextManager[R], Generic[R]):
-    """A block for ``async with``, which says so if it is used with ``with``."""
+    """A block for ``async with``; with plain ``with`` it raises an error that names the remedy."""
 
     def __init__(self, backend: Backend, manager: AbstractAsyncContextManager[R]) -> None:
         self._backend, self._manager = backend, manager

@@ -1,4 +1,4 @@
-"""The names that are the same on each face of the library: values, errors and files."""
+"""The names that the library has alike for trio, asyncio and threads: values, errors, files."""
 
 from __future__ import annotations
 

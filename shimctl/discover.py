@@ -1,6 +1,6 @@
 """Find every shim v2 on this host, of any implementation and any manager.
 
-A shim is found by one of three: a bundle directory with an ``address`` or
+Any of three things shows a shim: a bundle directory with an ``address`` or
 ``bootstrap.json`` file (of containerd, Docker, CRI-O or shimctl), a socket in
 containerd's socket directory, or a process with a shim's arguments.  Every socket is
 probed with Connect and State, many at once, each for a limited time.  A dead
@@ -202,7 +202,7 @@ def _in_bundles(states: Sequence[str | Path]) -> Iterator[Found]:
 
 
 def _file_at(path: str) -> tuple[int, int] | str:
-    """Return the device and the inode of the file at ``path``; the path if there is none."""
+    """Return the device and the inode of the file at ``path``; the path if it does not exist."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -233,7 +233,7 @@ class _Arguments:
 
 
 def shim_at(address: str) -> int:
-    """Return the pid of the shim whose arguments name the socket ``address``, 0 for none."""
+    """Return the pid of the shim with arguments that name the socket ``address``, 0 for none."""
     name = _path_of(address).rpartition("/")[2]
     return next((shim.pid for shim in _shim_processes() if shim.socket == name), 0)
 

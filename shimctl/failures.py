@@ -1,4 +1,4 @@
-"""The errors of the library that no shim sends."""
+"""The errors that the library itself raises, and no shim sends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class WrongFaceError(ShimError):
-    """A function was called on another framework than its face is for."""
+    """A function was called on another framework than that of its module."""
 
     def __init__(self, face: str, running: str, *, plain: bool = False) -> None:
         wanted = {"trio": "shimctl", "asyncio": "shimctl.aio"}.get(running, "shimctl.blocking")

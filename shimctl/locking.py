@@ -1,6 +1,6 @@
 """Lock a file between processes.
 
-Source: flock(2), whose locks end with the last process that has the file open.
+Source: flock(2): a lock ends with the last process that has the file open.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from shimctl.backend import Backend
 
-CHUNK = 64 * 1024  # bytes, what a fifo holds
+CHUNK = 64 * 1024  # bytes, the size of a fifo
 _LONGEST_LINE = 16 << 20  # bytes
 _UNREAD = "cannot write to stdin: the process has closed it, or has exited"
 
@@ -59,7 +59,7 @@ class _End:
 
 
 class Output(_End):
-    """What a process writes to its stdout or stderr.  Only one task may read at a time."""
+    """The output of a process on its stdout or stderr.  Only one task may read at a time."""
 
     _buffer = b""
 

@@ -1,7 +1,7 @@
-"""A process behind a shim, with its streams: what ``subprocess.Popen`` is for a child.
+"""A process behind a shim with its streams, in the manner of ``subprocess.Popen``.
 
-A shim may keep its ends of the fifos open until Delete.  So each process is waited for in
-the background, and deleted at once when it has exited; then its output ends.
+A shim may keep its ends of the fifos open until Delete, and until then the output does not end.
+So a task in the background waits for each process, and deletes it as soon as it has exited.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Process:
             await self.task.close_io()
 
     def close(self) -> None:
-        """Release what the process holds in this program; its block does this."""
+        """Release the resources of the process in this program; its block does this."""
         os.close(self._done)
         self._done = -1
 
@@ -200,7 +200,7 @@ class _Exchange:
         return math.inf
 
     def move(self) -> None:
-        """Read and write what does not block."""
+        """Read and write as much as does not block."""
         for fd, _ in self._epoll.poll(0):
             if fd == self._done:
                 self._epoll.unregister(fd)

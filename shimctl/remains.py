@@ -1,10 +1,9 @@
 """Find the processes, mounts and cgroups that remain of a container after its deletion.
 
-Some remain if a shim's ``delete`` fails or the runtime hangs.  :func:`traces_of` collects
-where to look before the deletion, while the init process can still be identified: its
-pidfd, and the cgroups on its path that have the container's name.  The kernel may have
-reused a pid that was read from a file.  So that pid counts only if its process is in
-such a cgroup.
+Some remain if a shim's ``delete`` fails or the runtime hangs.  Before the deletion the init
+process can still be identified.  So :func:`traces_of` then opens its pidfd, and notes the
+cgroups on its path that have the container's name.  The kernel may have reused a pid that was
+read from a file, so that pid counts only if its process is in such a cgroup.
 
 Source: runc libcontainer/specconv and cgroups/systemd for the names of cgroups.
 """
@@ -32,7 +31,7 @@ _SHOWN = 8  # the most pids, mounts or cgroups in a message
 
 
 class RemainsError(WrongStateError):
-    """A container could not be removed; the attributes list what remains.
+    """A container could not be removed; the attributes list its remains.
 
     ``processes`` are pids, ``mounts`` and ``cgroups`` are paths.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 def replace_file(
     path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None
 ) -> None:
-    """Write ``content`` to a new file and rename it to ``path``, whose directory exists.
+    """Write ``content`` to a new file and rename it to ``path``; the directory must exist.
 
     A reader gets the old content or the new one.  ``owner`` is the uid and the gid of the
     file, by default this process's.  The umask has no effect on ``mode``.

@@ -1,4 +1,4 @@
-"""The events of a shim as frozen dataclasses, one class a topic.
+"""The events of a shim as frozen dataclasses, one class for each topic.
 
     match event:
         case TaskExit(container_id=name, exit_status=status) if event.is_init:

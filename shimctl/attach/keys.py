@@ -1,4 +1,4 @@
-"""The detach keys: a sequence that is found in the input across the borders of reads.
+"""The detach keys: finds them in the input, also if two reads split the sequence.
 
 Keys that turn out to be no detach sequence are passed on with the next key.
 Bytes in, bytes out; nothing here reads a terminal.

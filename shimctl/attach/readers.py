@@ -1,4 +1,4 @@
-"""Find the processes that read a fifo: it gives each byte to one reader only.
+"""Find the processes that read a fifo, which take bytes from each other.
 
 Source: proc(5) for /proc/PID/fd and fdinfo.
 """

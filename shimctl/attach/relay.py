@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from shimctl.attach.keys import KeyFilter
 
-CHUNK = 64 * 1024  # bytes, what a fifo holds
+CHUNK = 64 * 1024  # bytes, the size of a fifo
 _PIECE = 4096  # bytes that a writable pipe accepts without blocking
 
 

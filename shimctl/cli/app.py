@@ -1,4 +1,4 @@
-"""The commands by name, each imported when it is named; and the classes of all commands.
+"""Imports the module of a command when it is named, and defines the classes of commands.
 
 A module of :mod:`shimctl.cli.commands` has one command, named as the module, and
 declares it with :func:`declare`.  Such a module imports only click and light modules of

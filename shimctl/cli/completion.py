@@ -1,4 +1,4 @@
-"""Shell completion: what click does not do, and a script for bash that shows descriptions.
+"""Shell completion: additions to click's, and a script for bash that shows descriptions.
 
 On every Tab a shell's script runs shimctl with ``_SHIMCTL_COMPLETE`` and the words before
 the cursor.  So the candidates are always those of the installed version.
@@ -134,7 +134,7 @@ def script(shell: str) -> str:
 
 
 def complete(instruction: str) -> int:
-    """Print the candidates that a shell's script asks for; return the exit code."""
+    """Print the candidates for a shell's script; return the exit code."""
     shell, _, action = instruction.partition("_")
     if shell not in SHELLS or action != "complete":
         return FAILED

@@ -1,4 +1,4 @@
-"""Where managers have their configuration, and where in it a runtime is.
+"""The paths of the managers' configuration files, and the place of a runtime in each.
 
 Sources: containerd docs/cri/config.md; dockerd(8); crio.conf(5) and crio.conf.d(5);
 k3s's documentation of its containerd template.
@@ -27,7 +27,7 @@ CRI_PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"
 
 
 def table(value: object, *keys: str) -> dict[str, Any]:
-    """Return the table at ``keys`` in parsed TOML or JSON; empty if there is none."""
+    """Return the table at ``keys`` in parsed TOML or JSON; empty if it does not exist."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, dict) else {}

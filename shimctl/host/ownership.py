@@ -1,7 +1,7 @@
-"""The owners of files on both sides of a copy, and the ids of a user namespace.
+"""Converts the owners of copied files between a container's user namespace and the file system.
 
-A container in a user namespace has other numbers than the file system stores.  An
-archive and ``--archive`` have the container's numbers.
+In a user namespace a container sees other numbers than the file system stores.  Archives, and
+copies with ``--archive``, use the container's numbers.
 
 Source: user_namespaces(7), "uid_map"; OCI runtime specification, config-linux.md, "User
 namespace mappings"; Docker's documentation of ``docker cp`` for the owners of copies.

@@ -1,4 +1,4 @@
-"""Prepare an image on each framework; the work itself needs trio."""
+"""Prepare an image from trio, asyncio or a thread; the work itself runs on trio."""
 
 from __future__ import annotations
 

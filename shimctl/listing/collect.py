@@ -28,12 +28,12 @@ _PREFIX = "containerd-shim-"
 
 
 def rows_of(shims: Iterable[Found]) -> list[Row]:
-    """Return a row for each of ``shims``; what cannot be read is absent from it."""
+    """Return a row for each of ``shims``; a value that cannot be read is absent."""
     return [row_of(found) for found in shims]
 
 
 def row_of(found: Found) -> Row:
-    """Return the row of one container; what cannot be read is absent from it."""
+    """Return the row of one container; a value that cannot be read is absent."""
     row = Row(found, runtime=runtime_name(executable_of(found.bundle, found.shim_pid)))
     if found.pid and found.status in (Status.RUNNING, Status.PAUSED, Status.PAUSING):
         row = replace(row, started_at=_started_at(found.pid))

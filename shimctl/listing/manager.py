@@ -1,7 +1,7 @@
-"""The manager of a container, and its own commands for what shimctl leaves to it.
+"""Finds the manager of a container, and the manager's command for a task that is not shimctl's.
 
 Source: containerd internal/cri/annotations and cri-o internal/annotations; nerdctl
-pkg/labels; moby daemon/internal/libcontainerd, whose namespace is ``moby``; the references
+pkg/labels; moby daemon/internal/libcontainerd for the namespace ``moby``; the references
 of the commands.
 """
 
@@ -23,7 +23,7 @@ class Manager(StrEnum):
     DOCKER = "docker"
     NERDCTL = "nerdctl"
     KUBERNETES = "crictl"
-    CONTAINERD = "ctr"  # a client of containerd without a mark of its own
+    CONTAINERD = "ctr"  # a client of containerd that leaves no mark
 
 
 def manager_of(namespace: str, annotations: Mapping[str, str]) -> Manager:

@@ -1,4 +1,4 @@
-"""Measure the resource usage of containers repeatedly, by their shims' figures.
+"""Measure the resource usage of containers repeatedly, from the figures of their shims.
 
 Every container has a result: without figures it has the reason.
 """

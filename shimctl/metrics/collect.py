@@ -1,7 +1,7 @@
 """Measures every container and every shim of this host once.
 
-Each shim is asked within a time limit, all at the same time, so a shim that does not
-answer delays the result by that limit once.  Such a shim is a result, too.
+All shims are queried at the same time and within one time limit.  So shims that do not answer
+delay the result by that limit only once.  Such a shim is a result, too.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ShimFigures:
 
 @dataclass(slots=True)
 class Snapshot:
-    """What one collection found."""
+    """The results of one collection."""
 
     containers: list[Container] = field(default_factory=list)
     shims: list[ShimFigures] = field(default_factory=list)
@@ -129,7 +129,7 @@ async def _measure(
 
 
 async def _counters(shim: Shim, timeout: float) -> Counters | None:
-    """Ask for the counters of the daemon; None for a shim of another kind or version."""
+    """Read the counters of the daemon; None for a shim of another kind or version."""
     with suppress(ShimError):
         return parsed((await shim.call("Stats", StatsRequest(), timeout)).stats)
     return None
@@ -151,7 +151,7 @@ def parsed(message: AnyMessage) -> Counters | None:
 def pss_of(pid: int) -> int | None:
     """Return a process's memory in bytes, with shared memory divided by its users.
 
-    None if the kernel does not tell.  Source: Linux Documentation/ABI,
+    None if the kernel does not report it.  Source: Linux Documentation/ABI,
     procfs-smaps_rollup.
     """
     with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/smaps_rollup") as file:

@@ -1,4 +1,4 @@
-"""Execs by the user's choice: the user by name, detached, and one that its client left behind.
+"""Execs for ``shimctl exec``: as a user by name, detached, or the end of one of a killed client.
 
 Source: docker exec for the meaning of the options.
 """

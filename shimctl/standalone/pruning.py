@@ -1,10 +1,10 @@
-"""Find what no container needs any more, and remove it: all of it is ours, or of no manager.
+"""Find and remove exited containers of ``shimctl``, unused images, and dead sockets.
 
 - An exited container of ``shimctl`` is removed as ``shimctl delete`` does, but not while a
   process removes it already.
-- An image without a container and without a reference is removed from the image store.  It
-  loses its reference when the source of it has another image.  One with a reference was
-  prepared by that name, and is removed only if the caller wants that.
+- An image without a container and without a reference is removed from the image store.  An
+  image loses its reference when its source has a newer image under that name.  An image with
+  a reference is removed only if the caller wants that.
 - A shim's socket is removed if no process listens on it, no directory of a container
   names it, and it is not new: a shim that starts binds its socket before it listens.
 
@@ -54,7 +54,7 @@ class Leftover:
 async def leftovers(
     states: Sequence[str | Path] = (), *, named_images: bool = False
 ) -> list[Leftover]:
-    """Find what can be removed; ``states`` are further state directories of containerd.
+    """Find all that can be removed; ``states`` are further state directories of containerd.
 
     With ``named_images`` also the unused images that have a reference.
 

@@ -79,7 +79,7 @@ async def dispose_held(
     """Do what :func:`dispose` does, for a caller that holds the lock of the change."""
     address = address or find_address(work)
     exited = await end.on(backend)(work, container, namespace, address)
-    keep_exit(work, exited)  # if the directory cannot be removed, it has ended all the same
+    keep_exit(work, exited)  # if the directory cannot be removed, the container has still ended
     await backend.in_thread(partial(workdir.remove, work))
     if is_alone(work, address):  # those beside it may have been removed at the same time
         ending.remove_dead_socket(address)

@@ -5,8 +5,8 @@ the container wrote.  A new shim gets the directory as a new bundle, without the
 earlier shim; the log is continued.  Events that no manager has acknowledged stay for the new
 shim.
 
-If the run fails, the directory has the exit record of the run before it, so the container
-still is one that has exited and can be started again.
+If the run fails, the directory still has the exit record of the earlier run.  So the container
+counts as exited and can be started again.
 
 Source: Docker's references of ``docker container start`` and ``restart`` for the behaviour.
 """
@@ -87,7 +87,7 @@ async def run_again(found: Found, stop: Callable[[], Awaitable[object]] | None =
             pid = await start_detached(work, found.id, found.namespace, following)
         except BaseException:
             with trio.move_on_after(CLEANUP, shield=True):
-                with suppress(Exception):  # `shimctl rm` reports what remains
+                with suppress(Exception):  # `shimctl rm` reports the remains
                     await end(work, found.id, found.namespace)
                 records.write_exit(str(work), last)
             raise

@@ -1,11 +1,11 @@
-"""How a container is to be stopped: the signal, and the time until SIGKILL.
+"""Find the stop signal of a container, and the time from it until SIGKILL.
 
-The user of the image or of the container chose them, and each manager keeps them elsewhere:
+The image or the user sets both, and each manager records them in another place:
 
 - an annotation in the bundle: ``shimctl run``, CRI-O, and buildah's and umoci's bundles;
 - ``config.v2.json``: Docker;
 - the container's record in containerd: ``ctr``, nerdctl and the CRI plugin;
-- an annotation of nerdctl's own, for the time.
+- an annotation of nerdctl, for the time.
 
 Source: OCI image specification, conversion.md, "Annotation Fields"; moby
 daemon/container/container.go (StopSignal, StopTimeout); nerdctl pkg/labels.
@@ -39,7 +39,7 @@ class Stopping:
 
 
 async def stopping_of(bundle: str | Path, namespace: str, container: str) -> Stopping:
-    """Return how the container in ``bundle`` is to be stopped; what cannot be read is absent."""
+    """Return how to stop the container in ``bundle``; a value that cannot be read is absent."""
     found = in_files(Path(bundle))
     if found.signal:
         return found
@@ -50,7 +50,7 @@ async def stopping_of(bundle: str | Path, namespace: str, container: str) -> Sto
 
 
 def in_files(bundle: Path) -> Stopping:
-    """Return what the bundle and Docker's file about the container have."""
+    """Return the values in the bundle and in Docker's file about the container."""
     config = _read_object(str(bundle / "config.json"))
     annotations = _mapping(config.get("annotations"))
     signal = _text(annotations.get(_ANNOTATION))

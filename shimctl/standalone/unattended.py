@@ -1,7 +1,7 @@
-"""Find the containers of ``run --rm`` that no process removes at their end any more.
+"""Find the containers of ``run --rm`` that will stay: the process that removes them was killed.
 
-Their monitor, or the `shimctl run` that was attached to them, was killed, or could not
-remove them.
+That process is their monitor, or the ``shimctl run`` that was attached to them.  It may also
+have failed to remove them.
 """
 
 from __future__ import annotations

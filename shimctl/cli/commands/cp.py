@@ -60,8 +60,8 @@ async def command(
     it.  Copies belong to the calling user, and in the container to its root, unless -a is
     given.  A copy into a container prints its id.
 
-    Also of a paused container, of one whose shim is dead while its init process runs, and
-    of one that has exited while its rootfs is mounted.
+    This also works for a paused container, for a running one with a dead shim, and for an
+    exited one while its rootfs is mounted.
     """
     from shim.errors import InvalidError
     from shim.text import printable

@@ -1,4 +1,4 @@
-"""What ``shimctl doctor`` checks.  No check changes anything on the host.
+"""The checks of ``shimctl doctor``.  No check changes anything on the host.
 
 A check is a function that returns findings.  Each has a time limit, runs beside the
 others, and its failure is a finding.

@@ -1,6 +1,6 @@
 """Runs a program, or a function that may wait for a disk, for a limited time.
 
-A program that ignores SIGKILL, because it waits for a disk, is left behind: waiting for
+A program that waits for a disk may not end on SIGKILL.  It is left running, because a wait for
 its end would have no bound.
 """
 
@@ -27,7 +27,7 @@ _MOST = 1 << 16  # bytes of the output
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command printed, stdout and stderr in order of arrival.
+    """The output of a command, stdout and stderr in order of arrival.
 
     ``exit_code`` is None if the command did not end in time; it was killed.
     """

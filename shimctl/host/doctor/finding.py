@@ -1,4 +1,4 @@
-"""What a check of ``shimctl doctor`` found, and the report that all checks make.
+"""A finding of one check of ``shimctl doctor``, and the report of all findings.
 
 Pure values.  The order of :class:`Level` is that of the exit code.
 """

@@ -79,7 +79,7 @@ def judge(manager: Manager) -> list[Finding]:
 
 
 def missing(path: str) -> Sequence[str]:
-    """Return what a manager with this PATH does not find."""
+    """Return the programs that a manager with this PATH does not find."""
     lacking = [] if find(names.EXECUTABLE, path) else [names.EXECUTABLE]
     if not find("runc", path) and not find("crun", path):
         lacking.append("runc")

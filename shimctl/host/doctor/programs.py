@@ -29,7 +29,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program and what is done with it.
+    """A program and its use.
 
     ``command`` are the arguments that print the version.  ``needed`` is the feature
     that is missing without the program.  ``features`` are the versions that a feature

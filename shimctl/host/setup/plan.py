@@ -39,7 +39,7 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The changes, what they do not show, and the command that makes them effective.
+    """The changes, remarks on them, and the command that makes them effective.
 
     The first change is that of the manager's own file.
     """
