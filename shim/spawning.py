@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import log
 from shim.errors import NotFoundError
-from shim.linux import libc
 from shim.linux.libc import set_name, set_title, thp_of_children
+from shim.linux.posixspawn import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,12 +86,12 @@ def _spawn(
 ) -> int:
     with thp_of_children():
         try:
-            return libc.spawn(argv, env, dups, directory)
+            return spawn(argv, env, dups, directory)
         except (FileNotFoundError, NotADirectoryError):
             # The directory or the program is missing.
             if directory is None or os.path.isdir(directory):  # noqa: PTH112 - a plain string
                 raise
-            return libc.spawn(argv, env, dups, "/")
+            return spawn(argv, env, dups, "/")
 
 
 def _work_in_child(

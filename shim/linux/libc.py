@@ -1,4 +1,4 @@
-"""The system calls the standard library does not wrap.  The only ctypes in the tree.
+"""The system calls that the standard library does not wrap, through ctypes.
 
 Each function raises OSError as the functions of ``os`` do, and returns the call's result.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import os
 import signal
 import sys
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import mmap
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator
 
-_libc = ctypes.CDLL(None, use_errno=True)
+library = ctypes.CDLL(None, use_errno=True)
 
 # Source: linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
@@ -47,7 +46,7 @@ def _checked(result: int, name: str | None = None) -> int:
     return result
 
 
-def _encoded(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """Return ``text`` as bytes for a system call.
 
     :raises OSError: EINVAL, it contains a NUL byte, which would end the argument.
@@ -61,12 +60,12 @@ def _encoded(text: str) -> bytes:
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
     """mount(2).  ``data`` must be shorter than a page: the kernel truncates it silently."""
     _checked(
-        _libc.mount(
-            _encoded(source),
-            _encoded(target),
-            _encoded(fstype),
+        library.mount(
+            encoded(source),
+            encoded(target),
+            encoded(fstype),
             ctypes.c_ulong(flags),
-            _encoded(data) if data else None,
+            encoded(data) if data else None,
         ),
         target,
     )
@@ -74,7 +73,7 @@ def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "")
 
 def umount2(target: str, flags: int = 0) -> None:
     """umount2(2)."""
-    _checked(_libc.umount2(_encoded(target), flags), target)
+    _checked(library.umount2(encoded(target), flags), target)
 
 
 # Source: linux/mount.h, linux/fcntl.h, asm-generic/unistd.h: these numbers are the
@@ -94,13 +93,13 @@ _MS_PRIVATE = 1 << 18
 
 def _syscall(number: int, name: str | None, *args: int | bytes) -> int:
     wide = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    return _checked(_libc.syscall(ctypes.c_long(number), *wide), name)
+    return _checked(library.syscall(ctypes.c_long(number), *wide), name)
 
 
 def open_tree(path: str, *, recursive: bool) -> int:
     """Clone the mount at ``path``, or the tree of mounts; return its fd.  open_tree(2)."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return _syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, _encoded(path), flags)
+    return _syscall(_SYS_OPEN_TREE, path, _AT_FDCWD, encoded(path), flags)
 
 
 class _MountAttr(ctypes.Structure):
@@ -122,7 +121,7 @@ def move_mount(tree: int, target: str) -> None:
     _syscall(
         _SYS_MOVE_MOUNT,
         target,
-        *(tree, b"", _AT_FDCWD, _encoded(target), _MOVE_MOUNT_F_EMPTY_PATH),
+        *(tree, b"", _AT_FDCWD, encoded(target), _MOVE_MOUNT_F_EMPTY_PATH),
     )
 
 
@@ -136,10 +135,10 @@ def exchange(one: str, other: str) -> None:
         or the C library cannot do it.
     """
     try:
-        call = _libc.renameat2
+        call = library.renameat2
     except AttributeError:  # musl before 1.2.6
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), other) from None
-    result = call(_AT_FDCWD, _encoded(one), _AT_FDCWD, _encoded(other), _RENAME_EXCHANGE)
+    result = call(_AT_FDCWD, encoded(one), _AT_FDCWD, encoded(other), _RENAME_EXCHANGE)
     _checked(result, other)
 
 
@@ -149,23 +148,23 @@ _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # Source: linux/falloc.h
 def punch_hole(fd: int, offset: int, count: int) -> None:
     """Free the memory of ``count`` bytes of a file; they are read as zeros.  fallocate(2)"""
     mode = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
-    _checked(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(count)))
+    _checked(library.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(count)))
 
 
 _MSG_DONTWAIT, _MSG_NOSIGNAL = 0x40, 0x4000  # Source: linux/socket.h
 _ONE_MESSAGE = (ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int)
-_libc.recvmmsg.argtypes = (*_ONE_MESSAGE, ctypes.c_void_p)
-_libc.sendmmsg.argtypes = _ONE_MESSAGE
+library.recvmmsg.argtypes = (*_ONE_MESSAGE, ctypes.c_void_p)
+library.sendmmsg.argtypes = _ONE_MESSAGE
 
 
 def receive_counted(fd: int, message: int) -> None:
     """Receive into the struct mmsghdr at the address ``message``, without waiting.  recvmmsg(2)"""
-    _checked(_libc.recvmmsg(fd, message, 1, _MSG_DONTWAIT, None))
+    _checked(library.recvmmsg(fd, message, 1, _MSG_DONTWAIT, None))
 
 
 def send_counted(fd: int, message: int) -> None:
     """Send the struct mmsghdr at the address ``message``, without waiting.  sendmmsg(2)"""
-    _checked(_libc.sendmmsg(fd, message, 1, _MSG_DONTWAIT | _MSG_NOSIGNAL))
+    _checked(library.sendmmsg(fd, message, 1, _MSG_DONTWAIT | _MSG_NOSIGNAL))
 
 
 def address_of(buffer: bytes | mmap.mmap) -> int:
@@ -186,7 +185,7 @@ _STACK = 16384
 
 def own_directory() -> None:
     """Stop sharing the working directory with other threads.  unshare(2) CLONE_FS."""
-    _checked(_libc.unshare(_CLONE_FS))
+    _checked(library.unshare(_CLONE_FS))
 
 
 def clone_ended(namespaces: int) -> int:
@@ -201,20 +200,20 @@ def clone_ended(namespaces: int) -> int:
     # It shares our memory: no signal handler of ours may run in it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        end = ctypes.cast(_libc._exit, ctypes.c_void_p)
-        return _checked(_libc.clone(end, top, flags, None))
+        end = ctypes.cast(library._exit, ctypes.c_void_p)
+        return _checked(library.clone(end, top, flags, None))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def set_child_subreaper(*, wanted: bool = True) -> None:
     """Start, or stop, to be the parent of every orphaned descendant.  prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0))
+    _checked(library.prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0))
 
 
 def die_with_parent() -> None:
     """Make the kernel kill us when the thread that forked us ends.  PR_SET_PDEATHSIG, prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    _checked(library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
 
 
 def join_new_session_keyring() -> None:
@@ -223,13 +222,13 @@ def join_new_session_keyring() -> None:
     Source: keyctl_join_session_keyring(3); asm/unistd.h.
     """
     number = 250 if os.uname().machine == "x86_64" else 219
-    keyring = _libc.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION), None)
+    keyring = library.syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION), None)
     _checked(keyring)
 
 
 def set_name(name: str) -> None:
     """Set the name that ``ps -o comm`` shows, truncated to 15 bytes.  prctl(2)."""
-    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]), 0, 0, 0))
+    _checked(library.prctl(_PR_SET_NAME, ctypes.c_char_p(os.fsencode(name)[:15]), 0, 0, 0))
 
 
 # Whether this process has disabled transparent huge pages for itself.
@@ -238,7 +237,7 @@ _thp_disabled = False
 
 def unshare_files() -> None:
     """Stop sharing fds, working directory and umask with other threads.  unshare(2)."""
-    _checked(_libc.unshare(_CLONE_FS | _CLONE_FILES))
+    _checked(library.unshare(_CLONE_FS | _CLONE_FILES))
 
 
 def is_in_memory(path: str) -> bool:
@@ -248,7 +247,7 @@ def is_in_memory(path: str) -> bool:
     """
     # The first member of struct statfs is f_type, a long.
     buffer = (ctypes.c_long * 64)()
-    if _libc.statfs(os.fsencode(path), buffer) == -1:
+    if library.statfs(os.fsencode(path), buffer) == -1:
         return False
     return buffer[0] in _IN_MEMORY
 
@@ -259,8 +258,8 @@ def disable_thp() -> None:
     Its children have none either, unless they are spawned within :func:`thp_of_children`.
     """
     global _thp_disabled
-    if not _checked(_libc.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)):
-        _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+    if not _checked(library.prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)):
+        _checked(library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
         _thp_disabled = True
 
 
@@ -274,11 +273,11 @@ def thp_of_children() -> Iterator[None]:
     if not _thp_disabled:
         yield
         return
-    _checked(_libc.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0))
+    _checked(library.prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0))
     try:
         yield
     finally:
-        _checked(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
+        _checked(library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0))
 
 
 def create_core_cookie() -> None:
@@ -286,12 +285,12 @@ def create_core_cookie() -> None:
 
     Source: Documentation/admin-guide/hw-vuln/core-scheduling.rst.
     """
-    _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_PGID, 0))
+    _checked(library.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_CREATE, 0, _PIDTYPE_PGID, 0))
 
 
 def share_core_cookie(pid: int) -> None:
     """Give this process the core scheduling cookie of ``pid``."""
-    _checked(_libc.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_SHARE_FROM, pid, _PIDTYPE_PID, 0))
+    _checked(library.prctl(_PR_SCHED_CORE, _PR_SCHED_CORE_SHARE_FROM, pid, _PIDTYPE_PID, 0))
 
 
 def tee(source: int, target: int, count: int) -> int:
@@ -302,7 +301,7 @@ def tee(source: int, target: int, count: int) -> int:
     :raises BlockingIOError: the pipe is empty.
     """
     flags = 2  # SPLICE_F_NONBLOCK
-    return _checked(_libc.tee(source, target, ctypes.c_size_t(count), flags))
+    return _checked(library.tee(source, target, ctypes.c_size_t(count), flags))
 
 
 def drop_text() -> None:
@@ -315,17 +314,21 @@ def drop_text() -> None:
     for area, mode, _, _, inode, *_ in lines:
         if mode == b"r-xp" and inode != b"0":
             start, end = (int(word, 16) for word in area.split(b"-"))
-            _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
 
 
 def inotify_init() -> int:
     """Return a new inotify fd, non-blocking and close-on-exec.  inotify(7)."""
-    return _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+    return _checked(library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
     """Watch ``path`` for the events in ``mask``; return the watch descriptor.  inotify(7)."""
-    return _checked(_libc.inotify_add_watch(fd, _encoded(path), mask), path)
+    return _checked(library.inotify_add_watch(fd, encoded(path), mask), path)
+
+
+# Bytes of a sigset_t.  Source: glibc and musl.
+SIGSET = 128
 
 
 # Source: linux/signalfd.h: the flags are those of open(2).
@@ -334,85 +337,8 @@ def signalfd(number: int) -> int:
 
     It is non-blocking and close-on-exec.  signalfd(2).
     """
-    wanted = (1 << number - 1).to_bytes(8, sys.byteorder).ljust(_SIGSET, b"\0")
-    return _checked(_libc.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC))
-
-
-# Source: spawn.h of glibc and of musl, which agree.  The sizes leave room for both.
-_POSIX_SPAWN_SETSIGDEF = 0x04
-_POSIX_SPAWN_SETSIGMASK = 0x08
-_ATTRIBUTES = 1024
-_FILE_ACTIONS = 256
-_SIGSET = 128
-
-
-def _spawn_attributes() -> ctypes.Array[ctypes.c_char]:
-    """Return attributes that give a child default signals and an empty signal mask.
-
-    The set of signals is written as bytes: sigaddset(3) rejects 32 and 33, which the C
-    library reserves.  Without them in the set, a child would inherit them ignored.
-    """
-    attributes = ctypes.create_string_buffer(_ATTRIBUTES)
-    _libc.posix_spawnattr_init(attributes)
-    wanted = _POSIX_SPAWN_SETSIGDEF | _POSIX_SPAWN_SETSIGMASK
-    _libc.posix_spawnattr_setflags(attributes, ctypes.c_short(wanted))
-    defaults = (1 << 64) - 1 & ~(1 << signal.SIGKILL - 1) & ~(1 << signal.SIGSTOP - 1)
-    defaulted = defaults.to_bytes(8, sys.byteorder).ljust(_SIGSET, b"\0")
-    _libc.posix_spawnattr_setsigdefault(attributes, defaulted)
-    _libc.posix_spawnattr_setsigmask(attributes, bytes(_SIGSET))
-    return attributes
-
-
-_child_attributes = _spawn_attributes()
-
-
-def spawn(
-    argv: Sequence[str],
-    env: Mapping[str, str],
-    dups: Iterable[tuple[int, int]],
-    directory: str | None = None,
-) -> int:
-    """Start a program with every signal at its default; return its pid.
-
-    ``argv[0]`` is looked up on our PATH.  ``dups`` are pairs of our fd and the
-    child's fd, duplicated in this order.  ``directory`` is the child's working
-    directory; None keeps ours.  posix_spawn(3).
-    """
-    words = [_encoded(word) for word in argv]
-    where = _encoded(directory or "")
-    actions = ctypes.create_string_buffer(_FILE_ACTIONS)
-    _libc.posix_spawn_file_actions_init(actions)
-    pid = ctypes.c_int()
-    try:
-        for source, number in dups:
-            _returned(_libc.posix_spawn_file_actions_adddup2(actions, source, number))
-        if where:
-            _returned(_libc.posix_spawn_file_actions_addchdir_np(actions, where))
-        error = _libc.posix_spawnp(
-            ctypes.byref(pid),
-            words[0],
-            actions,
-            _child_attributes,
-            (ctypes.c_char_p * (len(words) + 1))(*words),
-            _environment(tuple(env.items())),
-        )
-        _returned(error, argv[0])
-    finally:
-        _libc.posix_spawn_file_actions_destroy(actions)
-    return pid.value
-
-
-@functools.lru_cache(maxsize=1)
-def _environment(pairs: tuple[tuple[str, str], ...]) -> ctypes.Array[ctypes.c_char_p]:
-    """Return the environment as C strings; most programs are started with the same one."""
-    texts = [_encoded(f"{name}={value}") for name, value in pairs]
-    return (ctypes.c_char_p * (len(texts) + 1))(*texts)
-
-
-def _returned(error: int, name: str | None = None) -> None:
-    """Raise the error that a function of the posix_spawn family returned."""
-    if error:
-        raise OSError(error, os.strerror(error), name)
+    wanted = (1 << number - 1).to_bytes(8, sys.byteorder).ljust(SIGSET, b"\0")
+    return _checked(library.signalfd(-1, wanted, os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def set_title(words: list[str]) -> None:
