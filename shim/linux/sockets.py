@@ -22,6 +22,8 @@ from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableErr
 from shim.linux.modes import check_trusted, make_directory, make_trusted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import trio
 
 SOCKET_DIR = "/run/containerd/s"
@@ -198,6 +200,15 @@ def take_over(listener: socket.socket, backlog: int = BACKLOG) -> None:
     Source: unix(7) SO_PEERCRED: the credentials are those of the last listen(2).
     """
     listener.listen(backlog)
+
+
+def accept_of(listener: socket.socket) -> Callable[[], tuple[int, object]]:
+    """Return a function that accepts a connection: it returns the fd, close-on-exec, first.
+
+    ``listener.accept`` makes an object for it, which takes longer than the system call.
+    """
+    accept: Callable[[], tuple[int, object]] = listener._accept  # type: ignore[attr-defined]
+    return accept
 
 
 def _bind(address: str, name: str, backlog: int, kind: int) -> socket.socket:

@@ -16,6 +16,7 @@ import trio
 
 from shim import log
 from shim.errors import InvalidError
+from shim.linux.sockets import accept_of
 from shim.recovery.slot import StateSlot
 from shim.recovery.transfers import Transfers
 from shim.ttrpc.frames import LONGEST
@@ -36,19 +37,24 @@ class Connections:
         self._deposit = deposit
         self._next = 0
 
-    def open(self, fd: int) -> ConnectionRecord | None:
-        """Send the keeper copies of the connection ``fd`` and of its new record."""
-        if not self._deposit.is_active:
-            return None
-        number, self._next = self._next, self._next + 1
+    def accept(self, listener: socket.socket) -> tuple[int, ConnectionRecord | None]:
+        """Accept a connection, and send the keeper copies of it and of its new record."""
+        slot = None
+        if self._deposit.is_active:
+            try:
+                slot = StateSlot.new()
+            except OSError as exc:
+                log.warning("a connection will end with this shim: it has no record", error=exc)
+        if slot is None:
+            return accept_of(listener)()[0], None
+        names = (f"conn/{self._next}", f"calls/{self._next}")
         try:
-            slot = StateSlot.new()
-        except OSError as exc:
-            log.warning("a connection will end with this shim: it has no record", error=exc)
-            return None
-        names = {f"conn/{number}": fd, f"calls/{number}": slot.fd}
-        self._deposit.put(names)
-        return ConnectionRecord(fd, slot, self._deposit, tuple(names))
+            fd = self._deposit.put_accepted(listener, names, slot.fd)
+        except BaseException:
+            slot.close()
+            raise
+        self._next += 1
+        return fd, ConnectionRecord(fd, slot, self._deposit, names)
 
     def resume(self, inherited: Inherited) -> list[Resumed]:
         """Return the connections of the daemon that was killed."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+from array import array
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -19,12 +21,12 @@ import trio
 
 from shim import log
 from shim.linux.fdpassing import send_fds
+from shim.linux.sockets import accept_of
 from shim.recovery import messages
 from shim.recovery.messages import CLAIMED, DROP, EXIT, GIVE, MAX_MESSAGE, PUT, decode, encode
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from shim.linux.fifos import Fd
 
@@ -63,6 +65,29 @@ class Deposit:
         self._send_drops()
         for names in messages.split(list(fds)):
             self._send(encode(PUT, *names), [fds[name] for name in names])
+
+    def put_accepted(self, listener: socket.socket, names: Sequence[str], *others: int) -> int:
+        """Accept a connection; leave copies of it and of ``others`` at once; return its fd.
+
+        If this process is killed between the two system calls, the client's connection ends.
+        So no other work is done there.
+
+        :raises BlockingIOError: the listener is non-blocking, and no client waits.
+        """
+        accept = accept_of(listener)
+        data, fds = encode(PUT, *names), array("i", [-1, *others])
+        if self._channel is None or self._queue:
+            fds[0] = accept()[0]
+            self._send(data, list(fds))
+            return fds[0]
+        send, parts = self._channel.sendmsg, [data]
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        fds[0] = accept()[0]
+        try:
+            send(parts, control)
+        except OSError:  # it is sent later, or the deposit is given up
+            self._send(data, list(fds))
+        return fds[0]
 
     def drop(self, *names: str) -> None:
         """Ask the keeper to close the copies, in the next turn of the event loop."""

@@ -86,10 +86,14 @@ class Record(Protocol):
 
 
 class ConnectionStore(Protocol):
-    """Keeps copies of a server's connections."""
+    """Where a server leaves copies of its connections."""
 
-    def open(self, fd: int) -> Record | None:
-        """Keep a copy of the connection ``fd``; return None if no keeper takes it."""
+    def accept(self, listener: socket.socket) -> tuple[int, Record | None]:
+        """Accept a connection and leave a copy at once; the record is None if nothing keeps it.
+
+        :raises BlockingIOError: no client waits.
+        :raises OSError: no fd or no memory is left.
+        """
 
 
 class Resumed(NamedTuple):
@@ -125,14 +129,16 @@ class KeptListener(trio.abc.Listener[trio.SocketStream]):
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             with suppress(BlockingIOError):
-                sock, _ = self._socket.accept()
+                fd, record = self._store.accept(self._socket)
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
                 try:
                     check_peer(sock)
                 except PeerRefusedError as exc:
                     log.warning("connection refused", error=exc)
                     sock.close()
+                    if record is not None:
+                        record.close()
                     continue
-                record = self._store.open(sock.fileno())
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
                 if record is not None:
                     self.records[stream] = record

@@ -122,6 +122,11 @@ async def serve(
 
     async def resume(one: Resumed) -> None:
         async with _reported(one.stream):
+            try:  # the killed server may not have done so
+                check_peer(one.stream.socket)
+            except PeerRefusedError:
+                one.record.close()
+                raise
             await KeptConnection(one.stream, methods, one.record, resumed=True).run(shutdown)
 
     async with trio.open_nursery() as conversations:
