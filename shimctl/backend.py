@@ -105,10 +105,11 @@ class Trio(Backend):
 
     async def dial(self, address: str, timeout: float) -> Any:
         from shim.linux import sockets
+        from shim.linux.peers import check_server
 
         stream = await sockets.connect(address, timeout)
         try:
-            sockets.check_server(stream.socket, address)
+            check_server(stream.socket, address)
         except BaseException:
             stream.socket.close()
             raise

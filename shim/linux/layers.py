@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 from shim.errors import InvalidError
 from shim.linux import libc
 from shim.linux.idmap import mapped_clone
-from shim.linux.modes import make_directory
-from shim.linux.sockets import make_private_directory
+from shim.linux.modes import make_directory, make_private_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

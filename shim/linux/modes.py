@@ -17,7 +17,7 @@ import os
 import stat
 from contextlib import suppress
 
-from shim.errors import InvalidError
+from shim.errors import InvalidError, UnavailableError
 from shim.text import doing
 
 # The mode of containerd's state directories: other users may traverse, but not list them.
@@ -189,3 +189,20 @@ def _is_outside(uid: int) -> bool:
             return uid == int(file.read())
     except (OSError, ValueError):
         return False
+
+
+def make_private_directory(prefix: str) -> str:
+    """Create a 0700 directory with a path short enough for a socket, and return it."""
+    candidates = (os.environ.get("XDG_RUNTIME_DIR", ""), "/run", "/tmp")
+    for parent in candidates:
+        # 64 leaves room for the directory, a slash and a file in it.
+        if not parent or len(parent) > 64 or not os.access(parent, os.W_OK | os.X_OK):
+            continue
+        path = f"{parent}/{prefix}{os.urandom(6).hex()}"
+        with suppress(OSError, InvalidError):
+            check_trusted(parent)
+            make_directory(path)
+            return path
+    raise UnavailableError(
+        "cannot create a private directory: set XDG_RUNTIME_DIR or make /run writable"
+    )

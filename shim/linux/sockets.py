@@ -16,10 +16,10 @@ import posixpath
 import socket
 import stat
 import struct
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
-from shim.linux.modes import check_trusted, make_directory, make_trusted
+from shim.linux.modes import make_trusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,6 @@ SOCKET_DIR = "/run/containerd/s"
 
 # Bytes of a path that fit into sun_path before its NUL; managers cannot dial longer ones.
 _LONGEST = 107
-_PEERCRED = struct.Struct("iII")  # pid, uid, gid; see SO_PEERCRED in unix(7)
 # Attempts to take over a dead socket.  In each, another process may take it over first
 # and then end; after the last attempt the address counts as in use.
 _ATTEMPTS = 5
@@ -401,56 +400,3 @@ def try_connect(sock: socket.socket, address: str) -> bool:
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as exc:
         raise UnavailableError(f"no process listens on {address}: {exc.strerror}") from None
     return True
-
-
-class HasPeer(Protocol):
-    """A connected Unix socket of the standard library, trio or asyncio."""
-
-    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
-
-
-class Peer(NamedTuple):
-    """The process at the other end of a connection, as it was at connect or listen.
-
-    ``pid`` is 0 if the process is outside our pid namespace.
-    """
-
-    pid: int
-    uid: int
-    gid: int
-
-
-def peer_of(sock: HasPeer) -> Peer:
-    """Return the process at the other end of ``sock``.  SO_PEERCRED, unix(7)."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-    return Peer(*_PEERCRED.unpack(raw))
-
-
-def check_server(sock: HasPeer, address: str) -> None:
-    """Check that root or our own user serves the connection ``sock``, before data is sent.
-
-    :raises InvalidError: another user serves it, and would receive confidential data.
-    """
-    uid = peer_of(sock).uid
-    if uid not in (0, os.geteuid()):
-        raise InvalidError(
-            f"{address} is served by user {uid} and not by root or user {os.geteuid()}: "
-            "nothing was sent; find the process that made the socket, and remove the socket"
-        )
-
-
-def make_private_directory(prefix: str) -> str:
-    """Create a 0700 directory with a path short enough for a socket, and return it."""
-    candidates = (os.environ.get("XDG_RUNTIME_DIR", ""), "/run", "/tmp")
-    for parent in candidates:
-        # 64 leaves room for the directory, a slash and a file in it.
-        if not parent or len(parent) > 64 or not os.access(parent, os.W_OK | os.X_OK):
-            continue
-        path = f"{parent}/{prefix}{os.urandom(6).hex()}"
-        with contextlib.suppress(OSError, InvalidError):
-            check_trusted(parent)
-            make_directory(path)
-            return path
-    raise UnavailableError(
-        "cannot create a private directory: set XDG_RUNTIME_DIR or make /run writable"
-    )

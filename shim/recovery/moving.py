@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import log
 from shim.errors import UnavailableError, WrongStateError
-from shim.linux import sockets
 from shim.linux.fdpassing import send_fds
+from shim.linux.peers import peer_of
 from shim.recovery.messages import GO, READY
 from shim.recovery.versions import WRITTEN
 
@@ -81,7 +81,7 @@ def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_LIMIT)
         sock.connect(path)
-        server = sockets.peer_of(sock)
+        server = peer_of(sock)
         if (server.uid, server.gid) != (os.geteuid(), os.getegid()):
             raise WrongStateError(f"cannot move to the fork server {path}: it is another user's")
         own = os.pidfd_open(os.getpid())

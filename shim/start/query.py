@@ -14,6 +14,7 @@ from grpclib.const import Status
 from shim.api.task_pb2 import ConnectRequest
 from shim.errors import ExistsError, FullError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
+from shim.linux.peers import check_server, peer_of
 from shim.start.launcher import is_stuck
 from shim.ttrpc.protocol import ClientProtocol
 
@@ -56,7 +57,7 @@ def connect(
     deadline = time.monotonic() + timeout
     try:
         with sockets.connect_blocking(address, timeout if wait else _CONNECT) as sock:
-            sockets.check_server(sock, address)
+            check_server(sock, address)
             sock.sendall(frame)
             while data := sock.recv(4096) if wait else _receive(sock, deadline):
                 for reply in protocol.receive_data(data):
@@ -75,7 +76,7 @@ def _receive(sock: socket.socket, deadline: float) -> bytes:
 
     :raises TimeoutError: the deadline has passed, or the peer is stopped.
     """
-    pid = sockets.peer_of(sock).pid  # 0 for a peer in another pid namespace
+    pid = peer_of(sock).pid  # 0 for a peer in another pid namespace
     stuck = 0
     while stuck < 2 and (left := deadline - time.monotonic()) > 0:
         if select.select([sock], [], [], min(_TICK, left))[0]:

@@ -23,6 +23,7 @@ from shim import log
 from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
 from shim.linux.fdpassing import receive_fds
+from shim.linux.peers import peer_of
 from shim.start import children, givenup, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
@@ -275,7 +276,7 @@ class Server:
 
     def _handle_request(self, connection: socket.socket) -> Call | None:
         """Reply to a request of the own user and group; return the call of a ``run``."""
-        pid, uid, gid = sockets.peer_of(connection)
+        pid, uid, gid = peer_of(connection)
         if (uid, gid) != (os.geteuid(), os.getegid()):
             return None
         data, fds, flags = receive_fds(connection, _MAX_REQUEST, 3)

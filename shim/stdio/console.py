@@ -19,7 +19,7 @@ from trio.lowlevel import wait_readable
 from shim.errors import InvalidError, TimedOutError, UnavailableError
 from shim.linux.fdpassing import receive_fds
 from shim.linux.fifos import Fd
-from shim.linux.sockets import make_private_directory
+from shim.linux.modes import make_private_directory
 
 
 class ConsoleSocket:

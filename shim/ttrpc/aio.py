@@ -22,6 +22,7 @@ from grpclib.exceptions import GRPCError, ProtocolError
 from shim import log
 from shim.errors import TimedOutError, status_of
 from shim.linux import sockets
+from shim.linux.peers import check_server
 from shim.ttrpc import calls
 from shim.ttrpc.calls import Call, ConnectionLostError, Metadata, Reply, Request, too_late
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
@@ -50,7 +51,7 @@ async def connect(address: str, timeout: float = 5) -> socket.socket:
             if loop.time() >= deadline:
                 raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
             await asyncio.sleep(sockets.PAUSE)
-        sockets.check_server(sock, address)
+        check_server(sock, address)
     except BaseException:
         sock.close()
         raise

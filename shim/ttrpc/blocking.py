@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from shim.errors import TimedOutError
 from shim.linux import sockets
+from shim.linux.peers import check_server
 from shim.ttrpc import calls
 from shim.ttrpc.calls import Call, ConnectionLostError, Metadata, Reply, Request, too_late
 
@@ -64,7 +65,7 @@ def connect(address: str, timeout: float = 5) -> socket.socket:
             if time.monotonic() >= deadline:
                 raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
             time.sleep(sockets.PAUSE)
-        sockets.check_server(sock, address)
+        check_server(sock, address)
     except BaseException:
         sock.close()
         raise

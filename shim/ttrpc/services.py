@@ -20,13 +20,13 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from shim.errors import InvalidError, ShimError
-from shim.linux.sockets import peer_of
+from shim.linux.peers import peer_of
 from shim.ttrpc.strings import check_strings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping
 
-    from shim.linux.sockets import HasPeer
+    from shim.linux.peers import HasPeer
     from shim.ttrpc.protocol import RequestReceived
 
 Service = TypeVar("Service")

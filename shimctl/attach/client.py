@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.errors import InvalidError, NotFoundError, ShimError, TimedOutError, WrongStateError
-from shim.linux.sockets import peer_of
+from shim.linux.peers import peer_of
 from shim.scope import background
 from shimctl.attach import hub
 from shimctl.attach.keys import KeyFilter

@@ -41,7 +41,7 @@ from trio.lowlevel import wait_readable, wait_writable
 
 from shim import jsontext
 from shim.errors import NotFoundError
-from shim.linux.sockets import check_server
+from shim.linux.peers import check_server
 from shim.scope import background
 from shimctl import locking
 from shimctl.attach.relay import CHUNK

@@ -26,6 +26,7 @@ import trio
 from shim import names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
+from shim.linux.peers import peer_of
 from shim.start import identity, launcher
 from shim.text import explain
 from shim.version import VERSION
@@ -142,7 +143,7 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
             # With a full backlog there is no event to wait for.
             while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
                 await trio.sleep(sockets.PAUSE)
-            pid, uid, _ = sockets.peer_of(connection)
+            pid, uid, _ = peer_of(connection)
             if uid != os.geteuid():
                 raise InvalidError(f"cannot use {path}: its server runs as user {uid}")
             await connection.send(command)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim.linux.sockets import peer_of
+from shim.linux.peers import peer_of
 from shim.names import SHARE
 from shimctl import read_address
 from tests.e2e.test_lifecycle import alive

@@ -18,10 +18,11 @@ from shim.linux.modes import (
     make_directories,
     make_directory,
     make_fifo,
+    make_private_directory,
     make_trusted,
     write_file,
 )
-from shim.linux.sockets import listen, make_private_directory
+from shim.linux.sockets import listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

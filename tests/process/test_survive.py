@@ -21,6 +21,7 @@ from shim import names
 from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import ConnectRequest, ShutdownRequest, WaitRequest
 from shim.linux import sockets
+from shim.linux.peers import peer_of
 from shim.ttrpc.client import open_channel
 from shimctl.host.doctor import servers
 from tests.e2e.waiting import PATIENCE
@@ -85,10 +86,10 @@ async def test_new_clients_have_the_replacement_as_their_peer(surviving: Server)
     """``start`` looks at the peer: one that is stopped answers nothing."""
     daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
     with sockets.connect_blocking(surviving.rig.address, 10) as sock:
-        assert sockets.peer_of(sock).pid == daemon
+        assert peer_of(sock).pid == daemon
     replacement = await replaced(surviving, daemon)
     with sockets.connect_blocking(surviving.rig.address, 10) as sock:
-        assert sockets.peer_of(sock).pid == replacement
+        assert peer_of(sock).pid == replacement
 
 
 async def test_a_replacement_that_no_manager_uses_ends_soon(surviving: Server) -> None:

@@ -12,6 +12,7 @@ import pytest
 import shimctl
 from shim.errors import ExistsError, InvalidError
 from shim.linux import sockets
+from shim.linux.peers import check_server
 from shimctl import aio, blocking
 from shimctl.attach import hub
 
@@ -92,7 +93,7 @@ def test_the_library_sends_nothing_to_another_users_server(face: object, tmp_pat
 def test_the_check_accepts_our_own_user(tmp_path: Path) -> None:
     with served_by(os.geteuid(), tmp_path / "s"), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(tmp_path / "s"))
-        sockets.check_server(sock, "unix://s")
+        check_server(sock, "unix://s")
 
 
 def test_a_hub_of_another_user_is_not_used(tmp_path: Path) -> None:
