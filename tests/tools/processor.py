@@ -4,7 +4,7 @@
 
 Each test adds a line of JSON to FILE: its name, its processor seconds with those of every
 process of its worker, and its wall seconds.  The processor seconds are those of the worker's
-cgroup, so they contain daemons, managers and containers, and any that an earlier test left running.
+cgroup, so they contain daemons, managers and containers, also those that an earlier test left.
 A fixture of a module or a session counts for the test that sets it up or takes it down.
 
 ``python -m tests.tools.processor FILE`` prints the sums by file and the longest tests.
