@@ -174,7 +174,7 @@ class Container:
             self.close()
 
     def release_streams(self) -> None:
-        """Close the streams of an undone Create."""
+        """Close the streams that are kept for a Create or Start that runs again."""
         self._restoring.release_streams()
 
     def close(self) -> None:
@@ -244,6 +244,7 @@ class Container:
 
     async def _start_init(self) -> None:
         if self._parts.image.image_path:
+            await self._restoring.reopen_streams()
             await self._creation.restore(self._parts.image)
         else:
             # If the call is cancelled, the container still starts, and its state
@@ -266,7 +267,10 @@ class Container:
         """
         if replayed and exec_id in self.saved.deleted and exec_id not in self.execs:
             return self.saved.deleted[exec_id]
-        return await self._deletion.delete(self.process(exec_id))
+        exit_ = await self._deletion.delete(self.process(exec_id))
+        if not exec_id:
+            self.release_streams()
+        return exit_
 
     async def kill(self, exec_id: str, number: int, *, all_: bool, replayed: bool = False) -> None:
         """Send a signal to one process, or to all processes of the container.

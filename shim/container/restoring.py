@@ -62,7 +62,9 @@ class Restoring:
         self._creation = creation
         self._freezer = freezer
         self._exits = exits
+        self._parts = parts
         self._held: list[Fd] = []
+        self._must_reopen = False  # the streams of a container that waits to be restored
         # For each exec with a Start under way: its pidfd, -1 if there is none yet.
         self._started: dict[str, int] = {}
         # Set when no operation is under way that a killed daemon began.
@@ -103,8 +105,11 @@ class Restoring:
     ) -> None:
         prefix = self._saved.stdio_prefix(process.id)
         fds = inherited.take_all(prefix)
-        if self._saved.doing == "Create" and process is self._init:
+        is_created = self._saved.doing != "Create"
+        to_restore = is_created and not snapshot.pid and snapshot.state is State.CREATED
+        if process is self._init and (to_restore or not is_created):
             self._hold_streams(fds, inherited)
+            self._must_reopen = to_restore
         if snapshot.stdio is not None:
             process.set_stdio(
                 restore_stdio(
@@ -116,7 +121,7 @@ class Restoring:
                     prefix=prefix,
                 )
             )
-            if process.pid and self._saved.doing != "Create":
+            if process.pid and is_created:
                 await process.connect_stdio()
         else:
             for role, number in fds.items():
@@ -136,7 +141,7 @@ class Restoring:
         """Keep the manager's fifos open until :meth:`release_streams`.
 
         Otherwise its readers would see the end of the output before the Create, which is
-        undone, runs again.
+        undone, runs again, or before Start restores the container from a checkpoint.
         """
         prefix = f"hold/{self._id}/"
         held = {role: Fd(number) for role, number in inherited.take_all(prefix).items()}
@@ -147,9 +152,22 @@ class Restoring:
         self._host.deposit.hold({prefix + role: fd for role, fd in held.items()})
 
     def release_streams(self) -> None:
-        """Close the fifos of the interrupted Create: it has run again, or will not."""
+        """Close the fifos that are kept: they were opened again, or will not be."""
         for fd in self._held:
             fd.close()
+
+    async def reopen_streams(self) -> None:
+        """Open the streams again before Start restores the container from a checkpoint.
+
+        Create has opened them, and only the killed daemon had the process's ends.
+
+        :raises ShimError, OSError: a stream cannot be opened.
+        """
+        if self._must_reopen:
+            await self._init.discard_stdio()
+            await self._parts.open_stdio(self._init)
+            self._must_reopen = False
+            self.release_streams()
 
     def _child_of(self, process: Process, pidfd: int, name: str) -> Child:
         """Return the child of ``process``, which may have ended."""

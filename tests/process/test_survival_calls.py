@@ -24,7 +24,7 @@ from tests.process.rig import RESOURCES_URL, alive
 from tests.process.steps import wait_path
 from tests.process.survival import daemon_of
 from tests.stdio.conftest import read_all
-from tests.stdio.whole.client import Streams
+from tests.stdio.whole.client import Streams, close_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +38,21 @@ pytestmark = pytest.mark.cold  # the fork server is the test's own
 # Whether the runtime waits for the test before its work or after it.
 BEFORE = 'wait_for_go; exec runc "$@"'
 AFTER = 'runc "$@"; code=$?; wait_for_go; exit $code'
+
+
+# A runtime that needs no criu: to restore a container, it runs it.
+RESTORING = """case " $* " in *" restore "*)
+    left=$#
+    while [ $left -gt 0 ]; do
+        left=$((left - 1)); word=$1; shift
+        case "$word" in
+        restore) set -- "$@" run;;
+        --image-path | --work-path) left=$((left - 1)); shift;;
+        *) set -- "$@" "$word";;
+        esac
+    done;;
+esac
+exec runc "$@\""""
 
 
 class Gate:
@@ -131,6 +146,69 @@ async def test_a_start_is_completed(rig: Rig, survivors: Start, work: str) -> No
     assert state.status == process_pb2.RUNNING
     await finish(shim)
     assert (rig.rootfs() / "runs").read_text() == "run\n"
+
+
+async def test_a_container_that_waits_to_be_restored_has_its_streams(
+    rig: Rig, survivors: Start
+) -> None:
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    bundle = rig.bundle("c1", "sh", "-c", "echo begin; cat; exit 3")
+    shim = await survivors(bundle)
+    await create_to_restore(shim, bundle, rig.wrapper("restoring", RESTORING), streams)
+    writer = streams.writer()
+    os.write(writer.number, b"input")
+    for _ in range(2):
+        await shim.replace()
+    writer.close()
+    read: list[bytes] = []
+
+    async def read_out() -> None:
+        read.append(await read_all(out))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read_out)  # sees no end before the process has written
+        await shim.start("c1")
+        await shim.task.CloseIO(close_stdin("c1"), timeout=5)
+    await finish(shim, 3)
+    assert read == [b"begin\ninput"]
+
+
+async def test_a_container_that_waits_to_be_restored_leaves_no_stream_when_it_is_deleted(
+    rig: Rig, survivors: Start
+) -> None:
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    shim = await survivors(bundle := rig.bundle("c1", "true"))
+    await create_to_restore(shim, bundle, rig.wrapper("restoring", RESTORING), streams)
+    await shim.replace()
+    await shim.delete("c1")
+    with trio.fail_after(5):
+        assert await read_all(out) == b""
+
+
+async def test_a_restore_is_done_again_with_its_streams(
+    rig: Rig, survivors: Start, work: str
+) -> None:
+    gate = Gate(rig, "restore", work.replace("runc", rig.wrapper("restoring", RESTORING)))
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", "cat; exit 3"))
+    await create_to_restore(shim, bundle, gate.path, streams)
+    await interrupted(shim, gate, lambda: shim.start("c1"))
+    writer = streams.writer()
+    os.write(writer.number, b"input")
+    writer.close()
+    await shim.task.CloseIO(close_stdin("c1"), timeout=5)
+    await finish(shim, 3)
+    assert await read_all(out) == b"input"
+
+
+async def create_to_restore(shim: Survivor, bundle: Path, runtime: str, streams: Streams) -> None:
+    """Create a container that Start restores by ``runtime`` from a checkpoint."""
+    options = shim.rig.options(binary_name=runtime)
+    fields = streams.fields("stdin", "stdout")
+    assert await shim.create(bundle, options=options, checkpoint="/images", **fields) == 0
 
 
 async def test_an_exec_is_followed_and_runs_once(rig: Rig, survivors: Start, work: str) -> None:
