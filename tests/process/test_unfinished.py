@@ -104,7 +104,7 @@ async def test_delete_without_a_daemon_removes_it(rig: Rig) -> None:
         await kill_daemon(rig)
     os.kill(int(mark.read_text()), signal.SIGKILL)
     assert mounts_of(rig)
-    delete(rig, bundle)
+    await delete(rig, bundle)
     await nothing_is_left(rig, "c1")
 
 
