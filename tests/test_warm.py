@@ -133,8 +133,10 @@ def test_a_signal_ends_it(tmp_path: Path, environ: dict[str, str], number: int) 
             assert out.readline() == b"up\n"
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.01)
+            assert process.poll() is None
             process.send_signal(number)
             code = process.wait(60 * PATIENCE)
+            assert process.poll() == code
     os.close(null)
     assert code == -number
 

@@ -68,6 +68,12 @@ class Process:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def poll(self) -> int | None:
+        """Return the exit code as :meth:`wait` does; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, or the negative number of the signal that ended it.
 

@@ -1,7 +1,8 @@
 """A minid of one's own: its file, its process, and the outside view of both.
 
-Its shims come from the test's fork server, and everything is below one directory and in one
-namespace, by which it is found after any process died.
+minid is a fork of a process that has imported it (tests/warm.py), and its shims come from the
+worker's fork server.  Everything else is below one directory and in one namespace, by which it
+is found after any process died.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shim.linux.mounts import unmount_all
-from tests.e2e.leftovers import fork_servers, processes, subdirectories
+from tests import warm
+from tests.e2e.leftovers import processes, subdirectories
 from tests.e2e.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Manager:
         self.namespace = root.name
         self.file = root / "minid.yaml"
         self.state = root / "state"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: warm.Process | subprocess.Popen[bytes] | None = None
         self._log = open(root / "minid.log", "ab")  # noqa: SIM115 - as long as this is
 
     # -- containers ------------------------------------------------------------
@@ -75,22 +77,26 @@ class Manager:
 
     def start(self) -> None:
         """Start it, and do not wait."""
+        with open(os.devnull, "rb") as null:
+            fds = (null.fileno(), self._log.fileno(), self._log.fileno())
+            self.process = warm.start("minid", ["-c", str(self.file)], fds, env=self.environ)
+
+    def start_new(self) -> None:
+        """Start it by its path in a new interpreter, and do not wait."""
         self.process = subprocess.Popen(
             [sys.executable, str(MINID), "-c", str(self.file)],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
-            env=self.environ,
+            env=self.environ | {"PYTHONPATH": str(MINID.parents[1])},
         )
 
     @property
     def environ(self) -> dict[str, str]:
         return os.environ | {
-            "TRIO_SHIM_FORKSERVER": "on",
-            "TRIO_SHIM_FORKSERVER_DIR": str(self.root / "f"),
             "TRIO_SHIM_CONFIG": str(self.root / "shim.toml"),
             "SHIMCTL_IMAGES": str(self.root / "images"),
-            "PYTHONPATH": str(MINID.parents[1]),
+            "PYTHONPATH": f"{MINID.parent}:{MINID.parents[1]}",
         }
 
     def end(self, number: int = signal.SIGTERM) -> int:
@@ -102,14 +108,8 @@ class Manager:
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run its command line beside it."""
-        return subprocess.run(
-            [sys.executable, str(MINID), "-c", str(self.file), *args],
-            capture_output=True,
-            text=True,
-            timeout=60 * PATIENCE,
-            check=False,
-            env=self.environ,
-        )
+        argv = ["-c", str(self.file), *args]
+        return warm.run("minid", argv, env=self.environ, timeout=60 * PATIENCE)
 
     # -- replies ------------------------------------------------------------
 
@@ -214,9 +214,7 @@ class Manager:
             delete = ["runc", "--root", str(state.parent), "delete", "--force", state.name]
             subprocess.run(delete, check=False, capture_output=True)
         deadline = time.monotonic() + 10 * PATIENCE
-        while left := [pid for pid, _ in processes(str(self.root), self.namespace)] + fork_servers(
-            str(self.root)
-        ):
+        while left := [pid for pid, _ in processes(str(self.root), self.namespace)]:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.waiting import PATIENCE, wait_until
+from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.minid.manager import Manager
@@ -25,8 +25,11 @@ ROUNDS = 50
 COUNTERS, ENDERS, RETURNERS = 7, 7, 6
 ENOUGH = 6  # lives of a returner
 
-# Counts without end.
-COUNT = "i=0; while :; do echo $i; i=$((i+1)); usleep 10000; done"
+# Counts without end, and waits between two numbers without a process for it.
+COUNT = (
+    "mkfifo /data/never; exec 3<>/data/never; i=0;"
+    " while :; do echo $i; i=$((i+1)); read -t 0.02 x <&3; done"
+)
 # Lives once: writes a thousand lines at once, and exits after its time.
 END = "sleep {wait}; seq 1 1000; echo {code} >> /data/codes; exit {code}"
 # Comes back: one more code each time, written to the directory before the exit.
@@ -58,7 +61,7 @@ def describe(manager: Manager, chance: random.Random) -> dict[str, dict[str, Any
     for i in range(COUNTERS):
         add(f"count{i}", COUNT, restart="unless-stopped")
     for i in range(ENDERS):
-        add(f"end{i}", END.format(wait=5 + i * 7, code=chance.randrange(256)))
+        add(f"end{i}", END.format(wait=5 + i * 4, code=chance.randrange(256)))
     for i in range(RETURNERS):
         script = RETURN.format(wait=chance.randrange(500_000, 4_000_000))
         policy = ("always", "unless-stopped", "on-failure")[i % 3]
@@ -80,7 +83,7 @@ def test_a_manager_killed_fifty_times_loses_nothing_and_disturbs_nobody(manager:
     since = {one: started_at(pid) for one, pid in pids.items()}
 
     for _ in range(ROUNDS):
-        time.sleep(chance.uniform(0, 1.2) * PATIENCE)
+        time.sleep(chance.uniform(0, 1.2))
         manager.end(signal.SIGKILL)
         time.sleep(chance.choice((0, chance.uniform(0, 0.6))))
         manager.start()

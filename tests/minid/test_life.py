@@ -48,7 +48,7 @@ def test_a_container_gets_what_the_file_gives_it(manager: Manager) -> None:
             stdin="input",
         )
     )
-    manager.start()
+    manager.start_new()
     manager.wait_status("web", "exited")
     assert manager.codes("web") == [0]
     lines = sorted(manager.output("web").splitlines())
