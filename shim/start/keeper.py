@@ -191,7 +191,11 @@ class Keeper:
         if not data:
             return False
         is_whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
-        if not (is_whole and self._has_room(fds) and self._obey(kept, data, fds)):
+        try:
+            is_done = is_whole and self._has_room(fds) and self._obey(kept, data, fds)
+        except OSError:  # an fd of another kind than the message needs
+            is_done = False
+        if not is_done:
             _close_all(fds)
             self._forget(kept)
         return True
@@ -206,6 +210,8 @@ class Keeper:
         except ValueError:
             return False
         if len(fds) != (len(names) if verb == PUT else verb == GIVE):
+            return False
+        if verb == PUT and len({*names}) < len(names):
             return False
         match verb, names:
             case messages.PUT, _:

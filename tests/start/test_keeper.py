@@ -19,6 +19,7 @@ from shim.recovery.messages import (
     CLAIMED,
     DROP,
     EXIT,
+    GIVE,
     MAX_MESSAGE,
     PUT,
     REPLACE,
@@ -174,7 +175,7 @@ def test_a_copy_is_kept_until_it_is_dropped_and_no_program_inherits_it(bench: Be
     [kept] = bench.keeper._all
     assert not is_at_end(reader)
     assert fcntl.fcntl(kept.fds["io/c1//stdout"], fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    daemon.send(DROP, "io/c1//stdout", "unknown")
+    daemon.send(DROP, "io/c1//stdout", "unknown", "io/c1//stdout")
     assert is_at_end(reader)
     os.close(reader)
 
@@ -192,6 +193,7 @@ def test_a_copy_replaces_that_of_the_same_name(bench: Bench) -> None:
     "message",
     [
         encode(PUT, "one", "two"),  # with one fd
+        encode(GIVE),  # a pipe, which is no socket
         encode(DROP, "one"),
         encode(b"unknown"),
         b"put\0\xff",
@@ -212,6 +214,34 @@ def test_a_malformed_message_ends_the_deposit_of_its_daemon_only(
     assert bench.keeper
     for reader, _ in ends:
         os.close(reader)
+
+
+def test_a_message_with_one_name_twice_ends_the_deposit_and_closes_both_copies(
+    bench: Bench,
+) -> None:
+    daemon = bench.daemon()
+    (first, one), (second, other) = os.pipe(), os.pipe()
+    daemon.put("a", "a", fds=[one, other])
+    assert is_at_end(first)
+    assert is_at_end(second)
+    assert not bench.keeper
+    os.close(first)
+    os.close(second)
+
+
+def test_a_daemon_that_moves_without_a_state_is_forgotten(bench: Bench) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    reader, writer = os.pipe()  # no file in memory: a count cannot be read from it
+    with ours:
+        bench.keeper.welcome(os.pidfd_open(os.getpid()), theirs)
+        socket.send_fds(ours, [encode(PUT, DAEMON, LISTENER)], [writer, writer])
+        os.close(writer)
+        ours.send(encode(REPLACE))
+        while bench.keeper.receive(theirs.fileno()):
+            pass
+    assert is_at_end(reader)
+    assert not bench.keeper
+    os.close(reader)
 
 
 def test_a_daemon_that_closes_its_channel_and_lives_on_has_its_copies_closed(
