@@ -1,7 +1,8 @@
 """The containers of a killed daemon, which its replacement continues.
 
-Calls that the killed daemon did not reply to are replayed within a few seconds.  Until then
-the containers stay that were deleted, and the streams of those whose Create is undone.
+The server replays the calls without a reply within a few seconds.  Such a call may need a
+container that is deleted already, or the streams of an undone Create.  So both are kept until
+then.
 """
 
 from __future__ import annotations
