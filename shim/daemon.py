@@ -19,6 +19,7 @@ import trio
 
 from shim import log
 from shim.container.bundle import Bundle
+from shim.container.expected import SavedExpected
 from shim.container.host import Host
 from shim.container.reservations import Reservations
 from shim.counters import COUNTERS
@@ -29,7 +30,7 @@ from shim.ownservice import OwnService
 from shim.reaper import open_reaper
 from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
-from shim.recovery.inherited import LISTENER
+from shim.recovery.inherited import EXPECTED, LISTENER
 from shim.runc.driver import LIMIT
 from shim.service import ALIASES, CANCELLABLE, IMMEDIATE, UNDOABLE, TaskService
 from shim.ttrpc.server import handlers_of, serve
@@ -127,7 +128,12 @@ async def main(
         AsyncExitStack() as stack,
     ):
         log.attach(settings.id, log.fileno())
-        reservations = Reservations(settings.bundle, settings.address, settings.first)
+        expected = SavedExpected(
+            deposit, inherited.take_slot(EXPECTED) if inherited is not None else None
+        )
+        reservations = Reservations(
+            settings.bundle, settings.address, settings.first, expected.earlier.reservations
+        )
         stack.callback(reservations.close)
         host = Host(
             settings.namespace,
@@ -140,6 +146,7 @@ async def main(
             settings.address,
             settings.ended_is_killed,
             deposit,
+            expected,
         )
         if channel is not None:
             nursery.start_soon(deposit.run)

@@ -130,6 +130,9 @@ class TaskService(TaskBase):
         await creations.wait_undone(request.id)
         if containers.shutdown.is_set():
             raise UnavailableError("cannot create: this shim is shutting down; start another")
+        if stream.replayed and creations.was_cancelled(request.id):
+            containers.shut_down()
+            raise UnavailableError(f"cannot create container {request.id}: it was cancelled")
         if stream.replayed and (done := containers.find(request.id)) is not None:
             await stream.send_message(CreateTaskResponse(pid=done.init.pid))
             return
@@ -142,7 +145,7 @@ class TaskService(TaskBase):
             except BaseException:
                 containers.release(request.id)
                 if creation.is_cancelled:
-                    creations.note_cancelled(request.id)
+                    containers.note_cancelled(request.id)
                 raise
             finally:
                 self._continued.forget_undone(request.id)
@@ -265,7 +268,8 @@ class TaskService(TaskBase):
     async def Connect(self, request: ConnectRequest) -> ConnectResponse:
         if request.joins or request.reservation:  # only our ``start`` sets them
             self.containers.join(request.reservation)
-        if self.containers.creations.was_cancelled(request.id):
+        id_ = request.id
+        if self.containers.creations.was_cancelled(id_) or self._continued.is_undone(id_):
             # containerd 1.6 keeps the container after any other reply.
             raise NotFoundError(f"the creation of {request.id} was cancelled: not found")
         container = self.containers.find(request.id)
@@ -277,6 +281,7 @@ class TaskService(TaskBase):
         creation = self.containers.creations.under_way.get(request.id)
         if creation is not None:
             # A manager that restarted does not wait for a Create of its earlier run.
+            self.containers.note_cancelled(request.id)
             creation.scope.cancel()
             # It cleans up after this reply, and would leave anything that the runtime
             # creates later.

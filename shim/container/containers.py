@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.container.creations import Creations
+from shim.container.expected import Expected, restored_time, saved_time
 from shim.container.reservations import Reservation
 from shim.errors import ExistsError, NotFoundError, UnavailableError
 
@@ -32,7 +33,8 @@ class Containers:
 
     def __init__(self, host: Host, shutdown: trio.Event) -> None:
         self.shutdown = shutdown
-        self.creations = Creations()
+        earlier = host.expected.earlier
+        self.creations = Creations(earlier.cancelled)
         self._host = host
         # None while the container is being created, which reserves its id.
         self._containers: dict[str, Container | None] = {}
@@ -40,7 +42,7 @@ class Containers:
         self._unused = trio.Event()
         # For each ``start`` that has joined and whose Create has not arrived: the time at
         # which it is no longer expected.
-        self._joined: deque[float] = deque(maxlen=_STARTS)
+        self._joined = deque(map(restored_time, earlier.joined), maxlen=_STARTS)
 
     def __len__(self) -> int:
         """Count the containers, also those that are being created."""
@@ -78,11 +80,13 @@ class Containers:
         self._host.reservations.fulfil(id_)
         if self._joined:
             self._joined.popleft()
+        if self.creations.forget_cancelled(id_):
+            self._save_expected()
 
     def release(self, id_: str) -> None:
         """Release the id of a deleted container, or of one whose Create has failed."""
         del self._containers[id_]
-        self._host.reservations.drop(id_)
+        self.drop_reservation(id_)
         if not self._containers:
             self._unused.set()
             self._in_use = trio.Event()
@@ -90,6 +94,8 @@ class Containers:
     def add(self, container: Container) -> None:
         """Add a created container, of which the id is reserved."""
         self._containers[container.id] = container
+        if self.creations.forget_cancelled(container.id):  # the Shutdown came too late
+            self._save_expected()
 
     async def wait_unused(self, seconds: float) -> None:
         """Return once there has been no container for ``seconds``.
@@ -131,8 +137,27 @@ class Containers:
     def forget_start(self, id_: str) -> None:
         """Shut down as above, without the container ``id_``, whose ``start`` has failed."""
         if id_ not in self._containers:
-            self._host.reservations.drop(id_)
+            self.drop_reservation(id_)
         self.shut_down()
+
+    def drop_reservation(self, id_: str) -> None:
+        """Forget the ``start`` of container ``id_``, which was deleted or is not created."""
+        if self._host.reservations.drop(id_):
+            self._save_expected()
+
+    def note_cancelled(self, id_: str) -> None:
+        """Remember that the Create of ``id_`` was cancelled, until the next one."""
+        self.creations.note_cancelled(id_)
+        self._save_expected()
+
+    def _save_expected(self) -> None:
+        self._host.expected.write(
+            Expected(
+                self._host.reservations.state(),
+                [saved_time(time) for time in self._joined],
+                list(self.creations.cancelled),
+            )
+        )
 
     async def _shut_down_at(self, time: float) -> None:
         with trio.move_on_at(time):
@@ -154,4 +179,7 @@ class Containers:
         if not reservation:
             self._joined.append(trio.current_time() + JOIN_LIMIT)
         else:
-            self._host.reservations.add(Reservation.parse(reservation), self._containers)
+            # An interrupted Create that is undone has its place, too: it runs again.
+            taken = [*self._containers, *self.creations.under_way]
+            self._host.reservations.add(Reservation.parse(reservation), taken)
+        self._save_expected()

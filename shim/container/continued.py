@@ -89,8 +89,13 @@ class Continued:
         await trio.sleep(_REPLAYED)
         self.forget_undone(container.id)
         if container.id not in self._containers:
-            self._host.reservations.drop(container.id)
+            self._containers.note_cancelled(container.id)
+            self._containers.drop_reservation(container.id)
             self._containers.shut_down()
+
+    def is_undone(self, id_: str) -> bool:
+        """Return whether a Create of ``id_`` was interrupted and has not begun again."""
+        return id_ in self._undone and id_ not in self._containers
 
     def forget_undone(self, id_: str) -> None:
         """Close the streams of the undone Create of ``id_``, if there is one."""
@@ -105,4 +110,4 @@ class Continued:
         """Close the deleted container ``id_``, if there is one."""
         if (container := self._deleted.pop(id_, None)) is not None:
             container.close()
-            self._host.reservations.drop(id_)
+            self._containers.drop_reservation(id_)

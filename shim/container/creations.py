@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import trio
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from shim.api.task_pb2 import CreateTaskRequest, CreateTaskResponse
     from shim.ttrpc.server import Stream
 
@@ -37,13 +39,16 @@ class Creation:
 
 
 class Creations:
-    """``under_way`` has the Creates by the ids of their containers."""
+    """``under_way`` has the Creates by the ids of their containers.
 
-    def __init__(self) -> None:
+    ``cancelled`` are the ids of the Creates that were cancelled in a killed daemon.
+    """
+
+    def __init__(self, cancelled: Iterable[str] = ()) -> None:
         self.under_way: dict[str, Creation] = {}
         self._waiting = 0  # calls of Create that wait for a cancelled one of their id
         # Ids of which the last Create was cancelled, the oldest first.
-        self._cancelled: dict[str, None] = {}
+        self._cancelled: dict[str, None] = dict.fromkeys(cancelled)
 
     @property
     def are_expected(self) -> bool:
@@ -57,7 +62,6 @@ class Creations:
 
         ``stream`` is that of the call, as in :class:`Creation`.
         """
-        self._cancelled.pop(id_, None)
         creation = self.under_way[id_] = Creation(stream)
         return creation
 
@@ -70,8 +74,19 @@ class Creations:
         creation = self.under_way.get(id_)
         return id_ in self._cancelled or (creation is not None and creation.is_cancelled)
 
+    @property
+    def cancelled(self) -> Collection[str]:
+        """The ids of which the last Create was cancelled, the oldest first."""
+        return self._cancelled
+
+    def forget_cancelled(self, id_: str) -> bool:
+        """Forget that a Create of ``id_`` was cancelled; return whether that was known."""
+        known = id_ in self._cancelled
+        self._cancelled.pop(id_, None)
+        return known
+
     def note_cancelled(self, id_: str) -> None:
-        """Remember that the Create of ``id_`` was cancelled, until the next one begins."""
+        """Remember that the Create of ``id_`` was cancelled, until it is forgotten."""
         self._cancelled[id_] = None
         if len(self._cancelled) > _CANCELLED:
             del self._cancelled[next(iter(self._cancelled))]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim import log
+from shim.container.expected import SavedExpected
 from shim.container.reservations import Reservations
 from shim.recovery.deposit import Deposit
 
@@ -25,7 +26,8 @@ class Host:
     ``reservations`` are those of ``start``.  ``bundle`` is that of the container for which
     the daemon was started.  ``address`` is where the daemon listens; "" writes no address
     into the bundles.
-    ``deposit`` has copies of the fds and states of the containers.
+    ``deposit`` has copies of the fds and states of the containers, ``expected`` the state of
+    those that the daemon expects.
     ``ended_is_killed`` is for CRI-O: its stop fails if the reply to a SIGTERM or SIGKILL
     for an exited container is NOT_FOUND, and Kata replies success.  containerd and
     Docker need the NOT_FOUND.
@@ -41,6 +43,7 @@ class Host:
     address: str = ""
     ended_is_killed: bool = False
     deposit: Deposit = field(default_factory=Deposit)
+    expected: SavedExpected = field(default_factory=SavedExpected)
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` in the daemon's nursery.

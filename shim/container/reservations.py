@@ -17,17 +17,18 @@ import os
 import resource
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from shim import log
+from shim.container.expected import restored_time, saved_time
 from shim.errors import FullError, InvalidError, ShimError
 from shim.linux import sockets
 from shim.linux.files import read_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 # Seconds from the reply of ``start`` to the Create of its container.
 LIMIT = 10.0
@@ -92,10 +93,15 @@ class Reservations:
 
     ``bundle`` is that of the container for which the daemon was started.  ``first`` is the
     reservation of that container; without it, the daemon serves one container or one pod.
+    ``state`` is the :meth:`state` that the daemon had which this one replaces.
     """
 
     def __init__(
-        self, bundle: str = "", address: str = "", first: Reservation | None = None
+        self,
+        bundle: str = "",
+        address: str = "",
+        first: Reservation | None = None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._bundle = bundle
         self._address = address
@@ -105,8 +111,32 @@ class Reservations:
         self._late: dict[str, None] = {}  # whose Create did not arrive in time
         self._accepted: dict[str, Reservation] = {}  # until the container is deleted
         self._pods: dict[str, _Pod] = {}
-        if first is not None:
-            self.add(first, ())
+        if state is not None:
+            self._restore(state)
+        elif first is not None:
+            self._accept(first)
+
+    def state(self) -> dict[str, Any]:
+        """Return the present state, as a value for JSON."""
+        return {
+            "accepted": [asdict(one) for one in self._accepted.values()],
+            "deadlines": {id_: saved_time(at) for id_, at in self._deadlines.items()},
+            "late": list(self._late),
+            "pods": {
+                group: [pod.address, pod.bundle, sorted(pod.ids)]
+                for group, pod in self._pods.items()
+            },
+        }
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        accepted = [Reservation(**one) for one in state["accepted"]]
+        self._accepted = {one.id: one for one in accepted}
+        self._deadlines = {id_: restored_time(at) for id_, at in state["deadlines"].items()}
+        self._late = dict.fromkeys(state["late"])
+        self._pods = {
+            group: _Pod(address, bundle, set(ids))
+            for group, (address, bundle, ids) in state["pods"].items()
+        }
 
     def add(self, reservation: Reservation, containers: Iterable[str]) -> None:
         """Accept ``reservation``; ``containers`` are the ids in use.
@@ -122,6 +152,9 @@ class Reservations:
                 raise FullError(f"this shim serves {len(others)} containers already")
             if not _has_free_files():
                 raise FullError("this shim has few open files left: raise the manager's limit")
+        self._accept(reservation)
+
+    def _accept(self, reservation: Reservation) -> None:
         if reservation.group:
             if reservation.group_address:
                 sockets.add_address(self._address, reservation.group_address)
@@ -146,15 +179,20 @@ class Reservations:
         if group in self._pods:
             self._pods[group].ids.add(id_)
 
-    def drop(self, id_: str) -> None:
-        """Forget container ``id_``: it was deleted, or will not be created."""
+    def drop(self, id_: str) -> bool:
+        """Forget container ``id_``: it was deleted, or will not be created.
+
+        Return whether it was known.
+        """
         self.fulfil(id_)
-        self._accepted.pop(id_, None)
+        known = self._accepted.pop(id_, None) is not None
         for group, pod in list(self._pods.items()):
+            known = known or id_ in pod.ids
             pod.ids.discard(id_)
             if not pod.ids:
                 del self._pods[group]
                 self._remove_address(pod)
+        return known
 
     def close(self) -> None:
         """Remove the addresses of all pods."""

@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 # ``hold/ID/STREAM``: a stream that stays open while an interrupted Create is undone.
 # ``events``: the connection over which events are sent, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
+# ``expected``: the state slot of the containers that the daemon expects.
 # A daemon that moves to another fork server also sends ``moving``, the channel of the move,
 # ``mover``, its pidfd, and ``turn``, if it has one.
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
-EVENTS, FORWARD = "events", "forward"
+EVENTS, FORWARD, EXPECTED = "events", "forward", "expected"
 MOVING, MOVER, TURN = "moving", "mover", "turn"
 KINDS = (
     *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
-    *(EVENTS, FORWARD, "journal", MOVING, MOVER, TURN),
+    *(EVENTS, FORWARD, "journal", EXPECTED, MOVING, MOVER, TURN),
 )
 
 

@@ -13,10 +13,16 @@ from shim.ttrpc import callstate
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The state of a daemon, of a container, and the names of the fds.
-DAEMON, CONTAINER, FDS = 1, 1, 1
+# The state of a daemon, of a container, of the expected containers, and the names of the fds.
+DAEMON, CONTAINER, EXPECTED, FDS = 1, 1, 1, 1
 
-WRITTEN = {"daemon": DAEMON, "container": CONTAINER, "fds": FDS, "calls": callstate.VERSION}
+WRITTEN = {
+    "daemon": DAEMON,
+    "container": CONTAINER,
+    "expected": EXPECTED,
+    "fds": FDS,
+    "calls": callstate.VERSION,
+}
 READABLE = {kind: (version,) for kind, version in WRITTEN.items()}
 
 
