@@ -165,7 +165,10 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         if call in path.read_text()
     }
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
-    start = {f"shim/start/{name}.py" for name in ("bootstrap", "keeper", "newserver", "server")}
+    start = {
+        f"shim/start/{name}.py"
+        for name in ("bootstrap", "forking", "keeper", "newserver", "server")
+    }
     daemon = {"shim/reaper.py", "shim/spawning.py"}
     assert culprits == {"shim/api/generate.py", "shim/delete.py"} | daemon | start
     spawning = [p for p in modules("shim") if "shim.spawning" in " ".join(imports_of(p))]

@@ -17,7 +17,7 @@ from collections import deque
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from shim import log
 from shim.errors import ExistsError, ShimError
@@ -28,6 +28,7 @@ from shim.start import children, givenup, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
 from shim.start.flags import deaths_limit, idle_time
+from shim.start.forking import fork_child
 from shim.start.keeper import Keeper
 from shim.start.mover import refusal
 from shim.start.replacement import become_replacement
@@ -214,7 +215,7 @@ class Server:
                 with theirs, ExitStack() as unless_forked:
                     unless_forked.enter_context(ours)
                     work = partial(become_replacement, kept.fds, theirs)
-                    pid = self._fork(work, *kept.fds.values(), theirs.fileno())
+                    pid = fork_child(work, *kept.fds.values(), theirs.fileno())
                     unless_forked.pop_all()
             except OSError as exc:
                 log.debug("cannot fork the replacement of a shim", error=exc)
@@ -350,7 +351,7 @@ class Server:
         with theirs, ExitStack() as unless_forked:
             unless_forked.enter_context(ours)
             work = partial(run_call, call, self._identity, theirs)
-            pid = self._fork(work, *call.fds, theirs.fileno())
+            pid = fork_child(work, *call.fds, theirs.fileno())
             unless_forked.pop_all()
         self._attach(call, pid, ours)
         return pid
@@ -369,7 +370,7 @@ class Server:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with theirs, ExitStack() as unless_forked:
                 unless_forked.enter_context(ours)
-                pid = self._fork(partial(wait_for_call, theirs, self._identity), theirs.fileno())
+                pid = fork_child(partial(wait_for_call, theirs, self._identity), theirs.fileno())
                 unless_forked.pop_all()
                 self._spare = SpareChild(pid, ours)
             self._touch_pages()
@@ -388,28 +389,6 @@ class Server:
         if self._spare is not None:
             self._spare.sock.close()
             self._spare = None
-
-    @staticmethod
-    def _fork(work: Callable[[], NoReturn], *fds: int) -> int:
-        """Fork a child that runs ``work`` and has of the server's fds only 0 to 2 and ``fds``."""
-        child = os.fork()
-        if child:
-            return child
-        try:
-            signal.set_wakeup_fd(-1)
-            for caught in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
-                signal.signal(caught, signal.SIG_DFL)
-            # If the child held the listener, a client could connect to a dead server; a fd of
-            # a daemon that it held would delay the end of file for its peer.  The objects of
-            # the server keep their numbers, and close none: the child ends by _exit.
-            first = 3
-            for fd in sorted(fds):
-                os.closerange(first, fd)
-                first = fd + 1
-            os.closerange(first, os.sysconf("SC_OPEN_MAX"))
-            work()
-        finally:
-            os._exit(1)
 
 
 def _close(connection: socket.socket, call: Call) -> None:
