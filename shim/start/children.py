@@ -77,7 +77,7 @@ class SpareChild:
         return True
 
 
-def wait_for_call(sock: socket.socket, server: str) -> NoReturn:
+def wait_for_call(server: str, sock: socket.socket) -> NoReturn:
     """In a spare child: wait for a call and run it, or exit when the server ends.
 
     ``server`` is the name of the server's socket.

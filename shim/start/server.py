@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -211,18 +211,14 @@ class Server:
         self._keeper.expire()
         for kept in self._keeper.due():
             try:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs, ExitStack() as unless_forked:
-                    unless_forked.enter_context(ours)
-                    work = partial(become_replacement, kept.fds, theirs)
-                    pid = fork_child(work, *kept.fds.values(), theirs.fileno())
-                    unless_forked.pop_all()
+                work = partial(become_replacement, kept.fds)
+                pid, channel = fork_child(work, *kept.fds.values())
             except OSError as exc:
                 log.debug("cannot fork the replacement of a shim", error=exc)
                 self._keeper.postpone(kept)
             else:
                 self._daemons.add(pid)
-                self._keeper.attach(pid, ours, kept)
+                self._keeper.attach(pid, channel, kept)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -347,13 +343,8 @@ class Server:
 
     def _fork_for(self, call: Call) -> int:
         """Fork a child that runs ``call``; return its pid."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, ExitStack() as unless_forked:
-            unless_forked.enter_context(ours)
-            work = partial(run_call, call, self._identity, theirs)
-            pid = fork_child(work, *call.fds, theirs.fileno())
-            unless_forked.pop_all()
-        self._attach(call, pid, ours)
+        pid, channel = fork_child(partial(run_call, call, self._identity), *call.fds)
+        self._attach(call, pid, channel)
         return pid
 
     def _attach(self, call: Call, pid: int, channel: socket.socket) -> None:
@@ -367,12 +358,7 @@ class Server:
     def _fork_spare(self) -> None:
         self._wants_spare = False  # after a failure, retry only after the next connection
         with suppress(OSError):
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs, ExitStack() as unless_forked:
-                unless_forked.enter_context(ours)
-                pid = fork_child(partial(wait_for_call, theirs, self._identity), theirs.fileno())
-                unless_forked.pop_all()
-                self._spare = SpareChild(pid, ours)
+            self._spare = SpareChild(*fork_child(partial(wait_for_call, self._identity)))
             self._touch_pages()
 
     def _touch_pages(self) -> None:
