@@ -29,6 +29,7 @@ from shim.container.orphaned import cleanup_record_of, kill_orphaned
 from shim.errors import ShimError, WrongStateError
 from shim.events.undelivered import deliver_undelivered
 from shim.linux import libc, sockets
+from shim.linux.fds import close_all_but
 from shim.linux.files import read_whole
 from shim.linux.libc import is_in_memory
 from shim.linux.mounts import is_mounted, unmount_all
@@ -151,11 +152,7 @@ def _fork_detached(work: Callable[[], object], fds: Sequence[int]) -> None:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for number in range(3):
             os.dup2(null, number)
-        first = 3
-        for fd in sorted(fds):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        close_all_but(*fds)
         os.chdir("/")
         work()
     finally:
@@ -196,7 +193,7 @@ def _run_bounded(
             null = os.open(os.devnull, os.O_RDWR)
             for number, fd in enumerate((null, null, writer)):
                 os.dup2(fd, number)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            close_all_but()
             work()
         except BaseException as exc:
             log.crash("cannot clean up the container", exc, id=id_)

@@ -25,6 +25,7 @@ import trio
 from shim import log
 from shim.errors import TimedOutError
 from shim.linux import libc
+from shim.linux.fds import close_all_but
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,11 +114,7 @@ def own_fds(*keep: int) -> None:
     except OSError as exc:  # a seccomp filter forbids it: the thread shares the daemon's fds
         log.debug("cannot unshare the fds of a thread", error=exc)
         return
-    first = 3
-    for fd in sorted({fd for fd in (*keep, log.fileno()) if fd >= first}):
-        os.closerange(first, fd)
-        first = fd + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    close_all_but(*keep, log.fileno())
 
 
 def start_thread(run: Callable[[], None], what: str) -> None:

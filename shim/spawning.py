@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import log
 from shim.errors import NotFoundError
+from shim.linux.fds import close_all_but
 from shim.linux.libc import set_name, set_title, thp_of_children
 from shim.linux.posixspawn import spawn
 
@@ -107,11 +108,7 @@ def _work_in_child(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        first = 3
-        for fd in sorted(keep):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        close_all_but(*keep)
         set_name(title[0])
         set_title(list(title))
         work()

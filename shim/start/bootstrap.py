@@ -23,6 +23,7 @@ from shim.container.bundle import Config, checked_id
 from shim.container.options import Options
 from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
+from shim.linux.fds import close_all_but
 from shim.runc.driver import LIMIT
 from shim.start import launcher
 from shim.start.caller import Caller
@@ -55,8 +56,7 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
     if pid == 0:
         # Among them are copies of the caller's output, which the manager reads to its end.
         ours.detach()
-        os.closerange(3, theirs.fileno())
-        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        close_all_but(theirs.fileno())
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
     ours.settimeout(READY_TIMEOUT)

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
+from shim.linux.fds import close_all_but
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -39,11 +41,7 @@ def _run_child(work: Callable[[], NoReturn], fds: Sequence[int]) -> NoReturn:
         # If the child held the listener, a client could connect to a dead server; a fd of
         # a daemon that it held would delay the end of file for its peer.  The objects of
         # the server keep their numbers, and close none: the child ends by _exit.
-        first = 3
-        for fd in sorted(fds):
-            os.closerange(first, fd)
-            first = fd + 1
-        os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+        close_all_but(*fds)
         work()
     finally:
         os._exit(1)

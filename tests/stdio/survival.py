@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from shim.linux.fds import close_all_but
 from shim.linux.libc import set_child_subreaper
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
@@ -76,7 +77,7 @@ class Survival:
             status = 1
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-                _close_all_but(channel.fileno(), control.fileno(), *self._fds.values())
+                close_all_but(channel.fileno(), control.fileno(), *self._fds.values())
                 trio.run(self._serve, channel, control)
                 status = 0
             finally:
@@ -351,11 +352,3 @@ def surviving(
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-
-
-def _close_all_but(*keep: int) -> None:
-    first = 3
-    for fd in sorted(keep):
-        os.closerange(first, fd)
-        first = fd + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
