@@ -20,6 +20,7 @@ import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from shim.api.envelope_pb2 import Envelope
 from shim.api.forward_grpc import EventsStub
 from shim.api.forward_pb2 import ForwardRequest
 from shim.errors import TimedOutError
@@ -34,7 +35,6 @@ from shim.ttrpc.protocol import ClientProtocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from shim.api.envelope_pb2 import Envelope
     from shim.recovery.deposit import Deposit
     from shim.recovery.inherited import Inherited
 
@@ -84,7 +84,8 @@ class _KeptForwarding:
         self._record = record
         # The event that is being sent, its stream, and the bytes sent before it.
         self.begun, self._stream_id, self._base = b"", -1, 0
-        if state := record.load():
+        self._is_resumed = bool(state := record.load())
+        if state:
             value = json.loads(state)
             self.begun = base64.b64decode(value["event"])
             self._stream_id, self._base = int(value["stream"]), int(value["base"])
@@ -93,12 +94,14 @@ class _KeptForwarding:
     async def forward(self, envelope: Envelope) -> None:
         event = envelope.SerializeToString()
         if event != self.begun:
+            if self._is_resumed and self._record.sent < self._base + len(self._frame()):
+                # The rest was only in the memory of the killed daemon.
+                raise ConnectionLostError
             self.begun, self._base = event, self._record.sent
             self._stream_id += 2
             self._save()
-        protocol = ClientProtocol(self._stream_id)
-        payload = ForwardRequest(envelope=envelope).SerializeToString()
-        _, frame = protocol.encode_request(_SERVICE, _METHOD, payload, timeout=ACKNOWLEDGE)
+        self._is_resumed = False
+        frame = self._frame()
         try:
             with trio.fail_after(ACKNOWLEDGE):
                 await self._send(frame)
@@ -108,6 +111,12 @@ class _KeptForwarding:
 
     def acknowledged(self) -> None:
         self._record.advance(self._rest, 0)
+
+    def _frame(self) -> bytes:
+        """Return the request that sends the event."""
+        protocol = ClientProtocol(self._stream_id)
+        payload = ForwardRequest(envelope=Envelope.FromString(self.begun)).SerializeToString()
+        return protocol.encode_request(_SERVICE, _METHOD, payload, timeout=ACKNOWLEDGE)[1]
 
     def _save(self) -> None:
         value = {
@@ -183,12 +192,8 @@ class Forwardings:
                 yield _PlainForwarding(EventsStub(channel))
             return
         if inherited is None:
-            stream = await connect(self._address)
             assert self._deposit is not None
-            slot = StateSlot.new()
-            fd = stream.socket.fileno()
-            self._deposit.put({EVENTS: fd, FORWARD: slot.fd})
-            inherited = stream, ConnectionRecord(fd, slot, self._deposit, (EVENTS, FORWARD))
+            inherited = await self._connect(self._deposit)
         stream, record = inherited
         async with stream:
             try:
@@ -198,6 +203,17 @@ class Forwardings:
                 raise
             finally:
                 record.close()
+
+    async def _connect(self, deposit: Deposit) -> tuple[trio.SocketStream, ConnectionRecord]:
+        stream = await connect(self._address)
+        try:
+            slot = StateSlot.new()
+        except OSError:
+            await trio.aclose_forcefully(stream)
+            raise
+        fd = stream.socket.fileno()
+        deposit.put({EVENTS: fd, FORWARD: slot.fd})
+        return stream, ConnectionRecord(fd, slot, deposit, (EVENTS, FORWARD))
 
 
 def _inherited(

@@ -299,6 +299,7 @@ class EventPublisher:
                 log.debug("cannot deliver events", error=exc, waiting=self.waiting)
                 for source in self._sources:
                     source.backlog.retry()
+                    self._keep(source)
                 await trio.sleep(pause)
                 pause = min(2 * pause, self._last_pause)
 
