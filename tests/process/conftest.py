@@ -50,11 +50,17 @@ async def engine(request: pytest.FixtureRequest, rig: Rig) -> AsyncIterator[Engi
 
 
 @pytest.fixture
+def surviving(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A fork server whose daemons are replaced when they are killed."""
+    monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(server.rig))
+    return server
+
+
+@pytest.fixture
 def survivors(
-    rig: Rig, server: Server, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, surviving: Server, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Path], Awaitable[Survivor]]]:
     """Start a daemon that is replaced when it is killed; print its log after the test."""
-    monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(rig))
     monkeypatch.setenv("TRIO_SHIM_DEATHS", "0")
     sharedserver.shimctl("warm", os.environ)
     logs = []

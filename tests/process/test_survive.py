@@ -6,12 +6,8 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -19,57 +15,15 @@ import trio.lowlevel
 
 from shim import names
 from shim.api.task_grpc import TaskStub
-from shim.api.task_pb2 import ConnectRequest, ShutdownRequest, WaitRequest
+from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
 from shim.linux import sockets
 from shim.linux.peers import peer_of
 from shim.ttrpc.client import open_channel
 from shimctl.host.doctor import servers
 from tests.e2e.waiting import PATIENCE
+from tests.process.replaced import STATE, connect, files_of, replaced, wait_for
 from tests.process.rig import NAMESPACE, alive, wait_gone
-from tests.process.servers import ROOT, Server, parent_of, state_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-STATE = "/memfd:trio-shim-state (deleted)"
-
-
-@pytest.fixture
-def surviving(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    path = server.rig.root / "host.toml"
-    path.write_text("survive = true\n")
-    monkeypatch.setenv("TRIO_SHIM_CONFIG", str(path))
-    return server
-
-
-async def connect(server: Server) -> int:
-    """Connect to the address; return the pid of the daemon there."""
-    server.rig.daemons.clear()
-    await server.rig.connect()
-    return server.rig.daemons[0]
-
-
-async def replaced(server: Server, daemon: int, number: int = signal.SIGKILL) -> int:
-    """Kill the daemon; return the pid of its replacement."""
-    os.kill(daemon, number)
-    replacement = await connect(server)
-    assert replacement != daemon
-    return replacement
-
-
-def files_of(pid: int) -> list[str]:
-    """Return the files of a process's fds, in the order of their numbers."""
-    found = []
-    for number in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
-        with suppress(FileNotFoundError):  # closed since
-            found.append(os.readlink(f"/proc/{pid}/fd/{number}"))  # noqa: PTH115 - as in /proc
-    return found
-
-
-async def wait_for(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10 * PATIENCE):
-        while not condition():
-            await trio.sleep(0.01)
+from tests.process.servers import Server, children_of, parent_of
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
@@ -233,7 +187,7 @@ async def test_a_replacement_killed_while_it_begins_is_replaced(surviving: Serve
         with trio.fail_after(10 * PATIENCE):
             while not (
                 begun := [
-                    one for one in children(pid) if one not in (daemon, spare) and alive(one)
+                    one for one in children_of(pid) if one not in (daemon, spare) and alive(one)
                 ]
             ):
                 await trio.lowlevel.checkpoint()
@@ -241,263 +195,3 @@ async def test_a_replacement_killed_while_it_begins_is_replaced(surviving: Serve
         os.kill(begun[0], signal.SIGKILL)
         daemon = await connect(surviving)
         assert daemon not in begun
-
-
-def is_zombie(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return state_of(pid) == "Z"
-    return False
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-async def test_no_child_of_the_server_holds_files_of_other_daemons(surviving: Server) -> None:
-    bundles = [surviving.rig.bundle(f"c{i}", "true") for i in range(3)]
-    daemons = [await surviving.start(bundle) for bundle in bundles]
-    pid = await surviving.wait_up()
-    spare = await surviving.wait_spare()
-    assert files_of(pid).count(STATE) >= 3
-    assert not any(link.startswith("/memfd") for link in files_of(spare))
-    daemons[0] = await replaced_at(surviving, daemons[0], 0)
-    listening = [set(listeners(one)) for one in (pid, spare, *daemons)]
-    server, spares, *others = listening
-    assert spares == set()
-    assert all(len(one) == 1 for one in others)
-    assert server > set.union(*others)
-
-
-async def replaced_at(server: Server, daemon: int, number: int) -> int:
-    """Kill the daemon of bundle ``number``; return the pid of its replacement."""
-    address = (server.rig.root / f"c{number}" / "address").read_text()
-    server.rig.address = address
-    return await replaced(server, daemon)
-
-
-def listeners(pid: int) -> list[str]:
-    """Return the inodes of the listening sockets of a process."""
-    lines = (line.split() for line in Path("/proc/net/unix").read_text().split("\n")[1:])
-    listening = {f"socket:[{words[6]}]" for words in lines if words and words[3] == "00010000"}
-    return [link for link in files_of(pid) if link in listening]
-
-
-async def test_a_server_that_is_told_to_stop_stays_for_its_daemons_only(
-    surviving: Server,
-) -> None:
-    daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
-    pid = await surviving.wait_up()
-    spare = await surviving.wait_spare()
-    assert surviving.ask(b"stop") == {}
-    await wait_gone([spare])
-    assert surviving.sockets == []
-    address = surviving.rig.address
-    other = await surviving.start(surviving.rig.bundle("c2", "true"))
-    assert parent_of(other) == await surviving.wait_up() != pid
-    surviving.rig.address = address
-    replacement = await replaced(surviving, daemon)
-    assert parent_of(replacement) == pid
-    os.kill(replacement, signal.SIGTERM)
-    await wait_gone([replacement, pid])
-
-
-async def test_a_server_of_changed_code_stays_for_its_daemons_only(
-    surviving: Server, tmp_path: Path
-) -> None:
-    copy = tmp_path / "lib"
-    copy.mkdir()
-    subprocess.run(["cp", "-r", str(ROOT / "shim"), str(copy)], check=True)
-    first, second = (surviving.rig.bundle(f"c{i}", "true") for i in range(2))
-    daemon = await surviving.start(first, PYTHONPATH=str(copy))
-    address, pid = surviving.rig.address, await surviving.wait_up()
-    with (copy / "shim/version.py").open("a") as file:
-        file.write("# changed\n")
-    other = await surviving.start(second, PYTHONPATH=str(copy))
-    assert parent_of(other) != pid
-    surviving.rig.address = address
-    replacement = await replaced(surviving, daemon)
-    assert parent_of(replacement) == pid
-    await (await surviving.rig.connect()).Shutdown(ShutdownRequest(), timeout=5)
-    await wait_gone([replacement, pid])
-
-
-async def test_a_process_that_ends_with_its_daemon_has_its_exit_and_leaves_no_zombie(
-    surviving: Server,
-) -> None:
-    rig = surviving.rig
-    bundle = rig.bundle("c1", "sleep", "1000")
-    daemon = await surviving.start(bundle)
-    task = await rig.connect()
-    init = (await rig.run(task, bundle)).pid
-    for one in (daemon, init):
-        os.kill(one, signal.SIGKILL)
-    await connect(surviving)
-    task = await rig.connect()
-    assert (await task.Wait(WaitRequest(id="c1"), timeout=10)).exit_status == 137
-    pid = await surviving.wait_up()
-    await wait_for(lambda: not list(filter(is_zombie, children(pid))))
-
-
-async def test_sigterm_ends_a_server_and_no_daemon(surviving: Server) -> None:
-    bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        daemon = await surviving.start(bundle)
-        pid = await surviving.wait_up()
-        os.kill(pid, signal.SIGTERM)
-        await wait_gone([pid])
-        text = b""
-
-        def read() -> bool:
-            nonlocal text
-            text += os.read(log, 1 << 16)
-            return b"the keeper has ended" in text
-
-        await wait_for(read)
-    finally:
-        os.close(log)
-    assert text.count(b"level=warning") == 1
-    assert await connect(surviving) == daemon
-
-
-async def test_a_daemon_without_a_fork_server_says_that_it_does_not_survive(
-    surviving: Server,
-) -> None:
-    bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        await surviving.start(bundle, TRIO_SHIM_FORKSERVER="off")
-        text = os.read(log, 1 << 16)
-    finally:
-        os.close(log)
-    assert b'reason="it was started without a fork server"' in text
-
-
-async def test_by_default_nothing_is_kept_and_nothing_replaced(server: Server) -> None:
-    bundle = server.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        daemon = await server.start(bundle)
-        pid = await server.wait_up()
-        await server.wait_spare()
-        # The listener, two ends of a pipe, and the connection to the spare child.
-        await wait_for(lambda: len(files_of(pid)) == 7)
-        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == resource.getrlimit(
-            resource.RLIMIT_NOFILE
-        )
-        os.kill(daemon, signal.SIGKILL)
-        await wait_for(lambda: server.ask(b"status")["daemons"] == 0)
-        assert not sockets.can_connect(server.rig.address)
-        assert os.read(log, 1) == b""
-    finally:
-        os.close(log)
-
-
-async def test_a_server_with_no_room_for_files_says_so_and_the_daemon_goes_on(
-    surviving: Server,
-) -> None:
-    bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    # The server keeps 256 for itself.
-    few = (264, 264)
-    try:
-        daemon = await surviving.start(
-            bundle, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few)
-        )
-        await wait_for(lambda: b"a death of this shim" in os.read(log, 1 << 16))
-    finally:
-        os.close(log)
-    assert await connect(surviving) == daemon
-
-
-# A launcher that waits for a byte before it prints the answer and confirms it.
-HELD = """
-import os, sys
-from shim.start import launcher
-ours, theirs = (int(word) for word in os.environ["HELD"].split())
-print_answer = launcher.print_answer
-def held(sock, answer):
-    os.write(theirs, answer[5:])
-    if not os.read(ours, 1):
-        os._exit(1)
-    return print_answer(sock, answer)
-launcher.print_answer = held
-sys.exit(launcher.main())
-"""
-
-
-class Starter:
-    """A caller of ``start`` that has received the address and has not confirmed that."""
-
-    def __init__(self, server: Server, bundle: Path) -> None:
-        theirs, self._ours = os.pipe()
-        answer, ours = os.pipe()
-        flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "manager")]
-        environ = {"PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", "HELD": f"{theirs} {ours}"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", HELD, *flags, "-id", bundle.name, "start"],
-            cwd=bundle,
-            env={**os.environ, **environ},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs, ours],
-        )
-        os.close(theirs)
-        os.close(ours)
-        self.address = os.read(answer, 4096).decode()
-        os.close(answer)
-
-    def confirm(self) -> None:
-        os.write(self._ours, b"1")
-        assert self.process.wait(10 * PATIENCE) == 0
-
-    def close(self) -> None:
-        """Give up the ``start``, unless it is confirmed."""
-        os.close(self._ours)
-        self.process.wait(10 * PATIENCE)
-
-
-@pytest.mark.parametrize("confirmed", [True, False])
-async def test_a_daemon_killed_before_its_caller_confirms_the_address_is_replaced(
-    surviving: Server, confirmed: bool
-) -> None:
-    """If the caller gives up, the replacement ends as the daemon would have."""
-    await surviving.start(surviving.rig.bundle("c1", "true"))
-    starter = Starter(surviving, surviving.rig.bundle("c2", "true"))
-    try:
-        surviving.rig.address = starter.address
-        daemon = await connect(surviving)
-        replacement = await replaced(surviving, daemon)
-        if confirmed:
-            starter.confirm()
-    finally:
-        starter.close()
-    if confirmed:
-        await replaced(surviving, replacement)
-    else:
-        await wait_gone([replacement])
-        assert not Path(sockets.socket_path(starter.address)).exists()
-
-
-async def test_a_confirmation_that_a_killed_daemon_has_not_read_reaches_its_replacement(
-    surviving: Server,
-) -> None:
-    await surviving.start(surviving.rig.bundle("c1", "true"))
-    bundle = surviving.rig.bundle("c2", "true")
-    starter = Starter(surviving, bundle)
-    try:
-        surviving.rig.address = starter.address
-        daemon = await connect(surviving)
-        os.kill(daemon, signal.SIGSTOP)
-        await wait_for(lambda: state_of(daemon) == "T")
-        starter.confirm()
-    finally:
-        starter.close()
-    await replaced(surviving, daemon)
-    # It would shut down if it took the caller for lost.
-    task = await surviving.rig.connect()
-    await surviving.rig.run(task, bundle)
