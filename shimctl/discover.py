@@ -133,7 +133,7 @@ async def find_shim(
 def choose(
     shims: Iterable[Found], text: str, namespace: str = "", *, to_change: bool = False
 ) -> Found:
-    """Pick the one container whose id is, or begins with, ``text``.
+    """Pick the one container with an id that is, or begins with, ``text``.
 
     A full id wins over a longer one that begins with it.  With ``to_change`` a beginning
     counts only if it and the id are hexadecimal, and it has at least ``BEGINNING`` digits:

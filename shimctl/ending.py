@@ -53,11 +53,11 @@ async def dispose(
     """End the container in ``bundle`` and its shim in any state; return the exit status.
 
     A running container is killed.  The shim gets a Shutdown call.  It is killed if it
-    does not exit within 3 s of that, or does not answer for 5 s; a replacement that a fork
-    server makes of it is ended in the same way.  ``alone`` is False for
-    a shim that has other containers; that shim is not killed.  If the shim is dead or was
-    killed, its ``delete`` command kills and removes what it left.  The bundle stays.
-    The caller may repeat this after an interrupted attempt.
+    does not exit within 3 s of that, or does not answer for 5 s.  If a fork server then
+    replaces it, the replacement is ended in the same way.  ``alone`` is False for a shim that
+    has other containers; such a shim is not killed.  If the shim is dead or was killed, its
+    ``delete`` command kills the processes and removes the files that it left.  The bundle
+    stays.  The caller may repeat this after an interrupted attempt.
 
     If the stock shim's ``delete`` has to clean up, the bundle's directory must have the
     container's id as its name: that ``delete`` looks for the bundle by that name, beside

@@ -40,8 +40,8 @@ class Containers:
         self._containers: dict[str, Container | None] = {}
         self._in_use = trio.Event()
         self._unused = trio.Event()
-        # For each ``start`` that has joined and whose Create has not arrived: the time at
-        # which it is no longer expected.
+        # For each ``start`` that has joined, until its Create arrives: the time at which the
+        # Create is no longer expected.
         self._joined = deque(map(restored_time, earlier.joined), maxlen=_STARTS)
 
     def __len__(self) -> int:

@@ -38,9 +38,9 @@ class Continued:
     def __init__(self, host: Host, containers: Containers) -> None:
         self._host = host
         self._containers = containers
-        # Containers whose Delete a killed daemon had done, but perhaps not replied to.
+        # Containers that a killed daemon had deleted, perhaps without a reply.
         self._deleted: dict[str, Container] = {}
-        # Containers whose interrupted Create is undone, and may run again.
+        # Containers of undone Creates, which may run again.
         self._undone: dict[str, Container] = {}
 
     def deleted(self, id_: str) -> Container | None:

@@ -1,7 +1,8 @@
-"""The Creates of one daemon that are under way, and those that were cancelled.
+"""The running Creates of one daemon, and those that were cancelled.
 
-A manager that restarts disconnects, asks for the container of a Create that did not reply,
-and deletes it.  A cancelled Create is undone, and the next one of its id waits for that.
+A manager that restarts closes its connection during a Create.  Then the Create is cancelled and
+undone.  After its restart the manager queries the container and deletes it.  The next Create
+with the same id waits until the earlier one is undone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest, CreateTaskResponse
     from shim.ttrpc.server import Stream
 
-# Ids of cancelled Creates to remember.  A manager that restarted asks for one within a
+# Ids of cancelled Creates to remember.  A manager that restarted queries one within a
 # second; a pod has fewer containers.
 _CANCELLED = 1000
 

@@ -1,11 +1,10 @@
-"""The containers that a daemon expects: their reservations are saved for a replacement.
+"""Saves the facts about containers before their Create, for a replacement of the daemon.
 
-The state of a container begins with its Create.  What a daemon knows of a container before that
-is in one state of the daemon: the reservations of ``start``, the joins of tasks, and the ids of
-cancelled Creates.  It is first written when one of them changes, so a daemon of one container
-has none.
+The state of a container begins with its Create.  The earlier facts are in one state of the
+daemon: the reservations of ``start``, the joins of tasks, and the ids of cancelled Creates.
+This state is first written when one of them changes, so a daemon of one container has none.
 
-Times in it are those of the kernel's monotonic clock, which all processes share.
+Its times are those of the kernel's monotonic clock, which all processes share.
 
 Source: none; this project defines the format.
 """

@@ -47,7 +47,7 @@ class InitCreation:
     async def create(self) -> None:
         """Run the runtime's create.
 
-        :raises ShimError: it failed; what it made is removed.
+        :raises ShimError: it failed; its partial container is removed.
         """
         args = create_args(
             self._id,
@@ -110,7 +110,7 @@ class InitCreation:
     async def undo_interrupted(
         self, existed: Collection[str], kill_orphan: Callable[[int], None]
     ) -> None:
-        """Remove what the runtime of a killed daemon made; ``existed`` is as in its state.
+        """Remove the partial container of a killed daemon; ``existed`` is as in its state.
 
         ``kill_orphan`` kills a process that the runtime left.
         """

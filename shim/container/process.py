@@ -95,7 +95,7 @@ class Process:
             self._done.set()
 
     def set_stdio(self, stdio: Stdio) -> None:
-        """Take over ``stdio``, which this process closes from now on."""
+        """Own ``stdio``: this process closes it."""
         self._stdio = stdio
         if self._stdin_closed:
             stdio.close_stdin()

@@ -1,6 +1,6 @@
 """Keeps copies of a daemon's ttrpc connections, and of their calls, in the fork server.
 
-:mod:`shim.ttrpc.kept` defines the interface, ``ConnectionStore``, and decides what is saved.
+:mod:`shim.ttrpc.kept` defines the interface, ``ConnectionStore``, and the contents of a record.
 The fd ``conn/N`` is a connection.  ``calls/N`` is a file in memory: it begins with the state
 slot of the running calls, and the :class:`~shim.recovery.transfers.Transfers` follow it once
 bytes are counted.

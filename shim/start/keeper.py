@@ -67,7 +67,7 @@ class Kept:
 
     ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
     moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
-    or the count of those who served is above ``count``.  Before that the other server
+    or the count of served replacements is above ``count``.  Before that the other server
     replaces the daemon.
     """
 

@@ -44,7 +44,7 @@ class Origin:
 
     @classmethod
     def of_child(cls, manager: int, title: str, server: str) -> Origin:
-        """Return that of a child of the fork server whose socket has the name ``server``.
+        """Return the origin of a child of the fork server; ``server`` is its socket's name.
 
         The server has changed its own attributes since the name was computed.
         """
@@ -53,7 +53,7 @@ class Origin:
 
     @classmethod
     def of_process(cls, manager: int, title: str) -> Origin:
-        """Return that of a process that does the work of its ``start`` itself."""
+        """Return the origin of a process that does the work of its ``start`` itself."""
         name = os.path.basename(identity.socket_path())  # noqa: PTH119 - a plain string
         # Not os.environ: Python sets LC_CTYPE in it if the locale is C, see PEP 538.
         with open("/proc/self/environ", "rb") as file:
@@ -83,12 +83,12 @@ class Sharing:
 
 
 def sharing_of(invocation: Invocation, config: Config, origin: Origin) -> Sharing | None:
-    """Return the daemons that may serve the container; None for one of its own, or its pod's.
+    """Return the daemons that may serve the container; None if only its pod may share with it.
 
-    A container whose options set an attribute of the daemon itself has its own daemon:
+    A container does not share if its options set an attribute of the daemon itself:
     ``shim_cgroup``; ``no_new_keyring``, which shows the daemon's keyring to the container;
-    and SCHED_CORE.  So has a container whose manager has a system call filter, which
-    cannot be compared.
+    and SCHED_CORE.  It does not share either if its manager has a system call filter, because
+    such filters cannot be compared.
 
     :raises InvalidError: a setting of the container is malformed.
     """

@@ -76,8 +76,8 @@ _PROCESS = AnyMessage(
 def warm_up(directory: str) -> None:
     """Run daemons with a working directory in ``directory``, which is removed afterwards.
 
-    The name of the working directory begins with a dot, which tells it from the sockets
-    of fork servers, and has this process's pid, since several can warm up at once.
+    The name of the working directory begins with a dot, unlike the sockets of fork
+    servers, and has this process's pid, since several can warm up at once.
     """
     deadline = time.monotonic() + _LIMIT
     try:

@@ -275,7 +275,7 @@ async def open_reader(
 def restore_helper(
     path: str, reaper: Reaper, *, writes: bool, create: bool, kept: Kept, role: str
 ) -> FileHelper | None:
-    """Take over the process of a daemon that was killed; None if it has ended and is done."""
+    """Return the helper of a killed daemon, which runs on; None if it has ended and is done."""
     fds = [kept.take(name) or Fd(-1) for name in sorted(kept.roles(f"{role}/pipe/"))]
     child = kept.watch(reaper, f"{role}/process")
     control = kept.take_number(f"{role}/control")

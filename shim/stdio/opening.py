@@ -95,7 +95,7 @@ def restore_stdio(
     deposit: Deposit,
     prefix: str,
 ) -> Stdio:
-    """Return the stdio of a process whose daemon was killed.
+    """Return the stdio of a process of a killed daemon.
 
     ``state`` is :meth:`Stdio.state`, and ``fds`` are the inherited fds whose names begin
     with ``prefix``, by the rest of the name; they belong to the result.  The other

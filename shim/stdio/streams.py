@@ -104,7 +104,7 @@ class Stdio:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over the fds of a daemon that was killed; :meth:`started` relays again."""
+        """Take the fds of a killed daemon; :meth:`started` relays again."""
         raise NotImplementedError
 
     async def started(self) -> None:
@@ -278,7 +278,7 @@ class Stdio:
     def _restore_logger(
         self, state: Mapping[str, Any], stdout: Fd | None = None, stderr: Fd | None = None
     ) -> None:
-        """Take over the logging program and the write ends of its pipes that are open."""
+        """Take the running logging program, and the open write ends of its pipes."""
         child = self._kept.watch(self._reaper, "logger") if state["logger"] else None
         if child is not None:
             ends = stdout or Fd(-1), stderr or Fd(-1)

@@ -27,7 +27,7 @@ from shim.stdio.relay import SHORT_PAUSE, splice
 _PIECE = 1 << 12
 # Bytes that are taken from a terminal before they are passed on.
 _BATCH = 1 << 16
-# Bytes in one read of what is dropped.
+# Bytes in one read of dropped output.
 _READ = 1 << 17
 
 

@@ -4,7 +4,7 @@ The methods are those of :mod:`.services`, and must never suspend.  While one ru
 other request is served: a manager acknowledges events one after the other.  A client
 that sends half a frame, or does not read its replies, does not delay other clients.
 
-Source: selectors, whose events are level-triggered.
+Source: selectors: its events are level-triggered.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class Where:
     states: tuple[str, ...]
 
     async def find(self, text: str) -> Found:
-        """Find the container with this id, or the only one whose id begins so.
+        """Find the container with this id, or the only one with an id that begins so.
 
         For commands that change nothing.
         """
@@ -166,7 +166,7 @@ class Where:
         return await find_shim(text, self.namespace, states=self.states)
 
     async def find_to_change(self, text: str) -> Found:
-        """Find the container with this id, or the only one whose hexadecimal id begins so.
+        """Find the container with this id, or the only one with a hexadecimal id that begins so.
 
         A beginning has at least six characters.  For commands that change the container.
         """
@@ -192,7 +192,7 @@ def search_options(function: Function[T]) -> Function[T]:
 
 
 def search_options_without_n(function: Function[T]) -> Function[T]:
-    """Declare the same for a command whose ``-n`` is a number."""
+    """Declare the same for a command that has ``-n`` for a number."""
     return _search_options(function, "--namespace")
 
 

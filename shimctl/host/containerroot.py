@@ -1,8 +1,8 @@
 """Open the root directory of a container, in the mount namespace of its init process.
 
-Its init process shows all mounts of the container, also while the container is paused.
-A container without a running init process has only its rootfs, without its volumes, and
-only while that is mounted or is a directory of its own.
+The init process shows all mounts of the container, also while the container is paused.
+If the init process does not run, only the rootfs can be opened, without volumes, and only if
+it is still mounted or is a plain directory.
 
 Source: proc(5), /proc/PID/root; pidfd_open(2), because a pid may be reused; OCI runtime
 specification, config.md ("Root").

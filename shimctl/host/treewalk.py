@@ -137,7 +137,7 @@ def _capability(fd: int) -> bytes:
 
 
 class _Sized:
-    """A file with a fixed size: what was cut off meanwhile is zeros, as GNU tar has it."""
+    """A file with a fixed size: bytes that are cut off meanwhile become zeros, as in GNU tar."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file

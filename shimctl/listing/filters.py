@@ -51,7 +51,7 @@ class Filters:
 
     @property
     def wants_finished(self) -> bool:
-        """Whether a filter asks for containers in any state: ``ps`` then implies ``--all``."""
+        """Whether a filter selects by state, so that ``ps`` implies ``--all``."""
         return "status" in self._wanted or "exited" in self._wanted
 
     def match(self, row: Row) -> bool:

@@ -107,7 +107,7 @@ class Copy:
         self._skipped = 0
 
     def write(self, data: bytes) -> None:
-        """Write ``data`` to the reader; skip what does not fit and write the number of bytes."""
+        """Write ``data`` to the reader; skip the bytes that do not fit, and write their number."""
         left = len(data)
         try:
             if self._fd < 0:

@@ -44,7 +44,7 @@ class _Printer:
         for entry in entries:
             out = sys.stdout.buffer if entry.stream == b"stdout" else sys.stderr.buffer
             if out is not last:
-                # Both may go to one terminal or pipe, and each has a buffer of its own.
+                # Both may go to one terminal or pipe, and each has a separate buffer.
                 last.flush()
                 last = out
             if self._wanted.timestamps and entry.stream not in self._begun:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from shimctl.discover import Found
 
-# The files of a run that the next run keeps, beside the log, whose old parts have a number.
+# The files of a run that the next run keeps, beside the log and its numbered old parts.
 _KEPT = frozenset(
     {
         *("config.json", settings.FILE, runlock.FILE, "shim-binary-path", "init.exit"),

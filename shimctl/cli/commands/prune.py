@@ -1,4 +1,4 @@
-"""prune: remove what no container needs."""
+"""prune: remove exited containers, unused images and dead sockets."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reads the configuration of the managers and of this shim, and judges it.
 
 A file that does not exist is fine.  :func:`judge_containerd` and its like are pure, but
-for ``exists``, which tells whether a file of the host exists.
+for ``exists``, which checks whether a file of the host exists.
 
 Sources: containerd docs/cri/config.md; dockerd(8); crio.conf(5); examples/ of this project.
 """

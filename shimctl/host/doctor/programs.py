@@ -146,7 +146,7 @@ async def _output(subject: str, argv: list[str]) -> str | Finding:
 
 
 async def _check_criu(path: str, results: dict[str, Finding]) -> None:
-    """Ask criu whether it works on this kernel, which its version does not tell."""
+    """Run criu's own check: its version does not show whether it works on this kernel."""
     if not path or os.geteuid():
         return
     output = await _output("criu check", [path, "check"])
