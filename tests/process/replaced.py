@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,7 +12,8 @@ import trio
 from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.process.servers import Server
 
@@ -48,3 +49,21 @@ async def wait_for(condition: Callable[[], object]) -> None:
     with trio.fail_after(10 * PATIENCE):
         while not condition():
             await trio.sleep(0.01)
+
+
+@contextmanager
+def log_of(bundle: Path) -> Iterator[Callable[[], bytes]]:
+    """Make the log fifo of ``bundle``; yield a function that returns what was logged since."""
+    os.mkfifo(bundle / "log")
+    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
+
+    def read() -> bytes:
+        try:
+            return os.read(log, 1 << 16)
+        except BlockingIOError:
+            return b""
+
+    try:
+        yield read
+    finally:
+        os.close(log)

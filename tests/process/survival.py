@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
     from tests.process.rig import Rig
 
+# A program that writes numbers until SIGTERM, and exits with 7; :func:`numbers` reads them.
+COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
 # Starts the daemon of a bundle.
 Start: TypeAlias = "Callable[[Path], Awaitable[Survivor]]"
 

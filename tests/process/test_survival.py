@@ -22,7 +22,7 @@ from shim.api.task_pb2 import (
 )
 from tests.process.driven import groups, verdict
 from tests.process.rig import wait_gone
-from tests.process.survival import daemon_of, numbers
+from tests.process.survival import COUNT, daemon_of, numbers
 from tests.process.test_oom import Commanded
 from tests.process.test_pods import pod
 from tests.stdio.conftest import read_all, read_until
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from tests.process.survival import Start
 
 pytestmark = pytest.mark.cold  # the fork server is the test's own
-
-# Writes numbers until SIGTERM, and exits with 7.
-COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
 
 
 def terminal(config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from shim.linux.peers import peer_of
 from shim.ttrpc.client import open_channel
 from shimctl.host.doctor import servers
 from tests.e2e.waiting import PATIENCE
-from tests.process.replaced import STATE, connect, files_of, replaced, wait_for
+from tests.process.replaced import STATE, connect, files_of, log_of, replaced, wait_for
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import Server, children_of, parent_of
 
@@ -101,14 +101,10 @@ def attributes_of(pid: int) -> dict[str, object]:
 
 async def test_the_log_of_a_replacement_is_that_of_its_daemon(surviving: Server) -> None:
     bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with log_of(bundle) as log:
         daemon = await surviving.start(bundle)
         await replaced(surviving, daemon)
-        assert b"replaces" in os.read(log, 1 << 16)
-    finally:
-        os.close(log)
+        assert b"replaces" in log()
 
 
 @pytest.mark.parametrize("end", ["shutdown", "signal"])
@@ -131,9 +127,7 @@ async def test_a_daemon_that_keeps_dying_is_given_up_and_the_reason_is_told(
     surviving: Server,
 ) -> None:
     bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with log_of(bundle) as log:
         daemon = await surviving.start(bundle)
         for _ in range(2):
             daemon = await replaced(surviving, daemon)
@@ -142,9 +136,7 @@ async def test_a_daemon_that_keeps_dying_is_given_up_and_the_reason_is_told(
         await wait_for(lambda: surviving.ask(b"status")["daemons"] == 0)
         await wait_for(lambda: STATE not in files_of(pid))
         assert not sockets.can_connect(surviving.rig.address)
-        text = os.read(log, 1 << 16).decode()
-    finally:
-        os.close(log)
+        text = log().decode()
     assert 'level=error msg="the fork server gives up a shim' in text
     assert 'reason="it died 3 times in 60 seconds"' in text
     [found] = servers.given_up(str(surviving.directory), time.time())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shim.api.task_pb2 import ShutdownRequest, WaitRequest
 from shim.linux import sockets
-from tests.process.replaced import STATE, connect, files_of, replaced, wait_for
+from tests.process.replaced import STATE, connect, files_of, log_of, replaced, wait_for
 from tests.process.rig import wait_gone
 from tests.process.servers import ROOT, Server, children_of, parent_of, state_of
 
@@ -109,9 +109,7 @@ def is_zombie(pid: int) -> bool:
 
 async def test_sigterm_ends_a_server_and_no_daemon(surviving: Server) -> None:
     bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with log_of(bundle) as log:
         daemon = await surviving.start(bundle)
         pid = await surviving.wait_up()
         os.kill(pid, signal.SIGTERM)
@@ -120,12 +118,10 @@ async def test_sigterm_ends_a_server_and_no_daemon(surviving: Server) -> None:
 
         def read() -> bool:
             nonlocal text
-            text += os.read(log, 1 << 16)
+            text += log()
             return b"the keeper has ended" in text
 
         await wait_for(read)
-    finally:
-        os.close(log)
     assert text.count(b"level=warning") == 1
     assert await connect(surviving) == daemon
 
@@ -134,21 +130,15 @@ async def test_a_daemon_without_a_fork_server_says_that_it_does_not_survive(
     surviving: Server,
 ) -> None:
     bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with log_of(bundle) as log:
         await surviving.start(bundle, TRIO_SHIM_FORKSERVER="off")
-        text = os.read(log, 1 << 16)
-    finally:
-        os.close(log)
+        text = log()
     assert b'reason="it was started without a fork server"' in text
 
 
 async def test_by_default_nothing_is_kept_and_nothing_replaced(server: Server) -> None:
     bundle = server.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with log_of(bundle) as log:
         daemon = await server.start(bundle)
         pid = await server.wait_up()
         await server.wait_spare()
@@ -160,24 +150,18 @@ async def test_by_default_nothing_is_kept_and_nothing_replaced(server: Server) -
         os.kill(daemon, signal.SIGKILL)
         await wait_for(lambda: server.ask(b"status")["daemons"] == 0)
         assert not sockets.can_connect(server.rig.address)
-        assert os.read(log, 1) == b""
-    finally:
-        os.close(log)
+        assert log() == b""
 
 
 async def test_a_server_with_no_room_for_files_says_so_and_the_daemon_goes_on(
     surviving: Server,
 ) -> None:
     bundle = surviving.rig.bundle("c1", "true")
-    os.mkfifo(bundle / "log")
-    log = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
     # The server keeps 256 for itself.
     few = (264, 264)
-    try:
+    with log_of(bundle) as log:
         daemon = await surviving.start(
             bundle, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few)
         )
-        await wait_for(lambda: b"a death of this shim" in os.read(log, 1 << 16))
-    finally:
-        os.close(log)
+        await wait_for(lambda: b"a death of this shim" in log())
     assert await connect(surviving) == daemon

@@ -24,7 +24,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT, Build
 from tests.process.driven import verdict
 from tests.process.rig import NAMESPACE
-from tests.process.survival import daemon_of, numbers
+from tests.process.survival import COUNT, daemon_of, numbers
 from tests.stdio.conftest import read_all, read_some, read_until
 from tests.stdio.whole.client import Streams
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
 
 NEXT = "9.9.9"
-# Writes numbers until SIGTERM, and exits with 7.
-COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
 
 
 @pytest.fixture
@@ -50,6 +48,13 @@ def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
 async def version_of(shim: Survivor) -> str:
     """Return the version of the daemon at the other end of the first connection."""
     return (await shim.task.Connect(ConnectRequest(id="any"), timeout=20)).version
+
+
+async def only_left(rig: Rig, *pids: int) -> None:
+    """Wait until of all processes of the rig's daemons and containers only ``pids`` run."""
+    with trio.fail_after(20 * PATIENCE):
+        while list(processes(str(rig.root), NAMESPACE, pids)):
+            await trio.sleep(0.01)
 
 
 async def upgrade(build: Build, *args: str) -> None:
@@ -247,9 +252,7 @@ async def test_a_daemon_that_is_killed_during_its_move_is_replaced_once(
         rig.track(after := await daemon_of(shim.task))
         assert after != before
         assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
-        with trio.fail_after(20 * PATIENCE):
-            while {one for one, _ in processes(str(rig.root), NAMESPACE)} - {pid} != {after}:
-                await trio.sleep(0.01)
+        await only_left(rig, pid, after)
     await shim.kill("c1", number=signal.SIGTERM)
     assert (await shim.wait("c1")).exit_status == 7
 
@@ -296,9 +299,7 @@ async def test_moves_follow_each_other_at_once(
         answer = await move(shim, path)
         assert answer["version"] == (NEXT if path == servers[0] else VERSION)
     rig.track(after := await daemon_of(shim.task))
-    with trio.fail_after(20 * PATIENCE):
-        while {one for one, _ in processes(str(rig.root), NAMESPACE)} - {pid} != {after}:
-            await trio.sleep(0.01)
+    await only_left(rig, pid, after)
 
 
 async def move(shim: Survivor, path: str) -> dict[str, object]:
