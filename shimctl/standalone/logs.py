@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 POLL = 0.1  # s between two reads
 RAW = "raw"  # the format of a file without times
-_QUIET = 0.5  # s without output after the exit; then the log counts as complete
+# Seconds without output after the exit; then the log counts as complete.  The logging program
+# has the last bytes in its pipe, and waits for a processor on a busy machine.
+_QUIET = 2.0
 
 
 class _Printer:

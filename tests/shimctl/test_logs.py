@@ -280,6 +280,33 @@ async def test_following_ends_at_the_time_of_until(
     assert datetime.now(UTC) > until
 
 
+LOCKED = """
+import fcntl, sys
+with open(sys.argv[1], "a") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_a_line_that_the_logger_writes_a_second_after_the_exit_is_followed(
+    path: Path, capfd: pytest.CaptureFixture[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    path.write_text(entry(1, "1"))
+    with subprocess.Popen(  # noqa: ASYNC220 - it has the lock, as the logger of a container
+        [sys.executable, "-c", LOCKED, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as logger:
+        assert logger.stdout
+        assert logger.stdout.readline() == b"locked\n"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show, path, "cri", Wanted(), over)
+            await trio.sleep(1)
+            with open(path, "a") as file:
+                file.write(entry(2, "last"))
+        logger.communicate()
+    assert capfd.readouterr().out == "1\nlast\n"
+
+
 async def test_following_ends_after_the_last_word(
     path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
