@@ -189,7 +189,9 @@ class Container:
     def is_settled(self) -> bool:
         """Whether no operation is under way that changes the container or a process."""
         processes = (self.init, *self.execs.values())
-        return not self.saved.doing and not any(process.doing for process in processes)
+        return not self.saved.doing and all(
+            not process.doing and process.is_exit_kept for process in processes
+        )
 
     def process(self, exec_id: str) -> Process:
         """Return the exec ``exec_id``, or the init process for "".

@@ -52,6 +52,7 @@ class Process:
         self.exit: Exit | None = None
         self._stdio: Stdio | None = None
         self._stdin_closed = False
+        self._is_recorded = False
         self._done = trio.Event()
 
     @property
@@ -114,6 +115,7 @@ class Process:
         path = str(bundle.path)
         if bundle.in_memory:
             write_exit(path, exit_, self.id)
+            self._is_recorded = True
             return exit_
         write = partial(write_exit, path, exit_, self.id)
         remove = partial(self._remove_late_record, path)
@@ -121,6 +123,7 @@ class Process:
             await run_off_thread(
                 write, f"write {exit_file(path, self.id)}", limit=RECORD, late=remove
             )
+            self._is_recorded = True
         except (ShimError, OSError) as exc:
             log.error("cannot write the exit record; the exit is published without", error=exc)
         return exit_
@@ -129,6 +132,12 @@ class Process:
         """Remove a record that was written after Delete: another process may have its name."""
         if self.state is State.DELETED:
             remove_exit(bundle, self.id)
+
+    @property
+    def is_exit_kept(self) -> bool:
+        """Whether a replacement of this daemon knows the exit, if the process was reaped."""
+        was_reaped = self.child is not None and self.child.exit is not None
+        return not was_reaped or self._is_recorded or self.exit is not None
 
     def set_exit(self, exit_: Exit) -> None:
         """Set the exit and the state STOPPED, and let every :meth:`wait` return."""

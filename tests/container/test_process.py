@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import _thread
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
+from shim.child import Child
 from shim.container import process as module
 from shim.container.bundle import Bundle
 from shim.container.lifecycle import Op
@@ -98,3 +101,47 @@ def test_stdin_that_is_closed_before_the_start_is_closed_at_the_start(closed: bo
     assert stdio.closed == closed
     process.close_stdin()
     assert stdio.closed
+
+
+async def test_an_exit_is_not_kept_until_its_record_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that moves then would take the exit of the reaped process with it."""
+    responds = threading.Event()
+
+    def write(*args: Any) -> None:
+        responds.wait(60)
+        write_exit(*args)
+
+    monkeypatch.setattr(module, "write_exit", write)
+    process = Process("e1", StdioSpec())
+    process.life.apply(Op.START)
+    child = Child(END.pid, os.open(os.devnull, os.O_RDONLY))
+    process.set_child(child)
+    assert process.is_exit_kept
+    async with trio.open_nursery() as nursery:
+        child.set_exit(END)
+        assert not process.is_exit_kept
+        nursery.start_soon(process.record_exit, child, Bundle(tmp_path))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not process.is_exit_kept
+        responds.set()
+    assert process.is_exit_kept
+
+
+async def test_an_exit_without_a_record_is_kept_once_it_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space is left")
+
+    monkeypatch.setattr(module, "write_exit", fail)
+    process = Process("e1", StdioSpec())
+    process.life.apply(Op.START)
+    child = Child(END.pid, os.open(os.devnull, os.O_RDONLY))
+    process.set_child(child)
+    child.set_exit(END)
+    await process.record_exit(child, Bundle(tmp_path))
+    assert not process.is_exit_kept
+    process.set_exit(END)
+    assert process.is_exit_kept
