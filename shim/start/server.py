@@ -115,6 +115,7 @@ class Server:
                 elif not self._keeper.receive(fd):
                     self._read_request(fd)
             self._drop_expired()
+            self._keeper.expire()
             if has_ended or (self._holds_orphans and not self._keeper.has_claims):
                 self._reap()
             if self._keeper:
@@ -208,7 +209,6 @@ class Server:
 
     def _replace_ended(self) -> None:
         """Fork the replacements that are due."""
-        self._keeper.expire()
         for kept in self._keeper.due():
             try:
                 work = partial(become_replacement, kept.fds)
