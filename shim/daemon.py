@@ -31,6 +31,7 @@ from shim.reaper import open_reaper
 from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import EXPECTED, LISTENER
+from shim.recovery.reports import Reports
 from shim.runc.driver import LIMIT
 from shim.service import ALIASES, CANCELLABLE, IMMEDIATE, UNDOABLE, TaskService
 from shim.ttrpc.server import handlers_of, serve
@@ -156,6 +157,9 @@ async def main(
         resumed = []
         if inherited is not None:
             log.info("this shim replaces one that was killed", id=settings.id, pid=os.getpid())
+            reports = Reports(inherited, deposit.drop)
+            deposit.use(reports)
+            nursery.start_soon(reports.run)
             await service.restore(inherited)
             publisher.begin()
             resumed = connections.resume(inherited)

@@ -167,7 +167,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
     # These fork daemons, or themselves, and wait for them; the generator runs protoc.
     start = {
         f"shim/start/{name}.py"
-        for name in ("bootstrap", "forking", "keeper", "newserver", "server")
+        for name in ("bootstrap", "forking", "newserver", "orphans", "server")
     }
     daemon = {"shim/reaper.py", "shim/spawning.py"}
     assert culprits == {"shim/api/generate.py", "shim/delete.py"} | daemon | start

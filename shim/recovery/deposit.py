@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shim.linux.fifos import Fd
+    from shim.recovery.reports import Reports
 
 # Messages that may be queued.
 _QUEUE = 4096
@@ -50,6 +51,7 @@ class Deposit:
         self._wake = trio.lowlevel.ParkingLot()
         self._answers: dict[str, trio.Event] = {}
         self._exits: dict[str, tuple[int, int] | None] = {}
+        self._reports: Reports | None = None
         if channel is not None:
             channel.setblocking(False)
 
@@ -91,6 +93,8 @@ class Deposit:
 
     def drop(self, *names: str) -> None:
         """Ask the keeper to close the copies, in the next turn of the event loop."""
+        if self._reports is not None:
+            self._reports.drop(names)
         if self._channel is None:
             return
         self._dropped += names
@@ -107,9 +111,18 @@ class Deposit:
     async def exit_of(self, name: str) -> tuple[int, int] | None:
         """Return the wait status of the process of the pidfd ``name``, and its time in ns.
 
-        None if the keeper does not know it: the process is not the keeper's child, or the
-        keeper has ended.
+        None if neither the keeper nor a server of ``reports`` knows it: the process is not
+        a child of either, or its parent has ended.
         """
+        if (known := await self._ask(name)) is None and self._reports is not None:
+            known = await self._reports.exit_of(name)
+        return known
+
+    def use(self, reports: Reports) -> None:
+        """Ask the servers of ``reports`` for exits, too."""
+        self._reports = reports
+
+    async def _ask(self, name: str) -> tuple[int, int] | None:
         if self._channel is None:
             return None
         if name not in self._answers:

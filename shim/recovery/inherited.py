@@ -6,6 +6,7 @@ Each fd has a name, which begins with its kind: see :data:`KINDS`.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shim.recovery.slot import StateSlot
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 # ``journal/N/PATH``: a file of events that are not acknowledged.
 # ``expected``: the state slot of the containers that the daemon expects.
 # A daemon that moves to another fork server also sends ``moving``, the channel of the move,
-# ``mover``, its pidfd, and ``turn``, if it has one.
+# ``mover``, its pidfd, and ``turn``, if it has one.  ``exits/N`` is a channel to a fork server
+# that it has moved from (:mod:`shim.recovery.reports`).
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD, EXPECTED = "events", "forward", "expected"
-MOVING, MOVER, TURN = "moving", "mover", "turn"
+MOVING, MOVER, TURN, REPORTS = "moving", "mover", "turn", "exits"
 KINDS = (
     *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
-    *(EVENTS, FORWARD, "journal", EXPECTED, MOVING, MOVER, TURN),
+    *(EVENTS, FORWARD, "journal", EXPECTED, MOVING, MOVER, TURN, REPORTS),
 )
 
 
@@ -58,6 +60,11 @@ class Inherited:
         """Return the state slot ``name``, owned by the caller, or None."""
         fd = self.take(name)
         return StateSlot(fd) if fd >= 0 else None
+
+    def processes(self) -> list[str]:
+        """Return the names of the pidfds; nothing is taken."""
+        paths = {name: Path(f"/proc/self/fd/{fd}") for name, fd in self._fds.items()}
+        return [name for name, path in paths.items() if "pidfd" in str(path.readlink())]
 
     def names(self, prefix: str) -> list[str]:
         """Return the rest of the names that begin with ``prefix``; nothing is taken."""

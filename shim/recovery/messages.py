@@ -12,8 +12,11 @@ The daemon sends:
 
 A daemon moves to another keeper (:mod:`shim.recovery.moving`) in three steps.  It sends
 ``give`` with a socket to its keeper, which sends all fds of the daemon there, and then
-``replace``.  The other keeper forks a replacement, which sends ``ready`` on that socket when
-it can begin.  The daemon answers ``go``, and ends.
+``replace``.  One of these is a channel of its own, on which the keeper reports exits from
+then on (:mod:`shim.recovery.reports`): ``exit NAME TOKEN`` is answered as above, with the
+token after the name, and ``drop NAME...`` closes pidfds.  The other keeper forks a
+replacement, which sends ``ready`` on that socket when it can begin.  The daemon answers
+``go``, and ends.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds, send_fds
 from shim.linux.processes import is_ending
 from shim.recovery import messages
-from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, TURN
+from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS, TURN
 from shim.recovery.messages import (
-    EXIT,
     GIVE,
     MAX_FDS,
     MAX_MESSAGE,
@@ -36,9 +36,13 @@ from shim.recovery.messages import (
 )
 from shim.recovery.moving import MOVED
 from shim.recovery.turn import count_of
+from shim.start import orphans
+from shim.start.reporters import Reporter, Reporters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    from shim.start.orphans import Holder
 
 # Seconds within which the deaths of a daemon are counted.
 PERIOD = 60.0
@@ -51,19 +55,19 @@ _ENDING = 1.0
 _FORK_PAUSE, _FORK_ATTEMPTS = 0.1, 100
 # Fds that are left for the server itself.
 _RESERVE = 256
-_CORE_DUMPED = 0x80
 
 
 @dataclass(slots=True, eq=False)
 class Kept:
     """One daemon, and after its death its replacement.
 
-    ``pid`` is 0 between the two.  ``fds`` are owned, by name.  ``exits`` are the wait
-    statuses of ended processes, with the time in ns since the epoch, by the names of their
-    pidfds.  ``deaths`` are times on the monotonic clock, and so are the following, which
-    are 0 if there is none: until ``claims_until`` the daemon, a replacement, may claim
-    processes of its predecessor; at ``ended_at`` it counts as ended, since its channel has;
-    at ``fork_at`` its replacement is due.  ``has_orphans`` is set after a death.
+    ``pid`` is 0 between the two.  ``fds`` and ``exits`` are those of an
+    :class:`~shim.start.orphans.Holder`; the fds are owned.  ``deaths`` are times on the
+    monotonic clock, and so are the following, which are 0 if there is none: until
+    ``claims_until`` the daemon, a replacement, may claim processes of its predecessor; at
+    ``ended_at`` it counts as ended, since its channel has; at ``fork_at`` its replacement is
+    due.  ``has_orphans`` is set if this server may have orphans of it.  ``reporter`` is set
+    once its fds were given to another server.
 
     ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
     moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
@@ -81,6 +85,7 @@ class Kept:
     fork_at: float = 0.0
     attempts: int = 0
     has_orphans: bool = False
+    reporter: Reporter | None = None
     mover: int = -1
     serves: bool = True
     count: int = 0
@@ -118,11 +123,12 @@ class Keeper:
         self._daemons: dict[int, Kept] = {}
         self._channels: dict[int, Kept] = {}
         self._timed: set[Kept] = set()  # those with a deadline
+        self._reporters = Reporters(poll, self.reap)
         self._most = 0  # the limit of fds, once it is raised
 
     def __bool__(self) -> bool:
-        """Whether a daemon has left fds, or may do so."""
-        return bool(self._all)
+        """Whether a daemon has left fds or may do so, or exits of one that moved are reported."""
+        return bool(self._all) or any(self._reporters)
 
     @property
     def deadlines(self) -> list[float]:
@@ -153,7 +159,8 @@ class Keeper:
         when all fds are here.
         """
         channel.setblocking(False)
-        kept = Kept(channel=channel, mover=mover, serves=False)
+        # It may have been here before, and this server is the parent of its processes then.
+        kept = Kept(channel=channel, mover=mover, serves=False, has_orphans=True)
         kept.fds |= {TURN: turn} if turn >= 0 else {}
         self._all.add(kept)
         self._channels[channel.fileno()] = kept
@@ -162,7 +169,7 @@ class Keeper:
     def receive(self, fd: int) -> bool:
         """Take one message of the channel ``fd``; return False if that is no channel."""
         if (kept := self._channels.get(fd)) is None:
-            return False
+            return self._reporters.receive(fd)
         with suppress(BlockingIOError):
             if not self._take(kept):
                 self._end_channel(kept)
@@ -219,15 +226,16 @@ class Keeper:
                 kept.fds.update(zip(names, fds, strict=True))
             case messages.DROP, _:
                 self._drop(kept, names)
-            case messages.EXIT, [name]:
-                self._answer(kept, name)
+            case messages.EXIT, [_]:
+                assert kept.channel is not None
+                orphans.answer(kept, kept.channel, names, lambda pid: self.reap(pid, kept))
             case messages.CLAIMED, []:
                 self._set(kept, claims_until=0.0)
             case messages.SERVING, []:
                 kept.serves = True
             case messages.GIVE, []:
                 with socket.socket(fileno=fds[0]) as to:
-                    _give(kept, to)
+                    self._give(kept, to)
             case messages.REPLACE, [] if kept.mover >= 0:
                 self._release_mover(kept)
             case _:
@@ -263,18 +271,13 @@ class Keeper:
                 os.close(fd)
                 kept.exits.pop(name, None)
 
-    def _answer(self, kept: Kept, name: str) -> None:
-        """Send the exit status of the process of the pidfd ``name``, if it is known."""
-        if name in kept.fds and name not in kept.exits and (pid := _zombie(kept.fds[name])):
-            _reap(kept, pid)
-        words = map(str, kept.exits.get(name, ()))
-        assert kept.channel is not None
-        with suppress(OSError):  # it takes no answers, or has ended
-            kept.channel.send(encode(EXIT, name, *words))
+    def reap(self, pid: int, *askers: Holder) -> bool:
+        """Reap the orphan ``pid``, a zombie, if its pidfd is here; return whether it is.
 
-    def reap(self, pid: int) -> bool:
-        """Reap the orphan ``pid``, a zombie, if its pidfd is here; return whether it is."""
-        return any(kept.has_orphans and _reap(kept, pid) for kept in self._all)
+        ``askers`` get its exit, too, if they have its pidfd.
+        """
+        kept = (kept for kept in self._all if kept.has_orphans)
+        return orphans.reap(pid, {*askers, *kept, *self._reporters})
 
     @property
     def has_claims(self) -> bool:
@@ -339,12 +342,36 @@ class Keeper:
         self._report(kept, reason)
         self._forget(kept)
 
+    def _give(self, kept: Kept, to: socket.socket) -> None:
+        """Send copies of the fds to another keeper, without waiting, and end with REPLACE.
+
+        The exits of the daemon's orphans are reported from then on.
+        """
+        with suppress(OSError):  # it reads too slowly, or has ended: then the move fails
+            for names in messages.split(list(kept.fds)):
+                fds = [kept.fds[name] for name in names]
+                send_fds(to, encode(PUT, *names), fds, socket.MSG_DONTWAIT)
+            if kept.reporter is not None:  # of a move that failed
+                self._reporters.close(kept.reporter)
+            kept.reporter, theirs = self._reporters.open(kept)
+            with theirs:
+                names_of_reports = (f"{REPORTS}/{number}" for number in count())
+                name = next(name for name in names_of_reports if name not in kept.fds)
+                send_fds(to, encode(PUT, name), [theirs.fileno()], socket.MSG_DONTWAIT)
+            to.send(encode(REPLACE), socket.MSG_DONTWAIT)
+
     def _forget(self, kept: Kept) -> None:
-        """Close all fds of a daemon: its death is the end of its containers from now on."""
+        """Close all fds of a daemon: its death is the end of its containers from now on.
+
+        If it has moved, those that are needed to report exits stay.
+        """
         self._close_channel(kept)
-        _close_all(kept.fds.values())
-        kept.fds.clear()
-        kept.exits.clear()
+        if kept.reporter is not None and kept.reporter.is_open:
+            self._reporters.leave(kept.reporter)
+        else:
+            _close_all(kept.fds.values())
+            kept.fds.clear()
+            kept.exits.clear()
         if kept.mover >= 0:
             os.close(kept.mover)
             kept.mover = -1
@@ -366,40 +393,6 @@ class Keeper:
             self._timed.add(kept)
         else:
             self._timed.discard(kept)
-
-
-def _give(kept: Kept, to: socket.socket) -> None:
-    """Send copies of the fds to another keeper, without waiting, and end with REPLACE."""
-    with suppress(OSError):  # it reads too slowly, or has ended: then the move fails
-        for names in messages.split(list(kept.fds)):
-            fds = [kept.fds[name] for name in names]
-            send_fds(to, encode(PUT, *names), fds, socket.MSG_DONTWAIT)
-        to.send(encode(REPLACE), socket.MSG_DONTWAIT)
-
-
-def _reap(kept: Kept, pid: int) -> bool:
-    """Reap the zombie ``pid`` if a pidfd of it is in ``kept``; return whether one is."""
-    names = [name for name, fd in kept.fds.items() if _zombie(fd) == pid]
-    if names:
-        info = os.waitid(os.P_PIDFD, kept.fds[names[0]], os.WEXITED)
-        assert info is not None
-        kept.exits |= dict.fromkeys(names, (_wait_status(info), time.time_ns()))
-    return bool(names)
-
-
-def _zombie(pidfd: int) -> int:
-    """Return the pid of the process of ``pidfd`` if it is a zombie of this process, else 0."""
-    with suppress(OSError):
-        info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return 0 if info is None else info.si_pid
-    return 0
-
-
-def _wait_status(info: os.waitid_result) -> int:
-    """Return the status of a process as of wait(2)."""
-    if info.si_code == os.CLD_EXITED:
-        return int(info.si_status << 8)
-    return int(info.si_status | (_CORE_DUMPED if info.si_code == os.CLD_DUMPED else 0))
 
 
 def _close_all(fds: Iterable[int]) -> None:

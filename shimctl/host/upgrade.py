@@ -109,10 +109,11 @@ def _check(status: dict[str, Any]) -> None:
             f"version {VERSION} cannot continue containers of version {status['version']}: "
             f"{problem}; end them first, or upgrade to a version in between"
         )
-    if not _kernel_keeps_exits():
+    if _server_of(status["pid"]) == status["pid"] and not _kernel_keeps_exits():
         raise UnsupportedError(
-            "this kernel does not report the exit status of another process's children: with "
-            "Linux 6.15 or newer an upgrade is possible; end the containers first"
+            "the fork server that started its shim has ended, and this kernel does not report "
+            "the exit status of another process's children: with Linux 6.15 or newer an "
+            "upgrade is possible; end the containers first"
         )
 
 

@@ -95,6 +95,12 @@ class Bench:
         self.daemons.append(Daemon(self.keeper))
         return self.daemons[-1]
 
+    def receive(self) -> None:
+        """Take the messages that have arrived."""
+        while ready := self.poll.poll(0):
+            for fd, _ in ready:
+                self.keeper.receive(fd)
+
     def replace(self, kept: Kept) -> Daemon:
         """Give a dead daemon a replacement, as the fork server does."""
         daemon = self.daemon()
