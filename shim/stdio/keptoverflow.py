@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import trio
 from trio.lowlevel import wait_readable
 
+from shim import log
 from shim.linux import fifos, libc
 from shim.linux.fifos import Fd
 from shim.recovery.slot import StateSlot
 from shim.stdio.overflow import _OverflowRelay
-from shim.stdio.relay import splice
+from shim.stdio.relay import LONG_PAUSE, splice
 from shim.stdio.spool import FirstBytesInFile, Ring, Store, restore_ring
 from shim.stdio.terminalsplice import SpliceTerminalRelay, open_buffer
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 # Bytes that are stored at once, at most: a pipe that was not made larger holds them.
 _MOST = 1 << 16
+_ROLES = ("intake", "outlet", "record")
 
 
 class Stages:
@@ -45,17 +49,23 @@ class Stages:
 
     @classmethod
     def open(cls, kept: Kept, name: str) -> Stages:
-        """Return new ones, kept."""
-        record = Fd(os.memfd_create(StateSlot.NAME, os.MFD_CLOEXEC))
-        stages = cls(kept, name, open_buffer(), open_buffer(), record)
-        roles = (f"{name}-intake", f"{name}-outlet", f"{name}-record")
-        kept.hold(dict(zip(roles, stages.fds, strict=True)))
-        return stages
+        """Return new ones, kept.
+
+        :raises OSError: no fd is left.
+        """
+        fds: list[Fd] = []
+        with ExitStack() as unless_opened:
+            for open_one in (open_buffer, open_buffer, _open_record):
+                fds.append(open_one())
+                unless_opened.callback(fds[-1].close)
+            unless_opened.pop_all()
+        kept.hold({f"{name}-{role}": fd for role, fd in zip(_ROLES, fds, strict=True)})
+        return cls(kept, name, *fds)
 
     @classmethod
     def take(cls, kept: Kept, name: str) -> Stages | None:
         """Return those of a daemon that was killed; None if the relay has ended."""
-        found = [kept.take(f"{name}-{role}") for role in ("intake", "outlet", "record")]
+        found = [kept.take(f"{name}-{role}") for role in _ROLES]
         fds = [fd for fd in found if fd is not None]
         if len(fds) == len(found):
             return cls(kept, name, *fds)
@@ -87,6 +97,7 @@ class _KeptOverflowRelay(_OverflowRelay):
         self._outlet = stages.outlet
         self._recorded = b""
         self._rest: int | None = None  # bytes of the intake that are not stored
+        self._waits = False  # output has waited for a free fd
         self._restore()
 
     @property
@@ -139,12 +150,26 @@ class _KeptOverflowRelay(_OverflowRelay):
             except BlockingIOError:
                 await self._wait_sink_writable()
             return
-        data = _peek(self._intake, _MOST)
+        try:
+            data = _peek(self._intake, _MOST)
+        except OSError as exc:
+            self._warn_no_room(exc)
+            await trio.sleep(LONG_PAUSE)  # no event reports a free fd
+            return
         count = await self._store_or_drop(lambda store: store.put(data), lambda: len(data))
         if count:
             self._rest = fifos.unread(self._intake) - count
             self._save()
             _discard(self._intake, self._rest)
+
+    def _warn_no_room(self, exc: OSError) -> None:
+        if not self._waits:
+            log.warning(
+                "output waits: the shim has no free file; raise the manager's limit of open files",
+                stream=self.name,
+                error=exc,
+            )
+        self._waits = True
 
     async def _empty_intake(self) -> None:
         while fifos.unread(self._intake):
@@ -182,7 +207,10 @@ class _KeptOverflowRelay(_OverflowRelay):
         return store
 
     def _new_first_bytes(self) -> Store:
-        store = FirstBytesInFile.new()
+        try:
+            store = FirstBytesInFile.new()
+        except OSError:  # no fd is free: these bytes are lost with this daemon
+            return super()._new_first_bytes()
         self._keep_store(store)
         return store
 
@@ -244,8 +272,15 @@ class KeptOverflowTerminalRelay(_KeptOverflowRelay, SpliceTerminalRelay):
         await self._empty_intake()
 
 
+def _open_record() -> Fd:
+    return Fd(os.memfd_create(StateSlot.NAME, os.MFD_CLOEXEC))
+
+
 def _peek(pipe: Fd, count: int) -> bytes:
-    """Return the first bytes of a pipe that is not empty, and leave them in it."""
+    """Return the first bytes of a pipe that is not empty, and leave them in it.
+
+    :raises OSError: no fd is free.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return os.read(reader, libc.tee(pipe.number, writer, count))
