@@ -145,14 +145,20 @@ class Profile:
             with suppress(OSError, ValueError):
                 resource.setrlimit(_LIMITS[name], (soft, hard))
         daemonize.reset_attributes(self.title)
-        try:
-            _OOM_SCORE.write_text(str(self.oom_score))
-            daemonize.join_cgroup(self.shim_cgroup)
-        except (ShimError, OSError) as exc:
-            log.warning("cannot give a replacement an attribute of its shim", error=exc)
+        for give in (self._set_oom_score, self._join_cgroup):
+            try:
+                give()
+            except (ShimError, OSError) as exc:
+                log.warning("cannot give a replacement an attribute of its shim", error=exc)
         if self.sched_core:
             _share_core(pids)
         os.chdir("/")
+
+    def _set_oom_score(self) -> None:
+        _OOM_SCORE.write_text(str(self.oom_score))
+
+    def _join_cgroup(self) -> None:
+        daemonize.join_cgroup(self.shim_cgroup)
 
 
 def _share_core(pids: Iterable[int]) -> None:
