@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Child:
-    """A watched process: one that we spawned, or an orphan that became our child."""
+    """A watched process: one that we spawned, or an orphan that became our child.
+
+    ``pidfd`` is owned.  It is -1 if a killed daemon did not leave it: then the exit is set.
+    """
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
@@ -53,5 +56,6 @@ class Child:
 
     def set_exit(self, exit_: Exit) -> None:
         self.exit = exit_
-        os.close(self.pidfd)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
         self._done.set()

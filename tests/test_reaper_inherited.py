@@ -13,7 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from shim.exit import UNKNOWN_STATUS
+from shim.child import Child
+from shim.errors import NotFoundError
+from shim.exit import UNKNOWN_STATUS, Exit
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
 from shim.recovery.messages import EXIT, MAX_MESSAGE, decode, encode
@@ -101,6 +103,14 @@ async def test_the_exit_of_an_own_child_comes_from_the_kernel() -> None:
         child = reaper.watch_inherited(process.pid, pidfd, NAME, deposit)
         assert (await child.wait()).exit_status == 7
     process.returncode = 7  # the reaper has reaped it
+
+
+async def test_a_process_whose_pidfd_is_lost_can_have_an_exit() -> None:
+    child = Child(1 << 22, -1)
+    child.set_exit(Exit(1 << 22, UNKNOWN_STATUS, 1, "its pidfd is lost"))
+    assert (await child.wait()).reason == "its pidfd is lost"
+    with pytest.raises(NotFoundError):
+        child.signal(signal.SIGKILL)
 
 
 async def test_an_exit_that_the_keeper_has_seen_is_its_own_with_its_time() -> None:
