@@ -17,6 +17,7 @@ import trio
 from shim import jsontext
 from shim.api import task_pb2
 from shim.container.bundle import Bundle, Config, checked_id
+from shim.container.checkpoint import LIMIT as CHECKPOINT_LIMIT
 from shim.container.checkpoint import checkpoint
 from shim.container.deletion import Deletion
 from shim.container.execs import Execs
@@ -334,9 +335,11 @@ class Container:
     ) -> None:
         """Write a checkpoint to ``request.path``; the option ``exit`` ends the container.
 
-        :raises UnavailableError: the daemon was killed while it wrote the checkpoint.
+        :raises UnavailableError: the daemon was killed while the runtime wrote the checkpoint;
+            the runtime has ended.
         """
         if replayed:
+            await self._restoring.wait_commands(CHECKPOINT_LIMIT)
             raise UnavailableError(
                 "the checkpoint was interrupted: the shim was killed meanwhile; repeat it"
             )

@@ -184,6 +184,10 @@ class Restoring:
         child.set_exit(record)
         return child
 
+    async def wait_commands(self, limit: float) -> None:
+        """Wait until no runtime command of the killed daemon runs; see :class:`OrphanCommands`."""
+        await self._commands.wait(limit)
+
     # -- operations that were under way --------------------------------------------
 
     async def _settle(self, task_status: trio.TaskStatus[None]) -> None:

@@ -301,8 +301,12 @@ async def test_another_signal_that_may_have_arrived_is_not_sent_again(
     await finish(shim)
 
 
-async def test_a_checkpoint_fails_and_the_container_runs_on(rig: Rig, survivors: Start) -> None:
-    gate = Gate(rig, "checkpoint", "wait_for_go; exit 1")
+async def test_a_checkpoint_fails_when_its_runtime_has_ended_and_the_container_runs_on(
+    rig: Rig, survivors: Start
+) -> None:
+    """A repeated one would disturb it, and be disturbed."""
+    ended = rig.root / "ended"
+    gate = Gate(rig, "checkpoint", f"wait_for_go; sleep 0.3; touch {ended}; exit 1")
     bundle = rig.bundle("c1", "sleep", "1000")
     shim = await survivors(bundle)
     await shim.run(bundle, options=rig.options(binary_name=gate.path))
@@ -313,6 +317,7 @@ async def test_a_checkpoint_fails_and_the_container_runs_on(rig: Rig, survivors:
         "the checkpoint was interrupted",
         lambda: shim.task.Checkpoint(request, timeout=60),
     )
+    assert ended.exists()
     assert (await shim.task.State(StateRequest(id="c1"))).status == process_pb2.RUNNING
     await finish(shim)
 
