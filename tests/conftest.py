@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
 pytest_plugins = [
-    *("tests.matrix", "tests.parallel", "tests.repeats", "tests.sharedserver"),
-    *("tests.leftout", "tests.warm"),
+    *("tests.matrix", "tests.parallel", "tests.repeats", "tests.warm"),
+    *("tests.leftout", "tests.sharedserver"),  # imports tests.warm
 ]
 STRICT = "CI_STRICT"
 ALLOWED = "this machine"  # the beginning of the reasons that a strict run accepts

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import warm
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -31,13 +30,8 @@ def shimctl(word: str, environ: Mapping[str, str]) -> None:
     """Run the command, again if it fails: it gives up a slow server after ten seconds."""
 
     def succeeds() -> bool:
-        done = subprocess.run(
-            [sys.executable, "-m", "shimctl", "forkserver", word],
-            capture_output=True,
-            check=False,
-            timeout=_TIMEOUT,
-            env={**os.environ, **environ, "PYTHONPATH": str(_ROOT)},
-        )
+        values = {**os.environ, **environ, "PYTHONPATH": str(_ROOT)}
+        done = warm.run("shimctl", ["forkserver", word], env=values, timeout=_TIMEOUT)
         return done.returncode == 0
 
     wait_until(f"shimctl forkserver {word}", succeeds, _TIMEOUT)

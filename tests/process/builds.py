@@ -8,17 +8,21 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from shim.version import VERSION
+from tests import warm
+from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
+_TIMEOUT = 120 * PATIENCE  # seconds
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,9 @@ class Build:
 
     @classmethod
     def copy(cls, root: Path, version: str) -> Build:
-        """Copy the code under test to ``root``, with another version."""
+        """Copy the code under test to ``root``, with its bytecode and another version."""
         for package in ("shim", "shimctl"):
-            shutil.copytree(
-                *(ROOT / package, root / package), ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(ROOT / package, root / package)
         build = cls(root, version)
         build.edit("shim/version.py", lambda text: text.replace(f'"{VERSION}"', f'"{version}"'))
         return build
@@ -49,6 +51,9 @@ class Build:
     async def shimctl(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run its shimctl."""
         environ = {**os.environ, "PYTHONPATH": str(self.root)}
+        if self.root == ROOT:
+            call = partial(warm.run, "shimctl", args, cwd=ROOT, env=environ, timeout=_TIMEOUT)
+            return await trio.to_thread.run_sync(call)
         done = await trio.run_process(
             [sys.executable, "-m", "shimctl", *args],
             cwd=self.root,
