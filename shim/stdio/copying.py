@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,7 +17,7 @@ from shim import log
 from shim.stdio.relay import LONG_PAUSE, SHORT_PAUSE, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shim.linux.fifos import Fd
 
@@ -62,30 +63,37 @@ class CopyRelay(Relay):
     async def _write(self, data: bytes | memoryview) -> None:
         rest = memoryview(data)
         self._pending = len(rest)
-        waited = False
         while rest:
+            count = await self._repeat(partial(os.write, self.sink.number, rest))
+            if count is None:
+                break
+            rest = rest[count:]
+            # Counted per write: wait_read detects a slow reader by this.
+            self._pending = len(rest)
+            self._advance(count)
+        self._pending = 0
+        self._advance(len(rest))  # dropped
+
+    async def _repeat(self, write: Callable[[], int]) -> int | None:
+        """Call ``write`` until the sink takes bytes; return their number.
+
+        Return None after an error that another call would not change.
+        """
+        waited = False
+        while True:
             try:
-                count = os.write(self.sink.number, rest)
+                return write()
             except BlockingIOError:
                 # poll(2) reports a terminal that was hung up as writable.
                 if waited:
                     await trio.sleep(SHORT_PAUSE)
                 await wait_writable(self.sink.number)
                 waited = True
-                continue
             except OSError as exc:
-                if self._retry_hang_up and exc.errno == errno.EIO:
-                    await trio.sleep(SHORT_PAUSE)
-                    continue
-                self._drop(exc)
-                break
-            rest = rest[count:]
-            waited = False
-            # Counted per write: wait_read detects a slow reader by this.
-            self._pending = len(rest)
-            self._advance(count)
-        self._pending = 0
-        self._advance(len(rest))  # dropped
+                if not (self._retry_hang_up and exc.errno == errno.EIO):
+                    self._drop(exc)
+                    return None
+                await trio.sleep(SHORT_PAUSE)
 
     def _drop(self, exc: OSError) -> None:
         if not self._failed:

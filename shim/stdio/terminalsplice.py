@@ -13,14 +13,13 @@ import errno
 import os
 from contextlib import suppress
 
-import trio
 from trio.lowlevel import wait_readable, wait_writable
 
 from shim import log
 from shim.linux import fifos
 from shim.linux.fifos import Fd
 from shim.stdio.copying import CopyRelay, TerminalRelay
-from shim.stdio.relay import SHORT_PAUSE, splice
+from shim.stdio.relay import splice
 
 # Bytes in one splice from a terminal, which returns no more; a larger number makes the
 # kernel allocate pages that it does not use.
@@ -107,32 +106,25 @@ class SpliceInputRelay(CopyRelay):
     """Moves bytes from a pipe or fifo to a terminal."""
 
     async def _pump(self) -> None:
-        source, sink = self.source.number, self.sink.number
-        waited = False
         while True:
-            await wait_readable(source)
-            try:
-                count = splice(source, sink)
-            except BlockingIOError:
-                if not fifos.unread(self.source):
-                    if fifos.at_end(self.source):
-                        return
-                    continue
-                # poll(2) reports a terminal that was hung up as writable.
-                if waited:
-                    await trio.sleep(SHORT_PAUSE)
-                await wait_writable(sink)
-                waited = True
-                continue
-            except OSError as exc:
-                if self._retry_hang_up and exc.errno == errno.EIO:
-                    await trio.sleep(SHORT_PAUSE)
-                    continue
-                self._drop(exc)
+            await wait_readable(self.source.number)
+            count = await self._repeat(self._splice)
+            if count is None:
                 with suppress(BlockingIOError):
-                    self._advance(len(os.read(source, _READ)))
-                continue
-            if not count:
+                    self._advance(len(os.read(self.source.number, _READ)))
+            elif count > 0:
+                self._advance(count)
+            elif not count:
                 return
-            waited = False
-            self._advance(count)
+
+    def _splice(self) -> int:
+        """Return the number of moved bytes: 0 at the source's end, -1 if it is empty.
+
+        :raises BlockingIOError: the terminal takes none.
+        """
+        try:
+            return splice(self.source.number, self.sink.number)
+        except BlockingIOError:
+            if fifos.unread(self.source):
+                raise
+            return 0 if fifos.at_end(self.source) else -1
