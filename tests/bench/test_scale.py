@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import doctest
-import os
 import re
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -20,6 +20,9 @@ from tests.bench.__main__ import INTERRUPTED
 from tests.bench.growth import Curve, Growth
 from tests.bench.leftovers import leftovers
 from tests.e2e.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "tests.bench.scale"]
@@ -65,20 +68,13 @@ def test_more_shims_than_the_memory_holds_are_not_started() -> None:
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_a_small_run_measures_each_number_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_small_run_measures_each_number_and_leaves_nothing(
+    measured: Callable[..., list[str]], tmp_path: Path
+) -> None:
     before = leftovers()
     picture = tmp_path / "scale.svg"
-    done = subprocess.run(
-        [*COMMAND, "--shims=2,4", "--rounds=1", f"--svg={picture}"],
-        cwd=ROOT,
-        env={**os.environ, "TRIO_SHIM_FORKSERVER": "on"},
-        capture_output=True,
-        text=True,
-        timeout=300 * PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    printed = measured("scale", "--shims=2,4", "--rounds=1", f"--svg={picture}")
+    lines = [line for line in printed if line.startswith("| ")]
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert head == ["trio", "unit", "2", "4", "growth"]
     values = {row[0]: [float(cell) for cell in row[2:4]] for row in rows}
