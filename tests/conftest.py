@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from shim import log
 from shim.linux.libc import set_child_subreaper
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+    from pathlib import Path
 
 pytest_plugins = [
     *("tests.matrix", "tests.parallel", "tests.repeats", "tests.warm"),
@@ -61,6 +63,17 @@ def _lost_reason(call: pytest.CallInfo[None]) -> str:
         if isinstance(context, pytest.skip.Exception):
             return context.msg or ""
     return ""
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Path]:
+    """Return the file that this test's log goes to."""
+    path = tmp_path / "log"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    log.configure(fd, log.INFO)
+    yield path
+    log.configure(2, log.INFO)
+    os.close(fd)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from shim.recovery.messages import DROP, MAX_FDS, MAX_MESSAGE, PUT, decode
+from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode
 
 
 class Keeper:
@@ -15,6 +15,12 @@ class Keeper:
         channel.setblocking(False)
         self.channel = channel
         self.fds: dict[str, int] = {}
+
+    def follow(self, channel: socket.socket) -> None:
+        """Take the messages of the next daemon from now on."""
+        channel.setblocking(False)
+        self.channel.close()
+        self.channel = channel
 
     def take(self) -> bool:
         """Take the messages that have arrived; return whether there may be more."""
@@ -35,6 +41,11 @@ class Keeper:
             elif verb == DROP:
                 for name in names:
                     self.discard(name)
+            elif verb == EXIT:
+                self.answer(names[0])
+
+    def answer(self, name: str) -> None:
+        """Answer the question for the exit of the pidfd ``name``; this keeper does not."""
 
     def discard(self, name: str) -> None:
         fd = self.fds.pop(name, -1)

@@ -15,7 +15,6 @@ from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim import log
 from shim.api.task_grpc import TaskStub
 from shim.api.task_pb2 import (
     ConnectRequest,
@@ -41,7 +40,7 @@ from tests.recovery.keeper import Keeper
 from tests.ttrpc.fake import FakeTask
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 TASK = "containerd.task.v3.Task"
@@ -90,10 +89,10 @@ class Generations:
         self.service = Told()
         self.service.reply_size = self.reply_size
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        before, self.keeper = self.keeper, Keeper(ours)
-        if before is not None:
-            self.keeper.fds = before.fds
-            before.channel.close()
+        if self.keeper is None:
+            self.keeper = Keeper(ours)
+        else:
+            self.keeper.follow(ours)
         deposit = Deposit(theirs)
         store = Connections(deposit)
         inherited = Inherited({name: os.dup(fd) for name, fd in self.keeper.fds.items()})
@@ -146,17 +145,6 @@ class Generations:
         self._listener.close()
         assert self.keeper is not None
         self.keeper.close()
-
-
-@pytest.fixture
-def logged(tmp_path: Path) -> Iterator[Path]:
-    """Return the file that this test's log goes to."""
-    path = tmp_path / "log"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    log.configure(fd, log.INFO)
-    yield path
-    log.configure(2, log.INFO)
-    os.close(fd)
 
 
 @pytest.fixture

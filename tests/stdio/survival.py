@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from shim.linux.fdpassing import receive_fds, send_fds
 from shim.linux.fds import close_all_but
 from shim.linux.libc import set_child_subreaper
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
-from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import EXIT, encode
 from shim.stdio import filehelper, keptoverflow
 from shim.stdio.opening import open_stdio, restore_stdio
+from tests.recovery.keeper import Keeper
 from tests.stdio.playing import send_terminal
 
 if TYPE_CHECKING:
@@ -37,6 +39,31 @@ PREFIX = "io/c//"
 # Imported here, not again by each daemon, which would be killed before it can do anything.
 LOADED = (filehelper, keptoverflow)
 _MESSAGE = 1 << 16
+
+
+class _ReapingKeeper(Keeper):
+    """Answers with the exits of the daemons' processes, which it reaps."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(channel)
+        self._statuses: dict[str, tuple[int, int]] = {}
+
+    def answer(self, name: str) -> None:
+        self._reap(name)
+        with contextlib.suppress(OSError):  # the daemon was killed
+            self.channel.send(encode(EXIT, name, *map(str, self._statuses.get(name, ()))))
+
+    def _reap(self, name: str) -> None:
+        if name in self._statuses or name not in self.fds:
+            return
+        try:
+            info = os.waitid(os.P_PIDFD, self.fds[name], os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        if info is not None:
+            exited = info.si_code == os.CLD_EXITED
+            status = info.si_status << 8 if exited else info.si_status
+            self._statuses[name] = (status, time.time_ns())
 
 
 class Survival:
@@ -53,11 +80,9 @@ class Survival:
         self._random = random.Random(rest)
         self._state = ""  # JSON
         self._exited = False
-        self._fds: dict[str, int] = {}
-        self._statuses: dict[str, tuple[int, int]] = {}
         self._pid = -1
         self._process = -1  # a pidfd of the shell
-        self._channel: socket.socket
+        self._keeper = _ReapingKeeper(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         self._control: socket.socket
         self._reader = -1
         self._writer = -1
@@ -69,7 +94,7 @@ class Survival:
 
     def launch(self) -> None:
         """Fork a daemon, which goes on from what the last one left."""
-        self._channel, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ready = False
         self._pid = os.fork()
@@ -77,14 +102,14 @@ class Survival:
             status = 1
             try:
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-                close_all_but(channel.fileno(), control.fileno(), *self._fds.values())
+                close_all_but(channel.fileno(), control.fileno(), *self._keeper.fds.values())
                 trio.run(self._serve, channel, control)
                 status = 0
             finally:
                 os._exit(status)
         channel.close()
         control.close()
-        self._channel.setblocking(False)
+        self._keeper.follow(ours)
         self._control.setblocking(False)
 
     def kill(self) -> None:
@@ -102,59 +127,16 @@ class Survival:
     def _wait_daemon(self) -> int:
         _, status = os.waitpid(self._pid, 0)
         self._pid = -1
-        while self._take_message():
-            pass
+        self._keeper.take()
         self._take_control()
-        self._channel.close()
+        self._keeper.channel.close()
         self._control.close()
         return status
-
-    def _take_message(self) -> bool:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._channel, MAX_MESSAGE, MAX_FDS)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            return True  # an answer is unread: the kernel reports that once, before the messages
-        if not data:
-            return False
-        verb, names = decode(data)
-        if verb == PUT:
-            for name, fd in zip(names, fds, strict=True):
-                self._drop(name)
-                self._fds[name] = fd
-        elif verb == DROP:
-            for name in names:
-                self._drop(name)
-        elif verb == EXIT:
-            self._reap(names[0])
-            known = self._statuses.get(names[0], ())
-            with contextlib.suppress(OSError):  # it was killed
-                self._channel.send(encode(EXIT, names[0], *map(str, known)))
-        return True
-
-    def _reap(self, name: str) -> None:
-        """Reap the orphan of the pidfd ``name``, as the keeper does."""
-        if name in self._statuses or name not in self._fds:
-            return
-        try:
-            info = os.waitid(os.P_PIDFD, self._fds[name], os.WEXITED | os.WNOHANG)
-        except ChildProcessError:
-            return
-        if info is not None:
-            exited = info.si_code == os.CLD_EXITED
-            status = info.si_status << 8 if exited else info.si_status
-            self._statuses[name] = (status, time.time_ns())
-
-    def _drop(self, name: str) -> None:
-        fd = self._fds.pop(name, -1)
-        if fd >= 0:
-            os.close(fd)
 
     @property
     def kept(self) -> set[str]:
         """The roles of the fds that are kept."""
-        return {name.removeprefix(PREFIX) for name in self._fds}
+        return {name.removeprefix(PREFIX) for name in self._keeper.fds}
 
     # -- the manager ---------------------------------------------------------------
 
@@ -220,14 +202,14 @@ class Survival:
 
     def _turn(self, timeout: float) -> None:
         poll = select.poll()
-        for fd in (self._channel.fileno(), self._control.fileno(), self._reader):
+        for fd in (self._keeper.channel.fileno(), self._control.fileno(), self._reader):
             if fd >= 0 and not (fd == self._reader and self.ended):
                 poll.register(fd, select.POLLIN)
         if self._unsent:
             poll.register(self._writer, select.POLLOUT)
         ready = {fd for fd, _ in poll.poll(timeout * 1000)}
-        if self._channel.fileno() in ready:
-            self._take_message()
+        if self._keeper.channel.fileno() in ready:
+            self._keeper.take()
         if self._control.fileno() in ready:
             self._take_control()
         if self._reader in ready:
@@ -239,13 +221,16 @@ class Survival:
 
     def _take_control(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
-            while message := self._control.recv(_MESSAGE):
+            while True:
+                message, fds, _ = receive_fds(self._control, _MESSAGE, 1)
                 if message == b"running":
                     self._ready = True
-                elif message.isdigit():
-                    self._process = os.pidfd_open(int(message))
-                else:
+                elif message == b"process":
+                    [self._process] = fds
+                elif message:
                     self._state = message.decode()
+                else:
+                    return
 
     def _read(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -266,7 +251,7 @@ class Survival:
                 "prefix": PREFIX,
             }
             if self._state:
-                fds = {name.removeprefix(PREFIX): fd for name, fd in self._fds.items()}
+                fds = {name.removeprefix(PREFIX): fd for name, fd in self._keeper.fds.items()}
                 stdio = restore_stdio(json.loads(self._state), fds, **common)
             else:
                 stdio = await open_stdio(
@@ -283,7 +268,7 @@ class Survival:
                 control.send(json.dumps(stdio.state()).encode())
                 stream = dict(enumerate(numbers))
                 child = reaper.spawn(["sh", "-c", self._script], fds=stream)
-                control.send(b"%d" % child.pid)
+                send_fds(control, b"process", [child.pidfd])
                 if self._spec.terminal:
                     process.close()
                 if self._paused:
@@ -341,8 +326,8 @@ def surviving(
     finally:
         if survival._pid > 0:
             survival.kill()
-        for name in list(survival._fds):
-            survival._drop(name)
+        for name in list(survival._keeper.fds):
+            survival._keeper.discard(name)
         set_child_subreaper(wanted=False)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(survival._process, signal.SIGKILL)

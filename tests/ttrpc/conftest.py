@@ -1,9 +1,8 @@
-"""The stubs that grpclib generates, and the log of a test."""
+"""The stubs that grpclib generates."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shim import log
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def logged(tmp_path: Path) -> Iterator[Path]:
-    """Return the file that this test's log goes to."""
-    path = tmp_path / "log"
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    log.configure(fd, log.INFO)
-    yield path
-    log.configure(2, log.INFO)
-    os.close(fd)
 
 
 @pytest.fixture(scope="session")
