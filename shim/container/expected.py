@@ -51,8 +51,7 @@ class Expected:
         """
         try:
             value = json.loads(text)
-            if (version := value.pop("version")) != versions.EXPECTED:
-                raise InvalidError(f"the state of expected containers has version {version}")
+            versions.require_readable("expected", value.pop("version"))
             return cls(**value)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise InvalidError(f"the state of expected containers is malformed: {exc}") from None

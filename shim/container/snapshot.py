@@ -16,7 +16,7 @@ from typing import Any
 from shim.container.lifecycle import State
 from shim.errors import InvalidError
 from shim.exit import Exit
-from shim.recovery.versions import CONTAINER
+from shim.recovery.versions import CONTAINER, require_readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,7 @@ def parse(data: bytes) -> ContainerSnapshot:
     """
     try:
         value = json.loads(data)
-        if value["version"] != CONTAINER:
-            raise InvalidError(
-                f"cannot restore a container: its state has the version {value['version']}, "
-                f"and this shim knows {CONTAINER}"
-            )
+        require_readable("container", value["version"])
         constants = value["constants"]
         return ContainerSnapshot(
             constants=Constants(

@@ -98,10 +98,7 @@ class Profile:
         """
         try:
             value = json.loads(text)
-            if (version := value.pop("version")) != versions.DAEMON:
-                raise InvalidError(
-                    f"the state of a daemon has version {version}, not {versions.DAEMON}"
-                )
+            versions.require_readable("daemon", value.pop("version"))
             settings = value["settings"]
             if settings["first"] is not None:
                 settings["first"] = Reservation(**settings["first"])

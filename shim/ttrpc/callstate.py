@@ -17,7 +17,8 @@ from shim.ttrpc.protocol import RequestReceived
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-VERSION = 1
+# The version that is written, and those that can be read.
+VERSION, READABLE = 1, (1,)
 _quoted = json.JSONEncoder().encode
 
 
@@ -41,9 +42,8 @@ class CallState(NamedTuple):
             return cls([], 0, b"")
         try:
             value = json.loads(data)
-            if value["version"] != VERSION:
-                text = f"a connection's state has version {value['version']}, not {VERSION}"
-                raise InvalidError(text)
+            if value["version"] not in READABLE:
+                raise InvalidError(f"a connection's state has version {value['version']}")
             calls = [_decode_call(*call) for call in value["calls"]]
             return cls(calls, value["at"], base64.b64decode(value["unsent"]))
         except (ValueError, LookupError, TypeError) as exc:

@@ -72,7 +72,7 @@ def example() -> ContainerSnapshot:
 def test_a_snapshot_of_another_version_is_refused_by_number() -> None:
     value = json.loads(encoded(example()))
     value["version"] = CONTAINER + 1
-    text = f"version {CONTAINER + 1}, and this shim knows {CONTAINER}"
+    text = f"cannot read version {CONTAINER + 1} of the container state; it reads {CONTAINER}"
     with pytest.raises(InvalidError, match=text):
         parse(json.dumps(value).encode())
 

@@ -156,7 +156,10 @@ async def test_a_version_that_cannot_read_a_state_is_refused(
     rig: Rig, survivors: Start, following: Build, args: list[str]
 ) -> None:
     following.edit(
-        "shim/recovery/versions.py", lambda text: text.replace("= 1, 1, 1", "= 1, 2, 1")
+        "shim/recovery/versions.py",
+        lambda text: text.replace("= 1, 1, 1", "= 1, 2, 1").replace(
+            '"container": (1,)', '"container": (2,)'
+        ),
     )
     shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
     await shim.run(bundle)
