@@ -24,7 +24,7 @@ from shim.linux.libc import mount
 from shim.linux.mounts import unmount_all
 from shim.runc.command import Runtime
 from shim.start.flags import Flags
-from tests.events.test_publisher import Manager, serving
+from tests.events.delivering import Manager, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

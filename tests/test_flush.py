@@ -9,7 +9,7 @@ import trio
 from shim import daemon
 from shim.api.events_pb2 import TaskStart
 from shim.events.publisher import EventPublisher, open_publisher
-from tests.events.test_publisher import Manager, serving
+from tests.events.delivering import Manager, serving
 
 if TYPE_CHECKING:
     from pathlib import Path

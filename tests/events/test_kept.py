@@ -21,8 +21,8 @@ from shim.linux.sockets import listen
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited
 from shim.ttrpc.server import handlers_of, serve
+from tests.events.delivering import Manager, serving
 from tests.events.disks import mounted
-from tests.events.test_publisher import Manager, serving
 from tests.recovery.keeper import Keeper
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from shim.api.events_pb2 import TaskStart
 from shim.events.encoding import decode
 from shim.events.publisher import open_publisher
 from shim.ttrpc.server import unary
+from tests.events.delivering import Manager, serving
 from tests.events.publishing import COUNT
-from tests.events.test_publisher import Manager, serving
 
 if TYPE_CHECKING:
     from shim.api.forward_pb2 import ForwardRequest

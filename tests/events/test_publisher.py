@@ -2,76 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from google.protobuf.empty_pb2 import Empty
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 
 from shim.api.events_pb2 import TaskDelete, TaskExit, TaskStart
-from shim.api.forward_grpc import EventsBase
 from shim.events import backlog
 from shim.events.publisher import is_on_disk, open_publisher
 from shim.events.topics import TOPICS, topic_of
-from shim.linux.sockets import listen
-from shim.ttrpc.server import handlers_of, serve, unary
+from tests.events.delivering import (
+    Manager,
+    deliver_two,
+    serving,
+)
 from tests.events.disks import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
-
-    from shim.api.envelope_pb2 import Envelope
-    from shim.api.forward_pb2 import ForwardRequest
-
-
-class Manager(EventsBase):
-    """Takes events, except the first ``refuse`` of them, for which it has ``status``."""
-
-    def __init__(self, refuse: int = 0, status: Status = Status.UNAVAILABLE) -> None:
-        self.got: list[Envelope] = []
-        self.calls = 0
-        self._refuse = refuse
-        self._status = status
-
-    @unary
-    async def Forward(self, request: ForwardRequest) -> Empty:
-        self.calls += 1
-        if self.calls <= self._refuse:
-            raise GRPCError(self._status, "not now")
-        self.got.append(request.envelope)
-        return Empty()
-
-    @property
-    def pids(self) -> list[int]:
-        return [TaskStart.FromString(e.event.value).pid for e in self.got]
-
-
-async def deliver_two(path: Path, manager: EventsBase) -> None:
-    """Publish the starts of the processes 1 and 2, and wait until both are acknowledged."""
-    async with serving(path, manager), open_publisher(str(path), "ns") as publisher:
-        for pid in (1, 2):
-            publisher.open_source("").publish(TaskStart(pid=pid))
-        with trio.fail_after(20):
-            await publisher.flush()
-
-
-@asynccontextmanager
-async def serving(path: Path, manager: EventsBase) -> AsyncIterator[None]:
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(listen(f"unix://{path}")))
-    stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-        run = partial(serve, listener, handlers_of(manager), shutdown=stop, drain=1)
-        await nursery.start(run)
-        try:
-            yield
-        finally:
-            stop.set()
-    path.unlink()
 
 
 async def test_events_arrive_in_the_order_they_happened(tmp_path: Path) -> None:

@@ -19,8 +19,7 @@ from shim.events import publisher as publisher_module
 from shim.linux.sockets import listen
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.frames import Frame, Kind
-from tests.events.test_journal import flush, publish, publishing, waiting_count
-from tests.events.test_publisher import Manager, serving
+from tests.events.delivering import Manager, flush, publish, publishing, serving, waiting_count
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -13,7 +13,7 @@ from shim.events import threadedjournal
 from shim.events.backlog import Backlog
 from shim.events.publisher import EventPublisher, open_publisher
 from shim.events.threadedjournal import WAIT, ThreadedJournal
-from tests.events.test_publisher import Manager, serving
+from tests.events.delivering import Manager, serving
 from tests.frozen import freezable_disk
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from shim.container.task_events import TaskEvents
 from shim.events.publisher import open_publisher
 from shim.exit import NEVER_STARTED, Exit
 from shim.ttrpc.server import handlers_of, unary
-from tests.events.test_publisher import Manager, deliver_two, serving
+from tests.events.delivering import Manager, deliver_two, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
