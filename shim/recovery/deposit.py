@@ -23,7 +23,17 @@ from shim import log
 from shim.linux.fdpassing import send_fds
 from shim.linux.sockets import accept_of
 from shim.recovery import messages
-from shim.recovery.messages import CLAIMED, DROP, EXIT, GIVE, MAX_MESSAGE, PUT, decode, encode
+from shim.recovery.messages import (
+    BELL,
+    CLAIMED,
+    DROP,
+    EXIT,
+    GIVE,
+    MAX_MESSAGE,
+    PUT,
+    decode,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +43,11 @@ if TYPE_CHECKING:
 
 # Messages that may be queued.
 _QUEUE = 4096
+# Messages after which the keeper is woken to read them.
+_UNREAD = 64
+# Turns of the event loop between a drop and its message: the replies and events that go out
+# in them do not compete with the keeper for a processor.
+_TURNS = 2
 # Seconds for the keeper to answer.
 _ANSWER = 5.0
 
@@ -52,8 +67,24 @@ class Deposit:
         self._answers: dict[str, trio.Event] = {}
         self._exits: dict[str, tuple[int, int] | None] = {}
         self._reports: Reports | None = None
+        self._bell = -1
+        self._unread = 0  # messages since the bell was last rung
+        self._is_due = False  # the bell is to be rung for a drop
         if channel is not None:
             channel.setblocking(False)
+            self._send_bell()
+
+    def _send_bell(self) -> None:
+        """Give the keeper the bell; without one it reads each message at once."""
+        try:
+            bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as exc:
+            log.debug("the fork server is woken for each message", error=exc)
+            return
+        if self._sent(encode(BELL), [bell]):
+            self._bell, self._unread = bell, 0
+        else:
+            os.close(bell)
 
     @property
     def is_active(self) -> bool:
@@ -92,12 +123,13 @@ class Deposit:
         return fds[0]
 
     def drop(self, *names: str) -> None:
-        """Ask the keeper to close the copies, in the next turn of the event loop."""
+        """Ask the keeper to close the copies, within some turns of the event loop."""
         if self._reports is not None:
             self._reports.drop(names)
         if self._channel is None:
             return
         self._dropped += names
+        self._is_due = True
         self._wake.unpark()
 
     def hold(self, fds: Mapping[str, Fd]) -> None:
@@ -128,6 +160,7 @@ class Deposit:
         if name not in self._answers:
             self._answers[name] = trio.Event()
             self._send(encode(EXIT, name), [])
+            self._ring()
         answered = self._answers[name]
         with trio.move_on_after(_ANSWER):
             await answered.wait()
@@ -141,6 +174,7 @@ class Deposit:
         the killed daemon.  So no pid in a runtime's pid file can belong to another process.
         """
         self._send(encode(CLAIMED), [])
+        self._ring()
 
     def give(self, to: int) -> bool:
         """Ask the keeper to send all copies to the socket ``to``, and then ``replace``.
@@ -148,7 +182,10 @@ class Deposit:
         Return False if the channel does not accept messages now.
         """
         self._send_drops()
-        return self._channel is not None and not self._queue and self._sent(encode(GIVE), [to])
+        if self._channel is None or self._queue or not self._sent(encode(GIVE), [to]):
+            return False
+        self._ring()
+        return True
 
     async def run(self) -> None:
         """Send the queued messages, and receive the keeper's answers, until the keeper ends."""
@@ -166,6 +203,9 @@ class Deposit:
             return
         trio.lowlevel.notify_closing(channel)
         channel.close()
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
         for _, fds in self._queue:
             _close_all(fds)
         self._queue.clear()
@@ -200,11 +240,22 @@ class Deposit:
             else:
                 self._channel.send(data)
         except BlockingIOError:
+            self._ring()  # it has to read, to make room
             return False
         except OSError as exc:
             self.give_up(exc)
             return False
+        self._unread += 1
+        if self._unread >= _UNREAD:
+            self._ring()
         return True
+
+    def _ring(self) -> None:
+        """Wake the keeper: it reads all messages that were sent."""
+        self._unread = 0
+        if self._bell >= 0:
+            with suppress(BlockingIOError):  # rung very often, and not heard yet
+                os.eventfd_write(self._bell, 1)
 
     def _send_drops(self) -> None:
         dropped, self._dropped = self._dropped, []
@@ -213,7 +264,12 @@ class Deposit:
 
     async def _send_queued(self) -> None:
         while True:
-            self._send_drops()
+            if self._is_due:
+                for _ in range(_TURNS):
+                    await trio.lowlevel.checkpoint()
+                self._is_due = False
+                self._send_drops()
+                self._ring()
             while self._queue and self._channel is not None:
                 data, fds = self._queue[0]
                 if self._sent(data, fds):
@@ -222,7 +278,7 @@ class Deposit:
                 elif self._channel is not None:
                     with suppress(trio.ClosedResourceError):  # given up
                         await trio.lowlevel.wait_writable(self._channel)
-            if not self._dropped:
+            if not self._is_due:
                 await self._wake.park()
 
     async def _receive(self) -> None:

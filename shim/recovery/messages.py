@@ -2,6 +2,8 @@
 
 The daemon sends:
 
+- ``bell`` with an eventfd: from now on the keeper reads the channel only when the daemon writes
+  to the eventfd or ends.  Messages wait in the channel until then, with their fds;
 - ``put NAME...`` with one fd for each name; a fd replaces an earlier one of the same name;
 - ``drop NAME...``: the keeper closes these fds;
 - ``exit NAME``: the keeper answers ``exit NAME STATUS TIME`` with the exit of the process
@@ -21,7 +23,8 @@ replacement, which sends ``ready`` on that socket when it can begin.  The daemon
 
 from __future__ import annotations
 
-PUT, DROP, EXIT, CLAIMED, SERVING = b"put", b"drop", b"exit", b"claimed", b"serving"
+BELL, PUT, DROP, EXIT = b"bell", b"put", b"drop", b"exit"
+CLAIMED, SERVING = b"claimed", b"serving"
 GIVE, REPLACE, READY, GO = b"give", b"replace", b"ready", b"go"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64

@@ -6,7 +6,8 @@ The server is the parent of its daemons, and of the orphans of those that have e
 no other process can send any.  When the daemon is killed, the server forks a
 replacement, which inherits the fds.
 
-Nothing here waits for a daemon, and a message costs one system call.
+Nothing here waits for a daemon.  Messages wait in the channel until the daemon rings its bell or
+ends, so most changes of a container do not wake the server.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shim.linux.processes import is_ending
 from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS, TURN
 from shim.recovery.messages import (
+    BELL,
     GIVE,
     MAX_FDS,
     MAX_MESSAGE,
@@ -67,7 +69,8 @@ class Kept:
     ``claims_until`` the daemon, a replacement, may claim processes of its predecessor; at
     ``ended_at`` it counts as ended, since its channel has; at ``fork_at`` its replacement is
     due.  ``has_orphans`` is set if this server may have orphans of it.  ``reporter`` is set
-    once its fds were given to another server.
+    once its fds were given to another server.  ``bell`` is the eventfd that the daemon writes
+    to when its messages are to be read, -1 without one.
 
     ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
     moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
@@ -77,6 +80,7 @@ class Kept:
 
     pid: int = 0
     channel: socket.socket | None = None
+    bell: int = -1
     fds: dict[str, int] = field(default_factory=dict)
     exits: dict[str, tuple[int, int]] = field(default_factory=dict)
     deaths: list[float] = field(default_factory=list)
@@ -122,6 +126,7 @@ class Keeper:
         self._all: set[Kept] = set()
         self._daemons: dict[int, Kept] = {}
         self._channels: dict[int, Kept] = {}
+        self._bells: dict[int, Kept] = {}
         self._timed: set[Kept] = set()  # those with a deadline
         self._reporters = Reporters(poll, self.reap)
         self._most = 0  # the limit of fds, once it is raised
@@ -167,13 +172,34 @@ class Keeper:
         self._poll.register(channel, select.POLLIN)
 
     def receive(self, fd: int) -> bool:
-        """Take one message of the channel ``fd``; return False if that is no channel."""
-        if (kept := self._channels.get(fd)) is None:
+        """Take one message of the channel ``fd``, or all of the channel with the bell ``fd``.
+
+        Return False if that is neither.
+        """
+        if (kept := self._bells.get(fd)) is not None:
+            self._answer_bell(kept)
+        elif (kept := self._channels.get(fd)) is not None:
+            with suppress(BlockingIOError):
+                if not self._take(kept):
+                    self._end_channel(kept)
+        else:
             return self._reporters.receive(fd)
-        with suppress(BlockingIOError):
-            if not self._take(kept):
-                self._end_channel(kept)
         return True
+
+    def _answer_bell(self, kept: Kept) -> None:
+        try:
+            is_bell = bool(os.read(kept.bell, 8))
+        except BlockingIOError:
+            return
+        except OSError:
+            is_bell = False
+        if not is_bell:  # an fd of another kind
+            self._forget(kept)
+            return
+        with suppress(BlockingIOError):
+            while kept.channel is not None:
+                if not self._take(kept):
+                    self._end_channel(kept)
 
     def _end_channel(self, kept: Kept) -> None:
         self._close_channel(kept)
@@ -210,13 +236,13 @@ class Keeper:
     def _obey(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
         """Carry out a message; return False if it is malformed.
 
-        ``fds`` are owned by ``kept`` after a ``put``, and closed after a ``give``.
+        ``fds`` are owned by ``kept`` after a ``put`` or ``bell``, and closed after a ``give``.
         """
         try:
             verb, names = decode(data)
         except ValueError:
             return False
-        if len(fds) != (len(names) if verb == PUT else verb == GIVE):
+        if len(fds) != (len(names) if verb == PUT else verb in (BELL, GIVE)):
             return False
         if verb == PUT and len({*names}) < len(names):
             return False
@@ -226,6 +252,8 @@ class Keeper:
                 kept.fds.update(zip(names, fds, strict=True))
             case messages.DROP, _:
                 self._drop(kept, names)
+            case messages.BELL, [] if kept.bell < 0 and kept.pid:
+                self._hang(kept, fds[0])
             case messages.EXIT, [_]:
                 assert kept.channel is not None
                 orphans.answer(kept, kept.channel, names, lambda pid: self.reap(pid, kept))
@@ -241,6 +269,15 @@ class Keeper:
             case _:
                 return False
         return True
+
+    def _hang(self, kept: Kept, bell: int) -> None:
+        """Read the channel only when the ``bell`` is rung, or at its end."""
+        assert kept.channel is not None
+        os.set_blocking(bell, False)
+        kept.bell = bell
+        self._bells[bell] = kept
+        self._poll.register(bell, select.POLLIN)
+        self._poll.modify(kept.channel, 0)
 
     def _release_mover(self, kept: Kept) -> None:
         """Make the replacement of a daemon that moves here due; it gets the channel."""
@@ -385,6 +422,11 @@ class Keeper:
             del self._channels[kept.channel.fileno()]
             kept.channel.close()
             kept.channel = None
+        if kept.bell >= 0:
+            self._poll.unregister(kept.bell)
+            del self._bells[kept.bell]
+            os.close(kept.bell)
+            kept.bell = -1
 
     def _set(self, kept: Kept, **times: float) -> None:
         for name, value in times.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from shim.recovery.messages import DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode
+from shim.recovery.messages import BELL, DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode
 
 
 class Keeper:
@@ -15,6 +15,7 @@ class Keeper:
         channel.setblocking(False)
         self.channel = channel
         self.fds: dict[str, int] = {}
+        self.bell = -1  # the eventfd by which it is woken; this keeper reads at any time
 
     def follow(self, channel: socket.socket) -> None:
         """Take the messages of the next daemon from now on."""
@@ -38,6 +39,9 @@ class Keeper:
                 for name, fd in zip(names, fds, strict=True):
                     self.discard(name)
                     self.fds[name] = fd
+            elif verb == BELL:
+                self._close_bell()
+                self.bell = fds[0]
             elif verb == DROP:
                 for name in names:
                     self.discard(name)
@@ -47,6 +51,13 @@ class Keeper:
     def answer(self, name: str) -> None:
         """Answer the question for the exit of the pidfd ``name``; this keeper does not."""
 
+    def is_rung(self) -> bool:
+        """Return whether the bell was rung since the last call."""
+        try:
+            return bool(os.eventfd_read(self.bell))
+        except BlockingIOError:
+            return False
+
     def discard(self, name: str) -> None:
         fd = self.fds.pop(name, -1)
         if fd >= 0:
@@ -54,5 +65,11 @@ class Keeper:
 
     def close(self) -> None:
         self.channel.close()
+        self._close_bell()
         for name in list(self.fds):
             self.discard(name)
+
+    def _close_bell(self) -> None:
+        if self.bell >= 0:
+            os.close(self.bell)
+            self.bell = -1

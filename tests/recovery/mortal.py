@@ -182,8 +182,9 @@ def main() -> None:
     rng = random.Random(seed)
     calls = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
+    listener.bind(f"{path}.new")
     listener.listen()
+    os.rename(f"{path}.new", path)  # noqa: PTH104 - a client that finds it can connect
     kept: dict[str, int] = {}
     for number in range(int(kills) + 1):
         last = number == int(kills)
@@ -197,7 +198,8 @@ def main() -> None:
         longest = _LIFE if after_start else _SERVICE
         seconds = rng.random() * longest if mode == "time" and not last else None
         died = _keep(pid, keeper, seconds, after_start=after_start)
-        keeper.channel.close()
+        keeper.fds = {}  # the next keeper has them
+        keeper.close()
         if last or not died:
             return
 

@@ -104,6 +104,58 @@ async def test_a_keeper_that_is_stopped_stops_nothing_and_gets_all_later() -> No
         assert {name: os.fstat(fd).st_ino for name, fd in keeper.fds.items()} == wanted
 
 
+async def test_only_what_the_keeper_has_to_do_at_once_wakes_it() -> None:
+    async with opened() as (deposit, keeper):
+        keeper.take()
+        assert keeper.bell >= 0
+        with open(os.devnull) as null:
+            deposit.put({"a": null.fileno()})
+            await trio.testing.wait_all_tasks_blocked()
+            assert not keeper.is_rung()
+            deposit.drop("a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert keeper.is_rung()
+            keeper.take()
+            assert not keeper.fds
+            deposit.put({"b": null.fileno()})
+            deposit.claimed()
+            assert keeper.is_rung()
+            keeper.take()
+            assert deposit.give(null.fileno())
+            assert keeper.is_rung()
+
+
+async def test_a_keeper_is_woken_before_its_channel_is_full() -> None:
+    async with opened() as (deposit, keeper):
+        keeper.take()
+        with open(os.devnull) as null:
+            for number in range(deposit_module._UNREAD - 1):
+                deposit.put({f"fd{number}": null.fileno()})
+            assert not keeper.is_rung()
+            deposit.put({"last": null.fileno()})
+            assert keeper.is_rung()
+            assert not deposit._queue
+
+
+async def test_a_drop_follows_the_replies_of_its_turn() -> None:
+    """A client waits for these, and for the keeper only a reader of a stream that has ended."""
+    async with opened() as (deposit, keeper):
+        keeper.take()
+        order = []
+
+        async def reply() -> None:
+            await trio.lowlevel.checkpoint()
+            order.append(keeper.is_rung())
+
+        deposit.drop("a")
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):  # the order of tasks in a turn is random
+                nursery.start_soon(reply)
+        await trio.testing.wait_all_tasks_blocked()
+        order.append(keeper.is_rung())
+        assert order == [False] * 20 + [True]
+
+
 async def test_too_many_queued_messages_end_the_deposit(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +183,7 @@ async def test_the_end_of_the_keeper_ends_only_the_deposit() -> None:
 async def test_the_keeper_reports_the_exit_of_a_process() -> None:
     async with opened() as (deposit, keeper):
         found: list[tuple[int, int] | None] = []
+        keeper.take()
 
         async def ask(name: str) -> None:
             found.append(await deposit.exit_of(name))
