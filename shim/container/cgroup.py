@@ -10,6 +10,7 @@ from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
 from shim.cgroup.v2 import CgroupV2, enable_controllers
 from shim.container.oom import OomReporter
+from shim.container.snapshot import Fixed
 from shim.errors import NotFoundError, ShimError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class ContainerCgroup:
         self._bundle = bundle
         self._events = events
         self._oom: OomReporter | None = None
+        self._directories: Fixed | None = None  # those of ``cgroup``, once they are needed
 
     def find(self, child: Child) -> None:
         """Find the cgroup of the init process ``child``; log an error of it."""
@@ -57,11 +59,14 @@ class ContainerCgroup:
     @property
     def directories(self) -> dict[str, str]:
         """The directories of the cgroup by controller, that of version 2 by ``""``."""
-        if isinstance(self.cgroup, CgroupV1):
-            return dict(self.cgroup.directories)
-        if isinstance(self.cgroup, CgroupV2):
-            return {"": self.cgroup.directory, "mount": self.cgroup.mount}
-        return {}
+        if self._directories is None:
+            if isinstance(self.cgroup, CgroupV1):
+                self._directories = Fixed(self.cgroup.directories)
+            elif isinstance(self.cgroup, CgroupV2):
+                self._directories = Fixed({"": self.cgroup.directory, "mount": self.cgroup.mount})
+            else:
+                return {}
+        return self._directories
 
     @property
     def oom_count(self) -> OomCount | None:
@@ -89,7 +94,7 @@ class ContainerCgroup:
     def forget(self) -> None:
         """Drop the cgroup: the create is undone."""
         self.stop_oom()
-        self.cgroup = None
+        self.cgroup = self._directories = None
 
     def pids(self) -> list[int]:
         """Return the pids of the processes in the cgroup."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import trio
 
 from shim import log
 from shim.container.lifecycle import Lifecycle, Op, State
-from shim.container.snapshot import ProcessSnapshot
+from shim.container.snapshot import Fixed, ProcessSnapshot
 from shim.errors import ShimError, WrongStateError
 from shim.exit import NEVER_STARTED
 from shim.offthread import run_off_thread
@@ -51,6 +52,9 @@ class Process:
         self.child: Child | None = None
         self.exit: Exit | None = None
         self._stdio: Stdio | None = None
+        # For snapshots, made when first needed.
+        self._spec_value: Fixed | None = None
+        self._stdio_value: Fixed | None = None
         self._stdin_closed = False
         self._is_recorded = False
         self._done = trio.Event()
@@ -61,21 +65,19 @@ class Process:
 
     def snapshot(self) -> ProcessSnapshot:
         """Return the present state."""
-        spec = self.spec
+        if self._spec_value is None:
+            self._spec_value = Fixed(asdict(self.spec))
+        if self._stdio_value is None and self._stdio is not None:
+            self._stdio_value = Fixed(self._stdio.state())
         return ProcessSnapshot(
             self.id,
-            {
-                "stdin": spec.stdin,
-                "stdout": spec.stdout,
-                "stderr": spec.stderr,
-                "terminal": spec.terminal,
-            },
+            self._spec_value,
             self.life.state,
             self.doing,
             self.pid,
             self.exit,
             self._stdin_closed,
-            self._stdio.state() if self._stdio is not None else None,
+            self._stdio_value,
         )
 
     @classmethod
@@ -97,7 +99,7 @@ class Process:
 
     def set_stdio(self, stdio: Stdio) -> None:
         """Own ``stdio``: this process closes it."""
-        self._stdio = stdio
+        self._stdio, self._stdio_value = stdio, None
         if self._stdin_closed:
             stdio.close_stdin()
 
@@ -230,6 +232,6 @@ class Process:
 
     async def discard_stdio(self) -> None:
         """Close the stdio of a failed start; another start opens it again."""
-        stdio, self._stdio = self._stdio, None
+        stdio, self._stdio, self._stdio_value = self._stdio, None, None
         if stdio is not None:
             await stdio.aclose()

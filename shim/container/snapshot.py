@@ -10,13 +10,30 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from shim.container.lifecycle import State
 from shim.errors import InvalidError
 from shim.exit import Exit
 from shim.recovery.versions import CONTAINER, require_readable
+
+# Encodes text faster than json.dumps().
+_quoted = json.JSONEncoder().encode
+
+
+class Fixed(dict[str, Any]):
+    """A JSON object that does not change, so that its text is made only once."""
+
+    __slots__ = ("_text",)
+
+    @property
+    def text(self) -> str:
+        try:
+            return self._text
+        except AttributeError:
+            self._text: str = _quoted(self)
+            return self._text
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +89,22 @@ class ContainerSnapshot:
     constants: Constants | None = None
 
     def encode(self, constants: str) -> bytes:
-        """Return the JSON; ``constants`` is that of :func:`encode_constants`."""
-        value = {
-            "version": CONTAINER,
-            "init": _process_value(self.init),
-            "execs": [_process_value(one) for one in self.execs],
-            "doing": self.doing,
-            "pending": _text(self.pending),
-            "deleted": {id_: asdict(exit_) for id_, exit_ in self.deleted.items()},
-            "cgroup": self.cgroup,
-            "oom": self.oom,
-            "existed": self.existed,
-        }
-        return f'{json.dumps(value)[:-1]}, "constants": {constants}}}'.encode()
+        """Return the JSON; ``constants`` is that of :func:`encode_constants`.
+
+        A state is written several times in each call.  Parts of the text that do not change
+        are not made again, and the rest has no large object to encode.
+        """
+        execs = ", ".join([_process_text(one) for one in self.execs])
+        deleted = ", ".join(
+            [f"{_quoted(id_)}: {_exit_text(exit_)}" for id_, exit_ in self.deleted.items()]
+        )
+        return (
+            f'{{"version": {CONTAINER}, "init": {_process_text(self.init)}, "execs": [{execs}], '
+            f'"doing": {_quoted(self.doing)}, "pending": "{_text(self.pending)}", '
+            f'"deleted": {{{deleted}}}, "cgroup": {_object_text(self.cgroup)}, '
+            f'"oom": {_oom_text(self.oom)}, "existed": {_texts_text(self.existed)}, '
+            f'"constants": {constants}}}'
+        ).encode()
 
 
 def encode_constants(constants: Constants) -> str:
@@ -119,11 +139,38 @@ def parse(data: bytes) -> ContainerSnapshot:
         raise InvalidError(f"cannot restore a container: its state is not valid: {exc}") from None
 
 
-def _process_value(process: ProcessSnapshot) -> dict[str, Any]:
-    value = {one.name: getattr(process, one.name) for one in fields(process)}
-    value["state"] = process.state.value
-    value["exit"] = asdict(process.exit) if process.exit is not None else None
-    return value
+def _process_text(process: ProcessSnapshot) -> str:
+    return (
+        f'{{"id": {_quoted(process.id)}, "spec": {_object_text(process.spec)}, '
+        f'"state": "{process.state.value}", "doing": {_quoted(process.doing)}, '
+        f'"pid": {process.pid}, "exit": {_exit_text(process.exit)}, '
+        f'"stdin_closed": {"true" if process.stdin_closed else "false"}, '
+        f'"stdio": {_object_text(process.stdio)}}}'
+    )
+
+
+def _object_text(value: dict[str, Any] | None) -> str:
+    return value.text if isinstance(value, Fixed) else _quoted(value)
+
+
+def _oom_text(oom: tuple[dict[str, int], int] | None) -> str:
+    if oom is None:
+        return "null"
+    last = ", ".join([f"{_quoted(name)}: {count}" for name, count in oom[0].items()])
+    return f"[{{{last}}}, {oom[1]}]"
+
+
+def _texts_text(texts: tuple[str, ...] | None) -> str:
+    return "null" if texts is None else f"[{', '.join(map(_quoted, texts))}]"
+
+
+def _exit_text(exit_: Exit | None) -> str:
+    if exit_ is None:
+        return "null"
+    return (
+        f'{{"pid": {exit_.pid}, "exit_status": {exit_.exit_status}, '
+        f'"exited_at": {exit_.exited_at}, "reason": {_quoted(exit_.reason)}}}'
+    )
 
 
 def _process(value: dict[str, Any]) -> ProcessSnapshot:

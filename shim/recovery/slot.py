@@ -8,6 +8,7 @@ new one.
 from __future__ import annotations
 
 import os
+import struct
 import zlib
 from typing import ClassVar, Self
 
@@ -18,7 +19,7 @@ from shim.linux import libc
 _FIRST, _SECOND = 64, 1 << 28
 _LONGEST = _SECOND - _FIRST
 _LARGE = 64 << 10  # bytes; the memory of a longer state is freed once it is replaced
-_HEADER = 8  # bytes of length and checksum
+_HEADER = struct.Struct("<II")  # length and checksum
 
 
 class StateSlot:
@@ -45,15 +46,14 @@ class StateSlot:
         :raises OSError: no memory is left; the earlier state stays.
         """
         following = b"2" if self._current == b"1" else b"1"
-        header = len(state).to_bytes(4, "little") + zlib.crc32(state).to_bytes(4, "little")
+        data = _HEADER.pack(len(state), zlib.crc32(state)) + state
         at = _FIRST if following == b"1" else _SECOND
-        view = memoryview(header + state)
-        while view:
-            count = os.pwrite(self.fd, view, at)
-            view, at = view[count:], at + count
+        count = os.pwrite(self.fd, data, at)
+        while count < len(data):  # a signal, or a file in memory that is nearly full
+            count += os.pwrite(self.fd, memoryview(data)[count:], at + count)
         os.pwrite(self.fd, following, 0)
         self._current = following
-        earlier, self._size = self._size, len(header) + len(state)
+        earlier, self._size = self._size, len(data)
         if earlier > _LARGE:
             libc.punch_hole(self.fd, _SECOND if following == b"1" else _FIRST, earlier)
 
@@ -65,10 +65,12 @@ class StateSlot:
         if not self._current:
             return b""
         at = _FIRST if self._current == b"1" else _SECOND
-        header = os.pread(self.fd, _HEADER, at)
-        size = int.from_bytes(header[:4], "little")
-        state = os.pread(self.fd, min(size, _LONGEST), at + _HEADER)
-        if len(state) != size or zlib.crc32(state) != int.from_bytes(header[4:], "little"):
+        header = os.pread(self.fd, _HEADER.size, at)
+        if len(header) < _HEADER.size:
+            raise InvalidError("the state of a daemon is damaged: it cannot be continued")
+        size, checksum = _HEADER.unpack(header)
+        state = os.pread(self.fd, min(size, _LONGEST), at + _HEADER.size)
+        if len(state) != size or zlib.crc32(state) != checksum:
             raise InvalidError("the state of a daemon is damaged: it cannot be continued")
         return state
 
