@@ -120,6 +120,8 @@ class Deposit:
             send(parts, control)
         except OSError:  # it is sent later, or the deposit is given up
             self._send(data, list(fds))
+        else:
+            self._count()
         return fds[0]
 
     def drop(self, *names: str) -> None:
@@ -245,10 +247,13 @@ class Deposit:
         except OSError as exc:
             self.give_up(exc)
             return False
+        self._count()
+        return True
+
+    def _count(self) -> None:
         self._unread += 1
         if self._unread >= _UNREAD:
             self._ring()
-        return True
 
     def _ring(self) -> None:
         """Wake the keeper: it reads all messages that were sent."""
@@ -282,10 +287,11 @@ class Deposit:
                 await self._wake.park()
 
     async def _receive(self) -> None:
-        while self._channel is not None:
+        while (channel := self._channel) is not None:
             try:
-                await trio.lowlevel.wait_readable(self._channel)
-                data = self._channel.recv(MAX_MESSAGE)
+                await trio.lowlevel.wait_readable(channel)
+                # It may be closed by now: a task of the same turn has found that the keeper ended.
+                data = channel.recv(MAX_MESSAGE)
             except BlockingIOError:
                 continue
             except (OSError, trio.ClosedResourceError):

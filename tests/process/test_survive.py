@@ -51,7 +51,7 @@ async def test_a_replacement_that_no_manager_uses_ends_soon(surviving: Server) -
     os.kill(daemon, signal.SIGKILL)
     replacement = await connect(surviving)
     await wait_for(lambda: not alive(replacement))
-    assert surviving.ask(b"status")["daemons"] == 0
+    await wait_for(lambda: surviving.ask(b"status")["daemons"] == 0)
 
 
 async def test_a_replacement_has_the_attributes_of_its_daemon(surviving: Server) -> None:

@@ -180,6 +180,25 @@ async def test_the_end_of_the_keeper_ends_only_the_deposit() -> None:
         assert await deposit.exit_of("a") is None
 
 
+async def test_the_end_of_the_keeper_may_be_noticed_twice_in_one_turn() -> None:
+    for _ in range(20):  # the order of tasks in a turn is random
+        async with opened() as (deposit, keeper):
+            reader, writer = os.pipe()
+
+            async def put(deposit: Deposit = deposit, reader: int = reader) -> None:
+                await trio.lowlevel.wait_readable(reader)
+                deposit.put({"a": reader})
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(put)
+                await trio.testing.wait_all_tasks_blocked()
+                keeper.close()
+                os.close(writer)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not deposit.is_active
+            os.close(reader)
+
+
 async def test_the_keeper_reports_the_exit_of_a_process() -> None:
     async with opened() as (deposit, keeper):
         found: list[tuple[int, int] | None] = []
