@@ -19,7 +19,7 @@ from shim.recovery.slot import StateSlot
 from shim.start.profile import Profile
 
 if TYPE_CHECKING:
-    from shim.start.keeper import Kept
+    from shim.start.keptfds import Kept
 
 # Bytes at which the file begins anew.
 _LONGEST = 1 << 16

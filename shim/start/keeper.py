@@ -18,7 +18,6 @@ import select
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,8 @@ from shim.recovery.messages import (
 from shim.recovery.moving import MOVED
 from shim.recovery.turn import count_of
 from shim.start import orphans
-from shim.start.reporters import Reporter, Reporters
+from shim.start.keptfds import Kept
+from shim.start.reporters import Reporters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -57,57 +57,6 @@ _ENDING = 1.0
 _FORK_PAUSE, _FORK_ATTEMPTS = 0.1, 100
 # Fds that are left for the server itself.
 _RESERVE = 256
-
-
-@dataclass(slots=True, eq=False)
-class Kept:
-    """One daemon, and after its death its replacement.
-
-    ``pid`` is 0 between the two.  ``fds`` and ``exits`` are those of an
-    :class:`~shim.start.orphans.Holder`; the fds are owned.  ``deaths`` are times on the
-    monotonic clock, and so are the following, which are 0 if there is none: until
-    ``claims_until`` the daemon, a replacement, may claim processes of its predecessor; at
-    ``ended_at`` it counts as ended, since its channel has; at ``fork_at`` its replacement is
-    due.  ``has_orphans`` is set if this server may have orphans of it.  ``reporter`` is set
-    once its fds were given to another server.  ``bell`` is the eventfd that the daemon writes
-    to when its messages are to be read, -1 without one.
-
-    ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
-    moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
-    or the count of served replacements is above ``count``.  Before that the other server
-    replaces the daemon.
-    """
-
-    pid: int = 0
-    channel: socket.socket | None = None
-    bell: int = -1
-    fds: dict[str, int] = field(default_factory=dict)
-    exits: dict[str, tuple[int, int]] = field(default_factory=dict)
-    deaths: list[float] = field(default_factory=list)
-    claims_until: float = 0.0
-    ended_at: float = 0.0
-    fork_at: float = 0.0
-    attempts: int = 0
-    has_orphans: bool = False
-    reporter: Reporter | None = None
-    mover: int = -1
-    serves: bool = True
-    count: int = 0
-
-    @property
-    def has_served(self) -> bool:
-        """Whether this server replaces the daemon.
-
-        A daemon that is killed may have counted itself, so that the other server does not
-        replace it any more, and not have sent SERVING yet.
-        """
-        return self.serves or (DAEMON in self.fds and count_of(self.fds[DAEMON]) > self.count)
-
-    @property
-    def deadline(self) -> float:
-        """The first of the times, 0 without any."""
-        times = self.claims_until, self.ended_at, self.fork_at
-        return min(filter(None, times), default=0.0)
 
 
 class Keeper:

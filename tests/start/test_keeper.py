@@ -36,7 +36,7 @@ from shim.start.keeper import Keeper
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from shim.start.keeper import Kept
+    from shim.start.keptfds import Kept
 
 NAME = "pidfd/c1/"
 
