@@ -43,18 +43,34 @@ async def watch(bundle: Path) -> int:
         return (await task.wait()).exit_status
 
 
+async def exit_without_shim(bundle: Path) -> int | None:
+    """Return the exit status of a container without its shim; None if there is no container.
+
+    A shim has no container yet if this program was killed before it created one.  Then the
+    shim has ended, and the next one gets the container.
+    """
+    record = shimctl.read_exit(bundle)
+    if record is None:
+        record = await shimctl.run_delete(bundle, bundle.name, namespace=NAMESPACE)
+        if record is None or not record.pid:
+            for name in ("bootstrap.json", "address"):
+                (bundle / name).unlink(missing_ok=True)
+            return None
+    return record.exit_status
+
+
 async def main(bundle: Path) -> None:
     """Watch the container, keep its exit status, and remove it and its shim."""
     result = bundle / "result"
-    if not result.exists():
+    while not result.exists():
         try:
-            status = await watch(bundle)
+            status: int | None = await watch(bundle)
         except shimctl.UnavailableError:  # the shim has died, and its container with it
-            record = shimctl.read_exit(bundle)
-            status = record.exit_status if record else 255
-        draft = bundle / "result.new"
-        draft.write_text(f"{status}")
-        draft.rename(result)  # in one step: a kill leaves no half of it
+            status = await exit_without_shim(bundle)
+        if status is not None:
+            draft = bundle / "result.new"
+            draft.write_text(f"{status}")
+            draft.rename(result)  # in one step: a kill leaves no half of it
     await shimctl.dispose(bundle, bundle.name, namespace=NAMESPACE)
     print("exited with", result.read_text(), flush=True)
 

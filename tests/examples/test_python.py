@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shimctl import blocking
+from tests.process.rig import alive
 from tests.shimctl.place import PATIENCE, Place, eventually, open_place
 
 if TYPE_CHECKING:
@@ -79,6 +81,24 @@ def test_a_service_is_killed_at_later_and_later_moments_and_has_the_status(place
         assert (service.returncode, printed.splitlines()[-1:]) == (0, ["exited with 7"])
         return
     pytest.fail("it never came to its end")
+
+
+def test_a_service_whose_shim_ended_without_a_container_starts_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in place.environ.items():
+        monkeypatch.setenv(name, value)
+    bundle = place.bundle("sh", "-c", "exit 7")
+    launched = blocking.launch(bundle, bundle.name, namespace=place.namespace)
+    with blocking.connect(launched.address, namespace=place.namespace) as shim:
+        pid = shim.connect(bundle.name).shim_pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(pid))
+    argv = command("service.py", bundle)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, timeout=PATIENCE, check=False, env=place.environ
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (["started", "exited with 7"], "")
 
 
 def test_each_test_has_a_container_of_its_own(place: Place) -> None:

@@ -59,7 +59,8 @@ class Place:
 
     def bundle(self, *args: str, **changes: Any) -> Path:
         """Make a bundle with busybox as its root; ``changes`` replace keys of its config."""
-        bundle = Path(tempfile.mkdtemp(prefix="b", dir=self.root))
+        bundle = self.root / f"b{secrets.token_hex(4)}"  # may be an id, without "_" at its end
+        bundle.mkdir()
         make_root(bundle / "rootfs", TOOLS)
         config = {
             "ociVersion": "1.0.2",
