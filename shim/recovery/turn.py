@@ -52,10 +52,14 @@ class Turn:
         return self._counted() == self._count
 
     def serve(self) -> None:
-        """Report that this process, which holds the turn, serves."""
-        self._lock(_SERVING)
+        """Report that this process, which holds the turn, serves.
+
+        The count comes first: once the other replacement has ended because of the lock, the
+        fork server of this one has to know that it is the one to replace it.
+        """
         self._count += 1
         os.pwrite(self._fd, self._count.to_bytes(8, "little"), _COUNT)
+        self._lock(_SERVING)
 
     def fileno(self) -> int:
         return self._fd

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shim.recovery import turn as turn_module
 from shim.recovery.slot import StateSlot
-from shim.recovery.turn import Turn
+from shim.recovery.turn import Turn, count_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,26 @@ def test_a_second_process_is_not_needed_when_the_first_one_serves(slot: StateSlo
     end(pid)
     assert turn.take(1)
     turn.leave()
+
+
+def test_a_process_killed_as_soon_as_it_is_seen_to_serve_has_counted(slot: StateSlot) -> None:
+    """The other one may have ended because of the lock."""
+    lock = Turn._lock
+
+    def lock_and_die(turn: Turn, byte: int) -> bool:
+        is_locked = lock(turn, byte)
+        if byte == turn_module._SERVING:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return is_locked
+
+    pid = os.fork()
+    if pid == 0:
+        Turn._lock = lock_and_die  # type: ignore[method-assign] # in this process only
+        serve(Turn(slot.fd))
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert count_of(slot.fd) == 1
 
 
 def test_a_turn_that_was_left_is_free(slot: StateSlot) -> None:
