@@ -12,6 +12,8 @@ from shim.errors import NotFoundError
 from shim.linux.processes import is_exiting
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.exit import Exit
 
 
@@ -25,6 +27,8 @@ class Child:
         self.pid = pid
         self.exit: Exit | None = None
         self.pidfd = pidfd
+        self.is_held = False
+        self._reap: Callable[[], None] | None = None
         self._done = trio.Event()
 
     async def wait(self) -> Exit:
@@ -46,6 +50,20 @@ class Child:
         except ProcessLookupError:
             raise NotFoundError("process already finished: not found") from None
 
+    def hold(self) -> None:
+        """Let the process stay a zombie after its exit until :meth:`release`.
+
+        If this daemon is killed meanwhile, the parent of its orphans learns the exit.
+        """
+        self.is_held = True
+
+    def release(self) -> None:
+        """Let the process be reaped: its exit is recorded.  A second call does nothing."""
+        self.is_held = False
+        reap, self._reap = self._reap, None
+        if reap is not None:
+            reap()
+
     def is_ending(self) -> bool:
         """Whether the process has ended, or all its threads are exiting.
 
@@ -54,8 +72,10 @@ class Child:
         """
         return self.exit is not None or is_exiting(self.pid)
 
-    def set_exit(self, exit_: Exit) -> None:
+    def set_exit(self, exit_: Exit, reap: Callable[[], None] | None = None) -> None:
+        """Set the exit; ``reap`` reaps a process that is held."""
         self.exit = exit_
+        self._reap = reap
         if self.pidfd >= 0:
             os.close(self.pidfd)
         self._done.set()

@@ -59,6 +59,7 @@ class Reaper:
         self._children: dict[int, Child] = {}
         # Not children of this process: their pids may be those of others by now.
         self._inherited: set[Child] = set()
+        self._held: set[int] = set()  # the pids of zombies that are to stay for now
         self._runtimes = 0
         self.commands = 0  # runtime commands that run
 
@@ -126,7 +127,7 @@ class Reaper:
         # A wrapper of the runtime may end before the runtime.  The process becomes our
         # child only when the runtime has ended, too.
         deadline = trio.current_time() + _ADOPT_LIMIT
-        while (known := pid in self._children) or not _is_child(pid):
+        while (known := self._is_known(pid)) or not _is_child(pid):
             if known or trio.current_time() >= deadline or not is_descendant(pid):
                 raise NotFoundError(
                     f"cannot watch process {pid} of the runtime's pid file: it is not a new "
@@ -160,7 +161,7 @@ class Reaper:
         within a block of :meth:`runtime_running`; if no fd is left to watch it, then after
         that block.
         """
-        if not pid or pid in self._children or not _is_child(pid):
+        if not pid or self._is_known(pid) or not _is_child(pid):
             return
         os.kill(pid, signal.SIGKILL)  # a child that is not reaped keeps its pid
         try:
@@ -181,6 +182,9 @@ class Reaper:
             yield pid
         finally:
             os.waitid(os.P_PID, pid, os.WEXITED | _WALL)
+
+    def _is_known(self, pid: int) -> bool:
+        return pid in self._children or pid in self._held
 
     def _watch_new(self, pid: int) -> Child:
         """Watch a process that this one has just made; kill it if it cannot be watched."""
@@ -233,11 +237,15 @@ class Reaper:
         return child.exit is not None
 
     def _reap(self, child: Child) -> bool:
-        """Reap ``child`` if it is a zombie of ours; return whether ``child.exit`` is set."""
+        """Reap ``child`` if it is a zombie of ours; return whether ``child.exit`` is set.
+
+        One that is held stays a zombie.
+        """
         if child.exit is not None:
             return True
         try:
-            info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG)
+            stays = os.WNOWAIT if child.is_held else 0
+            info = os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOHANG | stays)
         except ChildProcessError:
             if not is_gone(child.pidfd):
                 return False
@@ -247,8 +255,17 @@ class Reaper:
             return False
         exited = info.si_code == os.CLD_EXITED
         status = info.si_status if exited else 128 + info.si_status
-        self._set_exit(child, Exit(child.pid, status, time.time_ns()))
+        reap = None
+        if child.is_held:
+            self._held.add(child.pid)
+            reap = partial(self._reap_held, child.pid)
+        self._set_exit(child, Exit(child.pid, status, time.time_ns()), reap)
         return True
+
+    def _reap_held(self, pid: int) -> None:
+        self._held.remove(pid)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        self._reap_orphans()  # it may have stopped there
 
     def _set_reaped(self, child: Child) -> None:
         """Set the exit of a process that another process has reaped."""
@@ -262,13 +279,13 @@ class Reaper:
         log.warning("cannot read the exit status of a process", pid=child.pid, reason=reason)
         self._set_exit(child, Exit(child.pid, UNKNOWN_STATUS, time.time_ns(), reason))
 
-    def _set_exit(self, child: Child, exit_: Exit) -> None:
+    def _set_exit(self, child: Child, exit_: Exit, reap: Callable[[], None] | None = None) -> None:
         if child in self._inherited:
             self._inherited.remove(child)
         else:
             del self._children[child.pid]
         trio.lowlevel.notify_closing(child.pidfd)
-        child.set_exit(exit_)
+        child.set_exit(exit_, reap)
 
     def _reap_orphans(self) -> None:
         """Reap unknown zombies and the watched ones, unless :meth:`adopt` may need one."""
@@ -277,7 +294,7 @@ class Reaper:
                 info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if info is None:
+            if info is None or info.si_pid in self._held:
                 return
             child = self._children.get(info.si_pid)
             if child is None:

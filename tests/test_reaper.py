@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from shim.errors import NotFoundError
 from shim.exit import UNKNOWN_STATUS
@@ -303,6 +304,53 @@ async def test_a_status_that_neither_we_nor_the_kernel_has_is_reported_as_unknow
         exit_ = await child.wait()
     assert exit_.exit_status == UNKNOWN_STATUS
     assert "another process" in exit_.reason
+
+
+async def test_a_held_process_stays_a_zombie_until_it_is_released() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sh", "-c", "exit 7"])
+        child.hold()
+        assert (await child.wait()).exit_status == 7
+        with pytest.raises(NotFoundError):
+            await reaper.adopt(child.pid)
+        reaper.kill_orphan(child.pid)
+        await trio.testing.wait_all_tasks_blocked()
+        assert _state_of(child.pid) == "Z"
+        assert (await reaper.spawn(["sh", "-c", "exit 8"]).wait()).exit_status == 8
+        child.release()
+        child.release()
+        with pytest.raises(FileNotFoundError):
+            _state_of(child.pid)
+
+
+async def test_orphans_are_reaped_after_a_held_process() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sh", "-c", "exit 7"])
+        child.hold()
+        await child.wait()
+        orphan = os.fork()
+        if not orphan:
+            os._exit(0)
+        os.waitid(os.P_PID, orphan, os.WEXITED | os.WNOWAIT)
+        await trio.testing.wait_all_tasks_blocked()
+        child.release()
+        with pytest.raises(FileNotFoundError):
+            _state_of(orphan)
+
+
+async def test_a_process_that_is_released_before_it_ends_is_reaped_as_any_other() -> None:
+    async with open_reaper() as reaper:
+        child = reaper.spawn(["sleep", "60"])
+        child.hold()
+        child.release()
+        child.signal(signal.SIGKILL)
+        assert (await child.wait()).exit_status == 137
+        with pytest.raises(FileNotFoundError):
+            _state_of(child.pid)
+
+
+def _state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # Prints whether huge pages are allowed: for its child, and for itself after that.

@@ -114,11 +114,18 @@ class Process:
         A disk that hangs delays the return by ``RECORD`` seconds at most.
         """
         exit_ = await child.wait()
+        try:
+            await self._write_exit(exit_, bundle)
+        finally:
+            child.release()
+        return exit_
+
+    async def _write_exit(self, exit_: Exit, bundle: Bundle) -> None:
         path = str(bundle.path)
         if bundle.in_memory:
             write_exit(path, exit_, self.id)
             self._is_recorded = True
-            return exit_
+            return
         write = partial(write_exit, path, exit_, self.id)
         remove = partial(self._remove_late_record, path)
         try:
@@ -128,7 +135,6 @@ class Process:
             self._is_recorded = True
         except (ShimError, OSError) as exc:
             log.error("cannot write the exit record; the exit is published without", error=exc)
-        return exit_
 
     def _remove_late_record(self, bundle: str) -> None:
         """Remove a record that was written after Delete: another process may have its name."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from shim.api.task_pb2 import CreateTaskRequest
+    from shim.child import Child
     from shim.container.bundle import Config
     from shim.container.cgroup import ContainerCgroup
     from shim.container.options import Options
@@ -57,6 +58,7 @@ class SavedState:
         self._deposit = deposit
         self._slot = slot
         self._constants = ""
+        self._held: dict[str, Child] = {}
 
     @property
     def is_active(self) -> bool:
@@ -100,12 +102,19 @@ class SavedState:
                 self.save()
 
     def adopt(self, process: Process) -> None:
-        """Deposit the pidfd of ``process``, which was just created."""
-        if process.child is not None:
+        """Deposit the pidfd of ``process``, which was just created, and is not reaped yet.
+
+        It stays a zombie until its exit is recorded, or :meth:`forget` is called.
+        """
+        if process.child is not None and self._deposit.is_active:
+            process.child.hold()
+            self._held[process.id] = process.child
             self._deposit.put({self.pidfd_name(process.id): process.child.pidfd})
 
     def forget(self, exec_id: str) -> None:
         """Drop the pidfd of a process: its exit is saved, or it is not followed any more."""
+        if (child := self._held.pop(exec_id, None)) is not None:
+            child.release()
         self._deposit.drop(self.pidfd_name(exec_id))
 
     def pidfd_name(self, exec_id: str) -> str:

@@ -35,6 +35,9 @@ class Ended:
     async def wait(self) -> Exit:
         return END
 
+    def release(self) -> None:
+        pass
+
 
 @pytest.mark.parametrize("deleted", [True, False])
 async def test_a_record_that_is_written_late_is_removed_if_its_process_was_deleted(

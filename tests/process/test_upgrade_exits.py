@@ -135,6 +135,27 @@ async def test_exits_after_a_death_are_true_from_each_source_or_else_unknown(
     expect(bundle, source, found, 3, "e1")
 
 
+async def test_an_exit_is_true_though_its_daemon_is_killed_before_the_record(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    """The process is not reaped before that, so the keeper can still wait for it."""
+    once = (  # a fork server runs this code, too, to be warm
+        f"    if exit_.exit_status == 33 and not os.path.exists({str(rig.root / 'killed')!r}):\n"
+        f"        os.close(os.open({str(rig.root / 'killed')!r}, os.O_CREAT))\n"
+        "        os.kill(os.getpid(), 9)\n"
+    )
+    line = "    # No exec's id begins with a dot.\n"
+    without_kernel(following).edit("shim/records.py", lambda text: text.replace(line, once + line))
+    shim = await survivors(bundle := rig.bundle("c1", "sleep", "1000"))
+    await shim.run(bundle)
+    await upgrade(rig, shim, following)
+    before = await daemon_of(shim.task)
+    await shim.exec("c1", "e1", "sh", "-c", "exit 33")
+    assert (await shim.wait("c1", "e1")).exit_status == 33
+    rig.track(after := await daemon_of(shim.task))
+    assert after != before
+
+
 async def test_an_old_server_reports_exits_through_deaths_and_further_upgrades(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
