@@ -78,7 +78,7 @@ def test_a_process_killed_as_soon_as_it_is_seen_to_serve_has_counted(slot: State
 
     pid = os.fork()
     if pid == 0:
-        Turn._lock = lock_and_die  # type: ignore[method-assign] # in this process only
+        Turn._lock = lock_and_die  # type: ignore[assignment, method-assign] # in this process only
         serve(Turn(slot.fd))
         os._exit(1)
     _, status = os.waitpid(pid, 0)
