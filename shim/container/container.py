@@ -122,6 +122,7 @@ class Container:
                 await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)
             undo.push_async_callback(self.init.dispose)
             await self._parts.open_stdio(self.init)
+            self.saved.save()
             if not self._parts.image.image_path:
                 await self._creation.create()
             undo.pop_all()
@@ -175,8 +176,8 @@ class Container:
             self.close()
 
     def release_streams(self) -> None:
-        """Close the streams that are kept for a Create or Start that runs again."""
-        self._restoring.release_streams()
+        """Close the streams that are kept for the init process of an interrupted call."""
+        self._restoring.release_streams("")
 
     def close(self) -> None:
         """Forget the deleted container, and close its log and its journal."""
@@ -238,11 +239,14 @@ class Container:
                     "the process, which may have run; start another exec"
                 )
             process.life.check(Op.START)
-            with self.saved.operation("Start", process):
-                if process is self.init:
+            if process is self.init:
+                with self.saved.operation("Start", process):
                     await self._start_init()
-                else:
+            else:
+                try:
                     await self._execs.start(process)
+                finally:
+                    self._restoring.release_streams(exec_id)
             return process.pid
 
     async def _start_init(self) -> None:
@@ -271,8 +275,7 @@ class Container:
         if replayed and exec_id in self.saved.deleted and exec_id not in self.execs:
             return self.saved.deleted[exec_id]
         exit_ = await self._deletion.delete(self.process(exec_id))
-        if not exec_id:
-            self.release_streams()
+        self._restoring.release_streams(exec_id)
         return exit_
 
     async def kill(self, exec_id: str, number: int, *, all_: bool, replayed: bool = False) -> None:

@@ -15,6 +15,7 @@ import trio
 from shim import log
 from shim.container.container import Container
 from shim.container.lifecycle import State
+from shim.container.restoring import REPLAYED
 from shim.container.snapshot import parse
 from shim.errors import ShimError
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from shim.container.containers import Containers
     from shim.container.host import Host
     from shim.recovery.inherited import Inherited
-
-# Seconds for the calls of a killed daemon to be replayed.
-_REPLAYED = 10.0
 
 
 class Continued:
@@ -86,7 +84,7 @@ class Continued:
         finally:
             self._containers.creations.end(container.id)
             self._undone[container.id] = container
-        await trio.sleep(_REPLAYED)
+        await trio.sleep(REPLAYED)
         self.forget_undone(container.id)
         if container.id not in self._containers:
             self._containers.note_cancelled(container.id)
@@ -103,7 +101,7 @@ class Continued:
             container.release_streams()
 
     async def _forget_deleted_later(self, container: Container) -> None:
-        await trio.sleep(_REPLAYED)
+        await trio.sleep(REPLAYED)
         self.forget_deleted(container.id)
 
     def forget_deleted(self, id_: str) -> None:

@@ -37,12 +37,14 @@ async def create_process(
     verb: str,
     args: list[str],
     before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
+    before: Callable[[], None] = lambda: None,
     started: Callable[[], None] | None = None,
     adopted: Callable[[], None] = lambda: None,
 ) -> Child:
     """Run the runtime command ``verb`` (create, restore or exec), and adopt its process.
 
-    ``adopted`` is called when ``process`` has its child, which is not reaped yet.
+    ``before`` is called directly before the runtime is started, ``adopted`` when ``process``
+    has its child, which is not reaped yet.
     ``started`` is called while the runtime is being loaded; by default it prepares the
     move between cgroups.  ``before_kill`` is called with the pids of the runtime command
     and its descendants before a command that takes too long, or is cancelled, is killed.
@@ -60,6 +62,7 @@ async def create_process(
                 *args,
                 log=log,
                 fds=process.fds,
+                before=before,
                 started=started or prepare_move,
                 before_kill=before_kill,
             )
@@ -82,6 +85,7 @@ async def create_exec(
     init: Process,
     host: Host,
     cgroup: Cgroup | None,
+    before: Callable[[], None] = lambda: None,
     adopted: Callable[[], None] = lambda: None,
 ) -> Child:
     """Run ``exec`` as :func:`create_process` does, and cancel it when ``init`` exits meanwhile.
@@ -101,7 +105,10 @@ async def create_exec(
         try:
             started = prepare_move if cgroup is not None and cgroup.has_room(_ROOM) else _nothing
             return await create_process(
-                runc, bundle, process, "exec", args, started=started, adopted=adopted
+                *(runc, bundle, process, "exec", args),
+                before=before,
+                started=started,
+                adopted=adopted,
             )
         finally:
             watching.cancel()

@@ -22,6 +22,8 @@ from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateErro
 from shim.runc.command import Creation, exec_args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shim.api import task_pb2
     from shim.container.exits import Exits
     from shim.container.parts import ContainerParts
@@ -74,7 +76,11 @@ class Execs:
         :raises ShimError: the runtime failed, or the streams cannot be opened.
         """
         self._check()
-        await self._parts.open_stdio(process)
+        with self._saved.start_of_exec(process) as begin:
+            await self._parts.open_stdio(process)
+            await self._run(process, begin)
+
+    async def _run(self, process: Process, begin: Callable[[], None]) -> None:
         args = exec_args(
             self._id,
             self._bundle.exec_spec(process.id),
@@ -89,6 +95,7 @@ class Execs:
                 init=self._init,
                 host=self._parts.host,
                 cgroup=self._parts.group.cgroup,
+                before=begin,
                 adopted=partial(self._saved.adopt, process),
             )
         except BaseException:

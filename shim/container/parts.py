@@ -117,7 +117,7 @@ class ContainerParts:
         )
 
     async def open_stdio(self, process: Process) -> None:
-        """Open the streams of ``process``, and save that they are open."""
+        """Open the streams of ``process``; the caller saves the state then."""
         process.set_stdio(
             await open_stdio(
                 process.spec,
@@ -133,7 +133,6 @@ class ContainerParts:
                 prefix=self.saved.stdio_prefix(process.id),
             )
         )
-        self.saved.save()
 
 
 def _output_of(config: Config, *, is_restored: bool) -> Output:

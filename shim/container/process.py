@@ -39,7 +39,8 @@ class Process:
     ``busy`` is held while the process is started or deleted.  No State, Wait or signal
     waits for it.  The exit of an init process is published while ``busy`` is free, so that
     its start is always published first.  ``doing`` is as in a
-    :class:`~shim.container.snapshot.ProcessSnapshot`.
+    :class:`~shim.container.snapshot.ProcessSnapshot`, but is not in the state while
+    ``prepares`` is set: nothing of the operation has to be undone then.
     """
 
     def __init__(self, id_: str, spec: StdioSpec) -> None:
@@ -48,6 +49,7 @@ class Process:
         self.life = Lifecycle()
         self.busy = trio.Lock()
         self.doing = ""
+        self.prepares = False
         self.pid = 0
         self.child: Child | None = None
         self.exit: Exit | None = None
@@ -73,7 +75,7 @@ class Process:
             self.id,
             self._spec_value,
             self.life.state,
-            self.doing,
+            "" if self.prepares else self.doing,
             self.pid,
             self.exit,
             self._stdin_closed,

@@ -7,10 +7,10 @@ The operation's lock is held until then.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import AsyncExitStack, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -27,7 +27,7 @@ from shim.jsontext import loads
 from shim.linux.fifos import Fd
 from shim.records import read_exit
 from shim.runc.orphans import OrphanCommands, kill_orphan, open_orphan
-from shim.stdio.opening import restore_stdio
+from shim.stdio.opening import discard_inherited, restore_stdio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from shim.recovery.inherited import Inherited
 
 
-# The streams of a Create to hold, by role.
+# Seconds for the calls of a killed daemon to be replayed.
+REPLAYED = 10.0
+# The streams to hold, by role.
 _HELD = ("stdin", "stdout", "stderr")
 
 
@@ -63,7 +65,8 @@ class Restoring:
         self._freezer = freezer
         self._exits = exits
         self._parts = parts
-        self._held: list[Fd] = []
+        # The streams that are kept, by the id of the exec, "" for the init process.
+        self._held: dict[str, list[Fd]] = {}
         self._must_reopen = False  # the streams of a container that waits to be restored
         # For each exec with a Start under way: its pidfd, -1 if there is none yet.
         self._started: dict[str, int] = {}
@@ -107,10 +110,15 @@ class Restoring:
         fds = inherited.take_all(prefix)
         is_created = self._saved.doing != "Create"
         to_restore = is_created and not snapshot.pid and snapshot.state is State.CREATED
+        # Its Start was under way, and had not begun to run the runtime: it begins again.
+        is_prepared = bool(process.id and to_restore and not process.doing and fds)
         if process is self._init and (to_restore or not is_created):
-            self._hold_streams(fds, inherited)
+            self._hold_streams("", fds, inherited)
             self._must_reopen = to_restore
-        if snapshot.stdio is not None:
+        elif is_prepared:
+            self._hold_streams(process.id, fds, inherited)
+            self._host.go(partial(self._release_later, process.id))
+        if snapshot.stdio is not None and not is_prepared:
             process.set_stdio(
                 restore_stdio(
                     snapshot.stdio,
@@ -124,9 +132,7 @@ class Restoring:
             if process.pid and is_created:
                 await process.connect_stdio()
         else:
-            for role, number in fds.items():
-                os.close(number)
-                self._host.deposit.drop(prefix + role)
+            discard_inherited(fds, self._host.deposit, prefix)
         name = self._saved.pidfd_name(process.id)
         pidfd = inherited.take(name)
         if process.id and process.doing == "Start" and not process.pid:
@@ -137,24 +143,29 @@ class Restoring:
             Child(process.pid, pidfd).set_exit(process.exit or Exit(0, 0, 0))  # closes it
             self._saved.forget(process.id)
 
-    def _hold_streams(self, fds: Mapping[str, int], inherited: Inherited) -> None:
-        """Keep the manager's fifos open until :meth:`release_streams`.
+    def _hold_streams(self, exec_id: str, fds: Mapping[str, int], inherited: Inherited) -> None:
+        """Keep the manager's fifos of a process open until :meth:`release_streams`.
 
         Otherwise its readers would see the end of the output before the Create, which is
-        undone, runs again, or before Start restores the container from a checkpoint.
+        undone, or the Start of an exec runs again, or before Start restores the container
+        from a checkpoint.
         """
-        prefix = f"hold/{self._id}/"
+        prefix = f"hold/{self._id}/{exec_id}/"
         held = {role: Fd(number) for role, number in inherited.take_all(prefix).items()}
         for role in _HELD:
             if role in fds and role not in held:
                 held[role] = Fd(fcntl(fds[role], F_DUPFD_CLOEXEC, 3))
-        self._held = list(held.values())
+        self._held[exec_id] = list(held.values())
         self._host.deposit.hold({prefix + role: fd for role, fd in held.items()})
 
-    def release_streams(self) -> None:
-        """Close the fifos that are kept: they were opened again, or will not be."""
-        for fd in self._held:
+    def release_streams(self, exec_id: str) -> None:
+        """Close the fifos of a process that are kept: they were opened again, or will not be."""
+        for fd in self._held.pop(exec_id, ()):
             fd.close()
+
+    async def _release_later(self, exec_id: str) -> None:
+        await trio.sleep(REPLAYED)
+        self.release_streams(exec_id)
 
     async def reopen_streams(self) -> None:
         """Open the streams again before Start restores the container from a checkpoint.
@@ -166,8 +177,9 @@ class Restoring:
         if self._must_reopen:
             await self._init.discard_stdio()
             await self._parts.open_stdio(self._init)
+            self._saved.save()
             self._must_reopen = False
-            self.release_streams()
+            self.release_streams("")
 
     def _child_of(self, process: Process, pidfd: int, name: str) -> Child:
         """Return the child of ``process``, which may have ended."""

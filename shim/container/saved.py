@@ -10,7 +10,7 @@ from shim.container.snapshot import Constants, ContainerSnapshot, encode_constan
 from shim.recovery.slot import StateSlot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from shim.api.task_pb2 import CreateTaskRequest
     from shim.child import Child
@@ -99,6 +99,27 @@ class SavedState:
         finally:
             if subject.doing:
                 subject.doing = ""
+                self.save()
+
+    @contextmanager
+    def start_of_exec(self, process: Process) -> Iterator[Callable[[], None]]:
+        """Yield a function that saves that the Start of an exec is under way in the block.
+
+        Call it directly before the runtime command: it is certain until then that the
+        program has not run, and a replacement begins again.
+        """
+
+        def begin() -> None:
+            process.prepares = False
+            self.save()
+
+        process.doing, process.prepares = "Start", True
+        try:
+            yield begin
+        finally:
+            process.prepares = False
+            if process.doing:
+                process.doing = ""
                 self.save()
 
     def adopt(self, process: Process) -> None:

@@ -157,21 +157,25 @@ class Runc:
         *args: str,
         log: str,
         fds: Mapping[int, int] | None,
+        before: Callable[[], None] = lambda: None,
         started: Callable[[], None] = lambda: None,
         before_kill: Callable[[Sequence[int]], None] = lambda pids: None,
     ) -> None:
         """Run a command that creates a container's process with ``fds`` as its stdio.
 
-        The command writes its errors to the file ``log``, which is replaced.  ``started``
-        is called as soon as the command runs.  ``before_kill`` is called with the pids of
-        the command and of its descendants before they are killed at the limit.
+        The command writes its errors to the file ``log``, which is replaced.  ``before`` is
+        called directly before the command is started, ``started`` as soon as it runs.
+        ``before_kill`` is called with the pids of the command and of its descendants before
+        they are killed at the limit.
 
         :raises RuntimeFailedError, TimedOutError: as :meth:`run`.
         :raises RuntimeMissingError: there is no such runtime.
         """
         with contextlib.suppress(FileNotFoundError):
             os.unlink(log)  # noqa: PTH108 - a plain string all along
-        child = self._spawn(verb, self.runtime.argv(verb, *args, log=log), fds)
+        argv = self.runtime.argv(verb, *args, log=log)
+        before()
+        child = self._spawn(verb, argv, fds)
         started()
         grace = _EXEC_GRACE if verb == "exec" else 0
         exit_ = await self._finish(verb, child, grace=grace, before_kill=before_kill)

@@ -21,6 +21,9 @@ from shim.linux.fdpassing import receive_fds
 from shim.linux.fifos import Fd
 from shim.linux.modes import make_private_directory
 
+# The role of the listener in the names of kept fds.
+CONSOLE = "console"
+
 
 class ConsoleSocket:
     """A listening socket in a private directory.  The caller closes it."""
@@ -82,6 +85,13 @@ class ConsoleSocket:
             os.unlink(self.path)  # noqa: PTH108 - a plain string all along
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._directory)  # noqa: PTH106 - a plain string all along
+
+
+def close_inherited(listener: int) -> None:
+    """Close the listener of a :class:`ConsoleSocket` of another process, and remove its path."""
+    with socket.socket(fileno=listener) as sock:
+        path = sock.getsockname()
+        ConsoleSocket(sock.detach(), path).close()
 
 
 async def _receive(peer: socket.socket) -> Fd:

@@ -10,9 +10,11 @@ Source: containerd-shim-runc-v2 process/io.go.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from shim.outputaddress import parse_address
+from shim.stdio.console import CONSOLE, close_inherited
 from shim.stdio.kept import Kept
 from shim.stdio.pipes import PipeStdio
 from shim.stdio.sinks import LOGGER_READY, open_logger
@@ -84,6 +86,16 @@ async def open_stdio(
         await stdio.aclose()
         raise
     return stdio
+
+
+def discard_inherited(fds: Mapping[str, int], deposit: Deposit, prefix: str) -> None:
+    """Close the fds of a stdio that is not restored; arguments as of :func:`restore_stdio`."""
+    for role, number in fds.items():
+        if role == CONSOLE:
+            close_inherited(number)
+        else:
+            os.close(number)
+        deposit.drop(prefix + role)
 
 
 def restore_stdio(

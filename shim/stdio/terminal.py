@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from shim.linux.fifos import Fd
-from shim.stdio.console import ConsoleSocket, set_size, winsize
+from shim.stdio.console import CONSOLE, ConsoleSocket, set_size, winsize
 from shim.stdio.copying import CopyRelay, TerminalRelay
 from shim.stdio.sinks import open_fifo
 from shim.stdio.streams import Stdio
@@ -67,7 +67,7 @@ class TerminalStdio(Stdio):
         from shim.stdio import terminalsplice  # loaded only by a daemon that may be replaced
 
         if self._socket is not None:
-            self._kept.put({"console": self._socket.fileno()})
+            self._kept.put({CONSOLE: self._socket.fileno()})
         self._buffer = self._own(terminalsplice.open_buffer())
         self._kept.hold({"buffer": self._buffer})
         self._stages = self._open_stages("terminal")
@@ -95,7 +95,7 @@ class TerminalStdio(Stdio):
                 self._own(fd)
         self._restore_files(state)
         self._restore_logger(state, self._sink, kept.take("logger-stderr"))
-        if (listener := kept.take_number("console")) >= 0:
+        if (listener := kept.take_number(CONSOLE)) >= 0:
             self._set_socket(ConsoleSocket(listener, state["console"]))
 
     async def started(self) -> None:
@@ -188,7 +188,7 @@ class TerminalStdio(Stdio):
     def _close_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
-            self._kept.drop("console")
+            self._kept.drop(CONSOLE)
         self._socket = None
         self.console_socket = None
 

@@ -1,0 +1,73 @@
+"""A daemon is killed before the step after which a call may have had an effect."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.e2e.waiting import PATIENCE
+from tests.frozen import freezable_disk
+from tests.process.driven import groups
+from tests.process.survival import daemon_of
+from tests.stdio.conftest import read_all
+from tests.stdio.whole.client import Streams
+
+if TYPE_CHECKING:
+    from tests.process.rig import Rig
+    from tests.process.survival import Start
+
+pytestmark = [pytest.mark.cold, pytest.mark.e2e]
+
+
+async def wait_for_disk(pid: int) -> None:
+    """Return once the process waits for a disk."""
+    stat = Path(f"/proc/{pid}/stat")
+    with trio.fail_after(20 * PATIENCE):
+        while stat.read_text().rpartition(")")[2].split()[0] != "D":
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+async def test_an_exec_that_the_runtime_has_not_begun_is_begun_again(
+    rig: Rig, survivors: Start, terminal: bool
+) -> None:
+    (rig.rootfs() / "runs").unlink(missing_ok=True)
+    first = rig.bundle("c1", "sleep", "1000")
+    shim = await survivors(first)
+    streams = Streams(rig, "e1")
+    out = streams.reader()
+    read: list[bytes] = []
+
+    async def read_out() -> None:
+        read.append(await read_all(out))
+
+    with freezable_disk(rig.root / "image", rig.root / "c2") as disk:
+        (disk.path / "config.json").write_bytes((first / "config.json").read_bytes())
+        await shim.run(disk.path)
+        script = "echo run >>/runs; echo output; exit 6"
+        fields = streams.fields("stdout") | ({"terminal": True} if terminal else {})
+        await shim.add("c2", "e1", "sh", "-c", script, **fields)
+        daemon = await daemon_of(shim.task)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_out)
+            disk.freeze()
+            nursery.start_soon(shim.start, "c2", "e1")
+            # It removes the files of an earlier process before it starts the runtime.
+            await wait_for_disk(daemon)
+            os.kill(daemon, signal.SIGKILL)
+            disk.thaw()
+        rig.track(await daemon_of(shim.task))
+        assert (await shim.wait("c2", "e1")).exit_status == 6
+        assert [one.replace(b"\r", b"") for one in read] == [b"output\n"]
+        assert (rig.rootfs() / "runs").read_text() == "run\n"
+        await shim.delete("c2", "e1")
+        await shim.kill("c2")
+        await shim.wait("c2")
+        await shim.delete("c2")
+    assert not groups(rig)
+    assert not list(Path("/run").glob("console-*"))
