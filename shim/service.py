@@ -53,7 +53,7 @@ from shim.container.task_events import ZERO_TIME
 from shim.counters import COUNTERS
 from shim.errors import NotFoundError, UnavailableError
 from shim.exit import NEVER_STARTED
-from shim.ttrpc.server import Stream, replayable, unary
+from shim.ttrpc.server import Stream, recorded, replayable, unary
 from shim.version import VERSION
 
 if TYPE_CHECKING:
@@ -206,15 +206,16 @@ class TaskService(TaskBase):
         await self.containers.get(request.id).resume(replayed=replayed)
         return Empty()
 
-    @replayable
-    async def Checkpoint(self, request: CheckpointTaskRequest, replayed: bool) -> Empty:
-        await self.containers.get(request.id).checkpoint(request, replayed=replayed)
+    @recorded
+    async def Checkpoint(
+        self, request: CheckpointTaskRequest, call: Stream[CheckpointTaskRequest, Empty]
+    ) -> Empty:
+        await self.containers.get(request.id).checkpoint(request, call)
         return Empty()
 
-    @replayable
-    async def Kill(self, request: KillRequest, replayed: bool) -> Empty:
-        container = self.containers.get(request.id)
-        await container.kill(request.exec_id, request.signal, all_=request.all, replayed=replayed)
+    @recorded
+    async def Kill(self, request: KillRequest, call: Stream[KillRequest, Empty]) -> Empty:
+        await self.containers.get(request.id).kill(request, call)
         return Empty()
 
     @replayable

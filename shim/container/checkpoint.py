@@ -36,9 +36,15 @@ LIMIT = 600.0
 
 
 async def checkpoint(
-    runc: Runc, id_: str, bundle: Bundle, request: task_pb2.CheckpointTaskRequest
+    runc: Runc,
+    id_: str,
+    bundle: Bundle,
+    request: task_pb2.CheckpointTaskRequest,
+    begin: Callable[[], None],
 ) -> str:
     """Write the checkpoint that ``request`` describes; return the path of the image.
+
+    ``begin`` is called directly before the runtime is started.
 
     :raises ShimError: the runtime failed; criu's log is kept in the bundle as
         ``criu-dump.log``, and the text names it.
@@ -50,6 +56,7 @@ async def checkpoint(
         wanted = replace(wanted, work_path=str(own_work))
     try:
         slow = replace(runc, limit=max(runc.limit, LIMIT))
+        begin()
         await slow.run("checkpoint", *checkpoint_args(id_, wanted))
     except ShimError as exc:
         kept = bundle.path / "criu-dump.log"

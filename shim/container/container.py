@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from shim.exit import Exit
     from shim.recovery.inherited import Inherited
     from shim.recovery.slot import StateSlot
+    from shim.ttrpc.services import Stream
 
 # The signals that managers stop a container with: SIGKILL and SIGTERM.
 _ENDING = (9, 15)
@@ -278,33 +279,35 @@ class Container:
         self._restoring.release_streams(exec_id)
         return exit_
 
-    async def kill(self, exec_id: str, number: int, *, all_: bool, replayed: bool = False) -> None:
+    async def kill(self, request: task_pb2.KillRequest, call: Stream[Any, Any]) -> None:
         """Send a signal to one process, or to all processes of the container.
 
-        A ``replayed`` signal may have been sent already; only SIGTERM, SIGKILL and 0 are
-        sent again.
+        The signal of a call that had begun may have been sent already; only SIGTERM, SIGKILL
+        and 0 are sent again.
 
         :raises NotFoundError: the process has exited.  Not raised if the manager
             treats it as a failure of its stop: see :attr:`Host.ended_is_killed`.
         :raises InvalidError: there is no such signal.
         :raises UnavailableError: the signal may have been sent by a killed daemon.
         """
-        process = self.process(exec_id)
-        if replayed and number not in (*_ENDING, 0):
+        process, number = self.process(request.exec_id), request.signal
+        if call.begun:
             raise UnavailableError(
                 f"signal {number} may have been sent: the shim was killed meanwhile; send it "
                 "again if it must arrive"
             )
         try:
-            await self._kill(process, number, all_=all_)
+            process.life.check(Op.KILL)
+            if number > 64:
+                raise InvalidError(f"there is no signal {number}")
+            if number not in (*_ENDING, 0):
+                call.begin()
+            await self._kill(process, number, all_=request.all)
         except NotFoundError:
-            if not ((self._host.ended_is_killed or replayed) and number in _ENDING):
+            if not ((self._host.ended_is_killed or call.replayed) and number in _ENDING):
                 raise
 
     async def _kill(self, process: Process, number: int, *, all_: bool) -> None:
-        process.life.check(Op.KILL)
-        if number > 64:
-            raise InvalidError(f"there is no signal {number}")
         all_ = all_ and process is self.init
         held = self._freezer.needs_runtime(number, self._group.cgroup) or (
             all_ and self._group.cgroup is None
@@ -334,20 +337,20 @@ class Container:
         await self._runc.run("update", "--resources", "-", self.id, stdin=data)
 
     async def checkpoint(
-        self, request: task_pb2.CheckpointTaskRequest, *, replayed: bool = False
+        self, request: task_pb2.CheckpointTaskRequest, call: Stream[Any, Any]
     ) -> None:
         """Write a checkpoint to ``request.path``; the option ``exit`` ends the container.
 
         :raises UnavailableError: the daemon was killed while the runtime wrote the checkpoint;
             the runtime has ended.
         """
-        if replayed:
+        if call.begun:
             await self._restoring.wait_commands(CHECKPOINT_LIMIT)
             raise UnavailableError(
                 "the checkpoint was interrupted: the shim was killed meanwhile; repeat it"
             )
         self.init.life.check(Op.CHECKPOINT)
-        image = await checkpoint(self._runc, self.id, self.bundle, request)
+        image = await checkpoint(self._runc, self.id, self.bundle, request, call.begin)
         self._events.checkpointed(image)
 
     def close_stdin(self, exec_id: str) -> None:

@@ -150,8 +150,10 @@ class Restoring:
         undone, or the Start of an exec runs again, or before Start restores the container
         from a checkpoint.
         """
-        prefix = f"hold/{self._id}/{exec_id}/"
-        held = {role: Fd(number) for role, number in inherited.take_all(prefix).items()}
+        prefix = f"hold/{self._id}/{exec_id and exec_id + '/'}"
+        names = [prefix + role for role in _HELD]
+        numbers = {role: inherited.take(name) for role, name in zip(_HELD, names, strict=True)}
+        held = {role: Fd(number) for role, number in numbers.items() if number >= 0}
         for role in _HELD:
             if role in fds and role not in held:
                 held[role] = Fd(fcntl(fds[role], F_DUPFD_CLOEXEC, 3))

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # ``conn/N``: an accepted connection, ``calls/N`` the state slot of its calls.
 # ``state/ID``: the state slot of a container.  ``pidfd/ID/EXEC``: a process (an empty
 # EXEC is the init process).  ``io/ID/EXEC/ROLE``: an fd of the process's stdio.
-# ``hold/ID/EXEC/STREAM``: a stream that stays open until an interrupted call begins again.
+# ``hold/ID/STREAM``, ``hold/ID/EXEC/STREAM``: a stream that stays open until an interrupted
+# call begins again.
 # ``events``: the connection over which events are sent, ``forward`` its record.
 # ``journal/N/PATH``: a file of events that are not acknowledged.
 # ``expected``: the state slot of the containers that the daemon expects.

@@ -17,20 +17,23 @@ from shim.ttrpc.protocol import RequestReceived
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# The version that is written, and those that can be read.
-VERSION, READABLE = 1, (1,)
+# The version that is written, and those that can be read.  A call of version 1 may have begun.
+VERSION, READABLE = 2, (1, 2)
+_FIELDS = 6  # of a call; one that has begun has one more
 _quoted = json.JSONEncoder().encode
 
 
 class CallState(NamedTuple):
     """The state in a record: the running ``calls``, and the ``unsent`` replies.
 
-    ``at`` is the number of bytes that the record had sent when ``unsent`` began.
+    ``at`` is the number of bytes that the record had sent when ``unsent`` began.  ``begun``
+    are the streams of the calls that may have had an effect, see :func:`begun_call`.
     """
 
     calls: list[RequestReceived]
     at: int
     unsent: bytes
+    begun: frozenset[int] = frozenset()
 
     @classmethod
     def decode(cls, data: bytes) -> CallState:
@@ -44,8 +47,10 @@ class CallState(NamedTuple):
             value = json.loads(data)
             if value["version"] not in READABLE:
                 raise InvalidError(f"a connection's state has version {value['version']}")
-            calls = [_decode_call(*call) for call in value["calls"]]
-            return cls(calls, value["at"], base64.b64decode(value["unsent"]))
+            calls = [_decode_call(*call[:_FIELDS]) for call in value["calls"]]
+            known = value["version"] > 1
+            begun = [call[0] for call in value["calls"] if call[_FIELDS:] or not known]
+            return cls(calls, value["at"], base64.b64decode(value["unsent"]), frozenset(begun))
         except (ValueError, LookupError, TypeError) as exc:
             raise InvalidError(f"cannot read the state of a connection: {exc}") from None
 
@@ -64,6 +69,11 @@ def encode_call(event: RequestReceived) -> str:
     pairs = ",".join([f"[{_quoted(pair.key)},{_quoted(pair.value)}]" for pair in event.pairs])
     payload = base64.b64encode(event.payload).decode()
     return f'[{event.stream_id},{names},"{payload}",{_quoted(deadline)},[{pairs}]]'
+
+
+def begun_call(call: str) -> str:
+    """Return a value of :func:`encode_call` for a call that begins to have effects."""
+    return f"{call[:-1]},true]"
 
 
 def _decode_call(

@@ -192,7 +192,7 @@ class Connection:
         self._calls += 1
         scope = trio.CancelScope(deadline=stream.deadline)
         call = Call(event.stream_id, name, handler, stream, scope)
-        self._started(event)
+        self._started(event, stream)
         if event.method in self._methods.cancellable:
             listening.start_soon(self._call, call)
             return
@@ -248,7 +248,7 @@ class Connection:
         self._ended(call.stream_id)
         self._flush()
 
-    def _started(self, event: RequestReceived) -> None:
+    def _started(self, event: RequestReceived, stream: Stream[Any, Any]) -> None:
         """Called before a method runs that is not immediate."""
 
     def _ended(self, stream_id: int) -> None:

@@ -21,12 +21,13 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import trio
 
 from shim import log
-from shim.ttrpc.callstate import CallState, encode_call, encode_state
+from shim.ttrpc.callstate import CallState, begun_call, encode_call, encode_state
 from shim.ttrpc.connection import CHUNK, Connection
 from shim.ttrpc.frames import extent
 from shim.ttrpc.services import UNSENT_LIMIT, PeerRefusedError, check_peer
@@ -34,6 +35,7 @@ from shim.ttrpc.services import UNSENT_LIMIT, PeerRefusedError, check_peer
 if TYPE_CHECKING:
     from shim.ttrpc.connection import Methods
     from shim.ttrpc.protocol import RequestReceived
+    from shim.ttrpc.services import Stream
 
 # Bytes that one write(2) sends whole or not at all, if the send buffer has its usual size.
 # Source: net/unix/af_unix.c unix_stream_sendmsg, which sends so much as one buffer.
@@ -175,6 +177,7 @@ class KeptConnection(Connection):
         self._outgoing = b""
         self._offset = 0
         self._records: dict[int, str] = {}  # the running calls, as in the state
+        self._begun: set[int] = set()  # the streams of those that have begun, as in the state
         self._changed = False  # the records are not those in the saved state
 
     async def run(self, shutdown: trio.Event | None) -> None:
@@ -223,6 +226,7 @@ class KeptConnection(Connection):
         self._keeps = bool(data or discard)
         self._immediate = self._methods.repeated
         self._replaying = True
+        self._begun = set(state.begun)
         for event in state.calls:
             self._dispatch(event, lasting, listening)
         self._called = {event.stream_id for event in state.calls}
@@ -273,12 +277,23 @@ class KeptConnection(Connection):
         if event.stream_id not in self._called:
             super()._dispatch(event, lasting, listening)
 
-    def _started(self, event: RequestReceived) -> None:
-        self._records[event.stream_id] = encode_call(event)
+    def _started(self, event: RequestReceived, stream: Stream[Any, Any]) -> None:
+        call = encode_call(event)
+        stream.begun = self._replaying and event.stream_id in self._begun
+        stream.record_begin = partial(self._begin, event.stream_id)
+        self._records[event.stream_id] = begun_call(call) if stream.begun else call
         self._changed = True
+
+    def _begin(self, stream_id: int) -> None:
+        """Save that a call begins to have effects."""
+        if not self._gone and stream_id not in self._begun:
+            self._begun.add(stream_id)
+            self._records[stream_id] = begun_call(self._records[stream_id])
+            self._save(b"")
 
     def _ended(self, stream_id: int) -> None:
         del self._records[stream_id]
+        self._begun.discard(stream_id)
         self._changed = True
 
     def _closed(self) -> None:

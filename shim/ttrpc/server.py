@@ -39,6 +39,7 @@ from shim.ttrpc.services import (
     Stream,
     check_peer,
     handlers_of,
+    recorded,
     replayable,
     unary,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "Stream",
     "check_peer",
     "handlers_of",
+    "recorded",
     "replayable",
     "serve",
     "serve_connection",

@@ -52,7 +52,7 @@ class Stream(Generic[Request, Reply]):
     The keys of ``metadata`` are lower case.  ``lost`` is set when the call is
     cancelled because the caller's connection has ended.  ``replayed`` is set if a server
     that was killed had received the call: its method may have done all of its work, a part
-    or nothing.
+    or nothing.  ``begun`` is set if that method had called :meth:`begin`.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class Stream(Generic[Request, Reply]):
         self.deadline = deadline
         self.lost = False
         self.replayed = replayed
+        self.begun = False
+        self.record_begin: Callable[[], None] | None = None
         self.reply: bytes | None = None
         self._request: Request | None = request
 
@@ -74,6 +76,11 @@ class Stream(Generic[Request, Reply]):
         """Return the request; None after it has been received once."""
         request, self._request = self._request, None
         return request
+
+    def begin(self) -> None:
+        """Record that the call begins to have effects; call it directly before the first one."""
+        if self.record_begin is not None:
+            self.record_begin()
 
     async def send_message(self, message: Reply) -> None:
         """Set the reply.  It is sent when the method returns, unless the method raises."""
@@ -111,6 +118,23 @@ def replayable(
         await stream.send_message(await method(service, request, stream.replayed))
 
     serve_stream.__dict__[_TOLD] = True
+    return serve_stream
+
+
+def recorded(
+    method: Callable[[Service, Request, Stream[Request, Reply]], Awaitable[Reply]],
+) -> Callable[[Service, Stream[Request, Reply]], Coroutine[Any, Any, None]]:
+    """Turn ``async def Kill(self, request, call) -> reply`` into a method, as :func:`unary`.
+
+    ``call`` is for :meth:`Stream.begin` and its attributes.
+    """
+
+    @functools.wraps(method)
+    async def serve_stream(service: Service, stream: Stream[Request, Reply]) -> None:
+        request = await stream.recv_message()
+        assert request is not None  # this is the first recv_message()
+        await stream.send_message(await method(service, request, stream))
+
     return serve_stream
 
 

@@ -35,7 +35,7 @@ from shim.recovery.slot import StateSlot
 from shim.ttrpc.client import ConnectionLostError, open_channel
 from shim.ttrpc.frames import Kind
 from shim.ttrpc.protocol import ClientProtocol
-from shim.ttrpc.server import UNSENT_LIMIT, Stream, handlers_of, replayable, serve
+from shim.ttrpc.server import UNSENT_LIMIT, Stream, handlers_of, recorded, replayable, serve
 from tests.recovery.keeper import Keeper
 from tests.ttrpc.fake import FakeTask
 
@@ -63,6 +63,16 @@ class Told(FakeTask):
         self.replayed.append(("Start", replayed))
         await self.may_start.wait()
         return StartResponse(pid=len(request.id))
+
+    @recorded
+    async def Kill(self, request: KillRequest, call: Stream[KillRequest, Empty]) -> Empty:
+        if request.id not in ("begun", "not begun"):
+            return Empty()
+        self.replayed.append((request.id, call.begun))
+        if request.id == "begun":
+            call.begin()
+        await self.may_start.wait()
+        return Empty()
 
     async def Create(self, stream: Stream[CreateTaskRequest, CreateTaskResponse]) -> None:
         self.replayed.append(("Create", stream.replayed))
@@ -240,6 +250,20 @@ async def test_running_calls_begin_again_and_know_it(server: Generations) -> Non
         service = await server.replace()
         assert (await stub.State(StateRequest(id="c1"))).id == "c1"
         assert service.replayed == [("State", False)], "no answered call begins again"
+
+
+async def test_a_call_is_known_to_have_begun_once_its_method_says_so(
+    server: Generations,
+) -> None:
+    async with client(server) as stub, trio.open_nursery() as nursery:
+        for id_ in ("not begun", "begun"):
+            nursery.start_soon(stub.Kill, KillRequest(id=id_))
+        await settled(server)
+        for _ in range(3):
+            service = await server.replace()
+            await settled(server)
+            assert sorted(service.replayed) == [("begun", True), ("not begun", False)]
+        service.may_start.set()
 
 
 async def test_only_requests_that_were_in_the_socket_may_be_repetitions(
