@@ -67,6 +67,10 @@ class Inherited:
         paths = {name: Path(f"/proc/self/fd/{fd}") for name, fd in self._fds.items()}
         return [name for name, path in paths.items() if "pidfd" in str(path.readlink())]
 
+    def copy_slot(self, name: str) -> StateSlot:
+        """Return a copy of the state slot ``name``, owned by the caller."""
+        return StateSlot(os.dup(self._fds[name]))
+
     def names(self, prefix: str) -> list[str]:
         """Return the rest of the names that begin with ``prefix``; nothing is taken."""
         return [name.removeprefix(prefix) for name in self._fds if name.startswith(prefix)]

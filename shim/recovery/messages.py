@@ -17,15 +17,17 @@ A daemon moves to another keeper (:mod:`shim.recovery.moving`) in three steps.  
 ``replace``.  One of these is a channel of its own, on which the keeper reports exits from
 then on (:mod:`shim.recovery.reports`): ``exit NAME TOKEN`` is answered as above, with the
 token after the name, and ``drop NAME...`` closes pidfds.  The other keeper forks a
-replacement, which sends ``ready`` on that socket when it can begin.  The daemon answers
-``go``, and ends.
+replacement, which sends ``ready VERSIONS`` on that socket when it can begin, with the
+versions of the states that it writes.  The daemon answers ``go``, or ``alone`` if its own
+version cannot read these, and ends.
 """
 
 from __future__ import annotations
 
 BELL, PUT, DROP, EXIT = b"bell", b"put", b"drop", b"exit"
 CLAIMED, SERVING = b"claimed", b"serving"
-GIVE, REPLACE, READY, GO = b"give", b"replace", b"ready", b"go"
+GIVE, REPLACE, READY = b"give", b"replace", b"ready"
+GO, ALONE = b"go", b"alone"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64
 # Bytes of one message.

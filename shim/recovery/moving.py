@@ -8,7 +8,8 @@ has the turn (:mod:`shim.recovery.turn`), the daemon ends.
 
 The old server treats that end as a death, and forks a replacement, too, with the old code.
 This second replacement waits for the turn.  It serves if the first one fails, and ends when
-the first one serves.
+the first one serves.  If the old code cannot read the states that the new one writes, the
+first one counts as serving as soon as it has read all states, before it writes any.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from shim import log
 from shim.errors import UnavailableError, WrongStateError
 from shim.linux.fdpassing import send_fds
 from shim.linux.peers import peer_of
-from shim.recovery.messages import GO, READY
-from shim.recovery.versions import WRITTEN
+from shim.recovery.messages import ALONE, GO, READY, decode
+from shim.recovery.versions import WRITTEN, unreadable
 
 if TYPE_CHECKING:
     from shim.recovery.deposit import Deposit
@@ -70,10 +71,12 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         if not deposit.give(ours.fileno()):
             raise UnavailableError("cannot move this shim: its fork server takes no messages")
         ours.settimeout(_LIMIT)
-        if ours.recv(_LONGEST) != READY:
+        verb, words = decode(ours.recv(_LONGEST))
+        if verb != READY:
             raise UnavailableError(f"cannot move to the fork server {path}: it made no process")
         log.info("another fork server replaces this shim", socket=path)
-        ours.send(GO)
+        # With states that this version cannot read, its replacement could not serve.
+        ours.send(ALONE if unreadable(json.loads(words[0])) else GO)
 
 
 def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:

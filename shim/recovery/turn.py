@@ -35,6 +35,7 @@ class Turn:
         # Locks belong to an open file, and the copies of the slot are one open file.
         self._fd = passed if passed >= 0 else os.open(f"/proc/self/fd/{slot}", _FLAGS)
         self._count = self._counted()
+        self._serves = False
 
     def take(self, limit: float) -> bool:
         """Wait for the turn; return False if another process serves, or has served meanwhile.
@@ -52,11 +53,14 @@ class Turn:
         return self._counted() == self._count
 
     def serve(self) -> None:
-        """Report that this process, which holds the turn, serves.
+        """Report that this process, which holds the turn, serves.  Twice is as once.
 
         The count comes first: once the other replacement has ended because of the lock, the
         fork server of this one has to know that it is the one to replace it.
         """
+        if self._serves:
+            return
+        self._serves = True
         self._count += 1
         os.pwrite(self._fd, self._count.to_bytes(8, "little"), _COUNT)
         self._lock(_SERVING)

@@ -5,6 +5,7 @@ It has inherited copies of the daemon's fds, reads the saved states and serves t
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from shim import daemon, log
+from shim.container.expected import Expected
+from shim.container.snapshot import parse
 from shim.errors import InvalidError
 from shim.linux import sockets
 from shim.recovery.inherited import (
     CALLER,
     DAEMON,
+    EXPECTED,
     LISTENER,
     LOG,
     MOVER,
@@ -27,17 +31,25 @@ from shim.recovery.inherited import (
     TURN,
     Inherited,
 )
-from shim.recovery.messages import GO, READY, SERVING, encode
+from shim.recovery.messages import ALONE, GO, READY, SERVING, encode
 from shim.recovery.turn import Turn
+from shim.recovery.versions import WRITTEN
 from shim.start.caller import Caller
 from shim.start.profile import Profile
+from shim.ttrpc.callstate import CallState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import trio
 
 
+# The functions that read the states of each kind of fd.
+_PARSERS: dict[str, Callable[[bytes], object]] = {
+    "state": parse,
+    "calls": CallState.decode,
+    EXPECTED: Expected.parse,
+}
 # Seconds for a daemon that moves to end, and for its replacement to serve from then on.
 _END, _SERVE = 5.0, 10
 # Seconds to wait for a replacement in another fork server, which fails or serves.
@@ -62,10 +74,15 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         if (slot := inherited.take_slot(DAEMON)) is None:
             raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
         turn = inherited.turn = Turn(slot.fd, inherited.take(TURN))
-        if not _take_turn(turn, inherited):
+        is_move = bool(inherited.names(MOVING))
+        if not (granted := _take_turn(turn, inherited)):
             os._exit(0)
         profile = Profile.decode(slot.read())
         slot.close()
+        if is_move:
+            _check_states(inherited)
+        if granted == ALONE:
+            turn.serve()
         log.configure(2, profile.level)
         profile.apply(_pids(moved) if profile.sched_core else [])
         listener = socket.socket(fileno=inherited.take(LISTENER))
@@ -92,33 +109,47 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         os._exit(status)
 
 
-def _take_turn(turn: Turn, inherited: Inherited) -> bool:
-    """Wait for the turn; return False if another process serves already.
+def _take_turn(turn: Turn, inherited: Inherited) -> bytes:
+    """Wait for the turn; return GO or ALONE, or nothing if another process serves already.
 
-    If this process replaces a daemon of another fork server, wait for its end, too.
+    If this process replaces a daemon of another fork server, wait for its end, too.  ALONE is
+    that its version cannot read the states that this one writes.
 
     :raises TimeoutError: another process has the turn for too long.
     :raises OSError: the daemon did not move.
     """
     channel, mover = inherited.take(MOVING), inherited.take(MOVER)
     if channel < 0:
-        return turn.take(_TURN)
+        return GO if turn.take(_TURN) else b""
     # Without a handler the signal ends this process: the other server's goes on.
     signal.alarm(_SERVE)
     with socket.socket(fileno=channel) as moving:
         moving.settimeout(_END)
         if not turn.take(_END):
-            return False
-        moving.send(READY)
-        if moving.recv(len(GO)) != GO:
-            return False
+            return b""
+        moving.send(encode(READY, json.dumps(WRITTEN)))
+        granted = moving.recv(max(map(len, (GO, ALONE))))
+        if granted not in (GO, ALONE):
+            return b""
     poll = select.poll()
     poll.register(mover, select.POLLIN)
     if not poll.poll(_END * 1000):
-        return False
+        return b""
     os.close(mover)
     signal.alarm(_SERVE)
-    return True
+    return granted
+
+
+def _check_states(inherited: Inherited) -> None:
+    """Read all states before the first is written: another version has written them.
+
+    :raises InvalidError: one cannot be read; the other server's replacement goes on.
+    """
+    for name in inherited.names(""):
+        kind = name.partition("/")[0]
+        if kind in _PARSERS:
+            with inherited.copy_slot(name) as slot:
+                _PARSERS[kind](slot.read())
 
 
 def _renumber(

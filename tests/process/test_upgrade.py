@@ -225,6 +225,64 @@ async def test_the_old_version_goes_on_if_the_next_one_does_not_serve(
     assert (await shim.wait("c1")).exit_status == 7
 
 
+async def test_a_new_version_goes_on_alone_if_the_old_one_cannot_read_its_states(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    """It is killed after it has written states, and the old version must not read them."""
+    following.edit(
+        "shim/recovery/versions.py",
+        lambda text: text.replace("= 1, 1, 1", "= 1, 2, 1").replace(
+            '"container": (1,)', '"container": (1, 2)'
+        ),
+    )
+    killed = str(rig.root / "killed")
+    restoring = "            await service.restore(inherited)\n"
+    kill = (
+        f"            if not os.path.exists({killed!r}):\n"
+        f"                os.close(os.open({killed!r}, os.O_CREAT))\n"
+        "                os.kill(os.getpid(), 9)\n"
+    )
+    following.edit("shim/daemon.py", lambda text: text.replace(restoring, restoring + kill))
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    pid = await shim.run(bundle)
+    await upgrade(following)
+    assert (rig.root / "killed").exists()
+    assert await version_of(shim) == NEXT
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=5)).pid == pid
+    rig.track(await daemon_of(shim.task))
+    done = await CURRENT.shimctl("upgrade", "--all")  # a downgrade
+    assert done.returncode == 125
+    assert "version 2 of the container state; it reads 1" in done.stderr
+    assert await version_of(shim) == NEXT
+    await shim.kill("c1", number=signal.SIGTERM)
+    assert (await shim.wait("c1")).exit_status == 7
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_the_old_version_goes_on_if_the_next_one_cannot_read_a_state(
+    rig: Rig, survivors: Start, following: Build, number: int
+) -> None:
+    """The number of the state is known, and the fault is found before a state is written."""
+    if number == 2:
+        following.edit(
+            "shim/recovery/versions.py",
+            lambda text: text.replace("= 1, 1, 1", "= 1, 2, 1").replace(
+                '"container": (1,)', '"container": (1, 2)'
+            ),
+        )
+    following.edit(
+        "shim/container/snapshot.py",
+        lambda text: text.replace('value["constants"]\n', 'value["later"]\n'),
+    )
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    pid = await shim.run(bundle)
+    done = await following.shimctl("upgrade", "--all")
+    rig.track(await daemon_of(shim.task))
+    assert (done.returncode, f"version {VERSION} goes on" in done.stderr) == (125, True)
+    assert await version_of(shim) == VERSION
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=5)).pid == pid
+
+
 async def test_a_daemon_without_survive_is_named_with_the_remedy(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
