@@ -46,7 +46,7 @@ def launch(
         cwd=bundle,
         input=stdin,
         capture_output=True,
-        timeout=30,
+        timeout=30 * PATIENCE,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
         preexec_fn=before,
@@ -91,7 +91,7 @@ class Server:
 
     async def wait_up(self) -> int:
         """Wait until the server listens; return its pid."""
-        with trio.fail_after(10):
+        with trio.fail_after(10 * PATIENCE):
             while True:
                 state = self.ask(b"status")
                 if state is not None:

@@ -24,6 +24,7 @@ from shim.api.task_pb2 import (
     WaitRequest,
 )
 from shim.linux.sockets import socket_address
+from tests.e2e.waiting import PATIENCE
 from tests.process.configs import host_pids
 from tests.process.rig import NAMESPACE, Rig, alive
 from tests.process.steps import wait_path
@@ -133,9 +134,11 @@ async def test_start_says_nothing_but_the_address_whatever_is_on_stdin(rig: Rig)
 
 
 async def test_a_start_given_up_half_way_is_told_as_what_came_of_it(rig: Rig) -> None:
+    go = rig.root / "go"
     wrapper = rig.wrapper(
         "slow",
-        """case " $* " in *" start "*) runc "$@"; exec sleep 2;; esac
+        f"""case " $* " in *" start "*)
+runc "$@"; while [ ! -e {go} ]; do sleep 0.02; done; exit;; esac
 exec runc "$@\"""",
     )
     bundle = rig.bundle("c1", "sleep", "1000")
@@ -143,7 +146,8 @@ exec runc "$@\"""",
     options = rig.options(binary_name=wrapper)
     await task.Create(rig.create_request(bundle, options=options), timeout=20)
     with pytest.raises(GRPCError):
-        await task.Start(StartRequest(id="c1"), timeout=1)
+        await task.Start(StartRequest(id="c1"), timeout=0.3)
+    go.touch()
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c1"), timeout=5)
     await task.Delete(DeleteRequest(id="c1"), timeout=10)
@@ -236,10 +240,13 @@ async def test_an_exit_is_told_though_the_shim_has_no_fd_left(rig: Rig) -> None:
 
 async def test_an_exec_given_up_half_way_does_not_run_on_unknown(rig: Rig) -> None:
     # As runc itself between the start of the process and its pid file, only longer.
+    go = rig.root / "go"
     wrapper = rig.wrapper(
         "slow",
-        """for word; do case $previous in --pid-file) file=$word;; esac; previous=$word; done
-case " $* " in *" exec "*) runc "$@"; mv $file $file.late; sleep 2; exec mv $file.late $file;; esac
+        f"""for word; do case $previous in --pid-file) file=$word;; esac; previous=$word; done
+case " $* " in *" exec "*)
+runc "$@"; mv $file $file.late
+while [ ! -e {go} ]; do sleep 0.02; done; exec mv $file.late $file;; esac
 exec runc "$@\"""",
     )
     bundle = rig.bundle("c1", "sleep", "1000")
@@ -247,8 +254,9 @@ exec runc "$@\"""",
     pid = (await rig.run(task, bundle, options=rig.options(binary_name=wrapper))).pid
     await task.Exec(rig.exec_request("c1", "e1", "sleep", "1000"), timeout=5)
     with pytest.raises(GRPCError):
-        await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=1)
-    with trio.fail_after(8):
+        await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=0.3)
+    go.touch()
+    with trio.fail_after(8 * PATIENCE):
         while True:
             pids = {p.pid for p in (await task.Pids(PidsRequest(id="c1"))).processes}
             state = await task.State(StateRequest(id="c1", exec_id="e1"))

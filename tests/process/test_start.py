@@ -31,6 +31,7 @@ from shim.api.task_pb2 import (
 )
 from shim.linux.sockets import can_connect, connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
 from tests.process.steps import kill_daemon
 
@@ -300,7 +301,7 @@ async def test_sigusr1_dumps_the_stack_into_the_log_and_nothing_else(rig: Rig) -
         task = await rig.start(bundle)
         os.kill(rig.daemons[0], signal.SIGUSR1)
         text = b""
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             while b"most recent call first" not in text:
                 await trio.lowlevel.wait_readable(keep)
                 text += os.read(keep, 65536)
@@ -318,7 +319,7 @@ async def test_a_manager_that_goes_away_ends_its_waits_and_nothing_else(rig: Rig
         async with await connect(rig.address) as stream, open_channel(stream) as channel:
             with trio.move_on_after(0.01):
                 await TaskStub(channel).Wait(WaitRequest(id="c1"))
-    with trio.fail_after(5):
+    with trio.fail_after(5 * PATIENCE):
         while len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) > before:
             await trio.sleep(0.01)
     await task.Kill(KillRequest(id="c1", signal=15), timeout=5)

@@ -16,6 +16,7 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest, WaitRequest
 from shim.linux import fifos
+from tests.e2e.waiting import PATIENCE
 from tests.process.configs import host_pids
 from tests.stdio.conftest import read_all, read_some, read_until, write_all
 from tests.stdio.whole.client import (
@@ -187,7 +188,7 @@ async def test_a_manager_that_asks_after_the_exit_has_the_end_of_the_output_soon
             await task.State(StateRequest(id="c1", exec_id=name), timeout=5)
         else:
             await task.Wait(WaitRequest(id="c1", exec_id=name), timeout=5)
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             assert await read_all(out) == f"{name}\n".encode()
         assert await ended(task, "c1", name) == 0
 

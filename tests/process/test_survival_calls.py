@@ -19,6 +19,7 @@ from shim.api.task_pb2 import (
     StateRequest,
     UpdateTaskRequest,
 )
+from tests.e2e.waiting import PATIENCE
 from tests.process.driven import groups, verdict
 from tests.process.rig import RESOURCES_URL, alive
 from tests.process.steps import wait_path
@@ -183,7 +184,7 @@ async def test_a_container_that_waits_to_be_restored_leaves_no_stream_when_it_is
     await create_to_restore(shim, bundle, rig.wrapper("restoring", RESTORING), streams)
     await shim.replace()
     await shim.delete("c1")
-    with trio.fail_after(5):
+    with trio.fail_after(5 * PATIENCE):
         assert await read_all(out) == b""
 
 

@@ -36,6 +36,7 @@ from shim.api.task_pb2 import (
 from shim.container.task_events import ZERO_TIME
 from shim.linux.sockets import connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
 from tests.process.steps import wait_path
 from tests.ttrpc.test_conversation import Peer, call, frame
@@ -215,7 +216,7 @@ async def test_a_manager_that_comes_back_is_answered_while_a_runtime_hangs(rig: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(task.Create, rig.create_request(second, options=options))
         await wait_path(began)
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             back = await rig.connect()
             assert (await back.Connect(ConnectRequest(id="c1"))).task_pid == pid
             assert (await back.Pids(PidsRequest(id="c1"))).processes[0].pid == pid

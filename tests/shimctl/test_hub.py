@@ -239,7 +239,7 @@ async def test_a_client_is_resized_while_its_input_waits_for_the_hub(tmp_path: P
 
         async with background(type_on, client.send_sizes):
             await trio.testing.wait_all_tasks_blocked(0.1)
-            with trio.fail_after(1):  # a signal handler must not wait for the hub
+            with trio.fail_after(PATIENCE):  # a signal handler must not wait for the hub
                 await client.resized()
             await trio.testing.wait_all_tasks_blocked(0.1)
             with trio.fail_after(PATIENCE):

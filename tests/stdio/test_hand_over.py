@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from shim.linux import fifos
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import read_some, reader, writer
 from tests.stdio.playing import send_terminal
 
@@ -112,7 +113,7 @@ async def test_a_child_that_goes_on_writing_delays_the_exit_for_seconds_at_most(
                 await trio.sleep(0.001)
             writer(rig.path("in")).close()
             await wait()
-            with trio.fail_after(5):
+            with trio.fail_after(5 * PATIENCE):
                 await stdio.wait_read()
             nursery.cancel_scope.cancel()
         client._fd.close()

@@ -18,6 +18,7 @@ from shim.stdio.kept import Kept
 from shim.stdio.keptoverflow import KeptOverflowPipeRelay, Stages
 from shim.stdio.spool import Overflow
 from shim.stdio.terminalsplice import SpliceTerminalRelay, open_buffer
+from tests.e2e.waiting import PATIENCE
 from tests.recovery.keeper import Keeper
 from tests.stdio.conftest import read_all, read_until, reader
 from tests.stdio.overflowing import spool_in
@@ -98,7 +99,7 @@ async def test_a_terminal_that_cannot_be_spliced_loses_nothing_in_small_pieces(
         relay.pipe, relay._splices = open_buffer(), False
         async with trio.open_nursery() as nursery:
             relay.start(nursery)
-            with trio.fail_after(5):
+            with trio.fail_after(5 * PATIENCE):
                 assert await read_until(reader_, 24 * 2400) == b"".join(pieces)
             await relay.stop()
     for fd in (relay.pipe, reader_, writer):

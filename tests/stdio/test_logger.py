@@ -10,6 +10,7 @@ import trio.testing
 
 from shim.errors import NotFoundError, TimedOutError, UnavailableError
 from shim.stdio import sinks
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.playing import send_terminal, write
 from tests.stdio.whole.client import wait_until
 
@@ -135,5 +136,5 @@ async def test_a_dead_logger_does_not_block_a_terminal(rig: Rig) -> None:
         child = rig.reaper.spawn(["seq", "300000"], fds={1: process.number})
         process.close()
         await stdio.started()
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             assert (await child.wait()).exit_status == 0

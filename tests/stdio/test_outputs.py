@@ -16,6 +16,7 @@ from shim.linux.fifos import Fd
 from shim.linux.mounts import Mount, mount_all, unmount_all
 from shim.outputaddress import Address, parse_address
 from shim.stdio.spool import Overflow
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ async def test_a_late_reader_gets_what_was_written_and_the_end(rig: Rig) -> None
         await wait()
         await stdio.drain()
         await trio.testing.wait_all_tasks_blocked(0.01)
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             received = await read_all(reader(rig.path("out")))
         assert received == b"".join(b"%d\n" % i for i in range(1, 100_001))
 
@@ -121,7 +122,7 @@ async def test_an_end_that_comes_when_the_fifo_is_just_full_costs_no_cpu_time(
         before = time.process_time()
         await trio.sleep(0.5)  # this is the measurement
         assert time.process_time() - before < 0.05
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             assert len(await read_all(reader(rig.path("out")))) == fifos.PIPE_SIZE
 
 
@@ -252,7 +253,7 @@ async def test_a_process_that_closed_its_output_ends_the_stream_at_once(rig: Rig
         await stdio.started()
         os.write(process.number, b"last")
         process.close()
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             assert await read_all(out) == b"last"
 
 

@@ -16,6 +16,7 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.stdio.spool import Overflow
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import LogLines, read_all, read_some, read_until, reader
 from tests.stdio.overflowing import (
     MIB,
@@ -277,7 +278,7 @@ async def test_a_background_child_that_writes_on_does_not_delay_the_drain(rig: R
         await wait()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read, out)
-            with trio.fail_after(3):
+            with trio.fail_after(3 * PATIENCE):
                 await stdio.drain()
             nursery.cancel_scope.cancel()
         await stdio.aclose()

@@ -12,6 +12,7 @@ import trio.testing
 from shim.counters import COUNTERS
 from shim.linux import fifos
 from shim.stdio.spool import Overflow
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import read_all, read_some, read_until, reader
 from tests.stdio.overflowing import MIB, kept_of, put, spool_in
 from tests.stdio.playing import send_terminal
@@ -43,7 +44,7 @@ async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come
             out = reader(rig.path("out"))
             received = await read_until(out, len(data))
             stdio.exited()
-            with trio.fail_after(5):
+            with trio.fail_after(5 * PATIENCE):
                 received += await read_all(out)
         else:
             with trio.fail_after(2):

@@ -24,6 +24,7 @@ from shim.stdio.opening import open_stdio
 from shim.stdio.relay import SpliceRelay
 from shim.stdio.spool import Overflow
 from shim.stdio.streams import StdioSpec
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import open_fds, read_all, read_some, reader
 from tests.stdio.playing import send_terminal
 
@@ -153,7 +154,7 @@ async def follow(order: Order, stdio: Stdio, path: str, process: Fd) -> None:
                 nursery.start_soon(read_rest, path, second, ended)
         if not order.told_the_end:
             await ended.wait()
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             await stdio.drain()
     assert first + second == LINES
 

@@ -18,6 +18,7 @@ import trio.testing
 from shim.errors import InvalidError, TimedOutError, UnavailableError
 from shim.linux.fifos import Fd
 from shim.stdio import terminal as module
+from tests.e2e.waiting import PATIENCE
 from tests.stdio.conftest import read_all, read_some, read_until, reader, write_all, writer
 from tests.stdio.playing import send_terminal, write
 
@@ -66,7 +67,7 @@ async def test_everything_written_before_the_exit_is_delivered(rig: Rig) -> None
             text = b"%d " % round_ * 700
             write(process, text)
             process.close()
-            with trio.fail_after(2):
+            with trio.fail_after(2 * PATIENCE):
                 if round_ % 10 == 0:  # the reader is late: each drain waits for it
                     await stdio.drain()
                     await check(out, text)
@@ -124,7 +125,7 @@ async def test_a_background_child_with_the_terminal_does_not_delay_the_end(rig: 
         process = send_terminal(stdio)
         await stdio.started()
         write(process, b"last")
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             await stdio.drain()
             assert await read_all(out) == b"last"
         process.close()
@@ -226,7 +227,7 @@ async def test_closing_wakes_who_waits_for_the_terminal(rig: Rig) -> None:
 
         nursery.start_soon(start)
         await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(1):
+        with trio.fail_after(PATIENCE):
             await stdio.aclose()
 
 
@@ -265,7 +266,7 @@ async def test_a_late_reader_of_a_terminal_gets_what_was_written_and_the_end(rig
         stdio.exited()
         await stdio.drain()
         await trio.testing.wait_all_tasks_blocked(0.01)
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             received = await read_all(reader(rig.path("out")))
     assert received == b"".join(b"%d\n" % i for i in range(1, 50_001))
 
@@ -286,5 +287,5 @@ async def test_what_is_still_in_the_terminal_at_the_exit_reaches_a_slow_client(r
         process.close()
         stdio.exited()
         await trio.testing.wait_all_tasks_blocked()
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             assert await read_all(out) == text[:written]
