@@ -52,7 +52,9 @@ class Backlog:
         self._entries: deque[Entry] = deque()
         self._bytes = 0
         self._journal = _open_threaded(path) if threaded else Journal(path)
-        self._busy = False  # another process owns the journal and delivers its events
+        # Another process owns the journal and delivers its events, or its disk does not
+        # respond: nothing is written to it, because its events are not in the queue yet.
+        self._busy = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -60,6 +62,7 @@ class Backlog:
     def load(self) -> bool:
         """Own the journal and queue its events; return False if another process owns it.
 
+        :raises TimeoutError: its disk does not respond.  A later call queues the events.
         :raises OSError: the journal cannot be read.
         """
         self._busy = False
@@ -72,6 +75,9 @@ class Backlog:
         except BlockingIOError:
             self._busy = True
             return False
+        except TimeoutError:
+            self._busy = True
+            raise
         return True
 
     def adopt(self, fd: int) -> None:
@@ -117,7 +123,7 @@ class Backlog:
             self._journal.write(self._entries, entry)
 
     def _reload(self) -> None:
-        """Own the journal and queue its events, if its earlier owner has ended."""
+        """Own the journal and queue its events, if that is possible by now."""
         if not self._busy:
             return
         ours, self._entries, self._bytes = self._entries, deque(), 0
@@ -125,6 +131,8 @@ class Backlog:
             self._add(ours.popleft())  # its delivery may be under way
         try:
             self.load()
+        except TimeoutError:
+            pass
         except OSError as exc:
             log.warning("the journal cannot be read", path=self.path, error=exc)
         for entry in ours:
@@ -159,7 +167,8 @@ class Backlog:
         """Remove the first event: the manager has received it."""
         entry = self._entries.popleft()
         self._bytes -= entry.size
-        self._journal.mark(entry, last=not self._entries)
+        if not self._busy:
+            self._journal.mark(entry, last=not self._entries)
 
     def retain(self, wanted: Callable[[Envelope], bool]) -> None:
         """Remove every event that is not ``wanted``; call it before any is delivered."""
@@ -185,7 +194,7 @@ class Backlog:
 
     def close(self) -> None:
         """Close the journal, and remove its file if no event is left."""
-        self._journal.close(remove=not self._entries)
+        self._journal.close(remove=not self._entries and not self._busy)
 
     def _drop_oldest(self) -> None:
         entries = list(self._entries)

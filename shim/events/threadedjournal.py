@@ -38,6 +38,24 @@ CLOSE = 1.0
 _late_devices: set[int] = set()
 
 
+class _Loading:
+    """One load of ``journal``, and its result, which may come late."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.found: list[tuple[int, bytes]] = []
+        self.error: OSError | None = None
+        self.is_done = False
+
+    def run(self) -> None:
+        """Load the journal."""
+        try:
+            self.found = self._journal.load()
+        except OSError as exc:
+            self.error = exc
+        self.is_done = True
+
+
 class ThreadedJournal:
     """A :class:`Journal`; each method returns within a bound."""
 
@@ -52,27 +70,31 @@ class ThreadedJournal:
         self._skipped = False  # operations were left out
         self._running = False
         self._retry_at = 0.0  # no thread is started before
+        self._loading: _Loading | None = None  # a load that was begun
 
     def load(self) -> list[tuple[int, bytes]]:
         """As :meth:`Journal.load`.
 
-        :raises OSError: as there; ETIMEDOUT: the disk did not respond within ``LOAD`` seconds.
+        Call no other method but :meth:`close` before it has returned or raised another
+        error than TimeoutError: the events of the file could be lost.
+
+        :raises OSError: as there.
+        :raises TimeoutError: the disk did not respond within ``LOAD`` seconds.  A further
+            call does not wait.
         """
-        found: list[list[tuple[int, bytes]]] = []
-        errors: list[OSError] = []
-
-        def load() -> None:
-            try:
-                found.append(self._journal.load())
-            except OSError as exc:
-                errors.append(exc)
-
-        self._run_in_thread(load, wait=LOAD)
-        if errors:
-            raise errors[0]
-        if not found:
-            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), self._path)
-        return found[0]
+        if self._loading is None:
+            loading = self._loading = _Loading(self._journal)
+            self._run_in_thread(loading.run, wait=LOAD)
+            if self._skipped:  # it did not begin
+                self._skipped, self._loading = False, None
+        self._count_done()
+        loaded = self._loading
+        if loaded is None or not loaded.is_done:
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), self._path)
+        self._loading = None
+        if loaded.error is not None:
+            raise loaded.error
+        return loaded.found
 
     @property
     def last_loaded(self) -> bytes:

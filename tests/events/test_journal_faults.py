@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trio.lowlevel
+from google.protobuf.any_pb2 import Any as AnyMessage
 
+from shim.api.envelope_pb2 import Envelope
+from shim.api.events_pb2 import TaskStart
 from shim.events import journal as journal_module
+from shim.events import threadedjournal
+from shim.events.backlog import Backlog
 from shim.events.encoding import encode
-from shim.events.journal import Entry
+from shim.events.journal import Entry, Journal
 from shim.events.threadedjournal import ThreadedJournal
+from tests.e2e.waiting import wait_until
 from tests.events.delivering import (
     Manager,
     flush,
@@ -168,3 +175,84 @@ def test_closed_twice_while_its_disk_hangs_it_closes_no_fd_of_the_daemon(tmp_pat
             assert os.listdir("/proc/self/fd") == before
         finally:
             disk.thaw()
+
+
+def delay_loads(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let each journal be read only after the returned event, as on a disk that hangs."""
+    responds = threading.Event()
+    load = Journal.load
+
+    def load_late(self: Journal) -> list[tuple[int, bytes]]:
+        responds.wait(60)
+        return load(self)
+
+    monkeypatch.setattr(Journal, "load", load_late)
+    monkeypatch.setattr(threadedjournal, "LOAD", 0.01)
+    return responds
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["alone", "with events of its own"])
+def test_the_events_of_a_journal_that_is_read_late_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    """Only a network file system that hangs delays a read: a function stands in for it."""
+    path = str(tmp_path / "events.journal")
+    earlier = Backlog(path)
+    for pid in (1, 2):
+        earlier.append(event(pid))
+    earlier.close()
+    responds = delay_loads(monkeypatch)
+    backlog = Backlog(path, threaded=True)
+    with pytest.raises(TimeoutError):
+        backlog.load()
+    if own:
+        backlog.append(event(3))
+        backlog.acknowledge()
+        backlog.append(event(4))
+    responds.set()
+
+    def is_read() -> bool:
+        backlog.retry()
+        return len(backlog) >= 2 + own
+
+    wait_until("the journal is read", is_read)
+    # The delivery of the event 4 may be under way.
+    pids = [4, 1, 2] if own else [1, 2]
+    assert [pid_of(one) for one in backlog.envelopes()] == pids
+    backlog.close()
+    wait_until("the journal is written", lambda: journal_module.is_waiting(path))
+    later = Backlog(path)
+    wait_until("the journal is closed", later.load)
+    assert [pid_of(one) for one in later.envelopes()] == pids
+    later.close()
+
+
+def test_a_journal_that_is_not_read_yet_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events.journal"
+    earlier = Backlog(str(path))
+    earlier.append(event(1))
+    earlier.close()
+    responds = delay_loads(monkeypatch)
+    monkeypatch.setattr(threadedjournal, "CLOSE", 0.01)
+    threads = len(os.listdir("/proc/self/task"))
+    backlog = Backlog(str(path), threaded=True)
+    with pytest.raises(TimeoutError):
+        backlog.load()
+    backlog.close()
+    responds.set()
+    wait_until("the thread ends", lambda: len(os.listdir("/proc/self/task")) == threads)
+    later = Backlog(str(path))
+    assert later.load()
+    assert [pid_of(one) for one in later.envelopes()] == [1]
+    later.close()
+
+
+def event(pid: int) -> Envelope:
+    value = AnyMessage(value=TaskStart(pid=pid).SerializeToString())
+    return Envelope(namespace="ns", event=value)
+
+
+def pid_of(envelope: Envelope) -> int:
+    return TaskStart.FromString(envelope.event.value).pid
