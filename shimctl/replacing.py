@@ -11,6 +11,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from shim.text import doing
+
 
 def replace_file(
     path: Path, content: bytes, mode: int, owner: tuple[int, int] | None = None
@@ -22,6 +24,11 @@ def replace_file(
 
     :raises OSError: it cannot be written; the old file is then unchanged.
     """
+    with doing("write", path):  # an error names this file, and not the new one
+        _replace(path, content, mode, owner)
+
+
+def _replace(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None) -> None:
     fd, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:

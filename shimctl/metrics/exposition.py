@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
-from shim.errors import InvalidError
+from shim.errors import InvalidError, UnavailableError
+from shim.text import explain
 from shimctl.metrics.collect import collect
 from shimctl.metrics.families import families_of
 from shimctl.replacing import replace_file
@@ -64,16 +65,22 @@ def _registry(collector: _Snapshots) -> CollectorRegistry:
     return registry
 
 
-def serve(address: str, *, namespace: str = "", states: Sequence[str | Path] = ()) -> None:
-    """Serve the metrics over HTTP from now on, in a thread.
+def serve(address: str, *, namespace: str = "", states: Sequence[str | Path] = ()) -> str:
+    """Serve the metrics over HTTP from now on, in a thread; return their URL.
 
     ``address`` is ``HOST:PORT`` or a port; without a host it is 127.0.0.1.
 
     :raises InvalidError: the address is malformed.
-    :raises OSError: it cannot be bound.
+    :raises UnavailableError: it cannot be bound.
     """
     host, port = parse_address(address)
-    start_http_server(port, host, _registry(_Live(namespace, states)))
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        start_http_server(port, host, _registry(_Live(namespace, states)))
+    except OSError as exc:
+        text = f"cannot listen on {shown}: {explain(exc)}"
+        raise UnavailableError(f"{text}; use another address or port") from None
+    return f"http://{shown}/metrics"
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -83,7 +90,10 @@ def parse_address(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        raise InvalidError(f"cannot listen on {address!r}; use HOST:PORT, as in 127.0.0.1:9842")
+        raise InvalidError(
+            f"cannot listen on {address!r}; use HOST:PORT, as in 127.0.0.1:9842, with a port "
+            "from 1 to 65535"
+        )
     return host.removeprefix("[").removesuffix("]") or "127.0.0.1", int(port)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from shim.text import explain
 from shimctl.replacing import replace_file
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def test_the_file_has_the_mode_and_the_owner(tmp_path: Path, umask: int, mode: i
 def test_of_a_failed_replacement_nothing_remains(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(IsADirectoryError) as caught:
         replace_file(target, b"", 0o600)
+    assert explain(caught.value) == f"write {target}: is a directory"
     assert list(tmp_path.iterdir()) == [target]

@@ -69,7 +69,6 @@ async def _serve(address: str, where: Where) -> None:
     from shim.text import printable
     from shimctl.metrics import exposition
 
-    exposition.serve(address, namespace=where.namespace, states=where.states)
-    host, port = exposition.parse_address(address)
-    print(f"shimctl: serving metrics at http://{printable(host)}:{port}/metrics", file=sys.stderr)
+    url = exposition.serve(address, namespace=where.namespace, states=where.states)
+    print(f"shimctl: serving metrics at {printable(url)}", file=sys.stderr)
     await trio.sleep_forever()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -13,12 +17,13 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from shim import names
-from shim.errors import InvalidError
+from shim.errors import InvalidError, UnavailableError
 from shimctl.discover import Found, Health
 from shimctl.listing.origin import Origin
 from shimctl.metrics.collect import Container, Counters, ShimFigures, Snapshot, parsed
-from shimctl.metrics.exposition import parse_address, text_of, write
+from shimctl.metrics.exposition import parse_address, serve, text_of, write
 from shimctl.values import Stats, Status
+from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,3 +152,33 @@ def test_odd_counters_of_another_version_are_left_out(value: bytes) -> None:
     found = parsed(AnyMessage(type_url=names.COUNTERS, value=value))
     assert found in (None, Counters())
     assert parsed(AnyMessage(type_url="other", value=value)) is None
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_metrics_are_served_at_the_url_that_is_printed(family: socket.AddressFamily) -> None:
+    with socket.socket(family) as free:
+        try:
+            free.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        host, port = free.getsockname()[:2]
+    address = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
+    command = [sys.executable, "-m", "shimctl", "metrics", "--listen", address, "-n", "none"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stderr is not None
+        try:
+            line = serving.stderr.readline().strip()
+            assert line == f"shimctl: serving metrics at http://{address}/metrics"
+            with urlopen(line.rpartition(" ")[2], timeout=30 * PATIENCE) as answer:
+                assert b"\n# TYPE shim_up gauge\n" in answer.read()
+        finally:
+            serving.kill()
+
+
+def test_an_address_that_is_in_use_is_named() -> None:
+    with socket.socket() as used:
+        used.bind(("127.0.0.1", 0))
+        used.listen()
+        address = "{}:{}".format(*used.getsockname())
+        with pytest.raises(UnavailableError, match=f"cannot listen on {address}: .*; use another"):
+            serve(address)
