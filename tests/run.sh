@@ -11,8 +11,10 @@
 #                     is the newest of this machine beside the default one, without which
 #                     nothing is run
 #   --workers N       so many workers side by side; 0 is one pytest without workers.  "auto",
-#                     the default unless tests are named, is two a processor, or one where
+#                     the default unless tests are named, is three a processor, or one where
 #                     workers cannot be isolated from each other.
+#   --busy, --idle    only the tests that may run beside other processes; only the others,
+#                     which are marked "timed" or "host"
 #   -m EXPRESSION     as pytest's, in addition to what run.sh selects
 #   --setup-only      only install; print the environment's directory
 #   The remaining arguments are pytest's.
@@ -24,7 +26,7 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 cache=$PWD/.cache
 venv=${TRIO_SHIM_VENV:-$cache/venv}
 python=${PYTHON:-python3}
-setup_only='' fast='' workers='' fetching='' markers='' arguments=()
+setup_only='' fast='' only='' workers='' fetching='' markers='' arguments=()
 mkdir -p "$cache"
 
 # The interpreter of a version: on PATH, or among pyenv's.
@@ -56,6 +58,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --workers) workers=$2; shift ;;
+    --busy | --idle) only=$1 ;;
     # pytest uses the last -m alone, so this one and those of the phases below are joined.
     -m) markers=$2; shift ;;
     *) arguments+=("$1") ;;
@@ -198,13 +201,13 @@ for argument in "${arguments[@]}"; do
 done
 [ -n "$workers" ] || { [ -n "$named" ] && workers=0 || workers=auto; }
 if [ "$workers" = auto ]; then
-    # A test waits for half of its time, for processes and for limits of time.
-    workers=$((2 * $(nproc)))
-    if ! tests/worker --check; then
-        step "workers cannot be isolated from each other here: one worker"
-        workers=1
-        unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
-    fi
+    # A test waits for more than half of its time, for processes and for limits of time.
+    workers=$((3 * $(nproc)))
+fi
+if [ "$workers" -gt 1 ] && ! tests/worker --check; then
+    step "workers cannot be isolated from each other here: one worker"
+    workers=1
+    unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
 fi
 
 # The options of a run in so many workers.  pytest-xdist splits the command at spaces, so the
@@ -235,15 +238,19 @@ SECONDS=0
 if [ "$workers" = 0 ]; then
     run_tests ""
 else
-    in_workers "$workers"
-    run_tests "not host and not timed" --durations=10 "${options[@]}"
-    in_workers 1
-    step "the tests that measure time: they need an idle machine"
-    # shellcheck disable=SC2046  # one word a file
-    run_tests timed "${options[@]}" $(files_with timed)
-    step "the tests that need the host's own pid namespace"
-    # shellcheck disable=SC2046
-    run_tests host $(files_with host)
+    if [ "$only" != --idle ]; then
+        in_workers "$workers"
+        run_tests "not host and not timed" --durations=10 "${options[@]}"
+    fi
+    if [ "$only" != --busy ]; then
+        in_workers 1
+        step "the tests that measure time: they need an idle machine"
+        # shellcheck disable=SC2046  # one word a file
+        run_tests timed "${options[@]}" $(files_with timed)
+        step "the tests that need the host's own pid namespace"
+        # shellcheck disable=SC2046
+        run_tests host $(files_with host)
+    fi
     step "all rings in $((SECONDS / 60)) min $((SECONDS % 60)) s"
 fi
 exit $failed
