@@ -49,6 +49,7 @@ class SavedState:
         self.pending = b""
         self.deleted: dict[str, Exit] = {}
         self.existed: tuple[str, ...] | None = None
+        self._has_posted = False  # the saved state has an event that the journal has, too
         self._id = request.id
         self._request = request
         self._config = config
@@ -73,6 +74,7 @@ class SavedState:
         """
         if not self._deposit.is_active:
             return
+        self._has_posted = False
         try:
             if self._slot is not None:
                 self._slot.write(self._encoded())
@@ -83,6 +85,23 @@ class SavedState:
             self._deposit.give_up(exc)
         else:
             self._deposit.put({f"state/{self._id}": self._slot.fd})
+
+    def note_posted(self, *, in_journal: bool) -> None:
+        """Forget the ``pending`` event: it is queued.
+
+        A replacement finds an event ``in_journal``, and does not publish it again.  So it
+        leaves the saved state with the next change, or by :meth:`forget_posted`.
+        """
+        self.pending = b""
+        if in_journal:
+            self._has_posted = True
+        else:
+            self.save()
+
+    def forget_posted(self) -> None:
+        """Save the state without an event that the journal is about to forget."""
+        if self._has_posted and self._slot is not None:
+            self.save()
 
     @contextmanager
     def operation(self, name: str, process: Process | None = None) -> Iterator[None]:
@@ -157,6 +176,7 @@ class SavedState:
 
     def close(self) -> None:
         """Forget the state: the container is deleted.  A second call does nothing."""
+        self.forget_posted()
         slot, self._slot = self._slot, None
         if slot is not None:
             slot.close()

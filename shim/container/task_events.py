@@ -49,15 +49,17 @@ class TaskEvents:
     source: Source
     saved: SavedState | None = None
 
+    def __post_init__(self) -> None:
+        if self.saved is not None:
+            self.source.before_forgetting(self.saved.forget_posted)
+
     def _publish(self, event: Message) -> None:
         if self.saved is None or not self.saved.is_active:
             self.source.publish(event)
             return
         self.saved.pending = self.source.seal(event)
         self.saved.save()
-        self.source.post(self.saved.pending)
-        self.saved.pending = b""
-        self.saved.save()
+        self.saved.note_posted(in_journal=self.source.post(self.saved.pending))
 
     def resume(self, pending: bytes) -> None:
         """Publish the event ``pending`` of a saved state, unless that has been done."""

@@ -106,6 +106,25 @@ class Backlog:
         """The last event in the file at :meth:`load`, delivered or not; empty without one."""
         return self._journal.last_loaded
 
+    @property
+    def has_last(self) -> bool:
+        """Whether the journal ends with the newest event, delivered or not.
+
+        False for a journal that a thread writes.
+        """
+        return (
+            isinstance(self._journal, Journal)
+            and bool(self._entries)
+            and self._entries[-1].offset >= 0
+        )
+
+    def before_forgetting(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called before the journal loses a delivered event, for which it asks
+        :attr:`last_loaded`.
+        """
+        if isinstance(self._journal, Journal):
+            self._journal.before_forgetting = call
+
     def append(self, envelope: Envelope) -> None:
         """Add an event at the end of the queue."""
         self._reload()

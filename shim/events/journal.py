@@ -27,7 +27,7 @@ from shim import log
 from shim.events.encoding import DONE, HEADER, decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 # Bytes past which the file is rewritten with the undelivered events only.
 SIZE = 8 << 20
@@ -69,6 +69,8 @@ class Journal:
         self._end = 0
         # The payload of the last event in the file at load(), delivered or not.
         self.last_loaded = b""
+        # Called before delivered events are removed from the file.
+        self.before_forgetting: Callable[[], None] = _nothing
         # Whether the file lacks an undelivered event, whether a failure was logged and
         # persists, and the monotonic time before which the file is not written again.
         self._stale = False
@@ -142,6 +144,7 @@ class Journal:
             return
         try:
             if last and (self._stale or self._end > SLACK):
+                self.before_forgetting()
                 os.ftruncate(self._fd, 0)
                 self._end, self._stale = 0, False
             elif entry.offset >= 0:
@@ -162,6 +165,7 @@ class Journal:
                 raise FileNotFoundError("the bundle was removed")
             fd = _open_locked(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             entries = list(waiting)
+            self.before_forgetting()
             _write(fd, b"".join(encode(entry.payload) for entry in entries), 0)
             os.rename(draft, self._path)  # noqa: PTH104 - as above
         except OSError as exc:
@@ -215,6 +219,10 @@ class Journal:
 
     def _has_place(self) -> bool:
         return _is_same(self._path, os.fstat(self._fd))
+
+
+def _nothing() -> None:
+    pass
 
 
 def is_waiting(path: str) -> bool:

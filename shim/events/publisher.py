@@ -35,7 +35,7 @@ from shim.recovery.deposit import Deposit
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from google.protobuf.message import Message
 
@@ -60,8 +60,14 @@ class Source(Protocol):
     def seal(self, event: Message) -> bytes:
         """Return the serialized envelope of ``event``, with the current time, for :meth:`post`."""
 
-    def post(self, envelope: bytes) -> None:
-        """Queue a serialized envelope for delivery."""
+    def post(self, envelope: bytes) -> bool:
+        """Queue a serialized envelope for delivery; return whether :meth:`has` finds it later.
+
+        If it does not, the journal may forget the envelope at any time.
+        """
+
+    def before_forgetting(self, call: Callable[[], None]) -> None:
+        """Have ``call`` called before the journal forgets an envelope that :meth:`has` finds."""
 
     def has(self, envelope: bytes) -> bool:
         """Return whether the journal of an earlier daemon ends with this envelope."""
@@ -97,8 +103,12 @@ class NullPublisher:
         """Return nothing: no event is sent."""
         return b""
 
-    def post(self, envelope: bytes) -> None:
+    def post(self, envelope: bytes) -> bool:
         """Drop ``envelope``."""
+        return True
+
+    def before_forgetting(self, call: Callable[[], None]) -> None:
+        """Do nothing: no envelope is forgotten."""
 
     def has(self, envelope: bytes) -> bool:
         """Return True: no envelope needs to be sent."""
@@ -136,9 +146,14 @@ class EventSource:
         """As :meth:`Source.seal`."""
         return self._publisher.envelope(event).SerializeToString()
 
-    def post(self, envelope: bytes) -> None:
+    def post(self, envelope: bytes) -> bool:
         """As :meth:`Source.post`."""
         self._publisher.queue(self, Envelope.FromString(envelope))
+        return self.backlog.has_last
+
+    def before_forgetting(self, call: Callable[[], None]) -> None:
+        """As :meth:`Source.before_forgetting`."""
+        self.backlog.before_forgetting(call)
 
     def has(self, envelope: bytes) -> bool:
         """As :meth:`Source.has`."""

@@ -29,6 +29,7 @@ from shim.ttrpc.server import handlers_of, unary
 from tests.events.delivering import Manager, deliver_two, serving
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from google.protobuf.message import Message
@@ -132,7 +133,10 @@ class Recorder:
     def seal(self, event: Message) -> bytes:
         raise NotImplementedError
 
-    def post(self, envelope: bytes) -> None:
+    def post(self, envelope: bytes) -> bool:
+        raise NotImplementedError
+
+    def before_forgetting(self, call: Callable[[], None]) -> None:
         raise NotImplementedError
 
     def has(self, envelope: bytes) -> bool:
