@@ -119,12 +119,9 @@ class _KeptForwarding:
         return protocol.encode_request(_SERVICE, _METHOD, payload, timeout=ACKNOWLEDGE)[1]
 
     def _save(self) -> None:
-        value = {
-            "event": base64.b64encode(self.begun).decode(),
-            "stream": self._stream_id,
-            "base": self._base,
-        }
-        self._record.save(json.dumps(value).encode())
+        event = base64.b64encode(self.begun).decode()
+        numbers = f'"stream": {self._stream_id}, "base": {self._base}'
+        self._record.save(f'{{"event": "{event}", {numbers}}}'.encode())
 
     async def _send(self, frame: bytes) -> None:
         while (offset := self._record.sent - self._base) < len(frame):

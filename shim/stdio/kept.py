@@ -48,18 +48,23 @@ class Kept:
         if self.deposit is not None:
             self.deposit.hold({self.prefix + role: fd for role, fd in fds.items()})
 
-    def hold_fifo(self, role: str, both: Fd) -> None:
+    def hold_fifo(self, role: str, both: Fd, others: Mapping[str, Fd] | None = None) -> None:
         """Keep a write end of a fifo that is open at both ends, until ``both`` is closed.
+
+        ``others`` are kept as by :meth:`hold`, and sent in the same message.
 
         A copy with the read end would count as a reader: a fifo would never show that
         its readers have gone.
         """
         if self.deposit is None or not self.deposit.is_active:
             return
-        self._drop_when_closed(role, both)
+        held = {role: both, **(others or {})}
+        for name, fd in held.items():
+            self._drop_when_closed(name, fd)
         writer = fifos.reopen(both, os.O_WRONLY)
         try:
-            self.deposit.put({self.prefix + role: writer.number})
+            numbers = {self.prefix + name: fd.number for name, fd in held.items()}
+            self.deposit.put(numbers | {self.prefix + role: writer.number})
         finally:
             writer.close()
 

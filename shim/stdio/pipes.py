@@ -106,8 +106,7 @@ class PipeStdio(Stdio):
         self._for_child(writer)
         os.set_blocking(reader.number, False)
         if fifo is not None:
-            self._kept.hold({f"{name}-pipe": reader})
-            self._kept.hold_fifo(name, fifo)
+            self._kept.hold_fifo(name, fifo, {f"{name}-pipe": reader})
             self._outputs.append(
                 self._relay_output(name, reader, self._own(fifo), self._open_stages(name))
             )
