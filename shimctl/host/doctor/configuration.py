@@ -50,7 +50,7 @@ def check(root: str = "/") -> list[Finding]:
         for shown, text in _texts(root, path, found):
             found += judge_crio(shown, text, exists)
     for shown, text in _texts(root, managerfiles.OPTIONS, found):
-        _, problem = _parsed(shown, text)
+        _, problem = _parsed(shown, text, "every Create fails whose runtime names it")
         found.append(problem or Finding(_AREA, shown, Level.OK, "valid TOML"))
     if root == "/":
         found.append(_check_own())
@@ -74,23 +74,39 @@ def _texts(root: str, path: str, found: list[Finding]) -> Iterator[tuple[str, st
 def _check_own() -> Finding:
     path = os.environ.get(names.HOST_FILE_VARIABLE) or names.HOST_FILE
     try:
-        output = hostfile.read_output(os.environ)
+        settings = hostfile.read(os.environ)
     except InvalidError as exc:
         text = f"{exc}; every Create fails with this"
         return Finding(_AREA, path, Level.BROKEN, text, "correct the file")
-    which = "" if os.path.lexists(path) else "does not exist; "
-    text = f"{which}output without a reader: {output.policy}"
+    text = "" if os.path.lexists(path) else "does not exist; "
+    return Finding(_AREA, path, Level.OK, text + describe(settings))
+
+
+def describe(settings: hostfile.HostFile) -> str:
+    """Return the settings of this shim in one line."""
+    output = settings.output
+    text = f"output without a reader: {output.policy}"
     if output.policy == hostfile.SPOOL:
         text += f", {output.limit} bytes a stream in {output.directory}"
-    return Finding(_AREA, path, Level.OK, text)
+    match settings.share:
+        case hostfile.OWN:
+            text += "; each pod has a shim of its own"
+        case hostfile.UNLIMITED:
+            text += "; the containers of a namespace share a shim"
+        case most:
+            text += f"; a shim serves at most {most} containers"
+    return f"{text}; a killed shim is {'' if settings.survive else 'not '}replaced"
 
 
-def _parsed(path: str, text: str) -> tuple[dict[str, Any], Finding | None]:
+def _parsed(
+    path: str, text: str, effect: str = "the manager does not start with it"
+) -> tuple[dict[str, Any], Finding | None]:
+    """Parse a file; if it is not TOML, ``effect`` explains what does not work."""
     try:
         return tomllib.loads(text), None
     except (ValueError, RecursionError) as exc:
-        level, remedy = Level.BROKEN, "correct that line; the manager does not start with it"
-        return {}, Finding(_AREA, path, level, f"is not TOML: {exc}", remedy)
+        remedy = f"correct that line; {effect}"
+        return {}, Finding(_AREA, path, Level.BROKEN, f"is not TOML: {exc}", remedy)
 
 
 def judge_containerd(path: str, text: str, exists: Exists) -> list[Finding]:

@@ -15,6 +15,7 @@ from shim import names
 from shim.errors import InvalidError
 from shim.linux.files import read_tail
 from shim.start import identity
+from shim.start.launcher import OFF
 from shimctl.host import forkserver
 from shimctl.host.doctor.finding import Finding, Level
 from shimctl.host.forkserver import Health, Server
@@ -29,8 +30,9 @@ _MOST = 10
 
 async def check() -> list[Finding]:
     """Check every fork server; return one finding at least."""
-    if os.environ.get("TRIO_SHIM_FORKSERVER") == "off":
-        text = "TRIO_SHIM_FORKSERVER=off: every shim starts in some 200 ms"
+    setting = os.environ.get("TRIO_SHIM_FORKSERVER", "")
+    if setting in OFF:
+        text = f"TRIO_SHIM_FORKSERVER={setting}: every shim starts in some 200 ms"
         return [Finding(_AREA, "environment", Level.NOTE, text)]
     try:
         servers = await forkserver.list_servers()

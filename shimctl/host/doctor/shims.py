@@ -59,7 +59,7 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
         silent.append(judge_silent(found, await stack.stack_of(found.shim_pid)))
 
     async with trio.open_nursery() as nursery:
-        # Containers of one pod have one shim, and so can others.
+        # The containers of a pod have one shim, and those of several pods may have one.
         for found in {found.shim_pid or found.address: found for found in up}.values():
             nursery.start_soon(ask, found)
         for found in {f.address: f for f in shims if f.health is Health.SILENT}.values():
@@ -110,7 +110,7 @@ def judge_shared(shims: Iterable[Found]) -> list[Finding]:
     pid, most = max(shared.items(), key=lambda item: item[1])
     text = (
         f"{len(shared)} serve {sum(shared.values())} containers (setting share); "
-        f"the death of pid {pid} would end {most} of them"
+        f"without `survive = true` the death of pid {pid} ends {most} of them"
     )
     return [Finding(_AREA, "shared", Level.NOTE, text)]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shim import names
+from shim import hostfile, names
 from shim.linux.mountinfo import parse
 from shim.version import VERSION
 from shimctl.discover import Found
@@ -251,7 +251,7 @@ def test_shims_that_serve_more_than_one_pod_are_named_and_the_greatest_loss(
     (one,) = shims.judge_shared([*pods, found("d", 8), found("e", 9), found("f", 8, "f")])
     assert one.level is Level.NOTE
     assert "1 serve 3 containers" in one.text
-    assert "the death of pid 8 would end 3 of them" in one.text
+    assert "without `survive = true` the death of pid 8 ends 3 of them" in one.text
     (bundle,) = tmp_path.glob("d")
     (bundle / "config.json").write_text("{")
     assert len(shims.judge_shared([Found("ns", "d", "x", str(bundle), shim_pid=1)] * 2)) == 0
@@ -274,3 +274,41 @@ def test_a_shim_that_a_fork_server_gave_up_is_found_for_a_day(tmp_path: Path) ->
     assert found.remedy.endswith(f"remove {path}")
     assert servers.given_up(str(tmp_path), 8 * day) == []
     assert servers.given_up(str(tmp_path / "none"), 5 * day) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "described"),
+    [
+        ("", "output without a reader: block; each pod has a shim of its own; "),
+        ('share = "namespace"', "block; the containers of a namespace share a shim; "),
+        ("share = 30", "block; a shim serves at most 30 containers; "),
+        (
+            'output = {policy = "spool", limit = 4096, directory = "/d"}',
+            "spool, 4096 bytes a stream in /d; each pod has a shim of its own; ",
+        ),
+    ],
+)
+def test_the_settings_of_the_host_are_shown_in_one_line(text: str, described: str) -> None:
+    for survive, ending in (("true", "a killed shim is replaced"), ("false", "not replaced")):
+        settings = hostfile.parse(f"survive = {survive}\n{text}".encode())
+        shown = configuration.describe(settings)
+        assert described in shown
+        assert shown.endswith(ending)
+
+
+@pytest.mark.parametrize("setting", ["off", "0", "no"])
+async def test_a_fork_server_that_is_disabled_is_noted(
+    monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("TRIO_SHIM_FORKSERVER", setting)
+    (found,) = await servers.check()
+    assert found.level is Level.NOTE
+    assert found.text.startswith(f"TRIO_SHIM_FORKSERVER={setting}: ")
+
+
+def test_an_options_file_that_is_no_toml_stops_no_manager(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/trio-shim-options.toml").write_text("= 1")
+    (found,) = configuration.check(str(tmp_path))
+    assert found.level is Level.BROKEN
+    assert found.remedy == "correct that line; every Create fails whose runtime names it"
