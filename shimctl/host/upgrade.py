@@ -54,14 +54,19 @@ class Upgraded:
     changed: bool
 
 
+class OtherShimError(UnsupportedError):
+    """The shim does not know the service: it is another project's, or an old version."""
+
+
 async def upgrade(found: Found, *, check: bool = False, force: bool = False) -> Upgraded:
     """Replace the daemon of ``found``, unless it has the installed version already.
 
     With ``check``, only find out whether that is possible; ``version`` is then the one that it
     would get.  With ``force``, also replace a daemon of the installed version.
 
-    :raises UnsupportedError: the shim is another one, or the installed version cannot
-        continue its containers, or the kernel cannot report their exits.
+    :raises OtherShimError: the shim is another one, or an old version.
+    :raises UnsupportedError: the installed version cannot continue its containers, or the
+        kernel cannot report their exits.
     :raises WrongStateError: nothing keeps the daemon's files, or the server refuses it.
     :raises UnavailableError: the daemon or a fork server does not answer.
     :raises ShimError: the replacement failed, and the old version goes on.
@@ -165,7 +170,7 @@ async def _call(
         reply = await call(request, timeout=timeout)
     except GRPCError as exc:
         if exc.status is Status.UNIMPLEMENTED:
-            raise UnsupportedError(
+            raise OtherShimError(
                 "its shim cannot be replaced while it runs: it is another shim, or an old "
                 "version; end its containers, and start them again"
             ) from None

@@ -171,6 +171,22 @@ async def test_a_version_that_cannot_read_a_state_is_refused(
     assert await daemon_of(shim.task) == before
 
 
+async def test_a_shim_that_a_manager_runs_by_another_name_is_not_left_out(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    """As one that stands in for containerd-shim-runc-v2."""
+    following.edit(
+        "shim/recovery/versions.py",
+        lambda text: text.replace('"container": (1,)', '"container": (2,)'),
+    )
+    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
+    (bundle / "shim-binary-path").write_text("/usr/bin/containerd-shim-runc-v2")
+    await shim.run(bundle)
+    done = await following.shimctl("upgrade", "--all")
+    assert done.returncode == 125
+    assert f"version {NEXT} cannot continue containers of version {VERSION}" in done.stderr
+
+
 async def test_a_fork_server_that_cannot_read_a_state_refuses_the_daemon(
     rig: Rig, survivors: Start, following: Build
 ) -> None:

@@ -74,15 +74,14 @@ async def _upgrade(
     found: Found, done: list[object], out: Out, *, check: bool, force: bool, everything: bool
 ) -> int:
     """Upgrade one shim and print a line; return the exit code."""
-    from shim.errors import UnsupportedError
     from shim.text import printable
     from shimctl.cli.report import report
-    from shimctl.host.upgrade import upgrade
+    from shimctl.host.upgrade import OtherShimError, upgrade
 
     try:
         result = await upgrade(found, check=check, force=force)
     except Exception as exc:
-        if everything and isinstance(exc, UnsupportedError) and _is_foreign(found):
+        if everything and isinstance(exc, OtherShimError) and _is_foreign(found):
             return 0
         return report(exc, "upgrade", found.id, several=True)
     done.append(result)
