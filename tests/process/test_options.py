@@ -43,6 +43,8 @@ from tests.process.rig import SHIM, Rig
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.process.survival import Start
+
 pytestmark = pytest.mark.e2e
 _PR_SCHED_CORE = 62
 
@@ -247,6 +249,21 @@ async def test_a_shim_asked_to_isolate_its_core_does_or_is_none(
     task = await rig.start(other)
     await rig.run(task, other)
     assert (await task.State(StateRequest(id="c2"), timeout=5)).status == process_pb2.RUNNING
+
+
+@pytest.mark.cold  # the fork server is the test's own
+@pytest.mark.skipif(_cookie(0) is None, reason="this machine has no core scheduling")
+async def test_a_replacement_has_the_core_of_its_shim(
+    rig: Rig, survivors: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCHED_CORE", "1")
+    shim = await survivors(bundle := rig.bundle("c1", "sleep", "1000"))
+    pid = await shim.run(bundle)
+    cookie = _cookie(pid)
+    assert cookie
+    assert _cookie(await shim.replace()) == cookie
+    exec_pid = await shim.exec("c1", "e1", "sleep", "1000")
+    assert _cookie(exec_pid) == cookie
 
 
 def _info(stdin: bytes) -> subprocess.CompletedProcess[bytes]:
