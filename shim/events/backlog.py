@@ -8,7 +8,6 @@ and exits last, and a warning is logged.
 from __future__ import annotations
 
 from collections import deque
-from itertools import count
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
@@ -30,7 +29,34 @@ LIMIT = 20_000
 # whole journal.
 _PART = 16
 _EXIT = TaskExit.DESCRIPTOR.full_name
-_numbers = count()
+
+
+class _Numbers:
+    """Numbers for the events of all backlogs, in their order: the times in ns.
+
+    The clock may be set back.  So a new event has a larger number than all before, and a
+    loaded one than those before it in its journal.
+    """
+
+    def __init__(self) -> None:
+        self._largest = 0
+
+    def of_new(self, envelope: Envelope) -> int:
+        return self._note(max(_time_of(envelope), self._largest + 1))
+
+    def of_loaded(self, envelope: Envelope, previous: int) -> int:
+        return self._note(max(_time_of(envelope), previous + 1))
+
+    def _note(self, number: int) -> int:
+        self._largest = max(self._largest, number)
+        return number
+
+
+def _time_of(envelope: Envelope) -> int:
+    return envelope.timestamp.seconds * 10**9 + envelope.timestamp.nanos
+
+
+_numbers = _Numbers()
 
 
 def _open_threaded(path: str) -> ThreadedJournal:
@@ -89,9 +115,10 @@ class Backlog:
         self._add_loaded(self._journal.adopt(fd))
 
     def _add_loaded(self, found: Iterable[tuple[int, bytes]]) -> None:
+        number = 0
         for offset, payload in found:
             try:
-                is_exit = Envelope.FromString(payload).event.type_url == _EXIT
+                envelope = Envelope.FromString(payload)
             except DecodeError as exc:
                 log.warning(
                     "cannot deliver a record of the journal: it is no event",
@@ -99,7 +126,8 @@ class Backlog:
                     error=exc,
                 )
                 continue
-            self._add(Entry(payload, is_exit, offset, next(_numbers)))
+            number = _numbers.of_loaded(envelope, number)
+            self._add(Entry(payload, envelope.event.type_url == _EXIT, offset, number))
 
     @property
     def last_loaded(self) -> bytes:
@@ -129,7 +157,7 @@ class Backlog:
         """Add an event at the end of the queue."""
         self._reload()
         is_exit = envelope.event.type_url == _EXIT
-        entry = Entry(envelope.SerializeToString(), is_exit, number=next(_numbers))
+        entry = Entry(envelope.SerializeToString(), is_exit, number=_numbers.of_new(envelope))
         self._add(entry)
         is_full = len(self._entries) > LIMIT or self._bytes > journal.SIZE
         if is_full:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from shim.api.events_pb2 import TaskStart
@@ -18,8 +19,6 @@ from tests.frozen import freezable_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from shim.events.publisher import EventSource
 
@@ -58,6 +57,32 @@ async def test_events_of_several_containers_arrive_in_the_order_they_happened(
         async with serving(tmp_path / "events", manager):
             await flush(publisher)
     assert manager.pids == list(range(90))
+
+
+@pytest.mark.parametrize("step", [1, -1], ids=["the clock runs", "the clock is set back"])
+async def test_events_of_several_containers_keep_their_order_in_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """With a clock that is set back, only the order within a container is kept."""
+    manager, now = Manager(), 1_700_000_000_000_000_000
+    journals = [tmp_path / name for name in "abc"]
+    async with open_publisher(str(tmp_path / "events"), "ns") as publisher:
+        sources = opened(publisher, *journals)
+        for pid in range(90):
+            monkeypatch.setattr(time, "time_ns", lambda: now + step * pid)  # noqa: B023 - called here
+            sources[pid * 7 % 3].publish(TaskStart(pid=pid))
+    monkeypatch.undo()
+    async with open_publisher(str(tmp_path / "events"), "ns") as publisher:
+        sources = opened(publisher, *journals)
+        sources[0].publish(TaskStart(pid=90))
+        async with serving(tmp_path / "events", manager):
+            await flush(publisher)
+    assert manager.pids[-1] == 90
+    if step > 0:
+        assert manager.pids == list(range(91))
+    for first in range(3):
+        of_one = [pid for pid in manager.pids[:-1] if pid * 7 % 3 == first]
+        assert of_one == sorted(of_one)
 
 
 async def test_a_container_leaves_only_its_own_events(tmp_path: Path) -> None:
