@@ -1,6 +1,6 @@
 """Split a template into texts and the tokens of its actions.
 
-Source: text/template/parse/lex.go for what a token may be.
+Source: text/template/parse/lex.go for the forms of tokens.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _action(template: str, at: int, found: list[Token]) -> tuple[int, bool]:
         if match is None:
             rest = template[at : at + 10].partition("}}")[0]
             raise TemplateError(
-                f"cannot read {printable(rest)!r} in an action", "see the examples"
+                f"cannot read {printable(rest)!r} in an action",
+                'write a field as .Name, a text as "text"',
             )
         at = match.end()
         group, text = str(match.lastgroup), match[0]

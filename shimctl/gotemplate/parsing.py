@@ -184,10 +184,12 @@ class _Parser:
             self._take()
             commands.append(self._command(end))
             if not isinstance(commands[-1][0], (Function, Chain)):
-                raise TemplateError("a | leads to something that is no function")
+                raise TemplateError("a value follows |", "write a function there")
         token = self._take()
         if token.kind is not end:
-            raise TemplateError(f"unexpected {printable(token.text)!r}", f"close it with {end}")
+            raise TemplateError(
+                f"unexpected {printable(token.text)!r} in an action", f"write {end} before it"
+            )
         if declares:
             self._variables += variables
             if len(self._variables) > VARIABLES:
@@ -232,7 +234,9 @@ class _Parser:
         if not operands:
             raise TemplateError("an action or a pipeline has an empty part", "name a field there")
         if len(operands) > 1 and not isinstance(operands[0], (Function, Chain)):
-            raise TemplateError("a value that is no function has arguments", "separate the values")
+            raise TemplateError(
+                "a value that is no function has arguments", "write each value in its own {{ }}"
+            )
         return tuple(operands)
 
     def _operand(self) -> Operand:

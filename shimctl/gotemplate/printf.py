@@ -93,7 +93,8 @@ def _converted(verb: str, flags: str, precision: str | None, value: object) -> s
 def _number(verb: str, flags: str, precision: str | None, value: float) -> str:
     whole = verb in "dxXob"
     if whole is not isinstance(value, int):
-        raise TemplateError(f"printf cannot format this number with %{verb}", "use %v instead")
+        shown = "a whole number" if isinstance(value, int) else "a number with a fraction"
+        raise TemplateError(f"printf cannot format {shown} with %{verb}", "use %v instead")
     sign = "+" if "+" in flags else " " if " " in flags else ""
     if whole:
         return format(value, f"{sign}{verb}")

@@ -86,6 +86,7 @@ async def _run(
     limits = [str(seconds), str(MEMORY)]
     command = [sys.executable, "-IS", "-c", code, verb, *limits, json.dumps(arguments)]
     rest = last_line = b""
+    too_long = False
     with trio.move_on_after(TIMEOUT) as scope:
         async with trio.open_nursery() as nursery:
             process: trio.Process = await nursery.start(_start, command)
@@ -99,12 +100,20 @@ async def _run(
                         last_line = line
                 if len(rest) > _MAX_OUTPUT:
                     process.kill()
+                    too_long = True
             await process.wait()
     if scope.cancelled_caught:
         raise TimedOutError(f"cannot check {subject}: it took more than {TIMEOUT} s")
-    if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if too_long:
+        raise InvalidError(f"cannot read {subject}: its configuration is too long")
+    if process.returncode == -signal.SIGXCPU:
         raise InvalidError(
             f"cannot read {subject}: it takes more than {seconds} s of processor time"
+        )
+    if process.returncode == -signal.SIGKILL:
+        raise ShimError(
+            f"cannot read {subject}: the child process was killed; try again when the machine "
+            "has more free memory"
         )
     try:
         answer = json.loads(last_line)

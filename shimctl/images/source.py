@@ -184,6 +184,8 @@ def _by_name(entries: tuple[Descriptor, ...], reference: Reference) -> Descripto
         return named[0]
     if not reference.name and len(entries) == 1:
         return entries[0]
+    if not entries:
+        raise NotFoundError(f"{reference.path} has no images")
     names = sorted({entry.name for entry in entries if entry.name})
     raise _no_name(reference, "tag", names)
 
@@ -226,6 +228,8 @@ def _by_full_name(images: tuple[Archived, ...], reference: Reference) -> Archive
             return image
     if not reference.name and len(images) == 1:
         return images[0]
+    if not images:
+        raise NotFoundError(f"{reference.path} has no images")
     raise _no_name(reference, "image", sorted(name for image in images for name in image.names))
 
 
@@ -262,7 +266,7 @@ def _wrong_digest(wanted: str, found: str, reference: Reference) -> InvalidError
 
 
 def _no_name(reference: Reference, what: str, names: list[str]) -> NotFoundError:
-    there = _listed(names) or f"none that has a {'tag' if what == 'tag' else 'name'}"
+    there = _listed(names) or f"none that has a {what if what == 'tag' else 'name'}"
     if reference.name:
         return NotFoundError(f"{reference.path} has no {what} {reference.name}; there is {there}")
     return NotFoundError(f"{reference.path} has several; name the {what}; there is {there}")

@@ -95,7 +95,7 @@ class Store:
         :raises TimedOutError: another process held it for an hour.
         """
         path = self.path / "locks" / _hex(name)
-        import trio  # late: those who only release need none
+        import trio  # here: a release does without it
 
         deadline = trio.current_time() + _LOCK_TIMEOUT
         while (fd := _lock(path)) is None:

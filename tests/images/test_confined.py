@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from shim.errors import InvalidError, NotFoundError, UnsupportedError
+from shim.errors import InvalidError, NotFoundError, ShimError, UnsupportedError
+from shim.scope import background
 from shimctl.images import confined, reference
 from shimctl.images.confined import check_layers, describe_archive
 from tests.e2e.waiting import PATIENCE
 from tests.images.layouts import HOST, Layer, Layout
 from tests.images.test_archives import END, header, record
+from tests.images.test_source import docker_archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +133,31 @@ async def test_giving_up_ends_the_child_at_once(tmp_path: Path) -> None:
         await check_layers([(fifo, DIGEST)], ignore)
     assert scope.cancelled_caught
     assert set(_children()) <= before
+
+
+async def test_a_child_that_is_killed_is_not_said_to_take_too_much_time(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    before = set(_children())
+
+    async def kill() -> None:
+        with trio.fail_after(30 * PATIENCE):
+            while not (new := set(_children()) - before):
+                await trio.sleep(0.01)
+        os.kill(int(new.pop()), signal.SIGKILL)
+
+    with pytest.raises(ShimError, match="layer sha256:feed: the child process was killed"):
+        async with background(kill):
+            await check_layers([(fifo, DIGEST)], ignore)
+
+
+async def test_a_configuration_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confined, "_MAX_OUTPUT", 1000)
+    path = docker_archive(tmp_path / "a.tar", "a", label="x" * 1_000_000)
+    with pytest.raises(InvalidError, match=r"a\.tar: its configuration is too long"):
+        await describe_archive(reference.parse(f"docker-archive:{path}"), HOST)
 
 
 def _children() -> list[str]:

@@ -57,6 +57,14 @@ def test_the_only_image_needs_no_tag(layout: Layout) -> None:
     assert described(f"oci:{layout.path}") == described(reference)
 
 
+def test_a_layout_without_images_is_not_one_with_several(layout: Layout) -> None:
+    layout.add("a", one_layer())
+    (layout.path / "index.json").write_text('{"manifests": []}')
+    for name in ("", ":a"):
+        with pytest.raises(NotFoundError, match=r"layout has no images$"):
+            described(f"oci:{layout.path}{name}")
+
+
 def test_a_tag_that_is_missing_is_told_with_those_there_are(layout: Layout) -> None:
     layout.add("a", one_layer("a"))
     layout.add("b", one_layer("b"))
@@ -190,8 +198,9 @@ def test_nobody_waits_at_a_fifo(tmp_path: Path, layout: Layout, kind: str) -> No
         described(f"oci:{layout.path}:a")
 
 
-def docker_archive(path: Path, *names: str) -> Path:
-    config = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "0" * 64]}})
+def docker_archive(path: Path, *names: str, label: str = "") -> Path:
+    settings = {"Labels": {"label": label}}
+    config = json.dumps({"rootfs": {"diff_ids": ["sha256:" + "0" * 64]}, "config": settings})
     listed = [{"Config": "c", "RepoTags": [name], "Layers": ["l"]} for name in names]
     return archive(path, **{"manifest.json": json.dumps(listed), "c": config, "l": ""})
 

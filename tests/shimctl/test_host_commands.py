@@ -129,7 +129,7 @@ def test_install_for_containerd_shows_writes_and_undoes_its_change(tmp_path: Pat
     assert path.read_bytes() == CONFIG
     done = in_own_etc(tmp_path, "shimctl install --for containerd")
     assert (done.returncode, path.read_bytes()) == (125, CONFIG)
-    assert "without a terminal, --yes is needed" in done.stderr
+    assert "cannot ask without a terminal, so nothing was changed; add --yes" in done.stderr
     done = in_own_etc(
         tmp_path,
         "shimctl install --for containerd -y && "

@@ -36,7 +36,7 @@ def command(ctx: click.Context, out: Out) -> None:
 @command.command("ls")
 @output_options
 def list_images(out: Out) -> None:
-    """List them, as without a verb."""
+    """List the unpacked images, as `shimctl images` does."""
     _list(out)
 
 

@@ -136,7 +136,7 @@ async def _configure(
         return 0
     if not yes:
         if not sys.stdin.isatty():
-            raise InvalidError("nothing was changed: without a terminal, --yes is needed")
+            raise InvalidError("cannot ask without a terminal, so nothing was changed; add --yes")
         if not click.confirm("Write this?", default=False, err=True):
             return 1
     setup.execute(plan.changes)

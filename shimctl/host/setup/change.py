@@ -1,7 +1,7 @@
 """Changes of configuration files: shows each as a difference, and makes it.
 
 A file is replaced in one step and keeps its mode and owner.  The block that is added to a TOML
-file lies between two marks, so its removal leaves all other bytes as they were.
+file lies between two marks, so its removal changes no other byte.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from shimctl.host.setup.plan import (
 _RESTART = "systemctl restart containerd"
 _PATH = managerfiles.CONTAINERD
 _DROPIN = managerfiles.CONTAINERD_DROPIN
-# The first containerd that imports the drop-ins although no file says so.
+# The first containerd that imports the drop-ins by default.
 _IMPORTS_BY_DEFAULT = (2, 2)
 
 

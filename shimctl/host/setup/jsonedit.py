@@ -1,6 +1,6 @@
 """Adds a member to an object in JSON text, and leaves every other byte as it is.
 
-Source: RFC 8259; :mod:`json` decides what is valid.
+Source: RFC 8259.  Text that :mod:`json` accepts is valid.
 """
 
 from __future__ import annotations

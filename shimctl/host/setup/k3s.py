@@ -1,7 +1,7 @@
 """Adds the runtime handler ``trio`` to k3s's template of containerd's configuration.
 
 k3s writes containerd's file at each start, from the template if there is one.  The
-template ``base`` is k3s's own.  The name of the file depends on the version of the
+template ``base`` is a part of k3s.  The name of the file depends on the version of the
 configuration that k3s has written.
 
 Source: k3s's documentation, "Configuring containerd".
@@ -9,6 +9,7 @@ Source: k3s's documentation, "Configuring containerd".
 
 from __future__ import annotations
 
+from shim import names
 from shimctl.host import managerfiles
 from shimctl.host.setup.change import Change, add_block, has_block, remove_block
 from shimctl.host.setup.containerd import parsed
@@ -47,7 +48,7 @@ def install(host: Host) -> Plan:
         (
             *([] if rest else [_BASE]),
             f"[{table}.{HANDLER}]",
-            'runtime_type = "io.containerd.trio.v2"',
+            f'runtime_type = "{names.RUNTIME}"',
             'pod_annotations = ["io.trio-shim.*"]',
             'container_annotations = ["io.trio-shim.*"]',
             "",
