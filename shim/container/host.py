@@ -27,7 +27,8 @@ class Host:
     the daemon was started.  ``address`` is where the daemon listens; "" writes no address
     into the bundles.
     ``deposit`` has copies of the fds and states of the containers, ``expected`` the state of
-    those that the daemon expects.
+    those that the daemon expects.  ``adopter`` is the process that has the orphans of a killed
+    daemon, 0 for the parent of this one.
     ``ended_is_killed`` is for CRI-O: its stop fails if the reply to a SIGTERM or SIGKILL
     for an exited container is NOT_FOUND, and Kata replies success.  containerd and
     Docker need the NOT_FOUND.
@@ -44,6 +45,7 @@ class Host:
     ended_is_killed: bool = False
     deposit: Deposit = field(default_factory=Deposit)
     expected: SavedExpected = field(default_factory=SavedExpected)
+    adopter: int = 0
 
     def go(self, task: Callable[[], Awaitable[object]]) -> None:
         """Run ``task`` in the daemon's nursery.

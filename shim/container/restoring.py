@@ -26,7 +26,7 @@ from shim.exit import UNKNOWN_STATUS, Exit
 from shim.jsontext import loads
 from shim.linux.fifos import Fd
 from shim.records import read_exit
-from shim.runc.orphans import OrphanCommands, kill_orphan, open_orphan
+from shim.runc.orphans import Orphans
 from shim.stdio.opening import discard_inherited, restore_stdio
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Restoring:
         self._started: dict[str, int] = {}
         # Set when no operation is under way that a killed daemon began.
         self.settled = trio.Event()
-        self._commands = OrphanCommands(parts.runc.runtime.root, parts.id)
+        self._orphans = Orphans(parts.runc.runtime.root, parts.id, self._host.adopter)
 
     async def run(self, snapshot: ContainerSnapshot, inherited: Inherited) -> None:
         """Set all parts to the state ``snapshot``, with the container's fds in ``inherited``.
@@ -199,8 +199,8 @@ class Restoring:
         return child
 
     async def wait_commands(self, limit: float) -> None:
-        """Wait until no runtime command of the killed daemon runs; see :class:`OrphanCommands`."""
-        await self._commands.wait(limit)
+        """Wait until no runtime command of the killed daemon runs; see :class:`Orphans`."""
+        await self._orphans.wait(limit)
 
     # -- operations that were under way --------------------------------------------
 
@@ -218,7 +218,7 @@ class Restoring:
                 return
             log.info("an operation was under way when the shim was killed", id=self._id)
             try:
-                await self._commands.wait(self._host.limit)
+                await self._orphans.wait(self._host.limit)
                 for process in held:
                     await self._settle_process(process)
                 if self._saved.doing in ("Pause", "Resume"):
@@ -254,7 +254,7 @@ class Restoring:
         """
         pid = self._bundle.read_pid(process.id)
         if (pidfd := self._started.get(process.id, -1)) < 0:
-            pidfd = await open_orphan(pid)
+            pidfd = await self._orphans.open(pid)
         name = self._saved.pidfd_name(process.id)
         if pidfd >= 0:
             self._host.deposit.put({name: pidfd})  # the keeper keeps its exit from now on
@@ -304,12 +304,12 @@ class Restoring:
 
     async def undo_create(self) -> None:
         """Undo an interrupted Create, but for the mounts of the rootfs."""
-        await self._commands.kill()
+        await self._orphans.kill()
         await self._undo_runtime(self._saved.existed)
         await self._init.dispose()
 
     async def _undo_runtime(self, existed: tuple[str, ...] | None) -> None:
         if existed is None:  # the runtime did not run
             return
-        kill_orphan(self._bundle.read_pid())
-        await self._creation.undo_interrupted(existed, kill_orphan)
+        self._orphans.end(self._bundle.read_pid())
+        await self._creation.undo_interrupted(existed, self._orphans.end)

@@ -11,6 +11,7 @@ from pathlib import Path
 # Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
 _PARENT = 1
 _FLAGS = 6
+_START = 19
 _PF_EXITING = 0x4
 # Source: linux/pidfd.h, struct pidfd_info: 64 bytes, first the mask, last the exit code.
 _PIDFD_GET_INFO = 0xC040FF0B
@@ -40,6 +41,15 @@ def parent_of(pid: int) -> int:
     """
     stat = Path(f"/proc/{pid}/stat").read_bytes()
     return int(stat.rpartition(b")")[2].split()[_PARENT])
+
+
+def started_at(pid: int) -> int:
+    """Return the time at which ``pid`` was forked, in clock ticks since the boot.
+
+    :raises FileNotFoundError, ProcessLookupError: there is no process ``pid``.
+    """
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(stat.rpartition(b")")[2].split()[_START])
 
 
 def is_ending(pid: int) -> bool:

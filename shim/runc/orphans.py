@@ -1,7 +1,9 @@
 """Waits for the runtime commands that a killed daemon has left running, or kills them.
 
 They become children of the fork server, which is a subreaper and the parent of the daemon.
-It is the parent of the replacement, too.
+It is the parent of the replacement, too.  A daemon that has registered with a fork server
+after the end of its own is a child of init or of another subreaper, the adopter, and so are
+its orphans.
 
 Source: prctl(2) PR_SET_CHILD_SUBREAPER, proc(5).
 """
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import trio
 
 from shim import log
 from shim.linux.files import read_whole
-from shim.linux.processes import is_descendant, parent_of
+from shim.linux.processes import is_descendant, parent_of, started_at
 from shim.linux.tree import children_of, stopped_tree
 
 # Seconds between two looks at the commands, and for killed ones to end.
@@ -28,19 +31,25 @@ _KILLED = 5.0
 _LONGEST = 1 << 20  # bytes of a command line
 
 
-class OrphanCommands:
-    """The commands for the container ``id_`` with the state directory ``root``."""
+class Orphans:
+    """The orphans of a killed daemon for the container ``id_`` with the state directory ``root``.
 
-    def __init__(self, root: str, id_: str) -> None:
+    ``adopter`` is the process that has them, 0 for the parent of this one.
+    """
+
+    def __init__(self, root: str, id_: str, adopter: int = 0) -> None:
+        self._parents = {os.getppid(), adopter} - {0}
         self._words = {os.fsencode(root), os.fsencode(id_)}
         # A process that was forked to run a command has this until its execve(2).
         self._own = _command_line(os.getpid())
+        self._seen_at = _clock_ticks()  # the last time at which a command may have run
 
     async def wait(self, limit: float) -> None:
         """Wait until no command runs; kill those that run after ``limit`` seconds."""
         with trio.move_on_after(limit):
-            while self._pids():  # noqa: ASYNC110 - the kernel reports no end of such a process
+            while self._commands():  # noqa: ASYNC110 - the kernel reports no end of such a process
                 await trio.sleep(_PAUSE)
+            self._seen_at = _clock_ticks()
             return
         log.warning("killing a runtime command that a killed shim had started", seconds=limit)
         await self.kill()
@@ -48,22 +57,72 @@ class OrphanCommands:
     async def kill(self) -> None:
         """Kill the commands with all their descendants; wait until they are gone."""
         with trio.move_on_after(_KILLED, shield=True):
-            while pids := self._pids():
+            while pids := self._commands():
                 for pid in pids:
                     with stopped_tree(pid) as tree:
                         tree.kill()
                 await trio.sleep(_PAUSE)
+            self._seen_at = _clock_ticks()
             return
         log.error("cannot end a runtime command that a killed shim had started")
 
-    def _pids(self) -> list[int]:
+    async def open(self, pid: int) -> int:
+        """Return a pidfd of ``pid`` if a killed daemon left it, -1 otherwise, and for 0.
+
+        Call it after :meth:`wait`.  The process runs another program than this one, and may be
+        a zombie.  A runtime command is a zombie before its last thread, and with it the parent
+        of its process, has ended: so that is waited for.
+        """
+        deadline = trio.current_time() + _PARENT
+        while (pidfd := self._open(pid)) < 0 and any(
+            is_descendant(pid, parent) for parent in self._parents
+        ):
+            if trio.current_time() >= deadline:
+                return -1
+            await trio.sleep(_PAUSE)
+        return pidfd
+
+    def end(self, pid: int) -> None:
+        """Kill ``pid`` if a killed daemon left it, and it runs another program than this one.
+
+        Call it after :meth:`kill`.  Do nothing for 0.
+        """
+        pidfd = self._open(pid)
+        if pidfd >= 0:
+            with suppress(OSError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+    def _commands(self) -> list[int]:
         own = os.getpid()
-        return [pid for pid in children_of(os.getppid()) if pid != own and self._is_command(pid)]
+        pids = [pid for parent in self._parents for pid in children_of(parent)]
+        return [pid for pid in pids if pid != own and self._is_command(pid)]
 
     def _is_command(self, pid: int) -> bool:
         words = _command_line(pid)
         # A container's process may have such a command line, too.
         return (words == self._own or self._words <= set(words)) and _has_own_mounts(pid)
+
+    def _open(self, pid: int) -> int:
+        if not pid:
+            return -1
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return -1
+        with suppress(OSError):
+            if self._is_left(pid) and not _is_own_program(pid):
+                return pidfd
+        os.close(pidfd)
+        return -1
+
+    def _is_left(self, pid: int) -> bool:
+        parent = parent_of(pid)
+        if parent == os.getppid():
+            return True
+        # The adopter reaps at once, and has other children.  So the pid may be that of a new
+        # process: then that began when the runtime command, its parent, had ended.
+        return parent in self._parents and started_at(pid) <= self._seen_at
 
 
 def is_running(root: str, id_: str) -> bool:
@@ -73,45 +132,10 @@ def is_running(root: str, id_: str) -> bool:
     return any(wanted <= set(_command_line(pid)) for pid in pids if pid != os.getpid())
 
 
-async def open_orphan(pid: int) -> int:
-    """Return a pidfd of ``pid`` if a killed daemon left it, -1 otherwise, and for 0.
-
-    It is a child of our parent, and runs another program than this one.  It may be a zombie.
-    A runtime command is a zombie before its last thread, and with it the parent of its
-    process, has ended: so that is waited for.
-    """
-    deadline = trio.current_time() + _PARENT
-    while (pidfd := _open_child(pid)) < 0 and is_descendant(pid, os.getppid()):
-        if trio.current_time() >= deadline:
-            return -1
-        await trio.sleep(_PAUSE)
-    return pidfd
-
-
-def _open_child(pid: int) -> int:
-    if not pid:
-        return -1
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    with suppress(OSError):
-        if parent_of(pid) == os.getppid() and not _is_own_program(pid):
-            return pidfd
-    os.close(pidfd)
-    return -1
-
-
-def kill_orphan(pid: int) -> None:
-    """Kill ``pid`` if it is a child of our parent that runs another program than this one.
-
-    Do nothing for 0.
-    """
-    pidfd = _open_child(pid)
-    if pidfd >= 0:
-        with suppress(OSError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        os.close(pidfd)
+def _clock_ticks() -> int:
+    """Return the time as :func:`started_at`."""
+    ticks = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
+    return int(ticks)
 
 
 def _is_own_program(pid: int) -> bool:
