@@ -80,7 +80,7 @@ def run(
     settings: Settings,
     listener: socket.socket,
     ready: Ready,
-    deposit: socket.socket | None = None,
+    deposit: Deposit | None = None,
     inherited: Inherited | None = None,
 ) -> None:
     """Serve on ``listener``, own it, and remove its socket at the end.
@@ -88,12 +88,13 @@ def run(
     ``ready`` is called once requests are served, and returns whether the caller
     of ``start`` has received the address; otherwise the daemon shuts down.
 
-    ``deposit`` is the channel to the keeper of the daemon's fds, owned; None without a
-    keeper.  ``inherited`` has the fds of a killed daemon, None for a new daemon.
+    ``deposit`` is an inactive one for a daemon that is not replaced.  ``inherited`` has the fds
+    of a killed daemon, None for a new daemon.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     COUNTERS.reset()
-    bound = None if deposit is None else sockets.identity_of(settings.address)
+    is_kept = deposit is not None and deposit.is_active
+    bound = sockets.identity_of(settings.address) if is_kept else None
     try:
         trio.run(main, settings, listener, ready, deposit, inherited, strict_exception_groups=True)
         if bound is not None:
@@ -110,12 +111,12 @@ async def main(
     settings: Settings,
     listener: socket.socket,
     ready: Ready,
-    channel: socket.socket | None = None,
+    deposit: Deposit | None = None,
     inherited: Inherited | None = None,
 ) -> None:
     """Serve until shutdown; see :func:`run`."""
     shutdown = trio.Event()
-    deposit = Deposit(channel)
+    deposit = deposit or Deposit()
     async with (
         open_reaper() as reaper,
         open_publisher(
@@ -148,8 +149,9 @@ async def main(
             settings.ended_is_killed,
             deposit,
             expected,
+            inherited.parent if inherited is not None else 0,
         )
-        if channel is not None:
+        if deposit.is_active:
             nursery.start_soon(deposit.run)
             nursery.start_soon(_drop_listener, deposit, shutdown)
         service = TaskService(host, shutdown)

@@ -5,7 +5,9 @@ Requests and replies are JSON objects in an Any.  ``Status`` replies
 - ``version`` and ``package``: the version of the daemon's code, and its directory;
 - ``pid``: the daemon's;
 - ``states``: the versions of the states that it leaves to a replacement;
-- ``survives``: whether a fork server replaces it when it is killed.
+- ``survives``: whether a fork server replaces it when it is killed;
+- ``server``: the pid of that fork server, 0 without one;
+- ``waits``: whether the daemon is to survive, and waits for a fork server.
 
 ``Move`` has the path of a fork server's socket as ``server``.  The daemon ends, its
 replacement takes the connection, and replies as to ``Status``.
@@ -78,7 +80,9 @@ class OwnService:
             "package": _PACKAGE,
             "pid": os.getpid(),
             "states": WRITTEN,
-            "survives": self._deposit.is_active,
+            "survives": self._deposit.is_kept,
+            "waits": self._deposit.is_active and not self._deposit.is_kept,
+            "server": self._deposit.keeper if self._deposit.is_kept else 0,
         }
         return AnyMessage(type_url=names.OWN_SERVICE, value=json.dumps(status).encode())
 

@@ -3,8 +3,12 @@
 The part of the fork server that keeps the fds is the keeper, :mod:`shim.start.keeper`.
 The daemon never blocks on it: a stopped keeper must not stop a daemon.
 Messages that the channel does not accept are queued, and sent when it accepts them.  If too
-many are queued, or the keeper has ended, the daemon logs a warning and closes the channel.
-From then on its death ends its containers.
+many are queued, the daemon logs a warning and closes the channel: from then on its death ends
+its containers.
+
+If the keeper ends, the daemon logs a warning, too, and goes on as before, but sends nothing.
+When there is a new fork server, it registers with that one (:mod:`shim.recovery.registering`),
+and sends copies of all fds.
 """
 
 from __future__ import annotations
@@ -20,25 +24,32 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import log
+from shim.errors import ShimError
 from shim.linux.fdpassing import send_fds
+from shim.linux.fifos import Fd
+from shim.linux.peers import peer_of
 from shim.linux.sockets import accept_of
 from shim.recovery import messages
+from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import (
     BELL,
     CLAIMED,
     DROP,
+    END,
     EXIT,
     GIVE,
     MAX_MESSAGE,
     PUT,
+    SERVING,
     decode,
     encode,
 )
+from shim.recovery.originals import Originals
+from shim.recovery.registering import find_keeper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from shim.linux.fifos import Fd
     from shim.recovery.reports import Reports
 
 # Messages that may be queued.
@@ -57,10 +68,23 @@ class Deposit:
 
     ``channel`` is a connected SOCK_SEQPACKET socket, owned from now on; with None every
     method does nothing.  Run :meth:`run` as a task.
+
+    ``server`` is the path of the fork server's socket, "" to give the deposit up at the end of
+    the keeper.  ``fds``, which stay open as long as this process, and ``inherited``, which
+    others close, are with the keeper already.
     """
 
-    def __init__(self, channel: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        channel: socket.socket | None = None,
+        server: str = "",
+        fds: Mapping[str, int] | None = None,
+        inherited: Mapping[str, int] | None = None,
+    ) -> None:
         self._channel = channel
+        self._server = server
+        self._is_active = channel is not None
+        self._originals = Originals()
         self._dropped: list[str] = []
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._wake = trio.lowlevel.ParkingLot()
@@ -70,7 +94,13 @@ class Deposit:
         self._bell = -1
         self._unread = 0  # messages since the bell was last rung
         self._is_due = False  # the bell is to be rung for a drop
+        self._ends = False  # the keeper ends on purpose
+        self.keeper = 0  # its pid, also of one that has ended
         if channel is not None:
+            self.keeper = peer_of(channel).pid
+            for name, fd in (fds or {}).items():
+                self._originals.borrow(name, Fd(fd))
+            self._originals.copy(inherited or {})
             channel.setblocking(False)
             self._send_bell()
 
@@ -88,12 +118,23 @@ class Deposit:
 
     @property
     def is_active(self) -> bool:
-        """Whether a keeper holds copies, so that a killed daemon is replaced."""
+        """Whether states and fds are kept, or will be when there is a keeper again."""
+        return self._is_active
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a keeper has copies, so that a killed daemon is replaced."""
         return self._channel is not None
 
     def put(self, fds: Mapping[str, int]) -> None:
         """Send copies of ``fds``; each replaces an earlier copy of the same name."""
-        if self._channel is None or not fds:
+        if not self._is_active or not fds:
+            return
+        self._originals.copy(fds)
+        self._put(fds)
+
+    def _put(self, fds: Mapping[str, int]) -> None:
+        if self._channel is None:
             return
         self._send_drops()
         for names in messages.split(list(fds)):
@@ -112,22 +153,25 @@ class Deposit:
         if self._channel is None or self._queue:
             fds[0] = accept()[0]
             self._send(data, list(fds))
-            return fds[0]
-        send, parts = self._channel.sendmsg, [data]
-        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-        fds[0] = accept()[0]
-        try:
-            send(parts, control)
-        except OSError:  # it is sent later, or the deposit is given up
-            self._send(data, list(fds))
         else:
-            self._count()
+            send, parts = self._channel.sendmsg, [data]
+            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+            fds[0] = accept()[0]
+            try:
+                send(parts, control)
+            except OSError:  # it is sent later, or the keeper has ended
+                self._send(data, list(fds))
+            else:
+                self._count()
+        if self._is_active:
+            self._originals.copy(dict(zip(names, fds, strict=True)))
         return fds[0]
 
     def drop(self, *names: str) -> None:
         """Ask the keeper to close the copies, within some turns of the event loop."""
         if self._reports is not None:
             self._reports.drop(names)
+        self._originals.drop(names)
         if self._channel is None:
             return
         self._dropped += names
@@ -136,11 +180,17 @@ class Deposit:
 
     def hold(self, fds: Mapping[str, Fd]) -> None:
         """Send copies as :meth:`put`, and drop each when its ``Fd`` is closed."""
-        if self._channel is None:
+        if not self._is_active:
             return
         for name, fd in fds.items():
-            fd.closing = lambda name=name: self.drop(name)
-        self.put({name: fd.number for name, fd in fds.items()})
+            self.follow(name, fd)
+        self._put({name: fd.number for name, fd in fds.items()})
+
+    def follow(self, name: str, fd: Fd) -> None:
+        """Drop the copy ``name`` of the file of ``fd`` when that is closed."""
+        if self._is_active:
+            self._originals.borrow(name, fd)
+            fd.closing = lambda: self.drop(name)
 
     async def exit_of(self, name: str) -> tuple[int, int] | None:
         """Return the wait status of the process of the pidfd ``name``, and its time in ns.
@@ -178,6 +228,10 @@ class Deposit:
         self._send(encode(CLAIMED), [])
         self._ring()
 
+    def serving(self) -> None:
+        """Report that this process, a replacement, accepts calls."""
+        self._send(encode(SERVING), [])
+
     def give(self, to: int) -> bool:
         """Ask the keeper to send all copies to the socket ``to``, and then ``replace``.
 
@@ -189,17 +243,54 @@ class Deposit:
         self._ring()
         return True
 
-    async def run(self) -> None:
-        """Send the queued messages, and receive the keeper's answers, until the keeper ends."""
-        if self._channel is None:
+    async def run(self, start: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Send the queued messages, and receive the keeper's answers.
+
+        After the end of the keeper, register with the next one.  ``start`` may start a fork
+        server if none listens; it is not called if the keeper has ended on purpose.
+        """
+        while self._is_active:
+            if self._channel is None:
+                await self._register(None if self._ends else start)
+                continue
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_queued)
+                await self._receive()
+                nursery.cancel_scope.cancel()
+
+    async def _register(self, start: Callable[[], Awaitable[None]] | None) -> None:
+        try:
+            found = await find_keeper(self._server, self.keeper, start)
+        except (ShimError, OSError) as exc:
+            self.give_up(exc)
             return
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._send_queued)
-            await self._receive()
-            nursery.cancel_scope.cancel()
+        if not self._is_active:  # closed meanwhile
+            found.channel.close()
+            return
+        self._ends = False
+        self._channel, self.keeper = found
+        self._channel.setblocking(False)
+        self._send_bell()
+        # The keeper replaces a daemon of which it has this one, so that is the last.
+        names = sorted(fds := self._originals.all(), key=DAEMON.__eq__)
+        self._put({name: fds[name] for name in names})
+        self._ring()
+        if self._channel is not None:
+            log.info("another fork server keeps the files of this shim", server=self.keeper)
 
     def close(self) -> None:
-        """Close the channel: the keeper drops all copies."""
+        """Close the channel, on purpose: the keeper drops all copies."""
+        if self._channel is not None and not self._queue:
+            with suppress(OSError):  # it has ended
+                self._channel.send(encode(END))
+        self._close()
+
+    def _close(self) -> None:
+        self._is_active = False
+        self._originals.close()
+        self._close_channel()
+
+    def _close_channel(self) -> None:
         channel, self._channel = self._channel, None
         if channel is None:
             return
@@ -211,6 +302,7 @@ class Deposit:
         for _, fds in self._queue:
             _close_all(fds)
         self._queue.clear()
+        self._dropped.clear()
         for answered in self._answers.values():
             answered.set()
 
@@ -243,6 +335,9 @@ class Deposit:
                 self._channel.send(data)
         except BlockingIOError:
             self._ring()  # it has to read, to make room
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            self._lose()
             return False
         except OSError as exc:
             self.give_up(exc)
@@ -297,22 +392,41 @@ class Deposit:
             except (OSError, trio.ClosedResourceError):
                 data = b""
             if not data:
-                if self._channel is not None:
-                    self.give_up("the keeper has ended")
+                self._lose()
                 return
             verb, words = decode(data)
+            if verb == END:
+                self._ends = True
             if verb == EXIT and words and (answered := self._answers.get(words[0])) is not None:
                 self._exits[words[0]] = (int(words[1]), int(words[2])) if words[2:] else None
                 answered.set()
 
+    def _lose(self) -> None:
+        """Go on without a keeper, until there is another one."""
+        if self._channel is None:
+            return
+        if not self._server:
+            self.give_up("the keeper has ended")
+            return
+        if self._originals.missing:
+            self.give_up("the keeper has ended, and an fd is missing for the next one")
+            return
+        self._close_channel()
+        log.warning(
+            "a death of this shim ends its containers until there is a new fork server",
+            reason="the keeper has ended",
+        )
+
     def give_up(self, reason: object) -> None:
         """Close the channel, and log the ``reason``: no replacement follows this daemon."""
+        if not self._is_active:
+            return
         log.warning(
             "a death of this shim ends its containers from now on: its fork server "
             "does not keep its files",
             reason=reason,
         )
-        self.close()
+        self._close()
 
 
 def _close_all(fds: list[int]) -> None:

@@ -39,14 +39,21 @@ KINDS = (
 
 
 class Inherited:
-    """The fds of a dead daemon, by name.  Each part of the replacement takes its own fds.
+    """The fds of a killed daemon, by name.  Each part of its replacement takes its own.
 
-    ``turn`` is the :class:`~shim.recovery.turn.Turn` of this process.
+    ``parent`` is the process that has the daemon's orphans, 0 for the parent of this one.
+    ``turn`` is the turn of this process.
     """
 
-    def __init__(self, fds: Mapping[str, int]) -> None:
+    def __init__(self, fds: Mapping[str, int], parent: int = 0) -> None:
         self._fds = dict(fds)
+        self.parent = parent
         self.turn: Turn | None = None
+
+    @property
+    def fds(self) -> Mapping[str, int]:
+        """Those that no part has taken."""
+        return self._fds
 
     def take(self, name: str) -> int:
         """Return the fd ``name``, owned by the caller from now on, or -1."""

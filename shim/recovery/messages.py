@@ -10,7 +10,9 @@ The daemon sends:
   of the pidfd NAME, or ``exit NAME`` if it does not know the exit;
 - ``claimed``, from a replacement that has sent the pidfds of all inherited processes.  Until
   then the keeper reaps no orphan without a pidfd;
-- ``serving``, from a replacement that accepts calls.
+- ``serving``, from a replacement that accepts calls;
+- ``end``, before it ends on purpose: no replacement follows.  A keeper that ends on purpose
+  sends it, too: then no daemon starts another fork server.
 
 A daemon moves to another keeper (:mod:`shim.recovery.moving`) in three steps.  It sends
 ``give`` with a socket to its keeper, which sends all fds of the daemon there, and then
@@ -25,9 +27,11 @@ version cannot read these, and ends.
 from __future__ import annotations
 
 BELL, PUT, DROP, EXIT = b"bell", b"put", b"drop", b"exit"
-CLAIMED, SERVING = b"claimed", b"serving"
+CLAIMED, SERVING, END = b"claimed", b"serving", b"end"
 GIVE, REPLACE, READY = b"give", b"replace", b"ready"
 GO, ALONE = b"go", b"alone"
+# A request to a fork server, see :mod:`shim.recovery.registering`.
+REGISTER = b"register"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64
 # Bytes of one message.

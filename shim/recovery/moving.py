@@ -49,7 +49,7 @@ def move(deposit: Deposit, turn: Turn | None, path: str) -> NoReturn:
     :raises WrongStateError: this daemon has no keeper, or the server refuses it.
     :raises UnavailableError: the server or the keeper does not answer.
     """
-    if not deposit.is_active:
+    if not deposit.is_kept:
         raise WrongStateError("this shim is not kept by a fork server")
     try:
         _move(deposit, turn, path)

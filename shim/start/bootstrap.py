@@ -24,8 +24,9 @@ from shim.container.options import Options
 from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
 from shim.linux.fds import close_all_but
+from shim.recovery.deposit import Deposit
 from shim.runc.driver import LIMIT
-from shim.start import launcher
+from shim.start import identity, launcher
 from shim.start.caller import Caller
 from shim.start.daemonize import detach, set_attributes, shim_cgroup_of, title_of
 from shim.start.podsocket import bind, encode_answer
@@ -123,17 +124,18 @@ def become_daemon(
             except BaseException:
                 place.close()
                 raise
+            deposit = Deposit()
             if survives:
                 profile = _profile(invocation, title, settings, answer)
-                channel = _leave(channel, profile, serving, caller)
+                deposit = _leave(channel, server, profile, serving, caller)
 
             async def ready(task_status: trio.TaskStatus[None]) -> bool:
                 nonlocal answered
                 caller.answer(answer)
                 answered = True
-                return await caller.wait_received(task_status, channel)
+                return await caller.wait_received(task_status, deposit)
 
-            daemon.run(settings, serving, ready, channel)
+            daemon.run(settings, serving, ready, deposit)
     except BaseException as exc:
         if not isinstance(exc, (ShimError, OSError)) or answered:
             log.crash("the daemon failed", exc, id=invocation.id)
@@ -167,23 +169,27 @@ def _profile(
 
 
 def _leave(
-    channel: socket.socket | None, profile: Profile, listener: socket.socket, caller: Caller
-) -> socket.socket | None:
-    """Leave the new daemon's fds and ``profile`` with the keeper; return the channel to it.
+    channel: socket.socket | None,
+    server: str | None,
+    profile: Profile,
+    listener: socket.socket,
+    caller: Caller,
+) -> Deposit:
+    """Leave the new daemon's fds and ``profile`` with the keeper; return the deposit.
 
-    Return None if there is no keeper.
+    It is inactive if there is no keeper.  ``server`` is as in :func:`become_daemon`.
     """
     reason: object = "it was started without a fork server"
     if channel is not None:
         try:
-            profile.leave(channel, listener, caller)
+            fds = profile.leave(channel, listener, caller)
         except OSError as exc:
             reason = exc
             channel.close()
         else:
-            return channel
+            return Deposit(channel, f"{identity.directory()}/{server}", fds)
     log.warning("a death of this shim ends its containers", reason=reason)
-    return None
+    return Deposit()
 
 
 def warm_up(invocation: Invocation) -> None:

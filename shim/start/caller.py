@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
 from shim.recovery.inherited import CALLER
-from shim.recovery.messages import DROP, encode
 from shim.start import launcher
 from shim.text import printable
+
+if TYPE_CHECKING:
+    from shim.recovery.deposit import Deposit
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +43,15 @@ class Caller:
         """
         self.connection.send(launcher.encode_answer(1, errors=printable(text).encode() + b"\n"))
 
-    async def wait_received(
-        self, task_status: trio.TaskStatus[None], keeper: socket.socket | None
-    ) -> bool:
+    async def wait_received(self, task_status: trio.TaskStatus[None], deposit: Deposit) -> bool:
         """Report the answer as sent; return whether the caller has received it.
 
         A daemon that is killed meanwhile leaves that to its replacement, which inherits the
-        connection.  ``keeper`` is the channel through which the copy of it is dropped.
+        connection from ``deposit``.
         """
         task_status.started()
         received = await self.wait_acknowledged()
-        if keeper is not None:
-            with suppress(OSError):  # the keeper has ended, or is stopped
-                keeper.send(encode(DROP, CALLER))
+        deposit.drop(CALLER)
         return received
 
     async def wait_acknowledged(self) -> bool:

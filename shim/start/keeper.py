@@ -3,8 +3,9 @@
 The server is the parent of its daemons, and of the orphans of those that have ended.  With
 ``survive``, a daemon sends copies of its fds to the keeper.  The messages
 (:mod:`shim.recovery.messages`) come through a channel that a daemon has since its fork, so
-no other process can send any.  When the daemon is killed, the server forks a
-replacement, which inherits the fds.
+no other process can send any, or that it sends when it registers after the end of its own
+server: then it is a guest.  When the daemon is killed, the server forks a replacement, which
+inherits the fds.
 
 Nothing here waits for a daemon.  Messages wait in the channel until the daemon rings its bell or
 ends, so most changes of a container do not wake the server.
@@ -22,11 +23,12 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds, send_fds
-from shim.linux.processes import is_ending
+from shim.linux.processes import is_ending, parent_of
 from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS, TURN
 from shim.recovery.messages import (
     BELL,
+    END,
     GIVE,
     MAX_FDS,
     MAX_MESSAGE,
@@ -74,6 +76,7 @@ class Keeper:
         self._deaths = deaths
         self._all: set[Kept] = set()
         self._daemons: dict[int, Kept] = {}
+        self._guests: dict[int, Kept] = {}  # by their pidfds
         self._channels: dict[int, Kept] = {}
         self._bells: dict[int, Kept] = {}
         self._timed: set[Kept] = set()  # those with a deadline
@@ -120,12 +123,35 @@ class Keeper:
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)
 
+    def register(self, pid: int, pidfd: int, channel: socket.socket) -> None:
+        """Take the fds of the daemon ``pid``, no child of this process, whose server has ended.
+
+        ``pidfd``, by which its end is found, and ``channel`` are owned from now on.  It is
+        replaced once it has left all fds, of which ``daemon`` is the last.
+        """
+        self.attach(pid, channel)
+        kept = self._guests[pidfd] = self._daemons[pid]
+        kept.guest, kept.parent = pidfd, _parent_of(pid)
+        self._poll.register(pidfd, select.POLLIN)
+
+    @property
+    def guests(self) -> int:
+        """The number of daemons that are no children of this process."""
+        return len(self._guests)
+
+    def keeps(self, pid: int) -> bool:
+        """Return whether the process ``pid`` is a daemon that leaves fds here."""
+        return pid in self._daemons
+
     def receive(self, fd: int) -> bool:
         """Take one message of the channel ``fd``, or all of the channel with the bell ``fd``.
 
-        Return False if that is neither.
+        It may also be the pidfd of a guest, which has ended.  Return False if it is none of these.
         """
-        if (kept := self._bells.get(fd)) is not None:
+        if (kept := self._guests.get(fd)) is not None:
+            kept.parent = _parent_of(kept.pid) or kept.parent
+            self._follow_end(kept, on_purpose=False, counts=not kept.gives)
+        elif (kept := self._bells.get(fd)) is not None:
             self._answer_bell(kept)
         elif (kept := self._channels.get(fd)) is not None:
             with suppress(BlockingIOError):
@@ -152,7 +178,7 @@ class Keeper:
 
     def _end_channel(self, kept: Kept) -> None:
         self._close_channel(kept)
-        if kept.pid and kept.fds and is_ending(kept.pid):
+        if kept.pid and kept.fds and (_has_ended(kept.guest) or is_ending(kept.pid)):
             # A daemon's fds are closed before its parent can reap it.
             self._set(kept, ended_at=time.monotonic() + _ENDING)
         else:
@@ -210,7 +236,10 @@ class Keeper:
                 self._set(kept, claims_until=0.0)
             case messages.SERVING, []:
                 kept.serves = True
+            case messages.END, []:
+                self._forget(kept)
             case messages.GIVE, []:
+                kept.gives = True
                 with socket.socket(fileno=fds[0]) as to:
                     self._give(kept, to)
             case messages.REPLACE, [] if kept.mover >= 0:
@@ -274,16 +303,28 @@ class Keeper:
         return any(kept.claims_until or kept.fork_at for kept in self._timed)
 
     def ended(self, pid: int, status: int) -> None:
-        """Replace the daemon ``pid``, which has ended, unless its exit status is 0."""
-        if (kept := self._daemons.get(pid)) is None:
-            return
+        """Replace the daemon ``pid``, a child that was reaped, unless its exit status is 0."""
+        if (kept := self._daemons.get(pid)) is not None:
+            moved = os.waitstatus_to_exitcode(status) == MOVED
+            self._follow_end(kept, on_purpose=status == 0, counts=not moved)
+
+    def _follow_end(self, kept: Kept, *, on_purpose: bool, counts: bool) -> None:
         with suppress(BlockingIOError):
             while kept.channel is not None and self._take(kept):
                 pass
-        if status == 0 or not kept.has_served:
+        if kept not in self._all:
+            return  # its last message was END
+        if on_purpose or not kept.has_served:
             self._forget(kept)
         else:
-            self._bury(kept, counts=os.waitstatus_to_exitcode(status) != MOVED)
+            self._bury(kept, counts=counts)
+
+    def take_leave(self) -> None:
+        """Tell all daemons that this server ends on purpose."""
+        for kept in self._channels.values():
+            if kept.channel is not None:
+                with suppress(OSError):  # it takes no answers, or has ended
+                    kept.channel.send(encode(END))
 
     def expire(self) -> None:
         """Handle the deadlines that have passed."""
@@ -310,6 +351,7 @@ class Keeper:
     def _bury(self, kept: Kept, *, counts: bool = True) -> None:
         """Make a replacement due for a daemon that has ended; a move ``counts`` as no death."""
         self._close_channel(kept)
+        self._close_guest(kept)
         self._daemons.pop(kept.pid, None)
         kept.pid = 0
         now = time.monotonic()
@@ -352,6 +394,7 @@ class Keeper:
         If it has moved, those that are needed to report exits stay.
         """
         self._close_channel(kept)
+        self._close_guest(kept)
         if kept.reporter is not None and kept.reporter.is_open:
             self._reporters.leave(kept.reporter)
         else:
@@ -377,6 +420,13 @@ class Keeper:
             os.close(kept.bell)
             kept.bell = -1
 
+    def _close_guest(self, kept: Kept) -> None:
+        if kept.guest >= 0:
+            self._poll.unregister(kept.guest)
+            del self._guests[kept.guest]
+            os.close(kept.guest)
+            kept.guest = -1
+
     def _set(self, kept: Kept, **times: float) -> None:
         for name, value in times.items():
             setattr(kept, name, value)
@@ -384,6 +434,22 @@ class Keeper:
             self._timed.add(kept)
         else:
             self._timed.discard(kept)
+
+
+def _parent_of(pid: int) -> int:
+    """Return the parent of ``pid``, 0 if that is not known."""
+    with suppress(OSError):
+        return parent_of(pid)
+    return 0
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Return whether the process of ``pidfd`` has ended; False for -1."""
+    if pidfd < 0:
+        return False
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _close_all(fds: Iterable[int]) -> None:

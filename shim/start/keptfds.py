@@ -31,6 +31,10 @@ class Kept:
     moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
     or the count of served replacements is above ``count``.  Before that the other server
     replaces the daemon.
+
+    ``guest`` is, until its death, the pidfd of a daemon that is no child of this server.
+    ``parent`` was its parent then, which has its orphans, 0 for a child.  ``gives`` is set
+    if it has begun to move to another server.
     """
 
     pid: int = 0
@@ -48,6 +52,9 @@ class Kept:
     mover: int = -1
     serves: bool = True
     count: int = 0
+    guest: int = -1
+    parent: int = 0
+    gives: bool = False
 
     @property
     def has_served(self) -> bool:

@@ -108,8 +108,12 @@ class Profile:
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise InvalidError(f"the state of a daemon is malformed: {exc!r}") from None
 
-    def leave(self, channel: socket.socket, listener: socket.socket, caller: Caller) -> None:
+    def leave(
+        self, channel: socket.socket, listener: socket.socket, caller: Caller
+    ) -> dict[str, int]:
         """Send the keeper this profile, and the fds that every replacement needs.
+
+        Return those that a new keeper needs, too; they stay open.
 
         :raises OSError: no fd is left, or the keeper has ended.
         """
@@ -123,8 +127,11 @@ class Profile:
                 CALLER: caller.connection.fileno(),
             }
             send_fds(channel, encode(PUT, *fds), list(fds.values()), socket.MSG_DONTWAIT)
-        finally:
+        except BaseException:
             slot.close()
+            raise
+        del fds[CALLER]  # the caller ends soon
+        return fds
 
     def apply(self, pids: Iterable[int]) -> None:
         """Give this process, a child of the fork server, the attributes.

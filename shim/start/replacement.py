@@ -19,6 +19,7 @@ from shim.container.expected import Expected
 from shim.container.snapshot import parse
 from shim.errors import InvalidError
 from shim.linux import sockets
+from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import (
     CALLER,
     DAEMON,
@@ -31,7 +32,7 @@ from shim.recovery.inherited import (
     TURN,
     Inherited,
 )
-from shim.recovery.messages import ALONE, GO, READY, SERVING, encode
+from shim.recovery.messages import ALONE, GO, READY, encode
 from shim.recovery.turn import Turn
 from shim.recovery.versions import WRITTEN
 from shim.start.caller import Caller
@@ -56,10 +57,14 @@ _END, _SERVE = 5.0, 10
 _TURN = 2 * _END + _SERVE
 
 
-def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoReturn:
+def become_replacement(
+    fds: Mapping[str, int], server: str, parent: int, channel: socket.socket
+) -> NoReturn:
     """In a forked process: become the daemon that left ``fds``.
 
-    ``fds`` and the ``channel`` to the keeper are its only fds but 0 to 2.
+    ``fds`` and the ``channel`` to the keeper are its only fds but 0 to 2.  ``server`` is the
+    path of the fork server's socket, ``parent`` the process that has the daemon's orphans, 0
+    for the fork server.
     """
     status = 1
     try:
@@ -67,7 +72,7 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         os.setsid()
         log.configure(2, log.INFO)
         moved, channel = _renumber(fds, channel)
-        inherited = Inherited(moved)
+        inherited = Inherited(moved, parent)
         if (fd := inherited.take(LOG)) >= 0:
             os.dup2(fd, 2)
             os.close(fd)
@@ -78,7 +83,6 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         if not (granted := _take_turn(turn, inherited)):
             os._exit(0)
         profile = Profile.decode(slot.read())
-        slot.close()
         if is_move:
             _check_states(inherited)
         if granted == ALONE:
@@ -88,20 +92,21 @@ def become_replacement(fds: Mapping[str, int], channel: socket.socket) -> NoRetu
         listener = socket.socket(fileno=inherited.take(LISTENER))
         sockets.take_over(listener)
         caller = _caller(inherited)
+        own = {DAEMON: slot.fd, LISTENER: listener.fileno(), LOG: 2}
+        deposit = Deposit(channel, server, own, inherited.fds)
 
         async def ready(task_status: trio.TaskStatus[None]) -> bool:
             turn.serve()
             signal.alarm(0)
-            with suppress(OSError):  # the keeper has ended, or is stopped
-                channel.send(encode(SERVING))
+            deposit.serving()
             if caller is None:
                 task_status.started()
                 return True
             with suppress(OSError):  # its end is found below
                 caller.answer(profile.answer)  # it may have it, and then ignores this one
-            return await caller.wait_received(task_status, channel)
+            return await caller.wait_received(task_status, deposit)
 
-        daemon.run(profile.settings, listener, ready, channel, inherited)
+        daemon.run(profile.settings, listener, ready, deposit, inherited)
         status = 0
     except BaseException as exc:
         log.crash("the replacement of a shim failed", exc)

@@ -24,6 +24,7 @@ from shim.errors import ExistsError, ShimError
 from shim.linux import sockets
 from shim.linux.fdpassing import receive_fds
 from shim.linux.peers import peer_of
+from shim.recovery.registering import ring
 from shim.start import children, givenup, heap, launcher
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
@@ -104,6 +105,7 @@ class Server:
         self._poll.register(self._listener, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         listening()
+        ring(self._path)
         while not self._is_over():
             has_ended = False
             for fd, _ in self._poll.poll(0 if self._calls else self._poll_timeout()):
@@ -124,6 +126,7 @@ class Server:
                 self._run_next()
             elif self._wants_spare and time.monotonic() >= self._last_activity + SPARE_DELAY:
                 self._fork_spare()
+        self._keeper.take_leave()
         return 0
 
     def close(self) -> None:
@@ -158,15 +161,22 @@ class Server:
     def _poll_timeout(self) -> float | None:
         """Return the milliseconds until the next deadline, None if there is no deadline."""
         waits = [SPARE_DELAY] if self._wants_spare else []
-        if self._idle and not self._daemons and not self._stopped:
+        if self._idle and not self._count and not self._stopped:
             waits.append(self._idle)
         times = [self._last_activity + seconds for seconds in waits]
         times += [pending.deadline for pending in self._pending.values()]
         times += self._keeper.deadlines
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
+    @property
+    def _count(self) -> int:
+        """The number of daemons: children, and guests of the keeper."""
+        return len(self._daemons) + self._keeper.guests
+
     def _is_idle(self) -> bool:
-        if self._daemons or not self._idle:
+        if self._count or not self._idle:
+            if self._keeper.guests:
+                self._last_activity = time.monotonic()
             return False
         return time.monotonic() >= self._last_activity + self._idle
 
@@ -211,7 +221,7 @@ class Server:
         """Fork the replacements that are due."""
         for kept in self._keeper.due():
             try:
-                work = partial(become_replacement, kept.fds)
+                work = partial(become_replacement, kept.fds, self._path, kept.parent)
                 pid, channel = fork_child(work, *kept.fds.values())
             except OSError as exc:
                 log.debug("cannot fork the replacement of a shim", error=exc)
@@ -295,8 +305,19 @@ class Server:
                 if not reason:
                     fds = []
                     self._keeper.welcome(mover, socket.socket(fileno=channel), *turn)
+            elif verb == "register" and len(fds) == 2 and argv:
+                if not self._is_current():
+                    return None
+                channel, pidfd = fds
+                reason = refusal(pid, pidfd, argv[0])
+                if self._keeper.keeps(pid):
+                    reason = "it is kept already"
+                connection.send(json.dumps({"error": reason} if reason else {}).encode())
+                if not reason:
+                    fds = []
+                    self._keeper.register(pid, pidfd, socket.socket(fileno=channel))
             elif verb == "status":
-                state = {"pid": os.getpid(), "daemons": len(self._daemons), "idle": self._idle}
+                state = {"pid": os.getpid(), "daemons": self._count, "idle": self._idle}
                 connection.send(json.dumps(state).encode())
             elif verb == "stop":
                 self._stopped = True

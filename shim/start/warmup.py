@@ -38,6 +38,8 @@ from shim.errors import ShimError
 from shim.linux import sockets
 from shim.linux.modes import make_directory, make_fifo, write_file
 from shim.linux.removal import remove_tree
+from shim.recovery.deposit import Deposit
+from shim.recovery.inherited import DAEMON
 from shim.start.caller import Caller
 from shim.start.profile import Profile
 from shim.ttrpc.client import open_channel
@@ -160,11 +162,10 @@ async def _run_daemon(place: Path, runtime: str, *, survives: bool) -> None:
             listening = partial(serve, shutdown=over, drain=daemon.DRAIN)
             await nursery.start(listening, sink, handlers_of(_EventSink()))
             listener = sockets.listen(settings.address)
+            slot, deposit = -1, Deposit()
             if survives:
-                _leave_profile(ours, settings, listener)
-            nursery.start_soon(
-                daemon.main, settings, listener, acknowledged, ours if survives else None
-            )
+                slot, deposit = _leave_profile(ours, settings, listener)
+            nursery.start_soon(daemon.main, settings, listener, acknowledged, deposit)
             await ready.wait()
             options = Options(root=f"{place}/r", binary_name=runtime)
             async with open_channel(await sockets.connect(settings.address)) as channel:
@@ -172,14 +173,17 @@ async def _run_daemon(place: Path, runtime: str, *, survives: bool) -> None:
                 await _run_container(task, "warmup", bundle, options)
                 await task.Shutdown(task_pb2.ShutdownRequest(id="warmup", now=True))
             over.set()
+        if slot >= 0:
+            os.close(slot)
 
 
 def _leave_profile(
     channel: socket.socket, settings: daemon.Settings, listener: socket.socket
-) -> None:
-    """Leave what a daemon leaves at its start."""
+) -> tuple[int, Deposit]:
+    """Leave what a daemon leaves at its start; return its state slot, and the deposit."""
     profile = Profile.of_this_process(settings, b"", ["warmup"], log.INFO, "", sched_core=False)
-    profile.leave(channel, listener, Caller(listener, 0))
+    fds = profile.leave(channel, listener, Caller(listener, 0))
+    return fds[DAEMON], Deposit(channel, "", fds)
 
 
 def _make_bundle(path: Path) -> None:

@@ -97,7 +97,8 @@ class Kept:
         if (number := self.take_number(role)) < 0:
             return None
         fd = Fd(number)
-        self._drop_when_closed(role, fd)
+        if self.deposit is not None:
+            self.deposit.follow(self.prefix + role, fd)
         return fd
 
     def take_fifo(self, role: str) -> Fd | None:

@@ -15,7 +15,7 @@ from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
 from tests.process.servers import Server
-from tests.process.survival import Survivor, enable
+from tests.process.survival import Survivor, enable, kill_server, wait_kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -60,7 +60,10 @@ def surviving(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 def survivors(
     rig: Rig, surviving: Server, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[Path], Awaitable[Survivor]]]:
-    """Start a daemon that is replaced when it is killed; print its log after the test."""
+    """Start a daemon that is replaced when it is killed; print its log after the test.
+
+    With SHIM_TEST_GUEST in the environment, its fork server is killed and the next one keeps it.
+    """
     monkeypatch.setenv("TRIO_SHIM_DEATHS", "0")
     sharedserver.shimctl("warm", os.environ)
     logs = []
@@ -68,7 +71,12 @@ def survivors(
     async def start(bundle: Path) -> Survivor:
         logs.append(bundle / "log")
         logs[-1].touch()
-        return Survivor(rig, await rig.start(bundle))
+        shim = Survivor(rig, await rig.start(bundle))
+        if "SHIM_TEST_GUEST" in os.environ:
+            await kill_server(surviving, shim)
+            sharedserver.shimctl("warm", os.environ)
+            await wait_kept(shim)
+        return shim
 
     yield start
     for log in logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,11 +10,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
+from google.protobuf.any_pb2 import Any as AnyMessage
 
+from shim import names
 from shim.api.task_pb2 import ConnectRequest
+from shim.ttrpc.calls import UnaryUnaryMethod
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven
-from tests.process.rig import alive
+from tests.process.rig import alive, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
     from shim.api.task_grpc import TaskStub
     from tests.process.rig import Rig
+    from tests.process.servers import Server
 
 # A program that writes numbers until SIGTERM, and exits with 7; :func:`numbers` reads them.
 COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
@@ -38,6 +43,27 @@ def enable(rig: Rig) -> str:
 async def daemon_of(task: TaskStub) -> int:
     """Return the pid of the daemon that answers ``task``."""
     return (await task.Connect(ConnectRequest(id="any"), timeout=20)).shim_pid
+
+
+async def status_of(shim: Survivor) -> dict[str, object]:
+    call = UnaryUnaryMethod(shim.task.State.channel, names.STATUS, AnyMessage, AnyMessage)
+    return dict(json.loads((await call(AnyMessage(), timeout=20)).value))
+
+
+async def wait_kept(shim: Survivor, *, kept: bool = True) -> None:
+    with trio.fail_after(20 * PATIENCE):
+        while (await status_of(shim))["survives"] is not kept:
+            await trio.sleep(0.01)
+
+
+async def kill_server(server: Server, *shims: Survivor) -> int:
+    """Kill the fork server; return its pid when the daemons have noticed it."""
+    pid = await server.wait_up()
+    os.kill(pid, signal.SIGKILL)
+    await wait_gone([pid])
+    for shim in shims:
+        await wait_kept(shim, kept=False)
+    return pid
 
 
 class Survivor(Driven):

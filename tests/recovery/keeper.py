@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+
+import trio
 
 from shim.recovery.messages import BELL, DROP, EXIT, MAX_FDS, MAX_MESSAGE, PUT, decode
 
@@ -73,3 +76,32 @@ class Keeper:
         if self.bell >= 0:
             os.close(self.bell)
             self.bell = -1
+
+
+class Server:
+    """A fork server for tests, which listens at ``path``."""
+
+    def __init__(self, path: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(path)
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self.requests: list[bytes] = []
+
+    async def answer(self, reply: dict[str, str]) -> Keeper | None:
+        """Answer the next request; return the keeper, None if ``reply`` has an error."""
+        await trio.lowlevel.wait_readable(self._listener)
+        connection, _ = self._listener.accept()
+        with connection:
+            await trio.lowlevel.wait_readable(connection)
+            data, (channel, pidfd), _, _ = socket.recv_fds(connection, MAX_MESSAGE, 2)
+            self.requests.append(data)
+            os.close(pidfd)
+            connection.send(json.dumps(reply).encode())
+        if reply:
+            os.close(channel)
+            return None
+        return Keeper(socket.socket(fileno=channel))
+
+    def close(self) -> None:
+        self._listener.close()

@@ -19,6 +19,7 @@ from shim.recovery.messages import (
     BELL,
     CLAIMED,
     DROP,
+    END,
     EXIT,
     GIVE,
     MAX_MESSAGE,
@@ -570,3 +571,116 @@ def test_a_moved_daemon_that_never_served_is_left_to_the_other_server(bench: Ben
     with moved(bench) as (kept, _):
         bench.replace(kept).die()
         assert bench.keeper.due() == []
+
+
+class Guest(Daemon):
+    """A process that registers with a keeper which is not its parent."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.process = subprocess.Popen(["sleep", "1000"])
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel.settimeout(10)
+        self.keeper = keeper
+        self.number = theirs.fileno()
+        self.pidfd = os.pidfd_open(self.process.pid)
+        keeper.register(self.process.pid, self.pidfd, theirs)
+
+    def die(self) -> None:
+        """End; the keeper finds that by the pidfd, and nobody has reaped the process."""
+        self.channel.close()
+        self.process.kill()
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.keeper.receive(self.pidfd)
+
+
+def test_a_guest_that_is_killed_is_replaced_and_its_orphans_are_its_parents(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    assert bench.keeper.guests == 1
+    assert bench.keeper.keeps(guest.process.pid)
+    guest.put(LISTENER, DAEMON)
+    guest.die()
+    [kept] = bench.keeper.due()
+    assert kept.parent == os.getpid()
+    assert bench.keeper.guests == 0
+    replacement = bench.replace(kept)
+    replacement.put("one")
+    assert kept.fds.keys() == {DAEMON, LISTENER, "one"}
+
+
+def test_a_guest_whose_channel_ends_first_is_replaced_when_its_pidfd_tells(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    guest.put(LISTENER, DAEMON)
+    guest.process.kill()
+    os.waitid(os.P_PID, guest.process.pid, os.WEXITED | os.WNOWAIT)
+    guest.channel.close()
+    bench.keeper.receive(guest.number)
+    assert bench.keeper.due() == []
+    bench.keeper.receive(guest.pidfd)
+    assert len(bench.keeper.due()) == 1
+
+
+def test_a_guest_that_has_not_left_everything_is_not_replaced(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    reader, writer = os.pipe()
+    guest.put(LISTENER, "one", fds=[os.open(os.devnull, os.O_RDONLY), writer])
+    guest.die()
+    assert bench.keeper.due() == []
+    assert is_at_end(reader)
+    assert not bench.keeper
+    os.close(reader)
+
+
+@pytest.mark.parametrize("kind", [Daemon, Guest])
+def test_a_daemon_that_ends_on_purpose_is_not_replaced(bench: Bench, kind: type[Daemon]) -> None:
+    daemon = kind(bench.keeper)
+    bench.daemons.append(daemon)
+    daemon.put(LISTENER, DAEMON)
+    daemon.send(END)
+    assert not bench.keeper
+    daemon.die()
+    assert bench.keeper.due() == []
+
+
+def test_the_last_message_of_a_guest_may_be_read_after_its_death(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    guest.put(LISTENER, DAEMON)
+    guest.channel.send(encode(END))
+    guest.die()
+    assert not bench.keeper
+    assert bench.keeper.due() == []
+
+
+def test_a_guest_that_closes_its_channel_and_lives_on_is_forgotten(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    guest.put(LISTENER, DAEMON)
+    guest.channel.close()
+    bench.keeper.receive(guest.number)
+    assert not bench.keeper
+    assert bench.keeper.guests == 0
+
+
+def test_the_end_of_a_guest_that_moves_counts_as_no_death(bench: Bench) -> None:
+    guest = Guest(bench.keeper)
+    bench.daemons.append(guest)
+    guest.put(LISTENER, DAEMON)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        socket.send_fds(guest.channel, [encode(GIVE)], [theirs.fileno()])
+        bench.keeper.receive(guest.number)
+    guest.die()
+    [kept] = bench.keeper.due()
+    assert kept.deaths == []
+    assert kept.reporter is not None
+    bench.keeper.receive(kept.reporter.channel.fileno())
+    assert not kept.reporter.is_open
+
+
+def test_a_keeper_that_ends_on_purpose_tells_its_daemons(bench: Bench) -> None:
+    daemon = bench.daemon()
+    bench.keeper.take_leave()
+    assert decode(daemon.channel.recv(MAX_MESSAGE)) == (END, [])
