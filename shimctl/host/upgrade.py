@@ -72,7 +72,7 @@ async def upgrade(found: Found, *, check: bool = False, force: bool = False) -> 
     :raises ShimError: the replacement failed, and the old version goes on.
     """
     async with connect(found.address, namespace=found.namespace) as client:
-        before = await _call(client, names.STATUS, {}, CALL_TIMEOUT)
+        before = await status_of(client, CALL_TIMEOUT)
         old = Upgraded(
             *(found.namespace, found.id, before["version"], before["version"]),
             *(before["pid"], before["pid"]),
@@ -83,13 +83,22 @@ async def upgrade(found: Found, *, check: bool = False, force: bool = False) -> 
         _check(before)
         if check:
             return _with(old, VERSION, before["pid"], changed=False)
-        after = await _move(client, before["pid"])
+        after = await _move(client, before["pid"], before.get("server", 0))
     if not _is_installed(after):
         raise ShimError(
             f"version {VERSION} does not serve the containers: version {after['version']} "
             "goes on; see the shim's log"
         )
     return _with(old, after["version"], after["pid"], changed=True)
+
+
+async def status_of(client: Shim, timeout: float) -> dict[str, Any]:
+    """Return what the daemon replies to Status, see :mod:`shim.ownservice`.
+
+    :raises UnsupportedError: the shim is another one, or an old version.
+    :raises UnavailableError: the daemon does not answer.
+    """
+    return await _call(client, names.STATUS, {}, timeout)
 
 
 def _with(old: Upgraded, version: str, pid: int, *, changed: bool) -> Upgraded:
@@ -103,9 +112,14 @@ def _is_installed(status: dict[str, Any]) -> bool:
 
 
 def _check(status: dict[str, Any]) -> None:
+    if status.get("waits"):
+        raise WrongStateError(
+            "its fork server has ended, and no other one keeps it yet: start a container of the "
+            "shim's version, or end its containers"
+        )
     if not status["survives"]:
         raise WrongStateError(
-            "its shim was started without `survive = true`, or its fork server has ended: it "
+            "its shim was started without `survive = true`, or without a fork server: it "
             f"stays as it is until its containers end; set that in {names.HOST_FILE}, and "
             "containers that start from then on can be upgraded"
         )
@@ -122,9 +136,12 @@ def _check(status: dict[str, Any]) -> None:
         )
 
 
-async def _move(client: Shim, pid: int) -> dict[str, Any]:
-    """Move the daemon ``pid`` to a fork server of this code; return the status then."""
-    like = _server_of(pid)
+async def _move(client: Shim, pid: int, server: int) -> dict[str, Any]:
+    """Move the daemon ``pid`` to a fork server of this code; return the status then.
+
+    ``server`` is the pid of its fork server, 0 if that is not known.
+    """
+    like = server or _server_of(pid)
     warmed = await forkserver.warm(like=like)
     try:
         return await _call(client, names.MOVE, {"server": warmed.socket}, _MOVE)

@@ -20,6 +20,7 @@ from shimctl.discover import Found, Health, list_shims
 from shimctl.host.doctor import stack
 from shimctl.host.doctor.finding import Finding, Level
 from shimctl.host.executable import executable_of
+from shimctl.host.upgrade import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -44,6 +45,7 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
     up = [found for found in shims if found.health is Health.UP]
     builds: Counter[Build] = Counter()
     silent: list[Finding] = []
+    waiting: list[Found] = []
 
     async def ask(found: Found) -> None:
         version = ""
@@ -51,6 +53,8 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
             try:
                 async with connect(found.address, namespace=found.namespace) as shim:
                     version = (await shim.connect(found.id, timeout=ANSWER)).version
+                    if (await status_of(shim, ANSWER)).get("waits"):
+                        waiting.append(found)
             except ShimError:
                 pass
         builds[Build(executable_of(found.bundle, found.shim_pid), version)] += 1
@@ -67,6 +71,7 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
     rest = [found for found in shims if found.health in (Health.DEAD, Health.FOREIGN)]
     return [
         *judge_builds(builds),
+        *judge_waiting(waiting),
         *judge_shared(up),
         *sorted(silent, key=lambda finding: finding.subject)[:_SHOWN],
         *judge_dead(rest),
@@ -96,6 +101,17 @@ def judge_builds(builds: Counter[Build]) -> list[Finding]:
         else:
             found.append(Finding(_AREA, name, Level.OK, text))
     return found
+
+
+def judge_waiting(shims: Sequence[Found]) -> list[Finding]:
+    """Judge the shims that are to survive and whose fork server has ended."""
+    if not shims:
+        return []
+    names_of = ", ".join(sorted(_name(found) for found in shims)[:_SHOWN])
+    text = f"{len(shims)} have no fork server, and would not survive now: {names_of}"
+    pid = min(found.shim_pid for found in shims)
+    remedy = f"start a container, or run `shimctl forkserver warm --like {pid}`"
+    return [Finding(_AREA, "survive", Level.ADVICE, text, remedy)]
 
 
 def judge_shared(shims: Iterable[Found]) -> list[Finding]:

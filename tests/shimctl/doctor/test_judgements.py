@@ -312,3 +312,12 @@ def test_an_options_file_that_is_no_toml_stops_no_manager(tmp_path: Path) -> Non
     (found,) = configuration.check(str(tmp_path))
     assert found.level is Level.BROKEN
     assert found.remedy == "correct that line; every Create fails whose runtime names it"
+
+
+def test_shims_without_a_fork_server_are_named_with_a_remedy() -> None:
+    assert shims.judge_waiting([]) == []
+    waiting = [Found("ns", f"c{pid}", "unix://x", "", shim_pid=pid) for pid in (12, 11)]
+    (one,) = shims.judge_waiting(waiting)
+    assert one.level is Level.ADVICE
+    assert one.text.endswith("ns/c11, ns/c12")
+    assert "--like 11" in one.remedy
