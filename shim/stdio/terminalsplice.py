@@ -102,13 +102,25 @@ class SpliceTerminalRelay(TerminalRelay):
             self._advance(moved)
 
 
+class _CannotSpliceError(Exception):
+    """The kernel cannot splice to this terminal."""
+
+
 class SpliceInputRelay(CopyRelay):
     """Moves bytes from a pipe or fifo to a terminal."""
 
     async def _pump(self) -> None:
         while True:
             await wait_readable(self.source.number)
-            count = await self._repeat(self._splice)
+            try:
+                count = await self._repeat(self._splice)
+            except _CannotSpliceError:
+                log.warning(
+                    "this kernel cannot splice to a terminal: a kill of this shim may lose input",
+                    stream=self.name,
+                )
+                await super()._pump()
+                return
             if count is None:
                 with suppress(BlockingIOError):
                     self._advance(len(os.read(self.source.number, _READ)))
@@ -121,6 +133,7 @@ class SpliceInputRelay(CopyRelay):
         """Return the number of moved bytes: 0 at the source's end, -1 if it is empty.
 
         :raises BlockingIOError: the terminal takes none.
+        :raises _CannotSpliceError: it takes them by write(2) only.
         """
         try:
             return splice(self.source.number, self.sink.number)
@@ -128,3 +141,7 @@ class SpliceInputRelay(CopyRelay):
             if fifos.unread(self.source):
                 raise
             return 0 if fifos.at_end(self.source) else -1
+        except OSError as exc:
+            if exc.errno == errno.EINVAL:
+                raise _CannotSpliceError from None
+            raise

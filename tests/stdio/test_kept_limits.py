@@ -17,7 +17,7 @@ from shim.stdio import keptoverflow, overflow
 from shim.stdio.kept import Kept
 from shim.stdio.keptoverflow import KeptOverflowPipeRelay, Stages
 from shim.stdio.spool import Overflow
-from shim.stdio.terminalsplice import SpliceTerminalRelay, open_buffer
+from shim.stdio.terminalsplice import SpliceInputRelay, SpliceTerminalRelay, open_buffer
 from tests.e2e.waiting import PATIENCE
 from tests.recovery.keeper import Keeper
 from tests.stdio.conftest import read_all, read_until, reader
@@ -104,6 +104,28 @@ async def test_a_terminal_that_cannot_be_spliced_loses_nothing_in_small_pieces(
             await relay.stop()
     for fd in (relay.pipe, reader_, writer):
         fd.close()
+
+
+async def test_input_of_a_terminal_that_cannot_be_spliced_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As to a terminal of Linux 5.10.0, splice(2) to a file fails that is opened to append."""
+    source, writer = (Fd(number) for number in os.pipe())
+    os.set_blocking(source.number, False)
+    path = tmp_path / "terminal"
+    sink = Fd(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND))
+    relay = SpliceInputRelay("stdin", source, sink, closes=(source,), retry_hang_up=True)
+    async with trio.open_nursery() as nursery:
+        relay.start(nursery)
+        for begin in range(0, len(DATA), 50_000):
+            part = DATA[begin : begin + 50_000]
+            await trio.to_thread.run_sync(os.write, writer.number, part)
+        writer.close()
+        with trio.fail_after(5 * PATIENCE):
+            await relay.source_done.wait()
+    assert path.read_bytes() == DATA
+    assert capfd.readouterr().err.count("cannot splice to a terminal") == 1
+    sink.close()
 
 
 async def test_stages_that_cannot_be_opened_leave_no_fd(kept: Kept) -> None:
