@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,8 @@ from shimctl.bundles import read_config
 from shimctl.cli.connected import open_found, state_of, stop_found
 from shimctl.host.initprocess import is_running
 from shimctl.listing.manager import manager_of, run_again
-from shimctl.standalone import restarting
+from shimctl.standalone import restarting, runlock
+from shimctl.standalone.runlock import Part
 from shimctl.values import Status
 
 if TYPE_CHECKING:
@@ -32,12 +34,21 @@ async def start_found(found: Found) -> dict[str, object]:
     """
     state = await _state_of(found)
     if state is not None and state.status is not Status.STOPPED:
-        async with open_found(found) as task:
-            return {"pid": await task.start()}
+        return {"pid": await _start_created(found)}
     _check_managed(found, "start")
     if state is None:
         _check_ended(found)
     return {"pid": await restarting.run_again(found)}
+
+
+async def _start_created(found: Found) -> int:
+    """Start a created container; no other command can remove it meanwhile."""
+    async with AsyncExitStack() as stack:
+        if found.managed:
+            stack.enter_context(runlock.held(Path(found.bundle), Part.CHANGE))
+        task = await stack.enter_async_context(open_found(found))
+        return await task.start()
+    raise AssertionError("the stack suppresses no error")
 
 
 async def restart_found(
@@ -54,8 +65,7 @@ async def restart_found(
     state = await _state_of(found)
     stopped: dict[str, object] = {"signal": None, "killed": state is None}
     if state is not None and state.status is Status.CREATED:
-        async with open_found(found) as task:
-            return {"pid": await task.start(), **stopped}
+        return {"pid": await _start_created(found), **stopped}
 
     async def stop() -> None:
         stopped.update(await stop_found(found, number, grace))

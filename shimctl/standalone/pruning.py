@@ -24,10 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shim.errors import ShimError, WrongStateError
 from shim.linux.sockets import can_connect
 from shimctl.discover import Health, list_shims
 from shimctl.images.store import Store
 from shimctl.standalone.removal import dispose
+from shimctl.standalone.settings import read_settings
 from shimctl.standalone.unattended import is_being_removed, problem_of
 from shimctl.values import Status
 
@@ -76,12 +78,27 @@ def _has_ended(found: Found) -> bool:
 
 
 def _container(found: Found) -> Leftover:
+    work = Path(found.bundle)
+    runs = _runs_of(work)
+
+    async def check() -> None:
+        if _runs_of(work) != runs:
+            raise WrongStateError(f"{found.id} was started again since it was listed; it stays")
+
     async def remove() -> None:
-        await dispose(Path(found.bundle), found.id, found.namespace, found.address)
+        await dispose(work, found.id, found.namespace, found.address, check)
 
     status = found.exited.exit_status if found.exited else "unknown"
-    detail = "; ".join(filter(None, (f"exit status {status}", problem_of(Path(found.bundle)))))
+    detail = "; ".join(filter(None, (f"exit status {status}", problem_of(work))))
     return Leftover("container", f"{found.namespace}/{found.id}", detail, remove)
+
+
+def _runs_of(work: Path) -> int:
+    """Return the number of the container's run, 0 if it cannot be run again."""
+    try:
+        return read_settings(work).runs
+    except ShimError:
+        return 0
 
 
 def _images(ended: Sequence[Found], named: bool) -> list[Leftover]:

@@ -18,6 +18,7 @@ from shimctl.standalone import runlock, workdir
 from shimctl.standalone.runlock import Part
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from shimctl.backend import Backend
@@ -30,9 +31,17 @@ _LOCKED = 10  # s to wait for another command that changes the container
 
 @portable
 async def dispose(
-    backend: Backend, work: Path, container: str, namespace: str, address: str = ""
+    backend: Backend,
+    work: Path,
+    container: str,
+    namespace: str,
+    address: str = "",
+    check: Callable[[], Awaitable[object]] | None = None,
 ) -> Exited | None:
     """End a container of ``shimctl`` in any state; remove its shim and its directory.
+
+    ``check`` is called once no other command can start the container; an error that it
+    raises keeps the container.
 
     Returns its exit, or None if neither a shim nor a record has it, or if another process
     removes it at the same time.
@@ -46,6 +55,8 @@ async def dispose(
         return None
     try:
         if await _take(backend, fd, work):
+            if check is not None:
+                await check()
             return await dispose_held.on(backend)(work, container, namespace, address)
     finally:
         os.close(fd)

@@ -29,6 +29,7 @@ async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> 
     with 125; it can be repeated.
     """
     from dataclasses import asdict
+    from functools import partial
     from pathlib import Path
 
     from shimctl.cli.changing import change_each
@@ -37,10 +38,13 @@ async def command(ids: tuple[str, ...], force: bool, where: Where, out: Out) -> 
     from shimctl.standalone.run import dispose
 
     async def delete(found: Found) -> dict[str, object]:
-        if not force:
-            await _check_ended(found)
+        check = None if force else partial(_check_ended, found)
+        if check is not None:
+            await check()  # before it waits for a command that starts or removes it
         if found.managed:
-            exited = await dispose(Path(found.bundle), found.id, found.namespace, found.address)
+            exited = await dispose(
+                *(Path(found.bundle), found.id, found.namespace, found.address), check
+            )
         else:
             async with open_found(found) as task:
                 exited = await delete_and_check(task, Path(found.bundle), found.pid, force=force)
