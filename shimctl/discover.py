@@ -255,6 +255,20 @@ def _shim_processes() -> list[_Arguments]:
     return found
 
 
+def started_for(pid: int) -> str:
+    """Return the id of the container for which the shim ``pid`` was started.
+
+    It stays the same while the containers of a pod or of a shared shim change.  It is
+    empty if the process has ended or has no such argument.
+    """
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            argv = os.fsdecode(file.read()).split("\0")
+    except OSError:
+        return ""
+    return _flags(argv).get("id", "")
+
+
 def _flags(argv: Sequence[str]) -> dict[str, str]:
     """Read Go-style flags: ``-id x``, ``--id=x``."""
     flags: dict[str, str] = {}

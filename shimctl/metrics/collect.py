@@ -18,7 +18,7 @@ from shim import names
 from shim.api.task_pb2 import StatsRequest
 from shim.errors import ShimError
 from shimctl.client import connect
-from shimctl.discover import Found, Health, list_shims
+from shimctl.discover import Found, Health, list_shims, started_for
 from shimctl.listing.collect import rows_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class ShimFigures:
-    """A shim; ``found`` is one of its containers.  A figure of None is unknown."""
+    """A shim; ``found`` is one of its containers.  A figure of None is unknown.
+
+    ``name`` is the id of the container for which it was started.
+    """
 
     found: Found
     containers: int
@@ -67,6 +70,7 @@ class ShimFigures:
     memory: int | None = None  # bytes, shared memory divided by its users
     fds: int | None = None
     counters: Counters | None = None
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -125,7 +129,8 @@ async def _measure(
                         stats[one] = await shim.task(one.id).stats(timeout=timeout)
     pid = found.shim_pid
     memory, fds = (pss_of(pid), fds_of(pid)) if pid else (None, None)
-    return ShimFigures(found, len(containers), up, version, memory, fds, counters)
+    name = started_for(pid) if pid else ""
+    return ShimFigures(found, len(containers), up, version, memory, fds, counters, name)
 
 
 async def _counters(shim: Shim, timeout: float) -> Counters | None:

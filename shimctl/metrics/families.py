@@ -3,6 +3,8 @@
 A container has cAdvisor's labels ``id``, ``name``, ``image``, and the kubelet's
 ``container``, ``pod`` and ``namespace``, which are empty outside of Kubernetes.
 ``id`` and ``name`` are the container's id, as cAdvisor's ``name`` is under containerd.
+The ``name`` of a shim is the id of the container for which it was started, so it stays the
+same while the containers of the shim change.
 
 Source: cAdvisor docs/storage/prometheus.md; Prometheus, "Metric and label naming".
 """
@@ -148,7 +150,7 @@ def labels_of(one: Container) -> list[str]:
 
 
 def _shim_labels(one: ShimFigures) -> list[str]:
-    name = one.found.id or one.found.address.rpartition("/")[2]
+    name = one.name or one.found.id or one.found.address.rpartition("/")[2]
     return [_text(one.found.namespace), _text(name)]
 
 

@@ -40,7 +40,7 @@ def test_every_container_and_shim_is_measured(place: Place) -> None:
     assert container.found.id == "c1"
     assert container.stats is not None
     assert container.stats.pids >= 1
-    assert shim.up
+    assert (shim.up, shim.name) == (True, "c1")
     assert shim.memory
     assert 1 << 20 < shim.memory < 200 << 20
     assert shim.fds

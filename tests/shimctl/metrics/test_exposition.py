@@ -79,6 +79,11 @@ def test_the_sandbox_of_a_pod_is_no_container_of_it() -> None:
     assert (labels["container"], labels["pod"]) == ("", "web-1")
 
 
+def test_a_shim_keeps_its_name_while_its_containers_change() -> None:
+    read = samples(Snapshot([], [ShimFigures(FOUND, 2, True, "0.1", name="sandbox")]))
+    assert [labels["name"] for labels, _ in read["shim_containers"]] == ["sandbox"]
+
+
 def test_a_shim_has_its_counters_in_seconds_and_bytes() -> None:
     one = ShimFigures(FOUND, 2, True, "0.1", 5 << 20, 12, COUNTERS)
     read = samples(Snapshot([], [one]))
