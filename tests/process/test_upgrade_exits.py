@@ -17,7 +17,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import Build
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
-from tests.process.survival import daemon_of
+from tests.process.survival import daemon_of, kill_server, wait_kept
 from tests.process.test_upgrade import NEXT, version_of
 from tests.test_reaper import keeps_status
 
@@ -254,3 +254,44 @@ async def test_the_kernel_does_not_matter_for_a_check(
     await shim.run(bundle)
     done = await following.shimctl("upgrade", "--all", "--check")
     assert (done.returncode, done.stdout) == (0, f"c1  {VERSION} -> {NEXT}\n")
+
+
+async def test_a_daemon_of_a_killed_fork_server_is_upgraded_only_with_the_kernels_report(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    """The next fork server keeps it, and is not its parent."""
+    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
+    await shim.run(bundle)
+    await kill_server(server, shim)
+    await survivors(rig.bundle("c2", "true"))
+    await wait_kept(shim)
+    old = without_kernel(Build.copy(rig.root / "old", "0.0.1"))
+    for args in ([], ["--check"]):
+        done = await old.shimctl("upgrade", "c1", *args)
+        assert done.returncode == 125
+        assert "the fork server that started its shim has ended" in done.stderr
+    if keeps_status():
+        done = await following.shimctl("upgrade", "c1")
+        assert (done.returncode, done.stderr) == (0, "")
+        rig.track(await daemon_of(shim.task))
+        assert await end(shim, "") == [7]
+
+
+async def test_an_old_server_reports_exits_after_the_death_of_the_new_one(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    """The daemon takes the channel along to the next server that keeps it."""
+    without_kernel(following)
+    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
+    await shim.run(bundle)
+    await upgrade(rig, shim, following)
+    new = parent_of(daemon := await daemon_of(shim.task))
+    os.kill(new, signal.SIGKILL)
+    await wait_gone([new])
+    await wait_kept(shim, kept=False)
+    await following.server()
+    await wait_kept(shim)
+    assert await daemon_of(shim.task) == daemon
+    await shim.replace()
+    assert await end(shim, "") == [7]
+    del server
