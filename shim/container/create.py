@@ -54,6 +54,7 @@ async def create_process(
     :raises ShimError: the runtime failed, or it sent no terminal.
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
+    await process.wait_recorded(bundle)
     bundle.remove_exit_files(process.id)
     with runc.reaper.runtime_running():
         try:

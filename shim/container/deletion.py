@@ -60,7 +60,7 @@ class Deletion:
             else:
                 # A concurrent Delete of the container may have deleted all its execs.
                 self._execs.pop(process.id, None)
-                self._bundle.remove_exec_files(process.id)
+                process.remove_exec_files(self._bundle)
                 process.life.apply(Op.DELETE)
                 self._saved.note_deleted(process.id, exit_)
             await process.dispose()
@@ -100,7 +100,7 @@ class Deletion:
             await unmount_rootfs(str(self._bundle.rootfs))
         for process in list(self._execs.values()):
             await process.dispose()
-            self._bundle.remove_exec_files(process.id)
+            process.remove_exec_files(self._bundle)
         self._execs.clear()
         self._parts.cleanup_records.remove(self._id)
         self._init.life.apply(Op.DELETE)

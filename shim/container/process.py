@@ -13,8 +13,8 @@ from shim.container.lifecycle import Lifecycle, Op, State
 from shim.container.snapshot import Fixed, ProcessSnapshot
 from shim.errors import ShimError, WrongStateError
 from shim.exit import NEVER_STARTED
-from shim.offthread import run_off_thread
-from shim.records import exit_file, remove_exit, write_exit
+from shim.offthread import run_off_thread, wait_unchanged
+from shim.records import exit_file, read_exit, remove_exit, write_exit
 from shim.stdio.streams import StdioSpec
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Process:
         self._stdio_value: Fixed | None = None
         self._stdin_closed = False
         self._is_recorded = False
+        self._is_removed = False  # its files
         self._done = trio.Event()
 
     @property
@@ -129,18 +130,33 @@ class Process:
             self._is_recorded = True
             return
         write = partial(write_exit, path, exit_, self.id)
-        remove = partial(self._remove_late_record, path)
+        remove = partial(self._remove_late_record, path, exit_)
+        record = exit_file(path, self.id)
         try:
             await run_off_thread(
-                write, f"write {exit_file(path, self.id)}", limit=RECORD, late=remove
+                write, f"write {record}", limit=RECORD, late=remove, changes=record
             )
             self._is_recorded = True
         except (ShimError, OSError) as exc:
             log.error("cannot write the exit record; the exit is published without", error=exc)
 
-    def _remove_late_record(self, bundle: str) -> None:
+    async def wait_recorded(self, bundle: Bundle) -> None:
+        """Wait until the record of an earlier process with this id is not written any more.
+
+        :raises TimedOutError: the disk does not respond.
+        """
+        await wait_unchanged(exit_file(str(bundle.path), self.id), RECORD)
+
+    def remove_exec_files(self, bundle: Bundle) -> None:
+        """Remove all files of an exec."""
+        self._is_removed = True
+        bundle.remove_exec_files(self.id)
+
+    def _remove_late_record(self, bundle: str, exit_: Exit) -> None:
         """Remove a record that was written after Delete: another process may have its name."""
-        if self.state is State.DELETED:
+        if (self._is_removed or self.state is State.DELETED) and exit_ == read_exit(
+            bundle, self.id
+        ):
             remove_exit(bundle, self.id)
 
     @property

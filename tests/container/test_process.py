@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +17,7 @@ from shim.container import process as module
 from shim.container.bundle import Bundle
 from shim.container.lifecycle import Op
 from shim.container.process import Process
-from shim.errors import WrongStateError
+from shim.errors import TimedOutError, WrongStateError
 from shim.exit import Exit
 from shim.records import read_exit, write_exit
 from shim.stdio.streams import StdioSpec
@@ -66,6 +67,54 @@ async def test_a_record_that_is_written_late_is_removed_if_its_process_was_delet
         while not written.is_set() or _thread._count() > threads:
             await trio.sleep(0.01)
     assert read_exit(str(tmp_path), "e1") == (None if deleted else END)
+
+
+async def test_a_late_record_of_a_deleted_process_costs_no_other_process_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process has the id of the first one, whose container was deleted."""
+    responds = threading.Event()
+
+    def write(*args: Any) -> None:
+        responds.wait(60)
+        write_exit(*args)
+
+    monkeypatch.setattr(module, "write_exit", write)
+    monkeypatch.setattr(module, "RECORD", 0.05)
+    bundle = Bundle(tmp_path)
+    first, second = Process("e1", StdioSpec()), Process("e1", StdioSpec())
+    first.life.apply(Op.START)
+    child: Any = Ended()
+    assert await first.record_exit(child, bundle) == END
+    first.remove_exec_files(bundle)
+    with pytest.raises(TimedOutError):
+        await second.wait_recorded(bundle)
+    responds.set()
+    monkeypatch.setattr(module, "RECORD", 20)
+    await second.wait_recorded(bundle)
+    assert read_exit(str(tmp_path), "e1") is None
+
+
+async def test_a_late_record_that_another_process_has_replaced_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responds, other = threading.Event(), replace(END, pid=4712)
+
+    def write(*args: Any) -> None:
+        responds.wait(60)
+        write_exit(str(tmp_path), other, "e1")  # of another daemon
+
+    monkeypatch.setattr(module, "write_exit", write)
+    monkeypatch.setattr(module, "RECORD", 0.05)
+    bundle, process = Bundle(tmp_path), Process("e1", StdioSpec())
+    process.life.apply(Op.START)
+    child: Any = Ended()
+    await process.record_exit(child, bundle)
+    process.remove_exec_files(bundle)
+    responds.set()
+    monkeypatch.setattr(module, "RECORD", 20)
+    await process.wait_recorded(bundle)
+    assert read_exit(str(tmp_path), "e1") == other
 
 
 async def test_an_exit_is_published_though_no_thread_can_write_its_record(
