@@ -15,7 +15,6 @@ import socket
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from shim.start.flags import deaths_limit, idle_time
 from shim.start.forking import fork_child
 from shim.start.keeper import Keeper
 from shim.start.mover import refusal
+from shim.start.pending import PendingConnections
 from shim.start.replacement import become_replacement
 from shim.start.warmup import warm_up
 
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 # compete for processors with simultaneous calls, or with the runtime command that
 # follows a ``start``.
 SPARE_DELAY = 0.05
-# Seconds from a connection to its request, and the most connections without a request;
-# beyond that number the oldest are closed.
-_REQUEST_TIMEOUT = 1.0
-_MAX_PENDING = 256
 _MAX_REQUEST = 1 << 16  # bytes of a request
 # Calls for which the server runs the code of a ``start`` before it forks: CPython 3.12
 # specialises code that has run twice.  A daemon takes 0.15 MiB less.
@@ -72,7 +68,7 @@ class Server:
         directory = os.path.dirname(path)  # noqa: PTH120 - a plain string
         deaths, _ = deaths_limit(os.environ)
         self._keeper = Keeper(self._poll, partial(givenup.report, directory), deaths)
-        self._pending: dict[int, _Pending] = {}
+        self._pending = PendingConnections(self._poll)
         self._calls: deque[tuple[socket.socket, Call]] = deque()
         self._spare: SpareChild | None = None
         self._wants_spare = True
@@ -116,7 +112,7 @@ class Server:
                     self._accept()
                 elif not self._keeper.receive(fd):
                     self._read_request(fd)
-            self._drop_expired()
+            self._pending.close_expired()
             self._keeper.expire()
             if has_ended or (self._holds_orphans and not self._keeper.has_claims):
                 self._reap()
@@ -133,8 +129,7 @@ class Server:
         """End the spare child, stop listening, remove the socket and refuse all calls."""
         self._drop_spare()
         self._wants_spare = False
-        for fd in list(self._pending):
-            self._drop(fd)
+        self._pending.close()
         while self._calls:
             _close(*self._calls.popleft())
         if self._listener is not None:
@@ -164,7 +159,7 @@ class Server:
         if self._idle and not self._count and not self._stopped:
             waits.append(self._idle)
         times = [self._last_activity + seconds for seconds in waits]
-        times += [pending.deadline for pending in self._pending.values()]
+        times += self._pending.deadlines
         times += self._keeper.deadlines
         return max(0.0, min(times) - time.monotonic()) * 1000 + 1 if times else None
 
@@ -237,33 +232,21 @@ class Server:
                 connection, _ = self._listener.accept()
                 self._last_activity = time.monotonic()
                 self._wants_spare = self._spare is None
-                connection.setblocking(False)
-                self._pending[connection.fileno()] = _Pending(
-                    connection, self._last_activity + _REQUEST_TIMEOUT
-                )
-                self._poll.register(connection, select.POLLIN)
-                if len(self._pending) > _MAX_PENDING:
-                    self._drop(next(iter(self._pending)))
+                self._pending.add(connection, self._last_activity)
 
     def _read_request(self, fd: int) -> None:
         """Read the request on connection ``fd``, and queue it if a child must run it."""
-        if (pending := self._pending.get(fd)) is None:
-            return  # closed since the poll
-        self._poll.unregister(fd)
-        del self._pending[fd]
+        if (connection := self._pending.take(fd)) is None:
+            return
         try:
-            call = self._handle_request(pending.connection)
+            call = self._handle_request(connection)
         except (OSError, ValueError) as exc:
             log.debug("cannot read a request to the fork server", error=exc)
             call = None
         if call is None:
-            pending.connection.close()
+            connection.close()
         else:
-            self._calls.append((pending.connection, call))
-
-    def _drop(self, fd: int) -> None:
-        self._poll.unregister(fd)
-        self._pending.pop(fd).connection.close()
+            self._calls.append((connection, call))
 
     def _run_next(self) -> None:
         """Give the oldest queued call to a child, unless its caller has hung up."""
@@ -275,11 +258,6 @@ class Server:
             log.debug("cannot give a call to a child of the fork server", error=exc)
         finally:
             _close(connection, call)
-
-    def _drop_expired(self) -> None:
-        now = time.monotonic()
-        for fd in [fd for fd, pending in self._pending.items() if pending.deadline <= now]:
-            self._drop(fd)
 
     def _handle_request(self, connection: socket.socket) -> Call | None:
         """Reply to a request of the own user and group; return the call of a ``run``."""
@@ -402,11 +380,3 @@ def _close(connection: socket.socket, call: Call) -> None:
     connection.close()
     os.close(call.stdin)
     os.close(call.caller)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A connection without a request; ``deadline`` is on the monotonic clock."""
-
-    connection: socket.socket
-    deadline: float
