@@ -66,6 +66,7 @@ _SECONDS = {
     "process/test_update.py": 25,
     "shimctl/test_spawning.py": 25,
     "stdio/test_overflow.py": 24,
+    "process/test_survival_steps.py": 25,
     "process/test_survival_calls.py": 23,
     "process/test_stuck.py": 22,
     "test_mutate.py": 22,
