@@ -76,7 +76,11 @@ def held(path: str, code: int) -> tuple[str, ...]:
 
 
 def end_while_away(gate: Gate, name: str) -> None:
-    """Kill containerd, then have the execs ``e0`` to ``e4`` and the container end."""
+    """Kill containerd, then have the execs ``e0`` to ``e4`` and the container end.
+
+    Return when the shim has written the exits and their events: a shim that is killed between
+    the two leaves no event.
+    """
     root = Path(f"/proc/{gate.ctr.pid(name)}/root")
     bundle = str(gate.ctr.containerd.bundle(name))
     gate.close()
@@ -86,6 +90,8 @@ def end_while_away(gate: Gate, name: str) -> None:
         wait_until("the exec has ended", lambda n=number: read_exit(bundle, f"e{n}"))  # type: ignore[misc] # mypy knows no default of a lambda
     (root / "go").touch()
     wait_until("the container has ended", lambda: read_exit(bundle))
+    journal = Path(bundle, "events.journal")
+    wait_until("the events are written", lambda: journal.read_bytes().count(b"/tasks/exit") == 6)
 
 
 def start_with_execs(gate: Gate) -> str:
