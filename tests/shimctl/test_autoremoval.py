@@ -112,6 +112,22 @@ def test_the_image_of_a_removed_container_is_free_again(
     assert not list((tmp_path / "images/containers").iterdir())
 
 
+def test_a_created_container_is_removed_when_it_ends(place: Place) -> None:
+    bundle = place.bundle("sh", "-c", WAITS)
+    place.made("create", "created", "--rm", bundle)
+    assert place.json("inspect", "created")["state"]["status"] == "created"
+    place.done("start", "created")
+    place.done("restart", "-t", "0", "created")
+    (bundle / "rootfs/tmp/go").touch()
+    wait_removed(place, "created")
+
+
+def test_a_created_container_that_is_killed_before_its_start_is_removed(place: Place) -> None:
+    place.made("create", "unstarted", "--rm", place.bundle("true"))
+    place.done("kill", "unstarted", "9")
+    wait_removed(place, "unstarted")
+
+
 def test_a_command_that_removes_it_first_does_no_harm(place: Place) -> None:
     waiting(place, "twice")
     place.done("rm", "-f", "twice")

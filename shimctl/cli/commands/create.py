@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from shimctl.cli.creating import (
     container_options,
     declare_creating,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 
 @declare_creating("create", example="shimctl create --id redis ./bundle && shimctl start redis")
+@click.option("--rm", is_flag=True, help="Delete it at its end, as `shimctl run --rm -d` does.")
 @container_options
 @output_options
 async def command(out: Out, **given: Any) -> None:
@@ -26,9 +29,11 @@ async def command(out: Out, **given: Any) -> None:
 
     `shimctl start` then starts it.  Together they do the same as `shimctl run -d`.
     """
+    from dataclasses import replace
+
     from shimctl.standalone.run import run_detached
 
     options = SimpleNamespace(**given)
-    wanted = await with_image(options, run_of(options))
+    wanted = replace(await with_image(options, run_of(options)), remove=options.rm)
     pid = await run_detached(wanted, start=False)
     show_created(out, wanted, pid)
