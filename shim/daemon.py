@@ -32,6 +32,7 @@ from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import EXPECTED, LISTENER
 from shim.recovery.reports import Reports
+from shim.revival import start_server
 from shim.runc.driver import LIMIT
 from shim.service import ALIASES, CANCELLABLE, IMMEDIATE, UNDOABLE, TaskService
 from shim.ttrpc.server import handlers_of, serve
@@ -152,7 +153,8 @@ async def main(
             inherited.parent if inherited is not None else 0,
         )
         if deposit.is_active:
-            nursery.start_soon(deposit.run)
+            start = partial(start_server, reaper, deposit.starter, deposit.server)
+            nursery.start_soon(deposit.run, start if deposit.starter else None)
             nursery.start_soon(_drop_listener, deposit, shutdown)
         service = TaskService(host, shutdown)
         connections = Connections(deposit)

@@ -16,7 +16,7 @@ LAYERS = [
     {"shim.__main__"},
     {"shim.start", "shim.delete", "shim.info"},
     {"shim.daemon"},
-    {"shim.service", "shim.ownservice"},
+    {"shim.service", "shim.ownservice", "shim.revival"},
     {"shim.container"},
     {"shim.runc", "shim.events", "shim.cgroup", "shim.stdio"},
     {"shim.api", "shim.reaper", "shim.spawning", "shim.hostfile"},

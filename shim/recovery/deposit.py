@@ -71,7 +71,8 @@ class Deposit:
 
     ``server`` is the path of the fork server's socket, "" to give the deposit up at the end of
     the keeper.  ``fds``, which stay open as long as this process, and ``inherited``, which
-    others close, are with the keeper already.
+    others close, are with the keeper already.  ``starter`` is the name of the executable of a
+    fork server that this daemon may start there, "" if it may not.
     """
 
     def __init__(
@@ -80,9 +81,11 @@ class Deposit:
         server: str = "",
         fds: Mapping[str, int] | None = None,
         inherited: Mapping[str, int] | None = None,
+        starter: str = "",
     ) -> None:
         self._channel = channel
-        self._server = server
+        self.server = server
+        self.starter = starter
         self._is_active = channel is not None
         self._originals = Originals()
         self._dropped: list[str] = []
@@ -260,7 +263,7 @@ class Deposit:
 
     async def _register(self, start: Callable[[], Awaitable[None]] | None) -> None:
         try:
-            found = await find_keeper(self._server, self.keeper, start)
+            found = await find_keeper(self.server, self.keeper, start)
         except (ShimError, OSError) as exc:
             self.give_up(exc)
             return
@@ -405,7 +408,7 @@ class Deposit:
         """Go on without a keeper, until there is another one."""
         if self._channel is None:
             return
-        if not self._server:
+        if not self.server:
             self.give_up("the keeper has ended")
             return
         if self._originals.missing:

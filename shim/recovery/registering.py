@@ -27,6 +27,7 @@ from shim.linux import sockets
 from shim.linux.fdpassing import send_fds
 from shim.linux.modes import make_fifo, make_trusted
 from shim.linux.peers import peer_of
+from shim.linux.processes import is_ending
 from shim.recovery.messages import REGISTER
 from shim.recovery.versions import WRITTEN
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # Seconds to connect to a server whose backlog is full: many daemons register at once.
 _CONNECT = 20.0
+# Seconds for a server that ends to close its socket.
+_ENDING = 5.0
 _LONGEST = 4096  # bytes of an answer
 _ROOM = 8 << 20  # bytes of fds on their way
 _SO_SNDBUFFORCE = 32
@@ -62,7 +65,7 @@ async def find_keeper(
     while True:
         bell = _open_bell(path)
         try:
-            found, listens = await _try(path, lost)
+            found, listens = await _register(path, lost)
             if found is not None:
                 return found
             async with trio.open_nursery() as nursery:
@@ -94,9 +97,25 @@ def _open_bell(path: str) -> int:
     return os.open(bell, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-async def _try(path: str, lost: int) -> tuple[Registered | None, bool]:
-    """Register with the server at ``path``; return also whether one listens there."""
-    reason: object = ""
+async def _register(path: str, lost: int) -> tuple[Registered | None, bool]:
+    """Register with a server at ``path``; return also whether one listens there.
+
+    A server that ends may listen for a moment after the end of its channels.
+    """
+    deadline = trio.current_time() + _ENDING
+    while True:
+        found, server = await _try(path, lost)
+        if found is not None or not server:
+            return found, bool(server)
+        if server == lost and not (is_ending(server) and trio.current_time() < deadline):
+            return None, True
+        lost = server
+        await trio.sleep(sockets.PAUSE)
+
+
+async def _try(path: str, lost: int) -> tuple[Registered | None, int]:
+    """Register, but not with ``lost``; return also the pid of the server, 0 if none listens."""
+    server, reason = 0, ""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.setblocking(False)
@@ -105,23 +124,23 @@ async def _try(path: str, lost: int) -> tuple[Registered | None, bool]:
                 while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
                     await trio.sleep(sockets.PAUSE)
             if scope.cancelled_caught:
-                reason = "it accepts no connection"
+                log.warning("the fork server accepts no connection", socket=path)
+                return None, lost
+            server, uid, gid = peer_of(sock)
+            if server == lost:
+                return None, lost
+            if (uid, gid) != (os.geteuid(), os.getegid()):
+                reason = "it is another user's"
             else:
-                server = peer_of(sock)
-                if server.pid == lost:
-                    return None, True
-                if (server.uid, server.gid) == (os.geteuid(), os.getegid()):
-                    channel, reason = await _ask(sock)
-                    if channel is not None:
-                        return Registered(channel, server.pid), True
-                else:
-                    reason = "it is another user's"
+                channel, reason = await _ask(sock)
+                if channel is not None:
+                    return Registered(channel, server), server
     except UnavailableError:
-        return None, False
+        return None, 0
     except OSError as exc:
-        reason = exc.strerror
+        reason = str(exc.strerror)
     log.warning("the fork server does not keep this shim's files", socket=path, reason=reason)
-    return None, True
+    return None, server
 
 
 async def _ask(sock: socket.socket) -> tuple[socket.socket | None, str]:

@@ -187,7 +187,8 @@ def _leave(
             reason = exc
             channel.close()
         else:
-            return Deposit(channel, f"{identity.directory()}/{server}", fds)
+            starter = "" if profile.is_apart else profile.title[0]
+            return Deposit(channel, f"{identity.directory()}/{server}", fds, starter=starter)
     log.warning("a death of this shim ends its containers", reason=reason)
     return Deposit()
 

@@ -3,7 +3,8 @@
 With it, a ``start`` costs one fork instead of the imports.  The fork server is an
 optimisation; without one the launcher does the same work itself.  A ``start`` that finds
 no server makes one (:mod:`shim.start.newserver`) and uses it; of several at once, one
-makes it and the others wait.  The server forks a child for each call, and exits when it
+makes it and the others wait.  After the death of a server one of its daemons starts another
+(:mod:`shim.revival`).  The server forks a child for each call, and exits when it
 has had no daemon and no caller for the idle time.  Daemons are its children; when the
 server dies they continue as children of init or of the nearest subreaper.
 
@@ -61,6 +62,18 @@ def serve_new(name: str, ready: int) -> int:
         listening()
         return 0
     return _serve(path, name, listening)
+
+
+def serve_again(name: str, path: str) -> int:
+    """Run the server that daemons need whose own was killed; return its exit status.
+
+    The process is a child of one of these daemons.  The status is 1 if another server would
+    listen at ``path``: then the daemon has attributes that the server's callers do not have.
+    """
+    if identity.socket_path() != path:
+        return 1
+    newserver.leave_caller()
+    return serve_new(name, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
 
 
 def _lock(path: str) -> int:

@@ -56,6 +56,11 @@ class Profile:
     limits: dict[str, tuple[int, int]]
     oom_score: int
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether the process has attributes that its fork server did not have."""
+        return bool(self.shim_cgroup) or self.sched_core
+
     @classmethod
     def of_this_process(
         cls,

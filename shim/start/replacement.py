@@ -93,7 +93,8 @@ def become_replacement(
         sockets.take_over(listener)
         caller = _caller(inherited)
         own = {DAEMON: slot.fd, LISTENER: listener.fileno(), LOG: 2}
-        deposit = Deposit(channel, server, own, inherited.fds)
+        starter = "" if profile.is_apart else profile.title[0]
+        deposit = Deposit(channel, server, own, inherited.fds, starter)
 
         async def ready(task_status: trio.TaskStatus[None]) -> bool:
             turn.serve()

@@ -57,8 +57,13 @@ async def wait_kept(shim: Survivor, *, kept: bool = True) -> None:
 
 
 async def kill_server(server: Server, *shims: Survivor) -> int:
-    """Kill the fork server; return its pid when the daemons have noticed it."""
+    """Kill the fork server; return its pid when the daemons have noticed it.
+
+    The daemons start no other one for a minute, as after one that they have started.
+    """
     pid = await server.wait_up()
+    for path in server.sockets:
+        path.with_name(f".{path.name}.again").write_text("a test")
     os.kill(pid, signal.SIGKILL)
     await wait_gone([pid])
     for shim in shims:

@@ -15,6 +15,7 @@ import trio.testing
 from shim.api import process_pb2
 from shim.api.task_pb2 import PidsRequest, StateRequest
 from shim.ttrpc.calls import ConnectionLostError
+from tests.e2e.leftovers import fork_servers
 from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT
 from tests.process.driven import verdict
@@ -158,6 +159,65 @@ async def test_a_daemon_that_ends_on_purpose_is_not_replaced(
     with trio.fail_after(20 * PATIENCE):
         while server.ask(b"status")["daemons"] != 1:
             await trio.sleep(0.01)
+
+
+async def wait_server(server: Server, before: int) -> int:
+    """Wait until another server than ``before`` listens; return its pid."""
+    with trio.fail_after(20 * PATIENCE):
+        while (pid := await server.wait_up()) == before:
+            await trio.sleep(0.01)
+    return pid
+
+
+async def test_one_of_the_daemons_starts_a_fork_server_for_all(
+    rig: Rig, server: Server, survivors: Start
+) -> None:
+    shims = [await survivors(rig.bundle(f"c{number}", "true")) for number in range(4)]
+    before = await server.wait_up()
+    os.kill(before, signal.SIGKILL)
+    after = await wait_server(server, before)
+    for shim in shims:
+        await wait_kept(shim)
+    daemons = [await daemon_of(shim.task) for shim in shims]
+    assert parent_of(after) in daemons
+    made = {parent_of(pid) for pid in fork_servers(str(rig.root)) if pid != after}
+    assert made <= {after}  # its spare child
+    assert server.ask(b"status")["daemons"] == 4
+    for shim in shims:
+        await shim.replace()  # also the server's parent
+    assert await server.wait_up() == after
+
+
+async def test_a_server_that_daemons_started_is_followed_by_another_only_after_a_minute(
+    rig: Rig, server: Server, survivors: Start
+) -> None:
+    shim = await survivors(rig.bundle("c1", "true"))
+    before = await server.wait_up()
+    os.kill(before, signal.SIGKILL)
+    after = await wait_server(server, before)
+    await wait_kept(shim)
+    [path] = server.directory.glob(".*.again")
+    started = path.stat().st_mtime
+    os.kill(after, signal.SIGKILL)
+    await wait_kept(shim, kept=False)
+    await trio.sleep(1.5)  # a server takes 0.3 seconds
+    assert server.ask(b"status") is None
+    assert path.stat().st_mtime == started
+    await survivors(rig.bundle("c2", "true"))
+    await wait_kept(shim)
+
+
+async def test_no_daemon_starts_a_fork_server_after_one_that_ended_on_purpose(
+    rig: Rig, server: Server, survivors: Start
+) -> None:
+    shim = await survivors(rig.bundle("c1", "true"))
+    pid = await server.wait_up()
+    os.kill(pid, signal.SIGTERM)
+    await wait_gone([pid])
+    await wait_kept(shim, kept=False)
+    await survivors(rig.bundle("c2", "true"))
+    await wait_kept(shim)
+    assert list(server.directory.glob(".*.again")) == []
 
 
 async def test_a_daemon_that_waits_is_reported_and_can_be_upgraded_when_it_is_kept_again(

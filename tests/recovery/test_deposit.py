@@ -12,6 +12,7 @@ import trio.testing
 
 from shim.linux.fifos import Fd
 from shim.recovery import deposit as deposit_module
+from shim.recovery import registering
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import END, EXIT, MAX_MESSAGE, REGISTER, decode, encode
@@ -373,6 +374,30 @@ async def test_a_server_is_started_once_and_not_after_an_end_on_purpose(tmp_path
                 nursery.cancel_scope.cancel()
         deposit.close()
         assert started == ([] if on_purpose else [1])
+
+
+async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "is_ending", lambda pid: pid == os.getpid())
+    (tmp_path / "f").mkdir(mode=0o700)
+    server = Server(f"{tmp_path}/f/server")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit = Deposit(ours, f"{tmp_path}/f/server")
+    started = trio.Event()
+
+    async def start() -> None:
+        started.set()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run, start)
+            theirs.close()
+            await trio.testing.wait_all_tasks_blocked()
+            server.close()
+            await started.wait()
+            nursery.cancel_scope.cancel()
+    deposit.close()
 
 
 async def test_a_deposit_that_is_closed_says_that_it_ends_on_purpose() -> None:
