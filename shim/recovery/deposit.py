@@ -297,7 +297,8 @@ class Deposit:
         channel, self._channel = self._channel, None
         if channel is None:
             return
-        trio.lowlevel.notify_closing(channel)
+        with suppress(RuntimeError):  # the event loop does not run yet
+            trio.lowlevel.notify_closing(channel)
         channel.close()
         if self._bell >= 0:
             os.close(self._bell)

@@ -7,6 +7,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 import trio.testing
 
@@ -22,8 +23,6 @@ from tests.recovery.keeper import Keeper, Server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-    import pytest
 
 
 @asynccontextmanager
@@ -201,6 +200,19 @@ async def test_the_end_of_the_keeper_may_be_noticed_twice_in_one_turn() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert not deposit.is_active
             os.close(reader)
+
+
+@pytest.mark.parametrize(("server", "is_active"), [("/absent", True), ("", False)])
+def test_a_keeper_may_have_ended_before_the_event_loop_runs(server: str, is_active: bool) -> None:
+    """A daemon that is started, or a replacement, must not fail because of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    before = len(os.listdir("/proc/self/fd"))
+    deposit = Deposit(ours, server)
+    assert not deposit.is_kept
+    assert deposit.is_active is is_active
+    assert len(os.listdir("/proc/self/fd")) == before - 1
+    deposit.close()
 
 
 async def test_the_keeper_reports_the_exit_of_a_process() -> None:
