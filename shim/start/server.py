@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shim import log
-from shim.errors import ExistsError, ShimError
+from shim.errors import ExistsError
 from shim.linux import sockets
 from shim.linux.fdpassing import receive_fds
 from shim.linux.peers import peer_of
@@ -63,6 +63,7 @@ class Server:
         self._ended = False  # by a signal
         self._holds_orphans = False
         self._listener: socket.socket | None = None
+        self._bound: tuple[int, ...] | None = None  # the identity of the socket
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
         directory = os.path.dirname(path)  # noqa: PTH120 - a plain string
@@ -90,6 +91,7 @@ class Server:
         except ExistsError:
             listening()
             return 0
+        self._bound = sockets.identity_of(f"unix://{self._path}")
         self._last_activity = time.monotonic()  # no caller could connect before
         self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -137,8 +139,9 @@ class Server:
                 self._poll.unregister(self._listener)
             self._listener.close()
             self._listener = None
-            with suppress(ShimError, OSError):
-                sockets.remove_dead(f"unix://{self._path}")
+            # A child that was forked a moment ago may have the listener still.
+            if self._bound is not None:
+                sockets.remove(f"unix://{self._path}", self._bound)
 
     def _end(self, *_: object) -> None:
         self._ended = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -23,6 +24,8 @@ from tests.process.servers import LAUNCH, ROOT, Server, children_of, parent_of, 
 
 if TYPE_CHECKING:
     import pytest
+
+PIDFD_GETFD = 438  # the number of the system call.  Source: asm-generic/unistd.h
 
 
 async def test_the_first_start_makes_a_server_and_every_daemon_is_its_child(
@@ -101,6 +104,29 @@ async def test_a_server_killed_while_it_is_made_costs_nothing(server: Server) ->
             os.kill(state["pid"], signal.SIGKILL)
             await wait_gone([state["pid"]])
     await wait_gone(daemons)
+
+
+async def test_a_server_that_is_stopped_removes_its_socket_though_a_child_has_it(
+    server: Server,
+) -> None:
+    """A child that was forked a moment ago has not closed its copy of the listener."""
+    await server.start(server.rig.bundle("c1", "true"))
+    pid = await server.wait_up()
+    (path,) = server.sockets
+    pidfd = os.pidfd_open(pid)
+    copies = [
+        ctypes.CDLL(None).syscall(PIDFD_GETFD, pidfd, int(entry.name), 0)
+        for entry in Path(f"/proc/{pid}/fd").iterdir()
+        if str(entry.readlink()).startswith("socket:")
+    ]
+    try:
+        assert min(copies) >= 0
+        assert server.ask(b"stop") is not None
+        await wait_gone([pid])
+        assert not path.exists()
+    finally:
+        for fd in (pidfd, *copies):
+            os.close(fd)
 
 
 async def test_a_stopped_process_that_makes_a_server_is_given_up(server: Server) -> None:
