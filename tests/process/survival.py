@@ -18,12 +18,14 @@ from shim.ttrpc.calls import UnaryUnaryMethod
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven
 from tests.process.rig import alive, wait_gone
+from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from shim.api.task_grpc import TaskStub
+    from shim.linux.fifos import Fd
     from tests.process.rig import Rig
     from tests.process.servers import Server
 
@@ -69,6 +71,22 @@ async def kill_server(server: Server, *shims: Survivor) -> int:
     for shim in shims:
         await wait_kept(shim, kept=False)
     return pid
+
+
+async def run_counting(rig: Rig, survivors: Start) -> tuple[Survivor, int]:
+    """Run the container c1, which counts; return its shim and its pid."""
+    bundle = rig.bundle("c1", "sh", "-c", COUNT)
+    shim = await survivors(bundle)
+    return shim, await shim.run(bundle)
+
+
+async def run_read(rig: Rig, survivors: Start) -> tuple[Survivor, int, Fd]:
+    """Run the container c1, which counts; return its shim, its pid, and a reader of its output."""
+    streams = Streams(rig, "c1")
+    out = streams.reader()
+    bundle = rig.bundle("c1", "sh", "-c", COUNT)
+    shim = await survivors(bundle)
+    return shim, await shim.run(bundle, **streams.fields("stdout")), out
 
 
 class Survivor(Driven):

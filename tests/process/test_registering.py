@@ -21,7 +21,15 @@ from tests.process.builds import CURRENT
 from tests.process.driven import verdict
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
-from tests.process.survival import daemon_of, kill_server, numbers, status_of, wait_kept
+from tests.process.survival import (
+    daemon_of,
+    kill_server,
+    numbers,
+    run_counting,
+    run_read,
+    status_of,
+    wait_kept,
+)
 from tests.process.test_survival_calls import AFTER, BEFORE, Gate, finish, interrupted
 from tests.stdio.conftest import read_all, read_until
 from tests.stdio.whole.client import Streams, close_stdin
@@ -33,18 +41,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
 
-# Writes numbers until SIGTERM, and exits with 7.
-COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
-
 
 async def test_a_daemon_is_kept_by_the_next_fork_server_and_replaced_by_it(
     rig: Rig, server: Server, survivors: Start
 ) -> None:
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle, **streams.fields("stdout"))
+    shim, pid, out = await run_read(rig, survivors)
     exits: list[int] = []
 
     async def wait() -> None:
@@ -85,9 +86,7 @@ async def test_processes_of_before_and_since_the_servers_death_have_their_exits(
 ) -> None:
     streams = Streams(rig, "e")
     out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     await shim.add("c1", "added", "sh", "-c", "exit 4")
     await shim.exec("c1", "over", "sh", "-c", "exit 6")
     assert (await shim.wait("c1", "over")).exit_status == 6
@@ -224,9 +223,7 @@ async def test_a_daemon_that_waits_is_reported_and_can_be_upgraded_when_it_is_ke
     rig: Rig, server: Server, survivors: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     await kill_server(server, shim)
     before = await daemon_of(shim.task)
     findings = json.loads((await CURRENT.shimctl("doctor", "-o", "json")).stdout)["findings"]
@@ -256,9 +253,7 @@ async def test_a_daemon_that_waits_is_reported_and_can_be_upgraded_when_it_is_ke
 async def test_without_server_and_daemon_the_connection_ends(
     rig: Rig, server: Server, survivors: Start
 ) -> None:
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     daemon = await daemon_of(shim.task)
     for pid in (await server.wait_up(), daemon):
         os.kill(pid, signal.SIGKILL)
@@ -271,11 +266,7 @@ async def test_no_order_of_kills_of_servers_and_daemons_loses_anything(
 ) -> None:
     kills = int(os.environ.get("SHIM_TEST_KILLS", "8"))
     rng = random.Random(os.environ.get("SHIM_TEST_SEED", "1"))
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle, **streams.fields("stdout"))
+    shim, _, out = await run_read(rig, survivors)
     read: list[bytes] = []
 
     async def read_out() -> None:

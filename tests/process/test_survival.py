@@ -22,7 +22,7 @@ from shim.api.task_pb2 import (
 )
 from tests.process.driven import groups, verdict
 from tests.process.rig import wait_gone
-from tests.process.survival import COUNT, daemon_of, numbers
+from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read
 from tests.process.test_oom import Commanded
 from tests.process.test_pods import pod
 from tests.stdio.conftest import read_all, read_until
@@ -43,11 +43,7 @@ def terminal(config: dict[str, Any]) -> None:
 async def test_a_container_runs_on_and_a_wait_returns_its_true_exit(
     rig: Rig, survivors: Start, number: int
 ) -> None:
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle, **streams.fields("stdout"))
+    shim, pid, out = await run_read(rig, survivors)
     begin = await read_until(out, 6)
     exits = []
 
@@ -72,9 +68,7 @@ async def test_a_container_runs_on_and_a_wait_returns_its_true_exit(
 
 
 async def test_an_exit_without_a_daemon_is_true(rig: Rig, survivors: Start) -> None:
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     exec_pid = await shim.exec(
         "c1", "e1", "sh", "-c", "trap 'exit 3' TERM; while :; do usleep 9000; done"
     )
@@ -164,9 +158,7 @@ async def test_a_created_and_a_stopped_container_stay_so(rig: Rig, survivors: St
 
 
 async def test_a_paused_container_can_be_resumed_after_it(rig: Rig, survivors: Start) -> None:
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     await shim.task.Pause(PauseRequest(id="c1"), timeout=20)
     await shim.replace()
     state = await shim.task.State(StateRequest(id="c1"), timeout=5)
@@ -238,11 +230,7 @@ async def test_the_containers_of_a_pod_go_on_together(rig: Rig, survivors: Start
 
 async def test_no_kill_at_any_time_loses_anything(rig: Rig, survivors: Start) -> None:
     """Whole lives of execs, while the daemon is killed several times a second."""
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle, **streams.fields("stdout"))
+    shim, _, out = await run_read(rig, survivors)
     read: list[bytes] = []
 
     async def read_out() -> None:

@@ -24,9 +24,8 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT, Build
 from tests.process.driven import verdict
 from tests.process.rig import NAMESPACE
-from tests.process.survival import COUNT, daemon_of, numbers
+from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read
 from tests.stdio.conftest import read_all, read_some, read_until
-from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
     from shim.linux.fifos import Fd
@@ -65,11 +64,7 @@ async def upgrade(build: Build, *args: str) -> None:
 async def test_a_container_counts_during_ten_upgrades_and_none_is_missing(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle, **streams.fields("stdout"))
+    shim, pid, out = await run_read(rig, survivors)
     output, exits, daemons = bytearray(), [], {await daemon_of(shim.task)}
 
     async def read(fd: Fd) -> None:
@@ -104,9 +99,7 @@ async def test_a_container_counts_during_ten_upgrades_and_none_is_missing(
 async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     await upgrade(following)
     done = await CURRENT.shimctl("ps", "-o", "wide")
     header, *rows = done.stdout.splitlines()
@@ -124,9 +117,7 @@ async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
 async def test_a_daemon_of_the_installed_version_is_replaced_only_by_force(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
-    bundle = rig.bundle("c1", "sh", "-c", COUNT)
-    shim = await survivors(bundle)
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     before = await daemon_of(shim.task)
     done = await CURRENT.shimctl("upgrade", "c1")
     assert (done.returncode, done.stdout) == (0, f"c1  {VERSION} is installed\n")
@@ -140,8 +131,7 @@ async def test_a_daemon_of_the_installed_version_is_replaced_only_by_force(
 
 
 async def test_a_check_changes_nothing(rig: Rig, survivors: Start, following: Build) -> None:
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     before = await daemon_of(shim.task)
     done = await following.shimctl("upgrade", "--all", "--check", "-o", "json")
     assert done.returncode == 0, done.stderr
@@ -161,8 +151,7 @@ async def test_a_version_that_cannot_read_a_state_is_refused(
             '"container": (1,)', '"container": (2,)'
         ),
     )
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     before = await daemon_of(shim.task)
     done = await following.shimctl("upgrade", "--all", *args)
     assert done.returncode == 125
@@ -194,8 +183,7 @@ async def test_a_fork_server_that_cannot_read_a_state_refuses_the_daemon(
     following.edit(
         "shim/start/mover.py", lambda text: text.replace("json.loads(versions)", '{"daemon": 9}')
     )
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     before = await daemon_of(shim.task)
     done = await following.shimctl("upgrade", "--all")
     assert done.returncode == 125
@@ -223,10 +211,7 @@ async def test_the_old_version_goes_on_if_the_next_one_does_not_serve(
             f"            await service.restore(inherited)\n            {fault}\n",
         ),
     )
-    streams = Streams(rig, "c1")
-    out = streams.reader()
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    pid = await shim.run(bundle, **streams.fields("stdout"))
+    shim, pid, out = await run_read(rig, survivors)
     output = await read_until(out, 6)
     done = await following.shimctl("upgrade", "--all")
     rig.track(await daemon_of(shim.task))
@@ -259,8 +244,7 @@ async def test_a_new_version_goes_on_alone_if_the_old_one_cannot_read_its_states
         "                os.kill(os.getpid(), 9)\n"
     )
     following.edit("shim/daemon.py", lambda text: text.replace(restoring, restoring + kill))
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     await upgrade(following)
     assert (rig.root / "killed").exists()
     assert await version_of(shim) == NEXT
@@ -290,8 +274,7 @@ async def test_the_old_version_goes_on_if_the_next_one_cannot_read_a_state(
         "shim/container/snapshot.py",
         lambda text: text.replace('value["constants"]\n', 'value["later"]\n'),
     )
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     done = await following.shimctl("upgrade", "--all")
     rig.track(await daemon_of(shim.task))
     assert (done.returncode, f"version {VERSION} goes on" in done.stderr) == (125, True)
@@ -303,8 +286,7 @@ async def test_a_daemon_without_survive_is_named_with_the_remedy(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
     (rig.root / "host.toml").write_text("survive = false\n")
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    await shim.run(bundle)
+    shim, _ = await run_counting(rig, survivors)
     done = await following.shimctl("upgrade", "--all")
     assert done.returncode == 125
     assert done.stderr.startswith("shimctl: c1: its shim was started without `survive = true`")
@@ -316,8 +298,7 @@ async def test_a_daemon_that_is_killed_during_its_move_is_replaced_once(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
     moments = random.Random(1)
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     servers = [await build.server() for build in (CURRENT, following)]
     for path in [*servers[::-1]] * 10:
         before = await daemon_of(shim.task)
@@ -369,8 +350,7 @@ async def test_a_daemon_moves_after_the_operation_under_way(
 async def test_moves_follow_each_other_at_once(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
-    shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
-    pid = await shim.run(bundle)
+    shim, pid = await run_counting(rig, survivors)
     servers = [await build.server() for build in (following, CURRENT)]
     for path in servers * 15:
         answer = await move(shim, path)
