@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import select
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,7 +21,7 @@ from tests.process.builds import Build
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
 from tests.process.survival import daemon_of, kill_server, wait_kept
-from tests.process.test_upgrade import NEXT, version_of
+from tests.process.test_upgrade import NEXT, move, version_of
 from tests.test_reaper import keeps_status
 
 if TYPE_CHECKING:
@@ -173,6 +176,48 @@ async def test_an_old_server_reports_exits_through_deaths_and_further_upgrades(
         await shim.replace()
     assert len(servers) == 3
     assert await end(shim, *execs, "") == [1, 2, 3, 4, 7]
+
+
+async def test_no_exit_is_lost_at_any_time_of_moves_and_deaths(
+    rig: Rig, survivors: Start, following: Build
+) -> None:
+    """Processes end at random times, while their daemon moves and is killed."""
+    moments = random.Random(3)
+    first = without_kernel(Build.copy(rig.root / "first", "0.0.1"))
+    without_kernel(following)
+    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
+    await shim.run(bundle)
+    servers = itertools.cycle([await build.server() for build in (following, first)])
+
+    async def end_later(pid: int) -> None:
+        await trio.sleep(moments.uniform(0, 0.1))
+        os.kill(pid, signal.SIGTERM)
+
+    async def kill_later() -> None:
+        pid = await daemon_of(shim.task)
+        rig.track(pid)
+        await trio.sleep(moments.uniform(0, 0.1))
+        with suppress(ProcessLookupError):  # it has moved
+            os.kill(pid, signal.SIGKILL)
+
+    execs: dict[str, int] = {}
+    pids: dict[str, int] = {}
+    for turn in range(12):
+        for number in range(3):
+            exec_id, code = f"e{turn}-{number}", 10 + 3 * turn + number
+            execs[exec_id] = code
+            pids[exec_id] = await shim.exec("c1", exec_id, *ending(code))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move, shim, next(servers))
+            nursery.start_soon(kill_later)
+            for exec_id in moments.sample(sorted(pids), 2):  # the others go on through moves
+                nursery.start_soon(end_later, pids.pop(exec_id))
+        rig.track(await daemon_of(shim.task))
+    for pid in pids.values():
+        os.kill(pid, signal.SIGTERM)
+    found = {one: (await shim.wait("c1", one)).exit_status for one in execs}
+    assert found == execs
+    assert await end(shim, "") == [7]
 
 
 async def test_exits_before_the_question_are_kept_and_their_processes_reaped(
