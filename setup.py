@@ -2,7 +2,7 @@
 
 A wheel has them below ``data/share``, which pip, pipx and uv install below the prefix:
 
-    share/man/man1                          from the help of the commands
+    share/man/man1, man8                    from the help of the commands, and of the shim
     share/bash-completion, zsh, fish        the scripts that ``shimctl completion`` prints
     share/doc/trio-shim/examples            configuration for managers, and of the shim
 """

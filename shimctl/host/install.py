@@ -229,10 +229,15 @@ def _write_shared(
     return tuple(written), tuple(foreign)
 
 
-def _marked(share: Path, names: Iterable[str]) -> list[Path]:
-    """Return the files that :func:`install` wrote into the directories of ``names``."""
-    directories = sorted({(share / name).parent for name in names})
-    found = [path for directory in directories for path in sorted(directory.glob("*shimctl*"))]
+def _marked(share: Path, files: Iterable[str]) -> list[Path]:
+    """Return the files that :func:`install` wrote into the directories of ``files``."""
+    directories = sorted({(share / name).parent for name in files})
+    found = [
+        path
+        for directory in directories
+        for pattern in ("*shimctl*", f"{names.EXECUTABLE}.*")
+        for path in sorted(directory.glob(pattern))
+    ]
     return [path for path in found if _is_of(path, [_INSTALL_MARK.encode()])]
 
 
