@@ -56,8 +56,8 @@ async def find_keeper(
     """Wait for a fork server that listens at ``path`` and accepts this daemon.
 
     ``lost`` is the pid of the keeper that has closed its channel, which may listen still.
-    ``start`` is run once if no server listens; it may start one, and is cancelled when one
-    rings.
+    ``start`` is run if no server listens; it may start one, and is cancelled when one rings.
+    It is run again only if that one has ended before it kept this daemon.
 
     :raises InvalidError: another user could replace the server's directory.
     :raises OSError: no fd is left, or the directory cannot be created.
@@ -71,7 +71,6 @@ async def find_keeper(
             async with trio.open_nursery() as nursery:
                 if start is not None and not listens:
                     nursery.start_soon(start)
-                    start = None
                 await trio.lowlevel.wait_readable(bell)
                 nursery.cancel_scope.cancel()
         finally:

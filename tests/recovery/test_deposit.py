@@ -412,6 +412,30 @@ async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
     deposit.close()
 
 
+async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    path = f"{tmp_path}/f/server"
+    deposit = Deposit(ours, path)
+    starts = 0
+
+    async def start() -> None:
+        nonlocal starts
+        starts += 1
+        await trio.sleep_forever()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run, start)
+            theirs.close()
+            await trio.testing.wait_all_tasks_blocked()
+            for count in (1, 2, 3):
+                assert starts == count
+                ring(path)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+    deposit.close()
+
+
 async def test_a_deposit_that_is_closed_says_that_it_ends_on_purpose() -> None:
     async with opened() as (deposit, keeper):
         keeper.take()  # the bell
