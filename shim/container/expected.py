@@ -86,7 +86,7 @@ class SavedExpected:
         except OSError as exc:
             self._deposit.give_up(exc)
         else:
-            self._deposit.put({EXPECTED: self._slot.fd})
+            self._deposit.lend({EXPECTED: self._slot.fd})
 
 
 def saved_time(deadline: float) -> float:

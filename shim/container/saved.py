@@ -84,7 +84,7 @@ class SavedState:
         except OSError as exc:
             self._deposit.give_up(exc)
         else:
-            self._deposit.put({f"state/{self._id}": self._slot.fd})
+            self._deposit.lend({f"state/{self._id}": self._slot.fd})
 
     def note_posted(self, *, in_journal: bool) -> None:
         """Forget the ``pending`` event: it is queued.

@@ -209,7 +209,7 @@ class Forwardings:
             await trio.aclose_forcefully(stream)
             raise
         fd = stream.socket.fileno()
-        deposit.put({EVENTS: fd, FORWARD: slot.fd})
+        deposit.lend({EVENTS: fd, FORWARD: slot.fd})
         return stream, ConnectionRecord(fd, slot, deposit, (EVENTS, FORWARD))
 
 

@@ -101,8 +101,7 @@ class Deposit:
         self.keeper = 0  # its pid, also of one that has ended
         if channel is not None:
             self.keeper = peer_of(channel).pid
-            for name, fd in (fds or {}).items():
-                self._originals.borrow(name, Fd(fd))
+            self._borrow(fds or {})
             self._originals.copy(inherited or {})
             channel.setblocking(False)
             self._send_bell()
@@ -136,6 +135,16 @@ class Deposit:
         self._originals.copy(fds)
         self._put(fds)
 
+    def lend(self, fds: Mapping[str, int]) -> None:
+        """Send copies of ``fds`` as :meth:`put`; these stay open until they are dropped."""
+        if self._is_active:
+            self._borrow(fds)
+            self._put(fds)
+
+    def _borrow(self, fds: Mapping[str, int]) -> None:
+        for name, fd in fds.items():
+            self._originals.borrow(name, Fd(fd))
+
     def _put(self, fds: Mapping[str, int]) -> None:
         if self._channel is None:
             return
@@ -144,7 +153,7 @@ class Deposit:
             self._send(encode(PUT, *names), [fds[name] for name in names])
 
     def put_accepted(self, listener: socket.socket, names: Sequence[str], *others: int) -> int:
-        """Accept a connection; leave copies of it and of ``others`` at once; return its fd.
+        """Accept a connection; lend it and ``others`` at once; return its fd.
 
         If this process is killed between the two system calls, the client's connection ends.
         So no other work is done there.
@@ -167,7 +176,7 @@ class Deposit:
             else:
                 self._count()
         if self._is_active:
-            self._originals.copy(dict(zip(names, fds, strict=True)))
+            self._borrow(dict(zip(names, fds, strict=True)))
         return fds[0]
 
     def drop(self, *names: str) -> None:
@@ -181,13 +190,17 @@ class Deposit:
         self._is_due = True
         self._wake.unpark()
 
-    def hold(self, fds: Mapping[str, Fd]) -> None:
-        """Send copies as :meth:`put`, and drop each when its ``Fd`` is closed."""
+    def hold(self, fds: Mapping[str, Fd], instead: Mapping[str, int] | None = None) -> None:
+        """Send copies as :meth:`put`, and drop each when its ``Fd`` is closed.
+
+        ``instead`` has fds to send in the place of those with the same names.
+        """
         if not self._is_active:
             return
         for name, fd in fds.items():
             self.follow(name, fd)
-        self._put({name: fd.number for name, fd in fds.items()})
+        self._originals.copy(instead or {})
+        self._put({name: fd.number for name, fd in fds.items()} | dict(instead or {}))
 
     def follow(self, name: str, fd: Fd) -> None:
         """Drop the copy ``name`` of the file of ``fd`` when that is closed."""

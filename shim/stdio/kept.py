@@ -58,13 +58,10 @@ class Kept:
         """
         if self.deposit is None or not self.deposit.is_active:
             return
-        held = {role: both, **(others or {})}
-        for name, fd in held.items():
-            self._drop_when_closed(name, fd)
+        held = {self.prefix + name: fd for name, fd in {role: both, **(others or {})}.items()}
         writer = fifos.reopen(both, os.O_WRONLY)
         try:
-            numbers = {self.prefix + name: fd.number for name, fd in held.items()}
-            self.deposit.put(numbers | {self.prefix + role: writer.number})
+            self.deposit.hold(held, {self.prefix + role: writer.number})
         finally:
             writer.close()
 

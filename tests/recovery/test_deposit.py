@@ -304,6 +304,23 @@ async def test_a_new_keeper_gets_all_fds_also_those_closed_since(tmp_path: Path)
     os.close(slot)
 
 
+async def test_an_fd_that_is_lent_or_held_is_not_copied(tmp_path: Path) -> None:
+    async with lost(tmp_path) as (deposit, _):
+        reader, writer = os.pipe()
+        held = Fd(writer)
+        before = len(os.listdir("/proc/self/fd"))
+        deposit.lend({"lent": reader})
+        deposit.hold({"held": held})
+        assert len(os.listdir("/proc/self/fd")) == before
+        deposit.put({"put": reader})
+        deposit.hold({"fifo": held}, {"fifo": writer})
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        deposit.drop("lent", "put")
+        held.close()
+        assert len(os.listdir("/proc/self/fd")) == before - 1
+        os.close(reader)
+
+
 async def test_a_server_that_listens_already_is_found(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir(mode=0o700)
     server = Server(f"{tmp_path}/f/server")
