@@ -13,7 +13,7 @@ import base64
 import json
 import os
 import socket
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -101,7 +101,7 @@ class _KeptForwarding:
             self._stream_id += 2
             self._save()
         self._is_resumed = False
-        frame = self._frame()
+        frame = self._frame(envelope)
         try:
             with trio.fail_after(ACKNOWLEDGE):
                 await self._send(frame)
@@ -112,10 +112,11 @@ class _KeptForwarding:
     def acknowledged(self) -> None:
         self._record.advance(self._rest, 0)
 
-    def _frame(self) -> bytes:
-        """Return the request that sends the event."""
+    def _frame(self, envelope: Envelope | None = None) -> bytes:
+        """Return the request that sends the event, which is ``envelope`` if that is known."""
         protocol = ClientProtocol(self._stream_id)
-        payload = ForwardRequest(envelope=Envelope.FromString(self.begun)).SerializeToString()
+        envelope = envelope or Envelope.FromString(self.begun)
+        payload = ForwardRequest(envelope=envelope).SerializeToString()
         return protocol.encode_request(_SERVICE, _METHOD, payload, timeout=ACKNOWLEDGE)[1]
 
     def _save(self) -> None:
@@ -145,13 +146,11 @@ class _KeptForwarding:
                 self._record.advance(self._rest, 0)
             elif is_too_long(data):
                 raise ConnectionLostError("the manager sent no ttrpc frame; check the address")
-            try:
-                received = self._record.receive()
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._fd)
-                continue
-            if not received:
-                raise ConnectionLostError
+            # The reply to a request that was just sent takes a moment.
+            await trio.lowlevel.wait_readable(self._fd)
+            with suppress(BlockingIOError):
+                if not self._record.receive():
+                    raise ConnectionLostError
 
 
 class Forwardings:
