@@ -47,6 +47,7 @@ RATES = pytest.mark.parametrize(
 KINDS = pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 
 
+@pytest.mark.slow
 @RATES
 @KINDS
 def test_a_fifo_gets_every_byte_once(
@@ -62,6 +63,7 @@ def test_a_fifo_gets_every_byte_once(
         assert daemons.kills > 5
 
 
+@pytest.mark.slow
 @KINDS
 def test_stdin_reaches_the_process_and_ends(fifos: Path, *, terminal: bool) -> None:
     spec = StdioSpec(str(fifos / "in"), str(fifos / "out"), terminal=terminal)
@@ -75,6 +77,7 @@ def test_stdin_reaches_the_process_and_ends(fifos: Path, *, terminal: bool) -> N
         assert daemons.kills > 5
 
 
+@pytest.mark.slow
 @RATES
 @KINDS
 def test_a_file_gets_every_byte_once(
@@ -89,6 +92,7 @@ def test_a_file_gets_every_byte_once(
         assert daemons.kills > 5
 
 
+@pytest.mark.slow
 @KINDS
 def test_a_logging_program_gets_every_byte_once_and_ends(fifos: Path, *, terminal: bool) -> None:
     path = fifos / "log"
@@ -121,6 +125,7 @@ def add_dropped(received: bytes, data: bytes) -> int:
     return len(data) if len(data) in ends else min(ends)
 
 
+@pytest.mark.slow
 @KINDS
 def test_spooled_output_comes_whole(
     fifos: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
@@ -136,6 +141,7 @@ def test_spooled_output_comes_whole(
         assert daemons.kills > 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 100_000], ids=["drop", "spool"])
 @KINDS
 def test_dropped_output_is_counted_exactly(
