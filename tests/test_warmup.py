@@ -116,6 +116,24 @@ def test_a_warm_up_without_its_tools_ends_early_and_raises_nothing(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("settings", "loaded"),
+    [("", set()), ("survive = true", {"filehelper", "terminalsplice"})],
+    ids=["none", "survive"],
+)
+def test_a_server_has_the_modules_that_the_hosts_settings_need(
+    tmp_path: Path, settings: str, loaded: set[str]
+) -> None:
+    (tmp_path / "host.toml").write_text(settings)
+    code = (
+        "import sys; from shim.start.warmup import warm_up; warm_up(sys.argv[1])\n"
+        "print(*(name for name in sys.modules if name.startswith('shim.stdio.')))"
+    )
+    done = run(code, str(tmp_path / "w"), TRIO_SHIM_CONFIG=str(tmp_path / "host.toml"))
+    found = {name.rpartition(".")[2] for name in done.stdout.split()}
+    assert found & {"filehelper", "terminalsplice", "overflow", "keptoverflow"} == loaded
+
+
 def test_a_program_runs_and_ends_on_an_arranged_heap() -> None:
     done = run(_ARRANGE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "well\n", "")

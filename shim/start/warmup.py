@@ -18,6 +18,7 @@ import socket
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,9 +96,17 @@ def warm_up(directory: str) -> None:
                         run = partial(_run_daemon, place, runtime, survives=survives)
                         trio.run(run, strict_exception_groups=True)
         hostfile.parse(b"survive = true\n")
+        _import_by_settings()
     except Exception as exc:
         log.debug("cannot finish the warm-up of the fork server", error=exc)
     moving.finish()
+
+
+def _import_by_settings() -> None:
+    """Import modules that daemons load when first needed, if the host's file has ``survive``."""
+    if hostfile.read(os.environ).survive:
+        for name in ("filehelper", "terminalsplice"):
+            import_module(f"shim.stdio.{name}")
 
 
 def _remove_stale(directory: str) -> None:
