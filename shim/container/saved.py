@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from shim.container.snapshot import Constants, ContainerSnapshot, encode_constants
+from shim.container.snapshot import Constants, ContainerSnapshot, Encoder
 from shim.recovery.slot import StateSlot
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SavedState:
         self._execs = execs
         self._deposit = deposit
         self._slot = slot
-        self._constants = ""
+        self._encoder: Encoder | None = None
         self._held: dict[str, Child] = {}
 
     @property
@@ -169,9 +169,8 @@ class SavedState:
         """Remember the exit of a deleted exec, and save."""
         if not self.is_active:
             return
-        self.deleted[exec_id] = exit_
-        if len(self.deleted) > _DELETED:
-            del self.deleted[next(iter(self.deleted))]
+        kept = list(self.deleted.items())[-_DELETED + 1 :]
+        self.deleted = {**dict(kept), exec_id: exit_}  # another object, for the encoder
         self.save()
 
     def close(self) -> None:
@@ -183,18 +182,20 @@ class SavedState:
             self._deposit.drop(f"state/{self._id}")
 
     def _encoded(self) -> bytes:
-        if not self._constants:
+        if self._encoder is None:
             constants = Constants(
                 self._request.SerializeToString(), asdict(self._config), asdict(self._options)
             )
-            self._constants = encode_constants(constants)
-        return ContainerSnapshot(
-            init=self._init.snapshot(),
-            execs=tuple(process.snapshot() for process in self._execs.values()),
-            doing=self.doing,
-            pending=self.pending,
-            deleted=self.deleted,
-            cgroup=self.group.directories,
-            oom=self.group.oom_count,
-            existed=self.existed,
-        ).encode(self._constants)
+            self._encoder = Encoder(constants)
+        execs = self._execs
+        snapshot = ContainerSnapshot(
+            self._init.snapshot(),
+            tuple([process.snapshot() for process in execs.values()]) if execs else (),
+            self.doing,
+            self.pending,
+            self.deleted,
+            self.group.directories,
+            self.group.oom_count,
+            self.existed,
+        )
+        return self._encoder.encode(snapshot)

@@ -87,29 +87,52 @@ class ContainerSnapshot(NamedTuple):
     existed: tuple[str, ...] | None = None
     constants: Constants | None = None
 
-    def encode(self, constants: str) -> bytes:
-        """Return the JSON; ``constants`` is that of :func:`encode_constants`.
 
-        A state is written several times in each call.  Parts of the text that do not change
-        are not made again, and the rest has no large object to encode.
-        """
-        execs = ", ".join([_process_text(one) for one in self.execs])
-        deleted = ", ".join(
-            [f"{_quoted(id_)}: {_exit_text(exit_)}" for id_, exit_ in self.deleted.items()]
+class Encoder:
+    """Encodes the snapshots of one container with ``constants``.
+
+    A state is written several times in each call, while the processor's caches have the code of
+    the runtime.  So parts of the text that are as in the last snapshot are not made again:
+    ``deleted`` and ``cgroup`` of a snapshot may not change any more, and ``execs`` have
+    different ids.
+    """
+
+    def __init__(self, constants: Constants) -> None:
+        value = asdict(constants) | {"request": _text(constants.request)}
+        self._constants = json.dumps(value)
+        self._processes: dict[str, tuple[ProcessSnapshot, str]] = {}
+        self._rest: tuple[object, ...] = ()
+        self._end = b""
+
+    def encode(self, snapshot: ContainerSnapshot) -> bytes:
+        """Return the JSON."""
+        init, execs = snapshot.init, snapshot.execs
+        text = (
+            f'{{"version": {CONTAINER}, "init": {self._process_text(init)}, '
+            f'"execs": [{", ".join(map(self._process_text, execs)) if execs else ""}], '
+            f'"doing": "{snapshot.doing}", "pending": "{_text(snapshot.pending)}", '
         )
-        return (
-            f'{{"version": {CONTAINER}, "init": {_process_text(self.init)}, "execs": [{execs}], '
-            f'"doing": {_quoted(self.doing)}, "pending": "{_text(self.pending)}", '
-            f'"deleted": {{{deleted}}}, "cgroup": {_object_text(self.cgroup)}, '
-            f'"oom": {_oom_text(self.oom)}, "existed": {_texts_text(self.existed)}, '
-            f'"constants": {constants}}}'
-        ).encode()
+        if len(self._processes) > len(execs) + 1:
+            ids = {init.id, *(one.id for one in execs)}
+            self._processes = {id_: self._processes[id_] for id_ in ids}
+        rest = snapshot.deleted, snapshot.cgroup, snapshot.oom, snapshot.existed
+        if rest != self._rest:
+            self._rest = rest
+            deleted = ", ".join(
+                [f"{_quoted(id_)}: {_exit_text(exit_)}" for id_, exit_ in snapshot.deleted.items()]
+            )
+            self._end = (
+                f'"deleted": {{{deleted}}}, "cgroup": {_object_text(snapshot.cgroup)}, '
+                f'"oom": {_oom_text(snapshot.oom)}, "existed": {_texts_text(snapshot.existed)}, '
+                f'"constants": {self._constants}}}'
+            ).encode()
+        return text.encode() + self._end
 
-
-def encode_constants(constants: Constants) -> str:
-    """Return the part of the JSON that does not change, so that it is made only once."""
-    value = asdict(constants) | {"request": _text(constants.request)}
-    return json.dumps(value)
+    def _process_text(self, process: ProcessSnapshot) -> str:
+        known = self._processes.get(process.id)
+        if known is None or known[0] != process:
+            known = self._processes[process.id] = process, _process_text(process)
+        return known[1]
 
 
 def parse(data: bytes) -> ContainerSnapshot:
