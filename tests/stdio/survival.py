@@ -296,7 +296,8 @@ class Survival:
                 stdio.exited()
             control.send(b"running")
             await self._obey(control, stdio)
-            with trio.move_on_after(1):  # the deposit sends the drops
+            # The deposit sends the drops, until the keeper has them.
+            with trio.move_on_after(10 * PATIENCE):
                 await trio.lowlevel.wait_readable(control)
             nursery.cancel_scope.cancel()
 
@@ -339,6 +340,7 @@ def surviving(
         survival.wait_running()
         survival.call("close")
         survival.run_until(lambda: not survival.kept)
+        survival.call("end")
         assert survival._wait_daemon() == 0
     finally:
         if survival._pid > 0:
