@@ -69,12 +69,13 @@ def test_a_service_that_is_killed_finds_its_container_again(place: Place) -> Non
 def test_a_service_is_killed_at_later_and_later_moments_and_has_the_status(place: Place) -> None:
     bundle = place.bundle("sh", "-c", "exit 7")
     argv = command("service.py", bundle)
-    for number in range(200):
+    for number in range(70):
         with subprocess.Popen(
             argv, env=place.environ, stdout=subprocess.PIPE, text=True
         ) as service:
             try:
-                printed, _ = service.communicate(timeout=0.1 + 0.05 * number)
+                # Each moment is a tenth later, so that a slow machine needs few more of them.
+                printed, _ = service.communicate(timeout=0.1 * 1.1**number)
             except subprocess.TimeoutExpired:
                 service.kill()
                 continue
