@@ -1,8 +1,8 @@
-"""The containers of one daemon: those that it has, and those that it still expects.
+"""The table of the containers of one daemon, which decides when the daemon ends.
 
-The daemon ends when it neither has nor expects one: :meth:`Containers.shut_down` decides.
-A container is expected while its Create is under way, and after a ``start`` has replied with
-the address of the daemon for it.
+The daemon ends when it has no container and expects none.  It expects a container while its
+Create is under way, and for some seconds after a ``start`` has replied with the address of
+the daemon.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from shim.container.container import Container
     from shim.container.host import Host
 
-# Seconds for which a shim without a container stays for the Create of a ``start`` that
+# Seconds for which a shim without a container waits for the Create of a ``start`` that
 # joined it.  The manager sends Create as soon as it has read the answer of ``start``.
 JOIN_LIMIT = 5.0
 _STARTS = 1000  # such ``start`` to count
 
 
 class Containers:
-    """``shutdown`` is set when the daemon has to end."""
+    """The table of containers; ``shutdown`` is set when the daemon has to end."""
 
     def __init__(self, host: Host, shutdown: trio.Event) -> None:
         self.shutdown = shutdown

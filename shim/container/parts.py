@@ -1,7 +1,7 @@
 """The parts of one container that the operations on it share.
 
-Create, start, exec, delete and restore are modules of their own.  Each of them takes the
-:class:`ContainerParts` of its container, and changes the state that they hold.
+Create, start, exec, delete and restore have a module each.  Each module takes the
+:class:`ContainerParts` of a container, and changes the state in them.
 """
 
 from __future__ import annotations
