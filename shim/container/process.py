@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,7 +68,12 @@ class Process:
     def snapshot(self) -> ProcessSnapshot:
         """Return the present state."""
         if self._spec_value is None:
-            self._spec_value = Fixed(asdict(self.spec))
+            self._spec_value = Fixed(
+                stdin=self.spec.stdin,
+                stdout=self.spec.stdout,
+                stderr=self.spec.stderr,
+                terminal=self.spec.terminal,
+            )
         if self._stdio_value is None and self._stdio is not None:
             self._stdio_value = Fixed(self._stdio.state())
         return ProcessSnapshot(

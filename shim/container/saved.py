@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from shim.container.snapshot import Constants, ContainerSnapshot, Encoder
 from shim.recovery.slot import StateSlot
@@ -183,9 +183,8 @@ class SavedState:
 
     def _encoded(self) -> bytes:
         if self._encoder is None:
-            constants = Constants(
-                self._request.SerializeToString(), asdict(self._config), asdict(self._options)
-            )
+            request = self._request.SerializeToString()
+            constants = Constants(request, _fields(self._config), _fields(self._options))
             self._encoder = Encoder(constants)
         execs = self._execs
         snapshot = ContainerSnapshot(
@@ -199,3 +198,8 @@ class SavedState:
             self.existed,
         )
         return self._encoder.encode(snapshot)
+
+
+def _fields(value: Config | Options) -> dict[str, Any]:
+    """Return the fields of a dataclass, which are not copied as by ``asdict``."""
+    return {one.name: getattr(value, one.name) for one in fields(value)}

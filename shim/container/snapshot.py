@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from shim.container.lifecycle import State
@@ -98,8 +98,12 @@ class Encoder:
     """
 
     def __init__(self, constants: Constants) -> None:
-        value = asdict(constants) | {"request": _text(constants.request)}
-        self._constants = json.dumps(value)
+        value = {
+            "request": _text(constants.request),
+            "config": constants.config,
+            "options": constants.options,
+        }
+        self._constants = _quoted(value)
         self._processes: dict[str, tuple[ProcessSnapshot, str]] = {}
         self._rest: tuple[object, ...] = ()
         self._end = b""
