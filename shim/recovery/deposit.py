@@ -13,6 +13,7 @@ and sends copies of all fds.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -40,6 +41,7 @@ from shim.recovery.messages import (
     GIVE,
     MAX_MESSAGE,
     PUT,
+    READ,
     SERVING,
     decode,
     encode,
@@ -61,6 +63,8 @@ _UNREAD = 64
 _TURNS = 2
 # Seconds for the keeper to answer.
 _ANSWER = 5.0
+# Seconds between two attempts to send fds while too many wait in the channels of all daemons.
+_CROWDED = 0.01
 
 
 class Deposit:
@@ -97,6 +101,7 @@ class Deposit:
         self._bell = -1
         self._unread = 0  # messages since the bell was last rung
         self._is_due = False  # the bell is to be rung for a drop
+        self._is_crowded = False  # the kernel accepted no more fds
         self._ends = False  # the keeper ends on purpose
         self.keeper = 0  # its pid, also of one that has ended
         if channel is not None:
@@ -343,7 +348,11 @@ class Deposit:
         self._wake.unpark()
 
     def _sent(self, data: bytes, fds: list[int]) -> bool:
-        """Return whether the channel accepted a message."""
+        """Return whether the channel accepted a message.
+
+        Without CAP_SYS_ADMIN in the first user namespace, the fds that wait in all channels
+        together are limited by RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
+        """
         assert self._channel is not None
         try:
             if fds:
@@ -357,6 +366,9 @@ class Deposit:
             self._lose()
             return False
         except OSError as exc:
+            if exc.errno == errno.ETOOMANYREFS and fds:
+                self._is_crowded = True
+                return False
             self.give_up(exc)
             return False
         self._count()
@@ -392,6 +404,11 @@ class Deposit:
                 if self._sent(data, fds):
                     self._queue.popleft()
                     _close_all(fds)
+                elif self._is_crowded:
+                    self._is_crowded = False
+                    if self._sent(encode(READ), []):
+                        self._ring()
+                    await trio.sleep(_CROWDED)
                 elif self._channel is not None:
                     with suppress(trio.ClosedResourceError):  # given up
                         await trio.lowlevel.wait_writable(self._channel)

@@ -6,6 +6,8 @@ The daemon sends:
   to the eventfd or ends.  Messages wait in the channel until then, with their fds;
 - ``put NAME...`` with one fd for each name; a fd replaces an earlier one of the same name;
 - ``drop NAME...``: the keeper closes these fds;
+- ``read``: the keeper reads the channels of all daemons, because the kernel limits the fds that
+  wait in all of them together;
 - ``exit NAME``: the keeper answers ``exit NAME STATUS TIME`` with the exit of the process
   of the pidfd NAME, or ``exit NAME`` if it does not know the exit;
 - ``claimed``, from a replacement that has sent the pidfds of all inherited processes.  Until
@@ -26,7 +28,7 @@ version cannot read these, and ends.
 
 from __future__ import annotations
 
-BELL, PUT, DROP, EXIT = b"bell", b"put", b"drop", b"exit"
+BELL, PUT, DROP, EXIT, READ = b"bell", b"put", b"drop", b"exit", b"read"
 CLAIMED, SERVING, END = b"claimed", b"serving", b"end"
 GIVE, REPLACE, READY = b"give", b"replace", b"ready"
 GO, ALONE = b"go", b"alone"

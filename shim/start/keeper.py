@@ -80,6 +80,7 @@ class Keeper:
         self._channels: dict[int, Kept] = {}
         self._bells: dict[int, Kept] = {}
         self._timed: set[Kept] = set()  # those with a deadline
+        self._others_wait = False  # all channels are to be read
         self._reporters = Reporters(poll, self.reap)
         self._most = 0  # the limit of fds, once it is raised
 
@@ -159,6 +160,10 @@ class Keeper:
                     self._end_channel(kept)
         else:
             return self._reporters.receive(fd)
+        if self._others_wait:
+            self._others_wait = False
+            for kept in [*self._channels.values()]:
+                self._read(kept)
         return True
 
     def _answer_bell(self, kept: Kept) -> None:
@@ -171,6 +176,10 @@ class Keeper:
         if not is_bell:  # an fd of another kind
             self._forget(kept)
             return
+        self._read(kept)
+
+    def _read(self, kept: Kept) -> None:
+        """Take all messages of a channel."""
         with suppress(BlockingIOError):
             while kept.channel is not None:
                 if not self._take(kept):
@@ -229,6 +238,8 @@ class Keeper:
                 self._drop(kept, names)
             case messages.BELL, [] if kept.bell < 0 and kept.pid:
                 self._hang(kept, fds[0])
+            case messages.READ, []:
+                self._others_wait = True
             case messages.EXIT, [_]:
                 assert kept.channel is not None
                 orphans.answer(kept, kept.channel, names, lambda pid: self.reap(pid, kept))
