@@ -1,4 +1,4 @@
-"""What one daemon has left with the keeper of its fds: see :mod:`shim.start.keeper`."""
+"""The fds that one daemon has sent to the keeper, and its deaths: see :mod:`shim.start.keeper`."""
 
 from __future__ import annotations
 
