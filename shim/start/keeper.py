@@ -23,7 +23,6 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds, send_fds
-from shim.linux.processes import is_ending, parent_of
 from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS, TURN
 from shim.recovery.messages import (
@@ -40,6 +39,7 @@ from shim.recovery.messages import (
 from shim.recovery.moving import MOVED
 from shim.recovery.turn import count_of
 from shim.start import orphans
+from shim.start.guests import Guests, is_ending_daemon
 from shim.start.keptfds import Kept
 from shim.start.reporters import Reporters
 
@@ -76,7 +76,7 @@ class Keeper:
         self._deaths = deaths
         self._all: set[Kept] = set()
         self._daemons: dict[int, Kept] = {}
-        self._guests: dict[int, Kept] = {}  # by their pidfds
+        self._guests = Guests(poll)
         self._channels: dict[int, Kept] = {}
         self._bells: dict[int, Kept] = {}
         self._timed: set[Kept] = set()  # those with a deadline
@@ -131,9 +131,7 @@ class Keeper:
         replaced once it has left all fds, of which ``daemon`` is the last.
         """
         self.attach(pid, channel)
-        kept = self._guests[pidfd] = self._daemons[pid]
-        kept.guest, kept.parent = pidfd, _parent_of(pid)
-        self._poll.register(pidfd, select.POLLIN)
+        self._guests.add(self._daemons[pid], pidfd)
 
     @property
     def guests(self) -> int:
@@ -149,8 +147,7 @@ class Keeper:
 
         It may also be the pidfd of a guest, which has ended.  Return False if it is none of these.
         """
-        if (kept := self._guests.get(fd)) is not None:
-            kept.parent = _parent_of(kept.pid) or kept.parent
+        if (kept := self._guests.ended(fd)) is not None:
             self._follow_end(kept, on_purpose=False, counts=not kept.gives)
         elif (kept := self._bells.get(fd)) is not None:
             self._answer_bell(kept)
@@ -187,7 +184,7 @@ class Keeper:
 
     def _end_channel(self, kept: Kept) -> None:
         self._close_channel(kept)
-        if kept.pid and kept.fds and (_has_ended(kept.guest) or is_ending(kept.pid)):
+        if kept.pid and kept.fds and is_ending_daemon(kept):
             # A daemon's fds are closed before its parent can reap it.
             self._set(kept, ended_at=time.monotonic() + _ENDING)
         else:
@@ -362,7 +359,7 @@ class Keeper:
     def _bury(self, kept: Kept, *, counts: bool = True) -> None:
         """Make a replacement due for a daemon that has ended; a move ``counts`` as no death."""
         self._close_channel(kept)
-        self._close_guest(kept)
+        self._guests.remove(kept)
         self._daemons.pop(kept.pid, None)
         kept.pid = 0
         now = time.monotonic()
@@ -405,7 +402,7 @@ class Keeper:
         If it has moved, those that are needed to report exits stay.
         """
         self._close_channel(kept)
-        self._close_guest(kept)
+        self._guests.remove(kept)
         if kept.reporter is not None and kept.reporter.is_open:
             self._reporters.leave(kept.reporter)
         else:
@@ -431,13 +428,6 @@ class Keeper:
             os.close(kept.bell)
             kept.bell = -1
 
-    def _close_guest(self, kept: Kept) -> None:
-        if kept.guest >= 0:
-            self._poll.unregister(kept.guest)
-            del self._guests[kept.guest]
-            os.close(kept.guest)
-            kept.guest = -1
-
     def _set(self, kept: Kept, **times: float) -> None:
         for name, value in times.items():
             setattr(kept, name, value)
@@ -445,22 +435,6 @@ class Keeper:
             self._timed.add(kept)
         else:
             self._timed.discard(kept)
-
-
-def _parent_of(pid: int) -> int:
-    """Return the parent of ``pid``, 0 if that is not known."""
-    with suppress(OSError):
-        return parent_of(pid)
-    return 0
-
-
-def _has_ended(pidfd: int) -> bool:
-    """Return whether the process of ``pidfd`` has ended; False for -1."""
-    if pidfd < 0:
-        return False
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _close_all(fds: Iterable[int]) -> None:
