@@ -15,7 +15,7 @@ from tests.frozen import FreezableDisk, freezable_disk
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
 from tests.process.servers import Server
-from tests.process.survival import Survivor, enable, kill_server, wait_kept
+from tests.process.survival import Survivor, enable, kill_server, status_of, wait_kept
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -72,7 +72,7 @@ def survivors(
         logs.append(bundle / "log")
         logs[-1].touch()
         shim = Survivor(rig, await rig.start(bundle))
-        if "SHIM_TEST_GUEST" in os.environ:
+        if "SHIM_TEST_GUEST" in os.environ and (await status_of(shim))["survives"]:
             await kill_server(surviving, shim)
             sharedserver.shimctl("warm", os.environ)
             await wait_kept(shim)
