@@ -8,6 +8,7 @@ crun, runsc and wrappers made for the stock shim accept them too.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,18 @@ class Runtime:
         if self.systemd_cgroup:
             command.append("--systemd-cgroup")
         return [*command, verb, *args]
+
+
+def is_about(words: list[bytes], root: bytes, id_: bytes) -> bool:
+    """Return whether a command line is about container ``id_`` of the state directory ``root``.
+
+    The id is the last argument, and the last but one of ``kill`` with a signal.  A wrapper of
+    the runtime may have words before those of :meth:`Runtime.argv`.
+    """
+    if root and (b"--root", root) not in itertools.pairwise(words):
+        return False
+    has_signal = words[-3:-2] == [b"kill"] or words[-4:-2] == [b"kill", b"--all"]
+    return [id_] == (words[-2:-1] if has_signal else words[-1:])
 
 
 @dataclass(frozen=True, slots=True)

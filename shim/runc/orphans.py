@@ -22,6 +22,7 @@ from shim import log
 from shim.linux.files import read_whole
 from shim.linux.processes import is_descendant, parent_of, started_at
 from shim.linux.tree import children_of, stopped_tree
+from shim.runc.command import is_about
 
 # Seconds between two looks at the commands, and for killed ones to end.
 _PAUSE = 0.005
@@ -39,7 +40,7 @@ class Orphans:
 
     def __init__(self, root: str, id_: str, adopter: int = 0) -> None:
         self._parents = {os.getppid(), adopter} - {0}
-        self._words = {os.fsencode(root), os.fsencode(id_)}
+        self._root, self._id = os.fsencode(root), os.fsencode(id_)
         # A process that was forked to run a command has this until its execve(2).
         self._own = _command_line(os.getpid())
         self._seen_at = _clock_ticks()  # the last time at which a command may have run
@@ -101,7 +102,8 @@ class Orphans:
     def _is_command(self, pid: int) -> bool:
         words = _command_line(pid)
         # A container's process may have such a command line, too.
-        return (words == self._own or self._words <= set(words)) and _has_own_mounts(pid)
+        is_command = words == self._own or is_about(words, self._root, self._id)
+        return is_command and _has_own_mounts(pid)
 
     def _open(self, pid: int) -> int:
         if not pid:
@@ -127,9 +129,9 @@ class Orphans:
 
 def is_running(root: str, id_: str) -> bool:
     """Return whether a runtime command for the container ``id_`` runs, of any parent."""
-    wanted = {os.fsencode(root), os.fsencode(id_)}
+    wanted = os.fsencode(root), os.fsencode(id_)
     pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - names
-    return any(wanted <= set(_command_line(pid)) for pid in pids if pid != os.getpid())
+    return any(is_about(_command_line(pid), *wanted) for pid in pids if pid != os.getpid())
 
 
 def _clock_ticks() -> int:
@@ -157,6 +159,6 @@ def _has_own_mounts(pid: int) -> bool:
 
 def _command_line(pid: int) -> list[bytes]:
     try:
-        return read_whole(f"/proc/{pid}/cmdline", _LONGEST).split(b"\0")
+        return read_whole(f"/proc/{pid}/cmdline", _LONGEST).split(b"\0")[:-1]
     except OSError:
         return []

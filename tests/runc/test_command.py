@@ -15,6 +15,7 @@ from shim.runc.command import (
     checkpoint_args,
     create_args,
     exec_args,
+    is_about,
     reason_of,
     restore_args,
 )
@@ -30,6 +31,33 @@ def test_a_command_says_where_the_runtimes_state_and_log_are() -> None:
 
 def test_a_plain_runtime_is_told_no_more_than_it_must() -> None:
     assert Runtime().argv("features") == ["runc", "--log-format", "json", "features"]
+
+
+_CREATION = Creation("/b/pid", "/run/console.sock")
+_COMMANDS: list[tuple[str, ...]] = [
+    ("create", *create_args("c1", "/b", _CREATION, no_pivot=True, no_new_keyring=True)),
+    ("restore", *restore_args("c1", "/b", _CREATION, Checkpoint("/i"), no_pivot=True)),
+    ("exec", *exec_args("c1", "/b/e.json", _CREATION)),
+    ("checkpoint", *checkpoint_args("c1", Checkpoint("/i"))),
+    ("update", "--resources", "-", "c1"),
+    *[("kill", "c1", "9"), ("kill", "--all", "c1", "9"), ("kill", "c1")],
+    *[("delete", "c1"), ("delete", "--force", "c1"), ("start", "c1"), ("state", "c1")],
+]
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("log", ["", "/b/log.json"])
+def test_a_command_is_about_its_container_and_not_about_one_named_as_its_words(
+    command: tuple[str, ...], log: str
+) -> None:
+    argv = Runtime("runc", "/run/r", systemd_cgroup=True).argv(*command, log=log)
+    words = [word.encode() for word in ("/bin/sh", "/wrapper", *argv[1:])]
+    assert is_about(words, b"/run/r", b"c1")
+    assert not is_about(words, b"/run/other", b"c1")
+    for word in {*words, b"json"} - {b"c1"}:
+        assert not is_about(words, b"/run/r", word)
+    renamed = [word.replace(b"c1", b"kill") for word in words]
+    assert is_about(renamed, b"/run/r", b"kill")
 
 
 def test_create_names_bundle_pid_file_and_console() -> None:
