@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 # The signals that managers stop a container with: SIGKILL and SIGTERM.
 _ENDING = (9, 15)
+# Those that a replacement sends again: a second one has no further effect.
+_REPEATED = (*_ENDING, 0)
 
 
 class Container:
@@ -146,7 +148,7 @@ class Container:
         ones wait for that.  A container whose Create was under way is only constructed:
         call :meth:`undo_create`.
 
-        :raises ShimError: the state is not valid.
+        :raises Exception: the state is not valid, and no process is left that was followed.
         """
         assert snapshot.constants is not None
         request = task_pb2.CreateTaskRequest.FromString(snapshot.constants.request)
@@ -159,7 +161,24 @@ class Container:
             slot,
         )
         self._open_log()
-        await self._restoring.run(snapshot, inherited)
+        try:
+            await self._restoring.run(snapshot, inherited)
+        except Exception:  # the container is lost
+            self._restoring.kill()
+            raise
+        return self
+
+    @classmethod
+    def lost(cls, request: task_pb2.CreateTaskRequest, slot: StateSlot, host: Host) -> Container:
+        """Return a container of a killed daemon whose state is not valid, as an exited one.
+
+        :raises ShimError, OSError: its bundle is not valid, or was removed.
+        """
+        bundle = Bundle.open(request.bundle)
+        options = Options.read(bundle.path / "options.json")
+        self = cls(request, bundle, bundle.config(), options, host, slot)
+        self._open_log()
+        self._restoring.give_up()
         return self
 
     async def wait_settled(self) -> None:
@@ -291,7 +310,7 @@ class Container:
         :raises UnavailableError: the signal may have been sent by a killed daemon.
         """
         process, number = self.process(request.exec_id), request.signal
-        if call.begun:
+        if call.begun and number not in _REPEATED:  # a state of version 1 has begun calls of all
             raise UnavailableError(
                 f"signal {number} may have been sent: the shim was killed meanwhile; send it "
                 "again if it must arrive"
@@ -300,7 +319,7 @@ class Container:
             process.life.check(Op.KILL)
             if number > 64:
                 raise InvalidError(f"there is no signal {number}")
-            if number not in (*_ENDING, 0):
+            if number not in _REPEATED:
                 call.begin()
             await self._kill(process, number, all_=request.all)
         except NotFoundError:

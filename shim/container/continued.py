@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from shim import log
 from shim.container.container import Container
 from shim.container.lifecycle import State
+from shim.container.lost import end_lost
 from shim.container.restoring import REPLAYED
 from shim.container.snapshot import parse
-from shim.errors import ShimError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,9 +53,10 @@ class Continued:
             try:
                 snapshot = parse(slot.read())
                 container = await Container.restore(snapshot, slot, inherited, self._host)
-            except (ShimError, OSError) as exc:
-                log.error("cannot go on with a container: it is lost", id=id_, error=exc)
-                slot.close()
+            except Exception as exc:  # it may cost this container only
+                if (lost := end_lost(id_, slot, inherited, self._host, exc)) is not None:
+                    self._containers.reserve(id_)
+                    self._containers.add(lost)
                 continue
             if snapshot.doing == "Create":
                 creation = self._containers.creations.begin(id_, None)

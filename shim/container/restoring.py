@@ -103,6 +103,25 @@ class Restoring:
             assert process.child is not None
             self._exits.follow_exec(process, process.child)
 
+    def kill(self) -> None:
+        """Kill the processes that are followed: their container is lost."""
+        for process in (self._init, *self._execs.values()):
+            if process.child is not None:
+                with suppress(NotFoundError):
+                    process.child.signal(SIGKILL)
+
+    def give_up(self) -> None:
+        """Have the init process, which is killed, exit with its record or an unknown status."""
+        pid = self._bundle.read_pid()
+        exit_ = read_exit(str(self._bundle.path))
+        if exit_ is None or exit_.pid != pid:
+            exit_ = Exit(pid, UNKNOWN_STATUS, time.time_ns(), "the state of its shim is lost")
+        child = Child(pid, -1)
+        child.set_exit(exit_)
+        self._init.set_child(child)
+        self._exits.follow_init()
+        self.settled.set()
+
     async def _restore_process(
         self, process: Process, snapshot: ProcessSnapshot, inherited: Inherited
     ) -> None:
