@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +20,6 @@ from tests.process.rig import Rig, wait_gone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
     from typing import Any
 
 
@@ -27,6 +27,20 @@ async def wait_path(path: Path, seconds: float = 20) -> None:
     """Wait until ``path`` exists."""
     with trio.fail_after(seconds * PATIENCE):
         while not path.exists():
+            await trio.sleep(0.01)
+
+
+async def wait_trapped(pid: int) -> None:
+    """Wait until a shell's trap of SIGTERM is set: until then the signal ends the shell.
+
+    The runtime's program, which it was before, has a handler of each signal.
+    """
+    with trio.fail_after(20 * PATIENCE):
+        while True:
+            status = Path(f"/proc/{pid}/status").read_text()
+            caught = int(status.partition("\nSigCgt:")[2].split()[0], 16)
+            if not status.startswith("Name:\trunc") and caught >> signal.SIGTERM - 1 & 1:
+                return
             await trio.sleep(0.01)
 
 

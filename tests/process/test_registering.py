@@ -21,6 +21,7 @@ from tests.process.builds import CURRENT
 from tests.process.driven import verdict
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
+from tests.process.steps import wait_trapped
 from tests.process.survival import (
     daemon_of,
     kill_server,
@@ -138,6 +139,7 @@ async def test_an_exec_that_the_runtime_starts_during_the_kill_is_followed(
     await shim.add("c1", "e1", "sh", "-c", "trap 'exit 6' TERM; while :; do usleep 9000; done")
     pid = await interrupted(shim, gate, lambda: shim.start("c1", "e1"))
     assert parent_of(pid) not in (await daemon_of(shim.task), await server.wait_up())
+    await wait_trapped(pid)
     await shim.kill("c1", "e1", number=signal.SIGTERM)
     assert (await shim.wait("c1", "e1")).exit_status == 6
     await shim.delete("c1", "e1")

@@ -20,6 +20,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import Build
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
+from tests.process.steps import wait_trapped
 from tests.process.survival import daemon_of, kill_server, wait_kept
 from tests.process.test_upgrade import NEXT, move, version_of
 from tests.test_reaper import keeps_status
@@ -207,6 +208,7 @@ async def test_no_exit_is_lost_at_any_time_of_moves_and_deaths(
             exec_id, code = f"e{turn}-{number}", 10 + 3 * turn + number
             execs[exec_id] = code
             pids[exec_id] = await shim.exec("c1", exec_id, *ending(code))
+            await wait_trapped(pids[exec_id])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(move, shim, next(servers))
             nursery.start_soon(kill_later)
