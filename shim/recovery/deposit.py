@@ -31,6 +31,7 @@ from shim.linux.fifos import Fd
 from shim.linux.peers import peer_of
 from shim.linux.sockets import accept_of
 from shim.recovery import messages
+from shim.recovery.bell import Bell
 from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import (
     BELL,
@@ -56,8 +57,6 @@ if TYPE_CHECKING:
 
 # Messages that may be queued.
 _QUEUE = 4096
-# Messages after which the keeper is woken to read them.
-_UNREAD = 64
 # Turns of the event loop between a drop and its message: the replies and events that go out
 # in them do not compete with the keeper for a processor.
 _TURNS = 2
@@ -98,8 +97,7 @@ class Deposit:
         self._answers: dict[str, trio.Event] = {}
         self._exits: dict[str, tuple[int, int] | None] = {}
         self._reports: Reports | None = None
-        self._bell = -1
-        self._unread = 0  # messages since the bell was last rung
+        self._bell = Bell()
         self._is_due = False  # the bell is to be rung for a drop
         self._is_crowded = False  # the kernel accepted no more fds
         self._ends = False  # the keeper ends on purpose
@@ -113,15 +111,12 @@ class Deposit:
 
     def _send_bell(self) -> None:
         """Give the keeper the bell; without one it reads each message at once."""
-        try:
-            bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as exc:
-            log.debug("the fork server is woken for each message", error=exc)
+        if (bell := self._bell.open()) < 0:
             return
         if self._sent(encode(BELL), [bell]):
-            self._bell, self._unread = bell, 0
+            self._bell.reset()
         else:
-            os.close(bell)
+            self._bell.close()
 
     @property
     def is_active(self) -> bool:
@@ -179,7 +174,7 @@ class Deposit:
             except OSError:  # it is sent later, or the keeper has ended
                 self._send(data, list(fds))
             else:
-                self._count()
+                self._bell.count()
         if self._is_active:
             self._borrow(dict(zip(names, fds, strict=True)))
         return fds[0]
@@ -233,7 +228,7 @@ class Deposit:
         if name not in self._answers:
             self._answers[name] = trio.Event()
             self._send(encode(EXIT, name), [])
-            self._ring()
+            self._bell.ring()
         answered = self._answers[name]
         with trio.move_on_after(_ANSWER):
             await answered.wait()
@@ -247,7 +242,7 @@ class Deposit:
         the killed daemon.  So no pid in a runtime's pid file can belong to another process.
         """
         self._send(encode(CLAIMED), [])
-        self._ring()
+        self._bell.ring()
 
     def serving(self) -> None:
         """Report that this process, a replacement, accepts calls."""
@@ -261,7 +256,7 @@ class Deposit:
         self._send_drops()
         if self._channel is None or self._queue or not self._sent(encode(GIVE), [to]):
             return False
-        self._ring()
+        self._bell.ring()
         return True
 
     async def run(self, start: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -295,7 +290,7 @@ class Deposit:
         # The keeper replaces a daemon of which it has this one, so that is the last.
         names = sorted(fds := self._originals.all(), key=DAEMON.__eq__)
         self._put({name: fds[name] for name in names})
-        self._ring()
+        self._bell.ring()
         if self._channel is not None:
             log.info("another fork server keeps the files of this shim", server=self.keeper)
 
@@ -318,9 +313,7 @@ class Deposit:
         with suppress(RuntimeError):  # the event loop does not run yet
             trio.lowlevel.notify_closing(channel)
         channel.close()
-        if self._bell >= 0:
-            os.close(self._bell)
-            self._bell = -1
+        self._bell.close()
         for _, fds in self._queue:
             _close_all(fds)
         self._queue.clear()
@@ -360,7 +353,7 @@ class Deposit:
             else:
                 self._channel.send(data)
         except BlockingIOError:
-            self._ring()  # it has to read, to make room
+            self._bell.ring()  # it has to read, to make room
             return False
         except (BrokenPipeError, ConnectionResetError):
             self._lose()
@@ -371,20 +364,8 @@ class Deposit:
                 return False
             self.give_up(exc)
             return False
-        self._count()
+        self._bell.count()
         return True
-
-    def _count(self) -> None:
-        self._unread += 1
-        if self._unread >= _UNREAD:
-            self._ring()
-
-    def _ring(self) -> None:
-        """Wake the keeper: it reads all messages that were sent."""
-        self._unread = 0
-        if self._bell >= 0:
-            with suppress(BlockingIOError):  # rung very often, and not heard yet
-                os.eventfd_write(self._bell, 1)
 
     def _send_drops(self) -> None:
         dropped, self._dropped = self._dropped, []
@@ -398,7 +379,7 @@ class Deposit:
                     await trio.lowlevel.checkpoint()
                 self._is_due = False
                 self._send_drops()
-                self._ring()
+                self._bell.ring()
             while self._queue and self._channel is not None:
                 data, fds = self._queue[0]
                 if self._sent(data, fds):
@@ -407,7 +388,7 @@ class Deposit:
                 elif self._is_crowded:
                     self._is_crowded = False
                     if self._sent(encode(READ), []):
-                        self._ring()
+                        self._bell.ring()
                     await trio.sleep(_CROWDED)
                 elif self._channel is not None:
                     with suppress(trio.ClosedResourceError):  # given up

@@ -12,8 +12,8 @@ import trio
 import trio.testing
 
 from shim.linux.fifos import Fd
+from shim.recovery import bell, registering
 from shim.recovery import deposit as deposit_module
-from shim.recovery import registering
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import END, EXIT, MAX_MESSAGE, REGISTER, decode, encode
@@ -132,7 +132,7 @@ async def test_a_keeper_is_woken_before_its_channel_is_full() -> None:
     async with opened() as (deposit, keeper):
         keeper.take()
         with open(os.devnull) as null:
-            for number in range(deposit_module._UNREAD - 1):
+            for number in range(bell._UNREAD - 1):
                 deposit.put({f"fd{number}": null.fileno()})
             assert not keeper.is_rung()
             deposit.put({"last": null.fileno()})
