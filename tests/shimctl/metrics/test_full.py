@@ -18,6 +18,7 @@ from shimctl.metrics.collect import AT_ONCE, collect
 from tests.shimctl.peers import FakeTask, serving
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 COUNT = 100
@@ -60,7 +61,7 @@ class Full(FakeTask):
     ids=["many", "slow"],
 )
 async def test_every_container_of_a_very_full_shim_has_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shim_of: type[Full]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shim_of: Callable[[], Full]
 ) -> None:
     full = shim_of()
     async with serving(tmp_path / "full", full) as address:
