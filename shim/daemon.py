@@ -26,6 +26,7 @@ from shim.counters import COUNTERS
 from shim.errors import ShimError
 from shim.events.publisher import open_publisher
 from shim.linux import sockets
+from shim.linux.filelimit import raise_limit
 from shim.ownservice import OwnService
 from shim.reaper import open_reaper
 from shim.recovery.connections import Connections
@@ -93,6 +94,7 @@ def run(
     of a killed daemon, None for a new daemon.
     """
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    raise_limit()
     COUNTERS.reset()
     is_kept = deposit is not None and deposit.is_active
     bound = sockets.identity_of(settings.address) if is_kept else None

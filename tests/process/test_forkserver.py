@@ -193,7 +193,8 @@ async def test_a_forked_daemon_has_what_its_caller_had_and_not_what_the_server_h
     assert status["Umask"] == "0027"
     assert status["Cpus_allowed_list"] == "0"
     assert os.getpriority(os.PRIO_PROCESS, pid) == 3
-    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (1000, 2000)
+    # The daemon may open as many files as the hard limit allows.
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (2000, 2000)
     assert os.getsid(pid) == pid
     links = {
         int(fd): os.readlink(f"/proc/{pid}/fd/{fd}")  # noqa: PTH115
@@ -204,6 +205,21 @@ async def test_a_forked_daemon_has_what_its_caller_had_and_not_what_the_server_h
     assert not any("pipe:" in link for fd, link in links.items() if fd < 3)
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert words[3:5] == [b"-id", b"c1"]
+
+
+async def test_the_runtime_gets_the_callers_limit_of_open_files(server: Server) -> None:
+    await server.start(server.rig.bundle("c0", "true"))
+    await server.wait_up()
+    bundle = server.rig.bundle("c1", "true")
+    limits = (1000, 2000)
+    await server.start(bundle, before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, limits))
+    seen = server.rig.root / "seen"
+    show = "grep '^Max open files' /proc/self/limits"
+    wrapper = server.rig.wrapper("peek", f'{show} > {seen}; exec runc "$@"')
+    task = await server.rig.connect()
+    options = server.rig.options(binary_name=wrapper)
+    await task.Create(server.rig.create_request(bundle, options=options), timeout=20)
+    assert seen.read_text().split()[3:5] == ["1000", "2000"]
 
 
 async def test_the_runtime_gets_the_callers_environment(server: Server) -> None:
