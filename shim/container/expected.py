@@ -68,6 +68,7 @@ class SavedExpected:
         self._deposit = deposit or Deposit()
         self._slot = slot
         if slot is not None:
+            self._deposit.use_own({EXPECTED: slot.fd})
             try:
                 self.earlier = Expected.parse(slot.read())
             except (InvalidError, OSError) as exc:

@@ -60,6 +60,8 @@ class SavedState:
         self._slot = slot
         self._encoder: Encoder | None = None
         self._held: dict[str, Child] = {}
+        if slot is not None:
+            deposit.use_own({f"state/{self._id}": slot.fd})
 
     @property
     def is_active(self) -> bool:

@@ -223,5 +223,6 @@ def _inherited(
             slot.close()
         deposit.drop(EVENTS, FORWARD)
         return None
+    deposit.use_own({EVENTS: fd, FORWARD: slot.fd})
     record = ConnectionRecord(fd, slot, deposit, (EVENTS, FORWARD))
     return trio.SocketStream(trio.socket.from_stdlib_socket(socket.socket(fileno=fd))), record

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import mmap
     from collections.abc import Iterable, Iterator
 
 library = ctypes.CDLL(None, use_errno=True)
@@ -167,11 +166,9 @@ def send_counted(fd: int, message: int) -> None:
     _checked(library.sendmmsg(fd, message, 1, _MSG_DONTWAIT | _MSG_NOSIGNAL))
 
 
-def address_of(buffer: bytes | mmap.mmap) -> int:
+def address_of(data: bytes) -> int:
     """Return the address of the first byte; it is valid while the caller has the object."""
-    if isinstance(buffer, bytes):
-        return ctypes.cast(ctypes.c_char_p(buffer), ctypes.c_void_p).value or 0
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 # Source: linux/sched.h

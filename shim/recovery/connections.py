@@ -88,6 +88,7 @@ class Connections:
             for one in opened:
                 os.close(one)
             raise
+        self._deposit.use_own(dict(zip(names, opened, strict=True)))
         return Resumed(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), record)
 
 

@@ -141,6 +141,11 @@ class Deposit:
             self._borrow(fds)
             self._put(fds)
 
+    def use_own(self, fds: Mapping[str, int]) -> None:
+        """Keep no copies of ``fds``, inherited ones that stay open until they are dropped."""
+        if self._is_active:
+            self._borrow(fds)
+
     def _borrow(self, fds: Mapping[str, int]) -> None:
         for name, fd in fds.items():
             self._originals.borrow(name, Fd(fd))

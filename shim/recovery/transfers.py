@@ -8,11 +8,11 @@ are right even if the process is killed just after the call.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import struct
 
 from shim.linux import libc
+from shim.linux.mapping import PAGE, Mapping
 
 # Bytes of one read, at most.
 CHUNK = 8192
@@ -23,7 +23,7 @@ _LARGE = 64 << 10
 # A change writes the other entry first, and then that byte.
 _RECEIVED, _SENT = 0, 1
 _ENTRY_AT, _ENTRY_SIZE = 64, 128
-_BUFFER = mmap.PAGESIZE
+_BUFFER = PAGE
 
 # struct msghdr of recvmsg(2): name, its length, iovec, their number, control, its length,
 # flags; then msg_len, which the kernel writes.
@@ -47,12 +47,12 @@ class Transfers:
     """
 
     def __init__(self, fd: int, offset: int, longest: int) -> None:
-        pages = -(-(longest + 2 * _LARGE) // mmap.PAGESIZE)
-        self._end = _BUFFER + pages * mmap.PAGESIZE
+        pages = -(-(longest + 2 * _LARGE) // PAGE)
+        self._end = _BUFFER + pages * PAGE
         if os.fstat(fd).st_size < offset + self._end:
             os.ftruncate(fd, offset + self._end)
-        self._map = mmap.mmap(fd, self._end, offset=offset)
-        self._address = libc.address_of(self._map)
+        self._mapping = Mapping(fd, self._end, offset)
+        self._map, self._address = self._mapping.view, self._mapping.address
         self._owned = False  # the entries have the addresses of this process
         # Received bytes lie in the buffer up to ``base``, those from ``handled`` on are kept.
         base, self._handled, self._discard, count = self._read(_RECEIVED)
@@ -68,7 +68,8 @@ class Transfers:
     @property
     def unhandled(self) -> tuple[bytes, int]:
         """The received bytes that :meth:`advance` has not dropped, and its ``discard``."""
-        return self._map[_BUFFER + self._handled : _BUFFER + self._base], self._discard
+        data = bytes(self._map[_BUFFER + self._handled : _BUFFER + self._base])
+        return data, self._discard
 
     def receive(self, fd: int) -> bytes:
         """Receive at most ``CHUNK`` bytes, without waiting; empty at the end of the stream.
@@ -82,7 +83,7 @@ class Transfers:
         libc.receive_counted(fd, self._address + at)
         (count,) = _COUNT.unpack_from(self._map, at + _COUNT_AT)
         self._base += count
-        return self._map[_BUFFER + base : _BUFFER + base + count]
+        return bytes(self._map[_BUFFER + base : _BUFFER + base + count])
 
     def advance(self, unhandled: int, discard: int) -> None:
         """Drop the received bytes except the last ``unhandled`` ones, and keep ``discard``."""
@@ -95,12 +96,13 @@ class Transfers:
             return
         if 0 < unhandled <= self._handled:
             # The entry's bytes must stay until the next entry, so they may not overlap.
-            self._map.move(_BUFFER, _BUFFER + self._handled, unhandled)
+            kept = self._map[_BUFFER + self._handled : _BUFFER + self._base]
+            self._map[_BUFFER : _BUFFER + unhandled] = kept
             self._handled, self._base = 0, unhandled
             self._write(_RECEIVED, 0, 0, self._base)
         if self._base <= _LARGE:
-            used = -(-high // mmap.PAGESIZE) * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_REMOVE, _BUFFER + _LARGE, used - _LARGE)
+            used = -(-high // PAGE) * PAGE
+            self._mapping.free(_BUFFER + _LARGE, used - _LARGE)
 
     def send(self, fd: int, data: bytes, offset: int) -> int:
         """Send ``data`` from ``offset`` on, without waiting; return the number of bytes sent.
@@ -122,7 +124,7 @@ class Transfers:
 
     def close(self) -> None:
         """Unmap the file."""
-        self._map.close()
+        self._mapping.close()
 
     def _read(self, kind: int) -> tuple[int, int, int, int]:
         """Return the three numbers of the valid entry, and its count of bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -103,9 +103,9 @@ class Generations:
             self.keeper = Keeper(ours)
         else:
             self.keeper.follow(ours)
-        deposit = Deposit(theirs)
-        store = Connections(deposit)
         inherited = Inherited({name: os.dup(fd) for name, fd in self.keeper.fds.items()})
+        deposit = Deposit(theirs, inherited=inherited.fds)
+        store = Connections(deposit)
         serving = partial(
             serve,
             trio.SocketListener(trio.socket.from_stdlib_socket(self._listener.dup())),
@@ -196,6 +196,23 @@ async def test_a_connection_is_in_the_deposit_while_it_lasts(server: Generations
             assert len(await settled(server)) == 4
         assert await settled(server) == {"conn/0", "calls/0"}
     assert await settled(server) == set()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_connection_takes_two_fds(server: Generations, replaced: bool) -> None:
+    """The client here has one more, and the keeper two."""
+    await settled(server)
+    before = len(os.listdir("/proc/self/fd"))
+    count = 8
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            stub = await stack.enter_async_context(client(server))
+            await stub.Kill(KillRequest(id="c1"))  # the reply is saved, and counted
+        if replaced:
+            await server.replace()
+            await stub.Kill(KillRequest(id="c1"))
+        await settled(server)
+        assert len(os.listdir("/proc/self/fd")) - before == (2 + 1 + 2) * count
 
 
 async def test_a_shutdown_closes_the_connections_for_their_peers(server: Generations) -> None:
