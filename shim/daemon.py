@@ -170,6 +170,11 @@ async def main(
             publisher.begin()
             resumed = connections.resume(inherited)
             deposit.drop(*inherited.close())
+            if inherited.turn is not None:
+                # A call changes states, or begins the next move: from the first one on, no
+                # process with the fds of an earlier moment may go on with them.
+                inherited.turn.serve()
+                deposit.serving()
         own = OwnService(
             service.containers, deposit, inherited.turn if inherited is not None else None
         )

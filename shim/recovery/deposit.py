@@ -250,7 +250,7 @@ class Deposit:
         self._bell.ring()
 
     def serving(self) -> None:
-        """Report that this process, a replacement, accepts calls."""
+        """Report that this process, a replacement, is about to accept calls."""
         self._send(encode(SERVING), [])
 
     def give(self, to: int) -> bool:

@@ -12,7 +12,7 @@ The daemon sends:
   of the pidfd NAME, or ``exit NAME`` if it does not know the exit;
 - ``claimed``, from a replacement that has sent the pidfds of all inherited processes.  Until
   then the keeper reaps no orphan without a pidfd;
-- ``serving``, from a replacement that accepts calls;
+- ``serving``, from a replacement that is about to accept calls;
 - ``end``, before it ends on purpose: no replacement follows.  A keeper that ends on purpose
   sends it, too: then no daemon starts another fork server.
 

@@ -97,9 +97,7 @@ def become_replacement(
         deposit = Deposit(channel, server, own, inherited.fds, starter)
 
         async def ready(task_status: trio.TaskStatus[None]) -> bool:
-            turn.serve()
             signal.alarm(0)
-            deposit.serving()
             if caller is None:
                 task_status.started()
                 return True
