@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 # ``journal/N/PATH``: a file of events that are not acknowledged.
 # ``expected``: the state slot of the containers that the daemon expects.
 # A daemon that moves to another fork server also sends ``moving``, the channel of the move,
-# ``mover``, its pidfd, and ``turn``, if it has one.  ``exits/N`` is a channel to a fork server
-# that it has moved from (:mod:`shim.recovery.reports`).
+# and ``mover``, its pidfd.  ``exits/N`` is a channel to a fork server that it has moved from
+# (:mod:`shim.recovery.reports`).
 DAEMON, LISTENER, LOG, CALLER, PIDFD = "daemon", "listener", "log", "caller", "pidfd"
 EVENTS, FORWARD, EXPECTED = "events", "forward", "expected"
-MOVING, MOVER, TURN, REPORTS = "moving", "mover", "turn", "exits"
+MOVING, MOVER, REPORTS = "moving", "mover", "exits"
 KINDS = (
     *(DAEMON, LISTENER, LOG, CALLER, "conn", "calls", "state", PIDFD, "io", "hold"),
-    *(EVENTS, FORWARD, "journal", EXPECTED, MOVING, MOVER, TURN, REPORTS),
+    *(EVENTS, FORWARD, "journal", EXPECTED, MOVING, MOVER, REPORTS),
 )
 
 

@@ -2,9 +2,9 @@
 
 The daemon connects to the new server's socket, as a launcher does, and sends ``keep``, its own
 pidfd and one end of a channel.  The new server refuses before anything moves, for example
-if it cannot read a version of the states.  Otherwise the old server sends all fds of the
-daemon to the new one (:meth:`Deposit.give`), which forks a replacement.  When the replacement
-has the turn (:mod:`shim.recovery.turn`), the daemon ends.
+if it cannot read a version of the states.  Otherwise the daemon releases the turn
+(:mod:`shim.recovery.turn`), and the old server sends all fds of the daemon to the new one
+(:meth:`Deposit.give`), which forks a replacement.  When that has the turn, the daemon ends.
 
 The old server treats that end as a death, and forks a replacement, too, with the old code.
 This second replacement waits for the turn.  It serves if the first one fails, and ends when
@@ -65,9 +65,11 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         with theirs:
             with suppress(OSError):  # only root may
                 ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
-            _register(path, theirs, turn)
+            _register(path, theirs)
         if turn is not None:
-            turn.stop_serving()  # the replacement has the turn, too, and then alone
+            # No process but this one may act before its end: the claims of earlier servers
+            # are not valid, and the new replacement waits for an answer.
+            turn.leave()
         if not deposit.give(ours.fileno()):
             raise UnavailableError("cannot move this shim: its fork server takes no messages")
         ours.settimeout(_LIMIT)
@@ -79,8 +81,8 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         ours.send(ALONE if unreadable(json.loads(words[0])) else GO)
 
 
-def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:
-    """Ask the fork server at ``path`` to keep this daemon, by ``channel``, and pass the turn."""
+def _register(path: str, channel: socket.socket) -> None:
+    """Ask the fork server at ``path`` to keep this daemon, by ``channel``."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_LIMIT)
         sock.connect(path)
@@ -90,9 +92,7 @@ def _register(path: str, channel: socket.socket, turn: Turn | None) -> None:
         own = os.pidfd_open(os.getpid())
         try:
             request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
-            fds = [channel.fileno(), own]
-            fds += [] if turn is None else [turn.fileno()]
-            send_fds(sock, request, fds)
+            send_fds(sock, request, [channel.fileno(), own])
         finally:
             os.close(own)
         answer = sock.recv(_LONGEST)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds, send_fds
 from shim.recovery import messages
-from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS, TURN
+from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS
 from shim.recovery.messages import (
     BELL,
     END,
@@ -37,7 +37,7 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.recovery.moving import MOVED
-from shim.recovery.turn import count_of
+from shim.recovery.turn import Claim
 from shim.start import orphans
 from shim.start.guests import Guests, is_ending_daemon
 from shim.start.keptfds import Kept
@@ -104,22 +104,20 @@ class Keeper:
         else:
             self._set(kept, claims_until=time.monotonic() + _CLAIM, fork_at=0.0)
         kept.pid, kept.channel = pid, channel
-        self._drop(kept, (MOVING, MOVER, TURN))  # for the first one only
+        self._drop(kept, (MOVING, MOVER))  # for the first one only
         self._all.add(kept)
         self._daemons[pid] = kept
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)
 
-    def welcome(self, mover: int, channel: socket.socket, turn: int = -1) -> None:
-        """Take the fds of a daemon that moves here; all arguments are owned from now on.
+    def welcome(self, mover: int, channel: socket.socket) -> None:
+        """Take the fds of a daemon that moves here; both arguments are owned from now on.
 
-        ``mover`` is its pidfd, ``turn`` its turn, -1 without one.  Its replacement is due
-        when all fds are here.
+        ``mover`` is its pidfd.  Its replacement is due when all fds are here.
         """
         channel.setblocking(False)
         # It may have been here before, and this server is the parent of its processes then.
         kept = Kept(channel=channel, mover=mover, serves=False, has_orphans=True)
-        kept.fds |= {TURN: turn} if turn >= 0 else {}
         self._all.add(kept)
         self._channels[channel.fileno()] = kept
         self._poll.register(channel, select.POLLIN)
@@ -248,6 +246,7 @@ class Keeper:
                 self._forget(kept)
             case messages.GIVE, []:
                 kept.gives = True
+                kept.claim = Claim.new(kept.fds.get(DAEMON, -1))
                 with socket.socket(fileno=fds[0]) as to:
                     self._give(kept, to)
             case messages.REPLACE, [] if kept.mover >= 0:
@@ -274,7 +273,7 @@ class Keeper:
         kept.fds |= {MOVING: channel.detach(), MOVER: kept.mover}
         kept.mover = -1
         if {DAEMON, LISTENER} <= kept.fds.keys():
-            kept.count = count_of(kept.fds[DAEMON])
+            kept.claim = Claim.new(kept.fds[DAEMON])
             self._set(kept, fork_at=time.monotonic())
         else:
             self._forget(kept)

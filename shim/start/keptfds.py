@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shim.recovery.inherited import DAEMON
-from shim.recovery.turn import count_of
+from shim.recovery.turn import Claim
 
 if TYPE_CHECKING:
     import socket
@@ -29,8 +29,8 @@ class Kept:
 
     ``mover`` is, until it is replaced, the pidfd of a daemon of another fork server that
     moves to this one.  Its replacement counts only if it has served: ``serves`` is set then,
-    or the count of served replacements is above ``count``.  Before that the other server
-    replaces the daemon.
+    or the state has the token of ``claim``.  Before that the other server replaces the
+    daemon.  The claim of each of the two servers begins when the fds are sent.
 
     ``guest`` is, until its death, the pidfd of a daemon that is no child of this server.
     ``parent`` was its parent then, which has its orphans, 0 for a child.  ``gives`` is set
@@ -51,7 +51,7 @@ class Kept:
     reporter: Reporter | None = None
     mover: int = -1
     serves: bool = True
-    count: int = 0
+    claim: Claim = field(default_factory=Claim.new)
     guest: int = -1
     parent: int = 0
     gives: bool = False
@@ -63,7 +63,7 @@ class Kept:
         A daemon that is killed may have counted itself, so that the other server does not
         replace it any more, and not have sent SERVING yet.
         """
-        return self.serves or (DAEMON in self.fds and count_of(self.fds[DAEMON]) > self.count)
+        return self.serves or (DAEMON in self.fds and self.claim.has_served(self.fds[DAEMON]))
 
     @property
     def deadline(self) -> float:

@@ -29,7 +29,6 @@ from shim.recovery.inherited import (
     MOVER,
     MOVING,
     PIDFD,
-    TURN,
     Inherited,
 )
 from shim.recovery.messages import ALONE, GO, READY, encode
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import trio
+
+    from shim.recovery.turn import Claim
 
 
 # The functions that read the states of each kind of fd.
@@ -58,13 +59,13 @@ _TURN = 2 * _END + _SERVE
 
 
 def become_replacement(
-    fds: Mapping[str, int], server: str, parent: int, channel: socket.socket
+    fds: Mapping[str, int], server: str, parent: int, claim: Claim, channel: socket.socket
 ) -> NoReturn:
     """In a forked process: become the daemon that left ``fds``.
 
     ``fds`` and the ``channel`` to the keeper are its only fds but 0 to 2.  ``server`` is the
     path of the fork server's socket, ``parent`` the process that has the daemon's orphans, 0
-    for the fork server.
+    for the fork server, ``claim`` the server's claim to replace the daemon.
     """
     status = 1
     try:
@@ -78,7 +79,7 @@ def become_replacement(
             os.close(fd)
         if (slot := inherited.take_slot(DAEMON)) is None:
             raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
-        turn = inherited.turn = Turn(slot.fd, inherited.take(TURN))
+        turn = inherited.turn = Turn(slot.fd, claim)
         is_move = bool(inherited.names(MOVING))
         if not (granted := _take_turn(turn, inherited)):
             os._exit(0)

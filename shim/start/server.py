@@ -219,7 +219,7 @@ class Server:
         """Fork the replacements that are due."""
         for kept in self._keeper.due():
             try:
-                work = partial(become_replacement, kept.fds, self._path, kept.parent)
+                work = partial(become_replacement, kept.fds, self._path, kept.parent, kept.claim)
                 pid, channel = fork_child(work, *kept.fds.values())
             except OSError as exc:
                 log.debug("cannot fork the replacement of a shim", error=exc)
@@ -277,15 +277,15 @@ class Server:
                 call = Call(connection.fileno(), pid, argv, *fds)
                 fds = []
                 return call
-            if verb == "keep" and len(fds) in (2, 3) and argv:
+            if verb == "keep" and len(fds) == 2 and argv:
                 if not self._is_current():
                     return None
-                channel, mover, *turn = fds
+                channel, mover = fds
                 reason = refusal(pid, mover, argv[0])
                 connection.send(json.dumps({"error": reason} if reason else {}).encode())
                 if not reason:
                     fds = []
-                    self._keeper.welcome(mover, socket.socket(fileno=channel), *turn)
+                    self._keeper.welcome(mover, socket.socket(fileno=channel))
             elif verb == "register" and len(fds) == 2 and argv:
                 if not self._is_current():
                     return None

@@ -42,7 +42,7 @@ from shim.recovery.connections import _TRANSFERS, ConnectionRecord
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import KINDS
 from shim.recovery.slot import _FIRST, _SECOND, StateSlot
-from shim.recovery.turn import Turn
+from shim.recovery.turn import Claim, Turn
 from shim.recovery.versions import WRITTEN
 from shim.start.profile import Profile
 from shim.stdio.kept import Kept
@@ -118,6 +118,7 @@ CALLS = [
         [wire_pb2.KeyValue(key="containerd-namespace-ttrpc", value='k8s"io')],
     ),
 ]
+CLAIM = Claim(token=1)
 RECEIVED, UNHANDLED, SENT = b"the bytes of some requests", 8, b"the bytes of a reply"
 
 
@@ -272,7 +273,7 @@ def _slot() -> str:
     with StateSlot.new() as slot:
         slot.write(b"the earlier state")
         slot.write(b"the present state")
-        turn = Turn(slot.fd)
+        turn = Turn(slot.fd, CLAIM)
         assert turn.take(0)
         turn.serve()
         turn.leave()

@@ -23,7 +23,7 @@ from shim.recovery.connections import ConnectionRecord
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import KINDS
 from shim.recovery.slot import StateSlot
-from shim.recovery.turn import count_of
+from shim.recovery.turn import Claim
 from shim.recovery.versions import WRITTEN, unreadable
 from shim.start.profile import Profile
 from shim.stdio.kept import Kept
@@ -185,7 +185,8 @@ def test_a_connection_of_each_version_is_read(stored: dict[str, str]) -> None:
 def test_the_file_of_a_state_of_each_version_is_read(stored: dict[str, str]) -> None:
     with StateSlot(states.file_of(stored["slot.json"])) as slot:
         assert slot.read() == b"the present state"
-        assert count_of(slot.fd) == 1
+        assert Claim(count=1).is_valid(slot.fd)
+        assert states.CLAIM.has_served(slot.fd)
 
 
 def test_the_fds_of_each_version_are_known(stored: dict[str, str]) -> None:

@@ -30,7 +30,7 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.recovery.slot import StateSlot
-from shim.recovery.turn import Turn
+from shim.recovery.turn import Claim, Turn
 from shim.start import keeper as keeper_module
 from shim.start.keeper import Keeper
 
@@ -558,7 +558,7 @@ def test_a_moved_daemon_killed_before_it_could_tell_that_it_served_is_replaced(
     """It has counted itself, so the server that it came from does not replace it."""
     with moved(bench) as (kept, slot):
         first = bench.replace(kept)
-        Turn(slot.fd).serve()
+        Turn(slot.fd, kept.claim).serve()
         first.die()
         assert bench.keeper.due() == [kept]
         second = bench.replace(kept)
@@ -570,6 +570,15 @@ def test_a_moved_daemon_killed_before_it_could_tell_that_it_served_is_replaced(
 def test_a_moved_daemon_that_never_served_is_left_to_the_other_server(bench: Bench) -> None:
     with moved(bench) as (kept, _):
         bench.replace(kept).die()
+        assert bench.keeper.due() == []
+
+
+def test_a_moved_daemon_that_the_other_server_has_replaced_is_left_to_it(bench: Bench) -> None:
+    """Both servers have counted; this one finds the end of its own replacement late."""
+    with moved(bench) as (kept, slot):
+        first = bench.replace(kept)
+        Turn(slot.fd, Claim.new()).serve()
+        first.die()
         assert bench.keeper.due() == []
 
 

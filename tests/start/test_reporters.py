@@ -158,7 +158,7 @@ def test_a_question_of_a_moved_daemon_reaps(bench: Bench) -> None:
 def test_an_exit_is_reported_while_the_replacement_of_the_old_server_waits(bench: Bench) -> None:
     with orphan(7) as (pid, pidfd):
         daemon = bench.daemon()
-        daemon.put(DAEMON, LISTENER, NAME, fds=[*(os.dup(pidfd) for _ in range(2)), pidfd])
+        daemon.put(DAEMON, LISTENER, NAME, fds=[os.memfd_create("slot"), os.dup(pidfd), pidfd])
         moved = Moved(bench, daemon)
         daemon.die()
         [kept] = bench.keeper.due()
@@ -227,7 +227,7 @@ def test_a_message_of_another_kind_ends_the_report(bench: Bench, message: bytes)
 def test_a_daemon_that_could_not_move_goes_on_and_moves_later(bench: Bench) -> None:
     with orphan(7) as (pid, pidfd):
         daemon = bench.daemon()
-        daemon.put(DAEMON, LISTENER, NAME, fds=[*(os.dup(pidfd) for _ in range(2)), pidfd])
+        daemon.put(DAEMON, LISTENER, NAME, fds=[os.memfd_create("slot"), os.dup(pidfd), pidfd])
         Moved(bench, daemon).close()
         first = Moved(bench, daemon)
         second = Moved(bench, daemon)

@@ -1,0 +1,109 @@
+"""A process of a move is stopped or killed at the worst moment: one replacement serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from shim.api.task_pb2 import StateRequest
+from shim.version import VERSION
+from tests.e2e.waiting import PATIENCE
+from tests.process.builds import CURRENT
+from tests.process.servers import state_of
+from tests.process.survival import daemon_of, run_counting
+from tests.process.test_upgrade import NEXT, following, move, only_left, upgrade, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.process.builds import Build
+    from tests.process.rig import Rig
+    from tests.process.servers import Server
+    from tests.process.survival import Start
+
+__all__ = ["following"]
+pytestmark = pytest.mark.cold  # the fork servers are the test's own
+
+STOP = "os.kill(os.getpid(), 19)\n"
+GIVE = "                    self._give(kept, to)\n"
+
+
+def stop_at_give(build: Build, *, after: bool) -> None:
+    """Have the fork server of ``build`` stop before or after it sends fds to another one."""
+    stop = f"                    {STOP}"
+    changed = GIVE + stop if after else stop + GIVE
+    build.edit("shim/start/keeper.py", lambda text: text.replace(GIVE, changed))
+
+
+@contextmanager
+def continued(pid: int) -> Iterator[None]:
+    """Continue the process ``pid`` after the block."""
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def wait_stopped(pid: int) -> None:
+    with trio.fail_after(20 * PATIENCE):
+        while state_of(pid) != "T":
+            await trio.sleep(0.005)
+
+
+async def test_a_daemon_killed_before_the_next_server_answers_is_replaced_without_it(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    shim, pid = await run_counting(rig, survivors)
+    keep = '            if verb == "keep"'
+    following.edit(
+        "shim/start/server.py",
+        lambda text: text.replace(
+            keep, f'            if verb == "keep":\n                {STOP}{keep}'
+        ),
+    )
+    path = await following.server()
+    next_server = server.ask(b"status", Path(path))["pid"]
+    before = await shim.replace()  # it has the turn
+    with continued(next_server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move, shim, path)
+            await wait_stopped(next_server)
+            os.kill(before, signal.SIGKILL)
+        rig.track(after := await daemon_of(shim.task))
+        assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
+    await only_left(rig, pid, after)
+    assert await daemon_of(shim.task) == after
+
+
+async def test_an_old_server_that_was_stopped_does_not_replace_a_daemon_that_has_moved(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    """Its fds are those of the moment of the move."""
+    stop_at_give(following, after=True)
+    shim, pid = await run_counting(rig, survivors)
+    await upgrade(following)
+    old, new = [await build.server() for build in (following, CURRENT)]
+    old_server, new_server = [server.ask(b"status", Path(path))["pid"] for path in (old, new)]
+    with continued(old_server), continued(new_server):
+        assert (await move(shim, new))["version"] == VERSION
+        await wait_stopped(old_server)
+        await shim.exec("c1", "e1", "sh", "-c", "exit 3")
+        moved = await daemon_of(shim.task)
+        os.kill(new_server, signal.SIGSTOP)
+        os.kill(moved, signal.SIGKILL)
+        os.kill(old_server, signal.SIGCONT)
+        with trio.fail_after(20 * PATIENCE):
+            while server.ask(b"status", Path(old))["daemons"]:
+                await trio.sleep(0.01)
+    rig.track(after := await daemon_of(shim.task))
+    assert await version_of(shim) == VERSION
+    assert (await shim.wait("c1", "e1")).exit_status == 3
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
+    await only_left(rig, pid, after)
