@@ -253,6 +253,10 @@ class Deposit:
         """Report that this process, a replacement, is about to accept calls."""
         self._send(encode(SERVING), [])
 
+    def fileno(self) -> int:
+        """Return the fd of the channel, -1 without a keeper."""
+        return -1 if self._channel is None else self._channel.fileno()
+
     def give(self, to: int) -> bool:
         """Ask the keeper to send all copies to the socket ``to``, and then ``replace``.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -72,13 +73,31 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
             turn.leave()
         if not deposit.give(ours.fileno()):
             raise UnavailableError("cannot move this shim: its fork server takes no messages")
-        ours.settimeout(_LIMIT)
-        verb, words = decode(ours.recv(_LONGEST))
+        verb, words = decode(_receive(ours, deposit.fileno()))
         if verb != READY:
             raise UnavailableError(f"cannot move to the fork server {path}: it made no process")
         log.info("another fork server replaces this shim", socket=path)
         # With states that this version cannot read, its replacement could not serve.
         ours.send(ALONE if unreadable(json.loads(words[0])) else GO)
+
+
+def _receive(channel: socket.socket, keeper: int) -> bytes:
+    """Receive a message, unless the process at the other end of the fd ``keeper`` ends before.
+
+    :raises UnavailableError: that has ended.
+    """
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.register(keeper, 0)  # the kernel reports the end without a request
+    found = {fd for fd, _ in poll.poll(_LIMIT * 1000)}
+    if channel.fileno() in found:
+        return channel.recv(_LONGEST)
+    if found:
+        raise UnavailableError(
+            "cannot move this shim: its fork server has ended; repeat the command when "
+            "another one keeps its fds"
+        )
+    raise TimeoutError
 
 
 def _register(path: str, channel: socket.socket) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import StateRequest
 from shim.version import VERSION
@@ -17,7 +18,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT
 from tests.process.servers import state_of
 from tests.process.survival import daemon_of, run_counting
-from tests.process.test_upgrade import NEXT, following, move, only_left, upgrade, version_of
+from tests.process.test_upgrade import following, move, only_left, upgrade, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +81,31 @@ async def test_a_daemon_killed_before_the_next_server_answers_is_replaced_withou
         assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
     await only_left(rig, pid, after)
     assert await daemon_of(shim.task) == after
+
+
+async def test_a_daemon_goes_on_at_once_if_its_server_is_killed_during_the_move(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    stop_at_give(following, after=False)
+    shim, pid = await run_counting(rig, survivors)
+    await upgrade(following)
+    rig.track(before := await daemon_of(shim.task))
+    old, new = [await build.server() for build in (following, CURRENT)]
+    old_server = server.ask(b"status", Path(old))["pid"]
+    # No daemon starts another one for a minute.
+    Path(old).with_name(f".{Path(old).name}.again").write_text("a test")
+
+    async def move_in_vain() -> None:
+        with pytest.raises(GRPCError, match="its fork server has ended"):
+            await move(shim, new)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(move_in_vain)
+        await wait_stopped(old_server)
+        os.kill(old_server, signal.SIGKILL)
+    assert await daemon_of(shim.task) == before
+    assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
+    await only_left(rig, pid, before)
 
 
 async def test_an_old_server_that_was_stopped_does_not_replace_a_daemon_that_has_moved(
