@@ -14,17 +14,20 @@ import json
 import os
 import socket
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
+from google.protobuf.message import DecodeError
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from shim import log
 from shim.api.envelope_pb2 import Envelope
 from shim.api.forward_grpc import EventsStub
 from shim.api.forward_pb2 import ForwardRequest
-from shim.errors import TimedOutError
+from shim.errors import InvalidError, TimedOutError
 from shim.linux.sockets import connect
+from shim.recovery import versions
 from shim.recovery.connections import ConnectionRecord
 from shim.recovery.inherited import EVENTS, FORWARD
 from shim.recovery.slot import StateSlot
@@ -76,19 +79,49 @@ class _PlainForwarding:
         pass
 
 
+class Sending(NamedTuple):
+    """The record of a connection: the serialized ``event`` that is being sent, or empty.
+
+    ``stream`` is the id of its stream, ``base`` the number of bytes sent before it.
+    """
+
+    event: bytes = b""
+    stream: int = -1
+    base: int = 0
+
+    def encode(self) -> bytes:
+        """Return the text for :meth:`decode`."""
+        event = base64.b64encode(self.event).decode()
+        numbers = f'"stream": {self.stream}, "base": {self.base}'
+        return f'{{"version": {versions.EVENTS}, "event": "{event}", {numbers}}}'.encode()
+
+    @classmethod
+    def decode(cls, text: bytes) -> Sending:
+        """Return the record in a text of :meth:`encode`; no event is sent with an empty text.
+
+        :raises InvalidError: it is malformed, or of another version.
+        """
+        if not text:
+            return cls()
+        try:
+            value = json.loads(text)
+            versions.require_readable("events", value["version"])
+            event = base64.b64decode(value["event"])
+            Envelope.FromString(event)
+            return cls(event, int(value["stream"]), int(value["base"]))
+        except (ValueError, LookupError, TypeError, RecursionError, DecodeError) as exc:
+            raise InvalidError(f"the record of the sent event is malformed: {exc}") from None
+
+
 class _KeptForwarding:
     """A connection that goes on in a replacement, with what ``record`` has of it."""
 
     def __init__(self, stream: trio.SocketStream, record: ConnectionRecord) -> None:
         self._fd = stream.socket.fileno()
         self._record = record
-        # The event that is being sent, its stream, and the bytes sent before it.
-        self.begun, self._stream_id, self._base = b"", -1, 0
-        self._is_resumed = bool(state := record.load())
-        if state:
-            value = json.loads(state)
-            self.begun = base64.b64decode(value["event"])
-            self._stream_id, self._base = int(value["stream"]), int(value["base"])
+        state = record.load()
+        self.begun, self._stream_id, self._base = Sending.decode(state)
+        self._is_resumed = bool(state)
         self._rest = 0  # received bytes of later frames
 
     async def forward(self, envelope: Envelope) -> None:
@@ -120,9 +153,7 @@ class _KeptForwarding:
         return protocol.encode_request(_SERVICE, _METHOD, payload, timeout=ACKNOWLEDGE)[1]
 
     def _save(self) -> None:
-        event = base64.b64encode(self.begun).decode()
-        numbers = f'"stream": {self._stream_id}, "base": {self._base}'
-        self._record.save(f'{{"event": "{event}", {numbers}}}'.encode())
+        self._record.save(Sending(self.begun, self._stream_id, self._base).encode())
 
     async def _send(self, frame: bytes) -> None:
         while (offset := self._record.sent - self._base) < len(frame):
@@ -151,6 +182,14 @@ class _KeptForwarding:
             with suppress(BlockingIOError):
                 if not self._record.receive():
                     raise ConnectionLostError
+
+
+def _kept(stream: trio.SocketStream, record: ConnectionRecord) -> _KeptForwarding:
+    try:
+        return _KeptForwarding(stream, record)
+    except InvalidError as exc:
+        log.error("an event may be delivered twice: cannot go on with a connection", error=exc)
+        raise
 
 
 class Forwardings:
@@ -193,7 +232,7 @@ class Forwardings:
         stream, record = inherited
         async with stream:
             try:
-                yield _KeptForwarding(stream, record)
+                yield _kept(stream, record)
             except trio.Cancelled:
                 record.leave()
                 raise

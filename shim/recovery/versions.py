@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # ``daemon`` is the state of a daemon, ``container`` that of a container with its streams and
-# the records of their output, ``expected`` that of the expected containers, and ``calls``
-# that of a connection.  ``fds`` are the names of the fds, the file of a state with its turn,
-# and the messages between the fork servers and daemons of two versions.
-DAEMON, CONTAINER, EXPECTED, FDS = 1, 1, 1, 1
+# the records of their output, ``expected`` that of the expected containers, ``events`` the
+# record of the event that is being sent, and ``calls`` the state of a connection.  ``fds`` are
+# the names of the fds, the file of a state with its turn, and the messages between the fork
+# servers and daemons of two versions.
+DAEMON, CONTAINER, EXPECTED, EVENTS, FDS = 1, 1, 1, 1, 1
 
 WRITTEN = {
     "daemon": DAEMON,
     "container": CONTAINER,
     "expected": EXPECTED,
+    "events": EVENTS,
     "fds": FDS,
     "calls": callstate.VERSION,
 }
@@ -34,6 +36,7 @@ READABLE = {
     "daemon": (1,),
     "container": (1,),
     "expected": (1,),
+    "events": (1,),
     "fds": (1,),
     "calls": callstate.READABLE,
 }

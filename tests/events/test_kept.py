@@ -15,11 +15,12 @@ import trio
 from shim.api.envelope_pb2 import Envelope
 from shim.api.events_pb2 import TaskStart
 from shim.events import journal as journal_module
-from shim.events.forwarding import Forwardings
+from shim.events.forwarding import Forwardings, Sending
 from shim.events.publisher import EventPublisher, open_publisher
 from shim.linux.sockets import listen
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited
+from shim.recovery.slot import StateSlot
 from shim.ttrpc.server import handlers_of, serve
 from tests.events.delivering import Manager, serving
 from tests.events.disks import mounted
@@ -97,6 +98,25 @@ async def test_a_part_of_an_event_that_is_in_no_journal_is_followed_by_no_other(
         with trio.fail_after(5):
             await publisher.flush()
         stop.set()
+    assert manager.pids == [2]
+
+
+@pytest.mark.parametrize("state", [b"[]", b"{", b'{"version": 99}', Sending(b"\xff").encode()])
+async def test_an_event_is_sent_on_a_new_connection_if_the_record_of_the_old_is_not_valid(
+    tmp_path: Path, kept: tuple[Deposit, Keeper], state: bytes
+) -> None:
+    deposit, keeper = kept
+    path, manager = tmp_path / "events", Manager()
+    async with serving(path, manager):
+        async with Forwardings(f"unix://{path}", deposit).open():
+            keeper.take()
+            fds = {name: os.dup(fd) for name, fd in keeper.fds.items()}
+        with StateSlot(os.dup(fds["forward"])) as slot:
+            slot.write(state)
+        async with publishing(path, deposit, Inherited(fds)) as publisher:
+            publisher.open_source("").publish(TaskStart(pid=2))
+            with trio.fail_after(5):
+                await publisher.flush()
     assert manager.pids == [2]
 
 

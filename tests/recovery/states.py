@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from shim.api import task_pb2
+from shim.api.envelope_pb2 import Envelope
 from shim.container.bundle import Config
 from shim.container.expected import Expected, SavedExpected
 from shim.container.lifecycle import Op
@@ -34,6 +35,7 @@ from shim.container.process import Process
 from shim.container.reservations import Reservation, Reservations
 from shim.container.saved import SavedState
 from shim.daemon import Settings
+from shim.events.forwarding import Sending
 from shim.exit import Exit
 from shim.linux.fifos import Fd
 from shim.reaper import open_reaper
@@ -65,6 +67,7 @@ FILES = {
     "daemon": ("daemon.json",),
     "container": ("container.json", "creating.json", "output.json"),
     "expected": ("expected.json",),
+    "events": ("forwarding.json",),
     "calls": ("calls.json", "connection.json"),
     "fds": ("slot.json", "names.json", "messages.json"),
 }
@@ -119,6 +122,7 @@ CALLS = [
     ),
 ]
 CLAIM = Claim(token=1)
+SENDING = Sending(Envelope(topic="/tasks/start").SerializeToString(), 3, 17)
 RECEIVED, UNHANDLED, SENT = b"the bytes of some requests", 8, b"the bytes of a reply"
 
 
@@ -130,6 +134,7 @@ async def written() -> dict[str, str]:
             **await _containers(Path(name)),
             "output.json": await _output(),
             "expected.json": await _expected(),
+            "forwarding.json": SENDING.encode().decode(),
             "calls.json": _calls(),
             "connection.json": _connection(),
             "slot.json": _slot(),

@@ -18,6 +18,7 @@ from shim.container.process import Process
 from shim.container.reservations import Reservations
 from shim.container.snapshot import parse
 from shim.errors import InvalidError
+from shim.events.forwarding import Sending
 from shim.linux.fifos import Fd
 from shim.recovery.connections import ConnectionRecord
 from shim.recovery.deposit import Deposit
@@ -164,6 +165,10 @@ async def test_expected_containers_of_each_version_are_read(
     del autojump_clock
 
 
+def test_the_sent_event_of_each_version_is_read(stored: dict[str, str]) -> None:
+    assert Sending.decode(stored["forwarding.json"].encode()) == states.SENDING
+
+
 def test_calls_of_each_version_are_read(stored: dict[str, str]) -> None:
     state = CallState.decode(stored["calls.json"].encode())
     assert (state.at, state.unsent) == (17, b"\0\xffunsent")
@@ -199,6 +204,7 @@ def test_the_fds_of_each_version_are_known(stored: dict[str, str]) -> None:
         ("daemon.json", Profile.decode),
         ("container.json", parse),
         ("expected.json", Expected.parse),
+        ("forwarding.json", Sending.decode),
         ("calls.json", CallState.decode),
     ],
 )
