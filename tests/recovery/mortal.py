@@ -19,7 +19,6 @@ import sys
 import time
 import traceback
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -41,11 +40,8 @@ from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited
 from shim.ttrpc.server import Stream, handlers_of, replayable, serve
 from tests.recovery.keeper import Keeper
+from tests.recovery.stepping import killed_before
 from tests.ttrpc.fake import FakeTask
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
 
 _EXACT = (
     *("ttrpc/kept.py", "ttrpc/connection.py", "ttrpc/protocol.py", "ttrpc/frames.py"),
@@ -112,27 +108,6 @@ class Echo(FakeTask):
         await stream.send_message(CreateTaskResponse(pid=len(request.bundle)))
 
 
-def _tracer(step: int) -> Callable[[FrameType, str, object], Any]:
-    """Return a function for sys.settrace() that kills this process before a step."""
-    left = step
-
-    def local(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal left
-        if event == "opcode":
-            left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return local
-
-    def begin(frame: FrameType, event: str, arg: object) -> Any:
-        if not frame.f_code.co_filename.endswith(_EXACT):
-            return None
-        frame.f_trace_opcodes = True
-        return local
-
-    return begin
-
-
 async def _serve(
     listener: socket.socket, channel: socket.socket, fds: dict[str, int], calls: int, step: int
 ) -> None:
@@ -140,7 +115,7 @@ async def _serve(
     store = Connections(deposit)
     sock = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
     if step:
-        sys.settrace(_tracer(step))
+        sys.settrace(killed_before(step, lambda path: path.endswith(_EXACT)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(deposit.run)
         deposit.put({"listener": listener.fileno()})  # tells the keeper, too, that it serves

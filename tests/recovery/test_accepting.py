@@ -3,44 +3,21 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shim.recovery.connections import Connections
 from shim.recovery.deposit import Deposit
 from tests.recovery.keeper import Keeper
+from tests.recovery.stepping import killed_before
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-    from types import FrameType
 
 # Instructions from the return of accept(2) to the call of sendmsg(2), at most.
 _BETWEEN = 16
-
-
-def tracer(step: int) -> Callable[[FrameType, str, object], Any]:
-    """Return a function for sys.settrace() that kills this process before a step."""
-    left = step
-
-    def local(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal left
-        if event == "opcode":
-            left -= 1
-            if left <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return local
-
-    def begin(frame: FrameType, event: str, arg: object) -> Any:
-        if "/shim/" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes = True
-        return local
-
-    return begin
 
 
 def accept_until(listener: socket.socket, step: int) -> tuple[bool, Keeper]:
@@ -53,7 +30,7 @@ def accept_until(listener: socket.socket, step: int) -> tuple[bool, Keeper]:
         try:
             ours.close()
             store = Connections(Deposit(theirs))
-            sys.settrace(tracer(step))
+            sys.settrace(killed_before(step, lambda path: "/shim/" in path))
             store.accept(listener)
         finally:
             os._exit(0)
