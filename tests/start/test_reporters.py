@@ -23,14 +23,13 @@ from shim.recovery.messages import (
     decode,
     encode,
 )
-from tests.start.test_keeper import Bench, bench, end, is_at_end, is_zombie, orphan
+from tests.start.keeping import Bench, end, is_at_end, is_zombie, orphan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.start.test_keeper import Daemon
+    from tests.start.keeping import Daemon
 
-__all__ = ["bench"]
 NAME, CHANNEL = "pidfd/c1/", f"{REPORTS}/0"
 
 
