@@ -22,7 +22,7 @@ from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableErr
 from shim.linux.modes import make_trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import trio
 
@@ -350,20 +350,41 @@ async def connect(address: str, timeout: float = 5) -> trio.SocketStream:
     """
     import trio  # the launcher listens without it
 
+    with connecting(address, timeout, trio.current_time) as (sock, pauses):
+        for pause in pauses:
+            await trio.sleep(pause)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+
+
+@contextlib.contextmanager
+def connecting(
+    address: str, timeout: float, now: Callable[[], float]
+) -> Iterator[tuple[socket.socket, Iterator[float]]]:
+    """Give a non-blocking socket and the pauses to make, after which it is connected.
+
+    An error in the block closes the socket.  ``now`` is the clock of the ``timeout``.  Frameworks
+    do not connect it themselves: they take the EAGAIN of a full backlog for "in progress".
+
+    :raises UnavailableError: no process listens there.
+    :raises TimedOutError: a process listens, but did not accept the connection.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        # A full backlog is EAGAIN here.  trio's own connect takes that for "in progress"
-        # and so for success.  The kernel reports no event when the backlog has room.
-        deadline = trio.current_time() + timeout
-        while not try_connect(sock, address):
-            if trio.current_time() >= deadline:
-                raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
-            await trio.sleep(PAUSE)
-        return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        yield sock, _pauses(sock, address, timeout, now)
     except BaseException:
         sock.close()
         raise
+
+
+def _pauses(
+    sock: socket.socket, address: str, timeout: float, now: Callable[[], float]
+) -> Iterator[float]:
+    deadline = now() + timeout
+    while not try_connect(sock, address):
+        if now() >= deadline:
+            raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")
+        yield PAUSE
 
 
 def connect_blocking(address: str, seconds: float) -> socket.socket:

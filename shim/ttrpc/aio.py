@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import socket
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +19,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from shim import log
-from shim.errors import TimedOutError, status_of
+from shim.errors import status_of
 from shim.linux import sockets
 from shim.linux.peers import check_server
 from shim.ttrpc import calls
@@ -29,6 +28,7 @@ from shim.ttrpc.protocol import RequestReceived, ServerProtocol
 from shim.ttrpc.services import PeerRefusedError, Stream, accept, check_peer, expected
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Mapping
 
     from grpclib.const import Handler
@@ -41,20 +41,11 @@ async def connect(address: str, timeout: float = 5) -> socket.socket:
     :raises TimedOutError: a process listens, but did not accept the connection.
     :raises InvalidError: another user than root or our own serves it.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        # A full backlog is EAGAIN, on which asyncio's own connect would wait without end.
-        while not sockets.try_connect(sock, address):
-            if loop.time() >= deadline:
-                raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
-            await asyncio.sleep(sockets.PAUSE)
+    now = asyncio.get_running_loop().time
+    with sockets.connecting(address, timeout, now) as (sock, pauses):
+        for pause in pauses:
+            await asyncio.sleep(pause)
         check_server(sock, address)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 

@@ -21,7 +21,6 @@ import time
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from shim.errors import TimedOutError
 from shim.linux import sockets
 from shim.linux.peers import check_server
 from shim.ttrpc import calls
@@ -57,18 +56,10 @@ def connect(address: str, timeout: float = 5) -> socket.socket:
     :raises TimedOutError: a process listens, but did not accept the connection.
     :raises InvalidError: another user than root or our own serves it.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        deadline = time.monotonic() + timeout
-        while not sockets.try_connect(sock, address):
-            if time.monotonic() >= deadline:
-                raise TimedOutError(f"{address} accepted no connection in {timeout:g} s")  # noqa: TRY301 - the except closes
-            time.sleep(sockets.PAUSE)
+    with sockets.connecting(address, timeout, time.monotonic) as (sock, pauses):
+        for pause in pauses:
+            time.sleep(pause)
         check_server(sock, address)
-    except BaseException:
-        sock.close()
-        raise
     return sock
 
 

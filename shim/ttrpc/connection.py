@@ -160,15 +160,18 @@ class Connection:
         if not self._protocol.unsent:
             return
         if self._idle_writer:
-            data = self._protocol.data_to_send()
-            try:
-                sent = os.write(self._fd, data)
-            except OSError:  # the writer task gets it again, and handles it
-                sent = 0
-            if sent == len(data):
+            rest = self._write_now(self._protocol.data_to_send())
+            if not rest:
                 return
-            self._protocol.put_back(data[sent:])
+            self._protocol.put_back(rest)
         self._idle_writer.unpark()
+
+    def _write_now(self, data: bytes) -> bytes:
+        """Send ``data`` without waiting; return the part that the socket did not accept."""
+        try:
+            return data[os.write(self._fd, data) :]
+        except OSError:  # the writer task gets it again, and handles it
+            return data
 
     def _dispatch(
         self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery

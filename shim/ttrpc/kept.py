@@ -18,7 +18,6 @@ Source: containerd/ttrpc client.go, receiveLoop, for that.
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -308,13 +307,9 @@ class KeptConnection(Connection):
         if not data and not self._changed:
             return
         if self._idle_writer and not self._changed and len(data) <= self._whole:
-            try:
-                sent = os.write(self._fd, data)
-            except OSError:  # the writer task gets it again, and handles it
-                sent = 0
-            if sent == len(data):
+            data = self._write_now(data)
+            if not data:
                 return
-            data = data[sent:]
         self._save(data)
         if self._idle_writer:
             with suppress(OSError):  # as above
