@@ -66,7 +66,7 @@ def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
         with theirs:
             with suppress(OSError):  # only root may
                 ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
-            _register(path, theirs)
+            _register(path, theirs, deposit.fileno())
         if turn is not None:
             # No process but this one may act before its end: the claims of earlier servers
             # are not valid, and the new replacement waits for an answer.
@@ -100,8 +100,11 @@ def _receive(channel: socket.socket, keeper: int) -> bytes:
     raise TimeoutError
 
 
-def _register(path: str, channel: socket.socket) -> None:
-    """Ask the fork server at ``path`` to keep this daemon, by ``channel``."""
+def _register(path: str, channel: socket.socket, keeper: int) -> None:
+    """Ask the fork server at ``path`` to keep this daemon, by ``channel``.
+
+    ``keeper`` is as for :func:`_receive`.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.settimeout(_LIMIT)
         sock.connect(path)
@@ -114,7 +117,7 @@ def _register(path: str, channel: socket.socket) -> None:
             send_fds(sock, request, [channel.fileno(), own])
         finally:
             os.close(own)
-        answer = sock.recv(_LONGEST)
+        answer = _receive(sock, keeper)
     if not answer:
         raise UnavailableError(f"cannot move to the fork server {path}: it is outdated, or stops")
     if reason := json.loads(answer).get("error"):

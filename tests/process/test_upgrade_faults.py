@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from tests.process.builds import Build
     from tests.process.rig import Rig
     from tests.process.servers import Server
-    from tests.process.survival import Start
+    from tests.process.survival import Start, Survivor
 
 __all__ = ["following"]
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
 
 STOP = "os.kill(os.getpid(), 19)\n"
+KEEP = '            if verb == "keep"'
 GIVE = "                    self._give(kept, to)\n"
 
 
@@ -40,6 +41,12 @@ def stop_at_give(build: Build, *, after: bool) -> None:
     stop = f"                    {STOP}"
     changed = GIVE + stop if after else stop + GIVE
     build.edit("shim/start/keeper.py", lambda text: text.replace(GIVE, changed))
+
+
+def stop_at_keep(build: Build) -> None:
+    """Have the fork server of ``build`` stop before it answers a daemon that moves there."""
+    stop = f"{KEEP}:\n                {STOP}"
+    build.edit("shim/start/server.py", lambda text: text.replace(KEEP, stop + KEEP))
 
 
 @contextmanager
@@ -58,17 +65,23 @@ async def wait_stopped(pid: int) -> None:
             await trio.sleep(0.005)
 
 
+def end_server(path: str, pid: int) -> None:
+    """Kill the fork server; no daemon starts another one for a minute."""
+    Path(path).with_name(f".{Path(path).name}.again").write_text("a test")
+    os.kill(pid, signal.SIGKILL)
+
+
+async def move_in_vain(shim: Survivor, path: str) -> None:
+    """Have the daemon begin a move during which its fork server is killed."""
+    with pytest.raises(GRPCError, match="its fork server has ended"):
+        await move(shim, path)
+
+
 async def test_a_daemon_killed_before_the_next_server_answers_is_replaced_without_it(
     rig: Rig, survivors: Start, following: Build, server: Server
 ) -> None:
     shim, pid = await run_counting(rig, survivors)
-    keep = '            if verb == "keep"'
-    following.edit(
-        "shim/start/server.py",
-        lambda text: text.replace(
-            keep, f'            if verb == "keep":\n                {STOP}{keep}'
-        ),
-    )
+    stop_at_keep(following)
     path = await following.server()
     next_server = server.ask(b"status", Path(path))["pid"]
     before = await shim.replace()  # it has the turn
@@ -92,19 +105,29 @@ async def test_a_daemon_goes_on_at_once_if_its_server_is_killed_during_the_move(
     rig.track(before := await daemon_of(shim.task))
     old, new = [await build.server() for build in (following, CURRENT)]
     old_server = server.ask(b"status", Path(old))["pid"]
-    # No daemon starts another one for a minute.
-    Path(old).with_name(f".{Path(old).name}.again").write_text("a test")
-
-    async def move_in_vain() -> None:
-        with pytest.raises(GRPCError, match="its fork server has ended"):
-            await move(shim, new)
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(move_in_vain)
+        nursery.start_soon(move_in_vain, shim, new)
         await wait_stopped(old_server)
-        os.kill(old_server, signal.SIGKILL)
+        end_server(old, old_server)
     assert await daemon_of(shim.task) == before
     assert (await shim.task.State(StateRequest(id="c1"), timeout=20)).pid == pid
+    await only_left(rig, pid, before)
+
+
+async def test_a_daemon_goes_on_at_once_if_its_server_is_killed_before_the_next_one_answers(
+    rig: Rig, survivors: Start, following: Build, server: Server
+) -> None:
+    stop_at_keep(following)
+    shim, pid = await run_counting(rig, survivors)
+    old, new = [await build.server() for build in (CURRENT, following)]
+    old_server, new_server = [server.ask(b"status", Path(path))["pid"] for path in (old, new)]
+    before = await daemon_of(shim.task)
+    with continued(new_server):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move_in_vain, shim, new)
+            await wait_stopped(new_server)
+            end_server(old, old_server)
+        assert await daemon_of(shim.task) == before
     await only_left(rig, pid, before)
 
 
