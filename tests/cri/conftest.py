@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,11 @@ from tests.cri.pods import Pod
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.leftovers import (
     RUNC,
-    end_fork_servers,
     kill_and_unmount,
-    mounts,
     note_sockets,
     sockets,
 )
+from tests.e2e.managed import running
 from tests.e2e.managers import MANAGERS, Manager, skip_without
 from tests.matrix import record_manager
 
@@ -48,20 +47,13 @@ def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Itera
     # Not pytest's own directory: socket paths are short.
     note_sockets()
     node = make(Path(tempfile.mkdtemp(prefix="cri", dir="/run")), NAMESPACE, manager)
-    try:
-        node.start()
-        node.import_images(scratch)
+    with running(
+        node,
+        lambda: node.import_images(scratch),
+        lambda: _force_clean(node, []),
+        lambda: cgroups(node.group),
+    ):
         yield node
-    finally:
-        if node.running:
-            _force_clean(node, [])
-        node.stop()
-        end_fork_servers(str(node.root))
-        for path in cgroups(node.group):
-            with suppress(OSError):  # reported by the last test
-                path.rmdir()
-        if not mounts(str(node.root)):
-            shutil.rmtree(node.root)
 
 
 @pytest.fixture

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +17,13 @@ from tests.docker.leftovers import NAMESPACE, wait_nothing_left
 from tests.e2e.image import BUSYBOX, make_rootfs
 from tests.e2e.leftovers import (
     cgroup_parents,
-    end_fork_servers,
     fifos,
     kill_and_unmount,
     mounts,
     note_sockets,
     sockets,
 )
+from tests.e2e.managed import running
 from tests.e2e.managers import oldest_and_newest
 from tests.matrix import record_manager
 
@@ -49,21 +48,25 @@ def open_dockerd(scratch: Path, suite: str, make: type[Dockerd] = Dockerd) -> It
     note_sockets()
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="dkr", dir="/run"))
-    (root / "cid").mkdir()
     daemon = make(root, suite)
-    try:
-        missing = daemon.missing()
-        if os.geteuid() != 0 or missing or not BUSYBOX.exists():
-            pytest.skip(f"needs root, busybox and docker of {suite}; missing: {missing}")
-        daemon.start()
+    missing = daemon.missing()
+    if os.geteuid() != 0 or missing or not BUSYBOX.exists():
+        root.rmdir()
+        pytest.skip(f"needs root, busybox and docker of {suite}; missing: {missing}")
+    (root / "cid").mkdir()
+
+    def prepare() -> None:
         make_rootfs(scratch / "rootfs")
         _import_image(Docker(daemon), scratch / "rootfs")
+
+    with running(
+        daemon,
+        prepare,
+        lambda: _force_clean(Docker(daemon)),
+        lambda: cgroup_parents(root.name),
+        lambda: _unmount(root),
+    ):
         yield daemon
-    finally:
-        if daemon.running:
-            _force_clean(Docker(daemon))
-        daemon.stop()
-        _remove(root)
 
 
 def _import_image(docker: Docker, rootfs: Path) -> None:
@@ -72,15 +75,10 @@ def _import_image(docker: Docker, rootfs: Path) -> None:
     assert result.code == 0, result
 
 
-def _remove(root: Path) -> None:
-    """Remove the parts that outlive a container on purpose."""
-    end_fork_servers(str(root))
+def _unmount(root: Path) -> None:
+    """Unmount what outlives a container on purpose."""
     for point in reversed(mounts(str(root))):
         subprocess.run(["umount", point], timeout=10, check=True)
-    for parent in cgroup_parents(root.name):
-        with suppress(FileNotFoundError):
-            parent.rmdir()
-    shutil.rmtree(root)
 
 
 @pytest.fixture

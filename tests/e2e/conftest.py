@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,14 @@ from tests.e2e.image import write_image
 from tests.e2e.leftovers import (
     RUNC,
     cgroup_parents,
-    end_fork_servers,
     fifos,
     kill_and_unmount,
-    mounts,
     note_sockets,
     sockets,
     subdirectories,
     wait_nothing_left,
 )
+from tests.e2e.managed import running
 from tests.e2e.managers import MANAGERS, Manager, skip_without
 from tests.matrix import record_manager
 
@@ -59,21 +58,16 @@ def open_containerd(
     # Not pytest's own directory: socket paths are short.
     root = Path(tempfile.mkdtemp(prefix="e2e", dir="/run"))
     daemon = make(root, f"e2e{secrets.token_hex(4)}", manager)
-    try:
-        daemon.start()
+
+    def prepare() -> None:
         write_image(scratch / "busybox.tar", scratch)
         Ctr(daemon).ok("images", "import", scratch / "busybox.tar")
+
+    def groups() -> list[Path]:
+        return [RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)]
+
+    with running(daemon, prepare, lambda: _force_clean(Ctr(daemon)), groups):
         yield daemon
-    finally:
-        if daemon.running:
-            _force_clean(Ctr(daemon))
-        daemon.stop()
-        end_fork_servers(str(root))
-        for leftover in (RUNC / daemon.namespace, *cgroup_parents(daemon.namespace)):
-            with suppress(OSError):  # not there, or reported by the last test
-                leftover.rmdir()
-        if not mounts(str(root)):
-            shutil.rmtree(root)
 
 
 @pytest.fixture(scope="session")

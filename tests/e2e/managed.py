@@ -1,0 +1,45 @@
+"""A manager that runs for the length of a block, and leaves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from tests.e2e.leftovers import end_fork_servers, mounts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from tests.e2e.daemon import Daemon
+
+
+@contextmanager
+def running(
+    daemon: Daemon,
+    prepare: Callable[[], None],
+    force_clean: Callable[[], None],
+    groups: Callable[[], Iterable[Path]],
+    release: Callable[[], None] = lambda: None,
+) -> Iterator[None]:
+    """Run ``daemon`` for the block; ``prepare`` gives it its images.
+
+    At the end ``force_clean`` ends what a failed test has left, and ``release`` what outlives
+    the daemon on purpose.  ``groups`` returns its cgroups.
+    """
+    try:
+        daemon.start()
+        prepare()
+        yield
+    finally:
+        if daemon.running:
+            force_clean()
+        daemon.stop()
+        end_fork_servers(str(daemon.root))
+        release()
+        for path in groups():
+            with suppress(OSError):  # not there, or reported by the last test
+                path.rmdir()
+        if not mounts(str(daemon.root)):
+            shutil.rmtree(daemon.root)
