@@ -1,4 +1,4 @@
-"""A container whose state cannot be read is lost, and no other container of its daemon."""
+"""A container with an invalid state is lost, and no other container of its daemon is."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _import_image(docker: Docker, rootfs: Path) -> None:
 
 
 def _unmount(root: Path) -> None:
-    """Unmount what outlives a container on purpose."""
+    """Unmount the mounts that outlive a container on purpose."""
     for point in reversed(mounts(str(root))):
         subprocess.run(["umount", point], timeout=10, check=True)
 

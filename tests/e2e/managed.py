@@ -1,4 +1,4 @@
-"""A manager that runs for the length of a block, and leaves nothing."""
+"""A manager that runs for the length of a block; its files are removed afterwards."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def running(
     groups: Callable[[], Iterable[Path]],
     release: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Run ``daemon`` for the block; ``prepare`` gives it its images.
+    """Run ``daemon`` for the block; ``prepare`` imports its images.
 
-    At the end ``force_clean`` ends what a failed test has left, and ``release`` what outlives
-    the daemon on purpose.  ``groups`` returns its cgroups.
+    At the end ``force_clean`` ends the processes that a failed test has left, and ``release``
+    removes the mounts that the daemon keeps on purpose.  ``groups`` returns its cgroups.
     """
     try:
         daemon.start()
