@@ -23,6 +23,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds, send_fds
+from shim.linux.processes import is_ending
 from shim.recovery import messages
 from shim.recovery.inherited import DAEMON, LISTENER, MOVER, MOVING, REPORTS
 from shim.recovery.messages import (
@@ -308,6 +309,15 @@ class Keeper:
         It may be due only.
         """
         return any(kept.claims_until or kept.fork_at for kept in self._timed)
+
+    @property
+    def has_dying(self) -> bool:
+        """Whether a daemon of this process exits, and is no zombie yet.
+
+        The kernel gives an orphan to the next subreaper as soon as the daemon begins to exit
+        (find_new_reaper() in kernel/exit.c).  Closing the daemon's files takes milliseconds.
+        """
+        return any(is_ending(pid) for pid, kept in self._daemons.items() if kept.guest < 0)
 
     def ended(self, pid: int, status: int) -> None:
         """Replace the daemon ``pid``, a child that was reaped, unless its exit status is 0."""

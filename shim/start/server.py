@@ -183,12 +183,14 @@ class Server:
         options = os.WEXITED | os.WNOHANG
         self._holds_orphans = False
         try:
-            # A daemon is a zombie before its orphans are children of the server.
             while not self._keeper.has_claims:
                 if (info := os.waitid(os.P_ALL, 0, options | os.WNOWAIT)) is None:
                     return
-                if not self._reap_child(info.si_pid) and not self._keeper.reap(info.si_pid):
-                    os.waitid(os.P_PID, info.si_pid, options)
+                if self._reap_child(info.si_pid) or self._keeper.reap(info.si_pid):
+                    continue
+                if self._keeper.has_dying:
+                    break
+                os.waitid(os.P_PID, info.si_pid, options)
         except ChildProcessError:
             return
         # The replacement of a daemon may find the pid of an orphan in a file.
@@ -196,7 +198,7 @@ class Server:
         spare = [] if self._spare is None else [self._spare.pid]
         for pid in (*self._daemons, *spare):
             self._reap_child(pid)
-        if not self._keeper.has_claims:
+        if not (self._keeper.has_claims or self._keeper.has_dying):
             self._reap()  # the one that could claim them has ended: no event follows
 
     def _reap_child(self, pid: int) -> bool:
