@@ -11,6 +11,7 @@ import time
 from contextlib import AsyncExitStack, suppress
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -137,6 +138,8 @@ class Restoring:
         elif is_prepared:
             self._hold_streams(process.id, fds, inherited)
             self._host.go(partial(self._release_later, process.id))
+        elif process.id and to_restore and process.doing == "Start":
+            self._hold_streams(process.id, fds, inherited)  # it may begin again
         if snapshot.stdio is not None and not is_prepared:
             process.set_stdio(
                 restore_stdio(
@@ -269,7 +272,8 @@ class Restoring:
     async def _settle_exec(self, process: Process) -> None:
         """Follow the exec if the runtime has started it; end it otherwise.
 
-        Then ``doing`` stays, for its Start, which fails: the program may have run.
+        Its Start begins again if the runtime has not begun.  Otherwise ``doing`` stays for
+        its Start, which fails: the program may have run.
         """
         pid = self._bundle.read_pid(process.id)
         if (pidfd := self._started.get(process.id, -1)) < 0:
@@ -290,9 +294,16 @@ class Restoring:
                 process.doing = ""
                 self._events.exec_started(process.id, pid)
                 self._exits.follow_exec(process, child)
+                self.release_streams(process.id)
                 return
-        log.warning("an exec was interrupted", id=self._id, exec=process.id, pid=pid)
         await process.discard_stdio()
+        # A runtime makes its log before it does anything else.
+        if not pid and not Path(self._bundle.exec_log(process.id)).exists():
+            process.doing = ""
+            self._host.go(partial(self._release_later, process.id))
+        else:
+            log.warning("an exec was interrupted", id=self._id, exec=process.id, pid=pid)
+            self.release_streams(process.id)
         self._bundle.remove_pid_files(process.id)
         self._saved.forget(process.id)
         self._saved.save()
