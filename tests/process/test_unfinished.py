@@ -129,8 +129,9 @@ def test_a_container_that_the_runtime_knows_is_left_alone(state: Path, name: str
 
 
 def test_what_a_runtime_makes_now_is_left_alone(state: Path) -> None:
-    command = ["sh", "-c", "sleep 1000 & wait", "--root", str(state.parent), "create", "c1"]
-    with subprocess.Popen(command) as runtime:
+    # Without a child, which would have the same arguments until its execve(2).
+    command = ["sh", "-c", "read line", "--root", str(state.parent), "create", "c1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as runtime:
         line = Path(f"/proc/{runtime.pid}/cmdline")
         wait_until("the program is loaded", line.read_bytes)
         try:
