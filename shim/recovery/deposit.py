@@ -69,13 +69,14 @@ _CROWDED = 0.01
 class Deposit:
     """Copies of this daemon's fds, by name, in another process.
 
-    ``channel`` is a connected SOCK_SEQPACKET socket, owned from now on; with None every
-    method does nothing.  Run :meth:`run` as a task.
+    ``channel`` is a connected SOCK_SEQPACKET socket, owned from now on, None if there is no
+    keeper yet.  Run :meth:`run` as a task.
 
     ``server`` is the path of the fork server's socket, "" to give the deposit up at the end of
-    the keeper.  ``fds``, which stay open as long as this process, and ``inherited``, which
-    others close, are with the keeper already.  ``starter`` is the name of the executable of a
-    fork server that this daemon may start there, "" if it may not.
+    the keeper.  Without a channel and a server every method does nothing.  ``fds``, which stay
+    open as long as this process, and ``inherited``, which others close, are with the keeper
+    already.  ``starter`` is the name of the executable of a fork server that this daemon may
+    start there, "" if it may not.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Deposit:
         self._channel = channel
         self.server = server
         self.starter = starter
-        self._is_active = channel is not None
+        self._is_active = channel is not None or bool(server)
         self._originals = Originals()
         self._dropped: list[str] = []
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -102,10 +103,10 @@ class Deposit:
         self._is_crowded = False  # the kernel accepted no more fds
         self._ends = False  # the keeper ends on purpose
         self.keeper = 0  # its pid, also of one that has ended
+        self._borrow(fds or {})
+        self._originals.copy(inherited or {})
         if channel is not None:
             self.keeper = peer_of(channel).pid
-            self._borrow(fds or {})
-            self._originals.copy(inherited or {})
             channel.setblocking(False)
             self._send_bell()
 

@@ -115,6 +115,7 @@ def become_daemon(
                 first=place.first,
             )
             survives = _is_to_survive()
+            path = _server_of(server) if survives else ""
             if channel is not None and not survives:
                 channel.close()
                 channel = None
@@ -127,7 +128,7 @@ def become_daemon(
             deposit = Deposit()
             if survives:
                 profile = _profile(invocation, title, settings, answer)
-                deposit = _leave(channel, server, profile, serving, caller)
+                deposit = _leave(channel, path, profile, serving, caller)
 
             async def ready(task_status: trio.TaskStatus[None]) -> bool:
                 nonlocal answered
@@ -155,6 +156,16 @@ def _is_to_survive() -> bool:
         return False  # Create reports the error, until the file is corrected
 
 
+def _server_of(server: str | None) -> str:
+    """Return the path of the socket of this daemon's fork server, "" if it may have none.
+
+    A daemon that was started without one registers with it later.
+    """
+    if server is not None:
+        return f"{identity.directory()}/{server}"
+    return identity.socket_path() if launcher.is_enabled() else ""
+
+
 def _profile(
     invocation: Invocation, title: str, settings: daemon.Settings, answer: bytes
 ) -> Profile:
@@ -170,25 +181,29 @@ def _profile(
 
 def _leave(
     channel: socket.socket | None,
-    server: str | None,
+    path: str,
     profile: Profile,
     listener: socket.socket,
     caller: Caller,
 ) -> Deposit:
     """Leave the new daemon's fds and ``profile`` with the keeper; return the deposit.
 
-    It is inactive if there is no keeper.  ``server`` is as in :func:`become_daemon`.
+    Without a keeper they are left later, when a fork server listens at ``path``.  The deposit
+    is inactive if ``path`` is empty.
     """
     reason: object = "it was started without a fork server"
-    if channel is not None:
+    if path:
         try:
             fds = profile.leave(channel, listener, caller)
         except OSError as exc:
             reason = exc
-            channel.close()
+            if channel is not None:
+                channel.close()
         else:
+            if channel is None:
+                log.info("this shim was started without a fork server, and waits for one")
             starter = "" if profile.is_apart else profile.title[0]
-            return Deposit(channel, f"{identity.directory()}/{server}", fds, starter=starter)
+            return Deposit(channel, path, fds, starter=starter)
     log.warning("a death of this shim ends its containers", reason=reason)
     return Deposit()
 

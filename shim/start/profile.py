@@ -114,11 +114,12 @@ class Profile:
             raise InvalidError(f"the state of a daemon is malformed: {exc!r}") from None
 
     def leave(
-        self, channel: socket.socket, listener: socket.socket, caller: Caller
+        self, channel: socket.socket | None, listener: socket.socket, caller: Caller
     ) -> dict[str, int]:
         """Send the keeper this profile, and the fds that every replacement needs.
 
-        Return those that a new keeper needs, too; they stay open.
+        Return those that a new keeper needs, too; they stay open.  ``channel`` is None if
+        there is no keeper yet.
 
         :raises OSError: no fd is left, or the keeper has ended.
         """
@@ -131,7 +132,8 @@ class Profile:
                 LOG: log.fileno(),
                 CALLER: caller.connection.fileno(),
             }
-            send_fds(channel, encode(PUT, *fds), list(fds.values()), socket.MSG_DONTWAIT)
+            if channel is not None:
+                send_fds(channel, encode(PUT, *fds), list(fds.values()), socket.MSG_DONTWAIT)
         except BaseException:
             slot.close()
             raise

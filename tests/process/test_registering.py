@@ -82,6 +82,34 @@ async def test_a_daemon_is_kept_by_the_next_fork_server_and_replaced_by_it(
     await other.delete("c2")
 
 
+async def test_a_daemon_that_was_started_without_an_answer_of_the_server_registers_later(
+    rig: Rig, server: Server, survivors: Start
+) -> None:
+    await server.start(rig.bundle("c0", "true"))
+    stopped = await server.wait_up()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        shim, pid, out = await run_read(rig, survivors)
+        assert not (await status_of(shim))["survives"]
+        await shim.exec("c1", "before", "sh", "-c", "exit 5")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    await wait_kept(shim)
+    assert (await status_of(shim))["server"] == stopped
+    await shim.replace()
+    assert (await shim.wait("c1", "before")).exit_status == 5
+    state = await shim.task.State(StateRequest(id="c1"), timeout=5)
+    assert (state.pid, state.status) == (pid, process_pb2.RUNNING)
+    await shim.life_of_exec("c1", "after", 4)
+    await shim.kill("c1", number=signal.SIGTERM)
+    output = await read_all(out)
+    assert (await shim.wait("c1")).exit_status == 7
+    await shim.delete("c1", "before")
+    await shim.delete("c1")
+    assert numbers(output) > 1
+    await verdict(rig, shim.oracle, "c1")
+
+
 async def test_processes_of_before_and_since_the_servers_death_have_their_exits(
     rig: Rig, server: Server, survivors: Start
 ) -> None:
