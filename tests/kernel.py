@@ -11,5 +11,5 @@ KERNEL = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 # The tests work on tmpfs, as /run and pytest's directories may be.
 maps_owners = pytest.mark.skipif(
-    KERNEL < (6, 3), reason="tmpfs has id-mapped mounts since Linux 6.3"
+    KERNEL < (6, 3), reason="this machine has no id-mapped mounts of tmpfs (Linux 6.3)"
 )

@@ -413,7 +413,7 @@ async def test_a_process_that_was_made_to_have_ended_is_waited_for() -> None:
                 ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - a link of the kernel's
                 assert os.stat(f"/proc/{pid}/ns/user").st_ino != ours  # noqa: PTH116
         except PermissionError:
-            pytest.skip("this host forbids user namespaces")
+            pytest.skip("this machine forbids user namespaces")
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 

@@ -98,7 +98,8 @@ class Managers:
         events = str(rig.root / "events")
         started = self.server.launch(bundle, "start", command=command, TTRPC_ADDRESS=events)
         if started.returncode == UNSUPPORTED:
-            pytest.skip(f"this machine: {started.stderr.decode().strip()}")
+            reason = started.stderr.decode().strip()
+            pytest.skip(f"this machine cannot give a process this attribute: {reason}")
         assert started.returncode == 0, started.stderr
         address = started.stdout.decode()
         async with shimctl.connect(address, namespace=NAMESPACE) as shim:

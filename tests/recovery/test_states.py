@@ -178,7 +178,10 @@ def test_calls_of_each_version_are_read(stored: dict[str, str]) -> None:
     assert [call.timeout is None for call in state.calls] == [True, False]
 
 
-@pytest.mark.skipif(os.sysconf("SC_PAGESIZE") != 4096, reason="the bytes are in another page")
+@pytest.mark.skipif(
+    os.sysconf("SC_PAGESIZE") != 4096,
+    reason="this machine has pages of another size than 4096 bytes",
+)
 def test_a_connection_of_each_version_is_read(stored: dict[str, str]) -> None:
     slot = StateSlot(states.file_of(stored["connection.json"]))
     record = ConnectionRecord(-1, slot, Deposit(), ())
