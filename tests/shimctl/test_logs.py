@@ -17,7 +17,7 @@ from shim.errors import InvalidError, NotFoundError
 from shimctl.standalone.logentries import Wanted, parse_entry, parse_json_entry, parse_since
 from shimctl.standalone.logfiles import Log
 from shimctl.standalone.logs import RAW, format_of, show
-from tests.shimctl.test_run import NAMESPACE, PATIENCE, Host, _needs, eventually, host
+from tests.shimctl.host import NAMESPACE, PATIENCE, Host, _needs, eventually, host
 
 if TYPE_CHECKING:
     from pathlib import Path

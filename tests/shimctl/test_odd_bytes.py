@@ -16,7 +16,7 @@ from shimctl.launching import find_runtime, open_log
 from shimctl.options import json_value
 from shimctl.standalone import workdir
 from shimctl.standalone.run import _follow
-from tests.shimctl.test_run import RUNTIME, Host, _needs, host
+from tests.shimctl.host import RUNTIME, Host, _needs, host
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.shimctl.test_run import NAMESPACE, Host, _needs, host
+from tests.shimctl.host import NAMESPACE, Host, _needs, host
 from tests.shimctl.tmux import Terminal, Tmux, eventually, open_tmux
 
 if TYPE_CHECKING:
