@@ -1,6 +1,7 @@
+"""What `shimctl logs` prints: streams, times, tails and following; of containers, too."""
+
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,201 +11,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shim.errors import InvalidError, NotFoundError
-from shimctl.standalone.logentries import Wanted, parse_entry, parse_json_entry, parse_since
-from shimctl.standalone.logfiles import Log
+from shimctl.standalone.logentries import Wanted
 from shimctl.standalone.logs import RAW, format_of, show
 from tests.shimctl.host import NAMESPACE, PATIENCE, Host, _needs, eventually, host
+from tests.shimctl.test_logentries import NOW, entry, json_entry
+from tests.shimctl.test_logfiles import path
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["_needs", "host"]
-KEYS = ["log", "stream", "time"]
-NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "output.log"
-
-
-def entry(second: int, text: str, *, stream: str = "stdout", tag: str = "F") -> str:
-    return f"2026-11-24T12:00:{second:02d}.123456789Z {stream} {tag} {text}\n"
+__all__ = ["_needs", "host", "path"]
 
 
 def over() -> bool:
     return True
-
-
-# Entries and times
-
-
-def test_an_entry_is_taken_apart() -> None:
-    line = b"2016-10-06T00:17:09.669794202Z stdout P:7 log  content 1 "
-    assert (found := parse_entry(line)) is not None
-    assert (found.stream, found.ends, found.content) == (b"stdout", False, b"log  content 1 ")
-    assert found.at == datetime(2016, 10, 6, 0, 17, 9, 669794, tzinfo=UTC)
-    assert (found := parse_entry(b"2016-10-06T02:17:09+02:00 stderr F ")) is not None
-    assert (found.at, found.content) == (datetime(2016, 10, 6, 0, 17, 9, tzinfo=UTC), b"")
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"",
-        b"plain text",
-        b"2016-10-06T00:17:09Z stdin F x",
-        b"2016-10-06T00:17:09Z stdout X x",
-        b"2016-10-06T00:17:09 stdout F x",
-        b"2016-02-31T00:17:09Z stdout F x",
-        b"2016-10-06T00:17:09Z stdout F",
-    ],
-)
-def test_what_is_no_entry_is_told_from_one(line: bytes) -> None:
-    assert parse_entry(line) is None
-
-
-@given(st.binary())
-def test_no_line_is_an_error(line: bytes) -> None:
-    parse_entry(line)
-    parse_json_entry(line)
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(KEYS), inner),
-    )
-)
-def test_no_json_is_an_error(value: object) -> None:
-    parse_json_entry(json.dumps(value).encode())
-
-
-def json_entry(second: int, text: str, *, stream: str = "stdout") -> str:
-    time = f"2026-11-24T12:00:{second:02d}.123456789Z"
-    return json.dumps({"log": text, "stream": stream, "attrs": {"a": "b"}, "time": time}) + "\n"
-
-
-def test_a_json_entry_is_taken_apart() -> None:
-    found = parse_json_entry(json_entry(9, "caf\xe9\n", stream="stderr").encode())
-    assert found is not None
-    assert (found.stream, found.ends, found.content) == (b"stderr", True, "caf\xe9".encode())
-    assert found.at == datetime(2026, 11, 24, 12, 0, 9, 123456, tzinfo=UTC)
-    assert (found := parse_json_entry(json_entry(9, "cut").encode())) is not None
-    assert (found.ends, found.content) == (False, b"cut")
-
-
-@pytest.mark.parametrize(
-    ("text", "ago"),
-    [("10m", 600), ("1h30m", 5400), ("45s", 45), ("0.5s", 0.5), ("2d", 172_800), ("1d1s", 86_401)],
-)
-def test_a_duration_is_how_long_ago(text: str, ago: float) -> None:
-    assert parse_since(text, NOW) == NOW - timedelta(seconds=ago)
-
-
-def test_a_time_is_rfc_3339() -> None:
-    assert parse_since("2026-11-24T13:00:00+01:00", NOW) == NOW
-    assert parse_since("2026-11-24T12:00:00.000000000Z", NOW) == NOW
-
-
-@pytest.mark.parametrize("text", ["", "soon", "10", "10x", "m", "99999999999999d", "24.11.2026"])
-def test_what_is_no_time_is_said_to_be_none(text: str) -> None:
-    with pytest.raises(InvalidError, match="is not a time"):
-        parse_since(text, NOW)
-
-
-# Files
-
-
-def lines_of(log: Log) -> list[bytes]:
-    return list(log.lines())
-
-
-def test_a_line_is_given_when_it_is_whole(path: Path) -> None:
-    with Log(path, rotated=True) as log:
-        assert lines_of(log) == []  # not even there yet
-        path.write_bytes(b"one\ntw")
-        assert lines_of(log) == [b"one"]
-        with open(path, "ab") as file:
-            file.write(b"o\n")
-        assert lines_of(log) == [b"two"]
-
-
-def test_nothing_is_lost_between_the_last_look_and_a_rotation(path: Path) -> None:
-    path.write_bytes(b"1\n")
-    old = path.with_name("output.log.1")
-    with Log(path, rotated=True) as log:
-        assert lines_of(log) == [b"1"]
-        for number in range(2, 6):
-            with open(path, "ab") as file:
-                file.write(b"%d\n" % number)
-            path.replace(old)
-            path.write_bytes(b"new %d\n" % number)
-            assert lines_of(log) == [b"%d" % number, b"new %d" % number]
-
-
-def test_who_is_two_files_behind_goes_on_with_the_oldest_there_is(path: Path) -> None:
-    path.write_bytes(b"1\n")
-    old = path.with_name("output.log.1")
-    with Log(path, rotated=True) as log:
-        assert lines_of(log) == [b"1"]
-        for number in (2, 3):
-            path.replace(old)
-            path.write_bytes(b"%d\n" % number)
-        assert lines_of(log) == [b"2", b"3"]
-
-
-def test_the_older_files_come_first(path: Path) -> None:
-    for name, content in {".10": b"1\n", ".2": b"2\n", ".1": b"3\n", ".1.gz": b"no\n"}.items():
-        path.with_name(f"output.log{name}").write_bytes(content)
-    path.write_bytes(b"4\n")
-    with Log(path, rotated=True) as log:
-        assert lines_of(log) == [b"1", b"2", b"3", b"4"]
-
-
-def test_a_reader_follows_through_several_rotations(path: Path) -> None:
-    path.write_bytes(b"1\n")
-    with Log(path, rotated=True) as log:
-        assert lines_of(log) == [b"1"]
-        for number in (2, 3, 4):
-            for old in range(number - 1, 1, -1):
-                path.with_name(f"output.log.{old - 1}").replace(f"{path}.{old}")
-            path.replace(f"{path}.1")
-            path.write_bytes(b"%d\n" % number)
-        assert lines_of(log) == [b"2", b"3", b"4"]
-
-
-def test_a_truncated_file_is_read_from_its_beginning(path: Path) -> None:
-    path.write_bytes(b"long ago\n")
-    with Log(path, rotated=False) as log:
-        assert lines_of(log) == [b"long ago"]
-        path.write_bytes(b"new\n")
-        assert lines_of(log) == [b"new"]
-
-
-@given(
-    st.lists(st.sampled_from([b"", b"a", b"bb" * 9]), max_size=8), st.booleans(), st.integers(0, 9)
-)
-def test_the_last_lines_are_found_from_the_end(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ends: bool, tail: int
-) -> None:
-    path = tmp_path_factory.mktemp("tail") / "log"
-    text = b"\n".join(lines) + (b"\n" if ends and lines else b"")
-    path.write_bytes(text)
-    with Log(path, rotated=False) as log:
-        log.seek_to_last(tail)
-        assert b"".join(log.chunks()) == b"".join(text.splitlines(True)[-tail:] if tail else [])
-
-
-def test_the_last_lines_of_a_long_file_are_found(path: Path) -> None:
-    path.write_bytes(b"".join(b"%d\n" % n for n in range(200_000)))
-    with Log(path, rotated=False) as log:
-        log.seek_to_last(100_000)
-        assert lines_of(log) == [b"%d" % n for n in range(100_000, 200_000)]
 
 
 async def test_streams_times_and_cut_lines_are_put_together(
