@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 import shimctl
 from shimctl import aio, blocking, pipes
@@ -133,3 +135,43 @@ def test_help_can_show_each() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert "serve_events(" in done.stdout
+
+
+WRONG = [
+    ("trio", aio, "cannot call shimctl.aio in a trio task; use shimctl"),
+    ("trio", blocking, "cannot call shimctl.blocking in a trio task; use shimctl"),
+    ("asyncio", shimctl, "cannot call shimctl in an asyncio task; use shimctl.aio"),
+    ("asyncio", blocking, "cannot call shimctl.blocking in an asyncio task; use shimctl.aio"),
+]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("running", "face", "message"), WRONG)
+def test_the_wrong_face_names_the_right_one(running: str, face: Any, message: str) -> None:
+    async def main() -> None:
+        for function in (face.list_shims, lambda: face.run("/none")):
+            with pytest.raises(shimctl.WrongFaceError, match=message):
+                await function()
+        block = face.connect("/none")
+        with pytest.raises(shimctl.WrongFaceError, match=message):
+            _ = block.__enter__() if face is blocking else await block.__aenter__()
+
+    trio.run(main) if running == "trio" else asyncio.run(main())
+
+
+@pytest.mark.e2e
+def test_a_block_of_another_kind_names_the_right_face() -> None:
+    with (
+        pytest.raises(shimctl.WrongFaceError, match=r"use shimctl\.blocking"),
+        shimctl.connect("/none"),  # type: ignore[attr-defined]
+    ):
+        pass
+
+    async def main() -> None:
+        with (
+            pytest.raises(shimctl.WrongFaceError, match="use `async with`"),
+            aio.connect("/none"),  # type: ignore[attr-defined]
+        ):
+            pass
+
+    asyncio.run(main())

@@ -21,36 +21,14 @@ from shimctl import aio, blocking
 from tests.images.layouts import Layout, busybox
 from tests.process.rig import alive
 from tests.shimctl.faces import FACES, on
-from tests.shimctl.place import PATIENCE, RUNTIMES, Place, eventually, open_place
+from tests.shimctl.place import PATIENCE, Place, eventually
+from tests.shimctl.spawning import LOTS, ours, place, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+__all__ = ["ours", "place"]
 pytestmark = pytest.mark.e2e
-
-LOTS = bytes(range(256)) * 4096  # a mebibyte, more than a fifo holds
-
-
-@pytest.fixture(params=["ours", "go"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with open_place(request.param) as place:
-        monkeypatch.setenv("SHIMCTL_STATE", str(place.state))
-        yield place
-        # Before the place itself removes anything.
-        assert place.left() == []
-
-
-@pytest.fixture
-def ours(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    with open_place("ours") as place:
-        monkeypatch.setenv("SHIMCTL_STATE", str(place.state))
-        yield place
-        assert place.left() == []
-
-
-def settings(place: Place) -> dict[str, Any]:
-    return {"namespace": place.namespace, "runtime": RUNTIMES[place.kind]}
 
 
 @pytest.mark.parametrize("name", FACES)
@@ -370,41 +348,3 @@ def test_ten_containers_run_side_by_side(ours: Place) -> None:
 
     found = sorted(trio.run(main), key=lambda each: each.exit_status)
     assert found == [shimctl.Finished(n, b"%d\n" % n, b"") for n in range(10)]
-
-
-WRONG = [
-    ("trio", aio, "cannot call shimctl.aio in a trio task; use shimctl"),
-    ("trio", blocking, "cannot call shimctl.blocking in a trio task; use shimctl"),
-    ("asyncio", shimctl, "cannot call shimctl in an asyncio task; use shimctl.aio"),
-    ("asyncio", blocking, "cannot call shimctl.blocking in an asyncio task; use shimctl.aio"),
-]
-
-
-@pytest.mark.parametrize(("running", "face", "message"), WRONG)
-def test_the_wrong_face_names_the_right_one(running: str, face: Any, message: str) -> None:
-    async def main() -> None:
-        for function in (face.list_shims, lambda: face.run("/none")):
-            with pytest.raises(shimctl.WrongFaceError, match=message):
-                await function()
-        block = face.connect("/none")
-        with pytest.raises(shimctl.WrongFaceError, match=message):
-            _ = block.__enter__() if face is blocking else await block.__aenter__()
-
-    trio.run(main) if running == "trio" else asyncio.run(main())
-
-
-def test_a_block_of_another_kind_names_the_right_face() -> None:
-    with (
-        pytest.raises(shimctl.WrongFaceError, match=r"use shimctl\.blocking"),
-        shimctl.connect("/none"),  # type: ignore[attr-defined]
-    ):
-        pass
-
-    async def main() -> None:
-        with (
-            pytest.raises(shimctl.WrongFaceError, match="use `async with`"),
-            aio.connect("/none"),  # type: ignore[attr-defined]
-        ):
-            pass
-
-    asyncio.run(main())

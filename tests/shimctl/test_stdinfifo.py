@@ -20,7 +20,7 @@ from shimctl.on_threads import THREADS
 from shimctl.pipes import Input, open_streams
 from tests.shimctl.faces import FACES, on
 from tests.shimctl.place import PATIENCE, Place
-from tests.shimctl.test_spawning import LOTS, ours, place, settings
+from tests.shimctl.spawning import LOTS, ours, place, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
