@@ -145,7 +145,6 @@ WRONG = [
 ]
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize(("running", "face", "message"), WRONG)
 def test_the_wrong_face_names_the_right_one(running: str, face: Any, message: str) -> None:
     async def main() -> None:
@@ -159,7 +158,6 @@ def test_the_wrong_face_names_the_right_one(running: str, face: Any, message: st
     trio.run(main) if running == "trio" else asyncio.run(main())
 
 
-@pytest.mark.e2e
 def test_a_block_of_another_kind_names_the_right_face() -> None:
     with (
         pytest.raises(shimctl.WrongFaceError, match=r"use shimctl\.blocking"),
