@@ -20,7 +20,7 @@ from tests.bench.caller import Caller
 from tests.bench.samples import percentile
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, Rig
-from tests.process.test_sharing import shared
+from tests.process.sharing import shared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,13 +1,11 @@
-"""Several containers in one daemon: which of them share it, and what stays each one's own."""
+"""Which containers share a daemon, and what happens when it ends, hangs or is full."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
@@ -16,67 +14,27 @@ from shim.api import process_pb2
 from shim.api.options_pb2 import Options
 from shim.api.runtimeoptions_pb2 import Options as GenericOptions
 from shim.api.task_pb2 import (
-    ConnectRequest,
     DeleteRequest,
-    KillRequest,
-    ShutdownRequest,
     StateRequest,
     WaitRequest,
 )
 from shim.container.reservations import LIMIT
-from shim.linux.sockets import can_connect, socket_path
+from shim.linux.sockets import socket_path
 from shim.names import SHARE
 from tests.e2e.waiting import PATIENCE
-from tests.process.rig import Rig, alive, wait_gone
-from tests.process.test_delete import delete
-from tests.process.test_pods import SANDBOX, address_of, params, race, shut_down
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shim.api.task_grpc import TaskStub
-
-SLEEP = ("sleep", "1000")
-
-
-def sharing(share: str = "namespace", pod: str = "") -> Callable[[dict[str, Any]], None]:
-    """Return a change of config.json that asks for a shared daemon."""
-
-    def change(config: dict[str, Any]) -> None:
-        config["annotations"] = {SHARE: share, **({SANDBOX: pod} if pod else {})}
-
-    return change
-
-
-def shared(rig: Rig, id_: str, *args: str, share: str = "namespace", pod: str = "") -> Path:
-    return rig.bundle(id_, *(args or SLEEP), change=sharing(share, pod))
-
-
-async def launch(rig: Rig, bundle: Path, **fields: Any) -> tuple[TaskStub, int]:
-    """Start and run a container; return its client and the pid of its daemon."""
-    task = await rig.start(bundle)
-    await rig.run(task, bundle, **fields)
-    return task, await daemon_of(task)
-
-
-async def daemon_of(task: TaskStub) -> int:
-    return (await task.Connect(ConnectRequest(id="any"), timeout=5)).shim_pid
-
-
-async def remove(task: TaskStub, id_: str) -> int:
-    """Kill and delete a container as a manager does; return its exit status."""
-    await task.Kill(KillRequest(id=id_, signal=9), timeout=5)
-    await task.Wait(WaitRequest(id=id_), timeout=10)
-    status = (await task.Delete(DeleteRequest(id=id_), timeout=15)).exit_status
-    await task.Shutdown(ShutdownRequest(id=id_), timeout=5)
-    return status
-
-
-async def kill_daemons(rig: Rig) -> None:
-    for pid in rig.daemons:
-        os.kill(pid, signal.SIGKILL)
-    await wait_gone(rig.daemons)
-
+from tests.process.rig import Rig, wait_gone
+from tests.process.sharing import (
+    SLEEP,
+    attributes,
+    daemon_of,
+    kill_daemons,
+    launch,
+    packed,
+    remove,
+    shared,
+    sharing,
+)
+from tests.process.test_pods import race, shut_down
 
 # -- who shares -------------------------------------------------------------------
 
@@ -153,14 +111,6 @@ async def test_each_place_of_the_setting_counts(
     assert found[0] == found[1]
 
 
-def packed(options: Any) -> bytes:
-    """Return options as containerd writes them to the standard input of ``start``."""
-    from google.protobuf.any_pb2 import Any as AnyMessage
-
-    message = AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
-    return message.SerializeToString()
-
-
 async def test_an_annotation_wins_over_an_option_over_the_file(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,21 +161,6 @@ async def test_an_option_of_the_daemon_itself_gives_a_daemon_of_its_own(
     else:
         rig.address = rig.answer(done.stdout)
         assert await daemon_of(await rig.connect()) != first
-
-
-async def attributes(rig: Rig, id_: str, wrap: tuple[str, ...] = ()) -> tuple[int, str]:
-    """Launch with ``start`` in a wrapper; return the daemon's pid, and what its runtime has."""
-    say = f'case "$*" in *create*) (umask; nice; ulimit -n; env) >{rig.root}/{id_}.said;; esac'
-    runtime = rig.wrapper(f"runtime-{id_}", f'{say}\nexec runc "$@"')
-    bundle = shared(rig, id_)
-    done = await trio.to_thread.run_sync(
-        partial(rig.run_shim, bundle, "-id", id_, "start", wrap=wrap)
-    )
-    assert done.returncode == 0, done.stderr
-    rig.address = rig.answer(done.stdout)
-    task = await rig.connect()
-    await rig.run(task, bundle, options=rig.options(binary_name=runtime))
-    return await daemon_of(task), (rig.root / f"{id_}.said").read_text()
 
 
 @pytest.mark.parametrize(
@@ -330,144 +265,3 @@ async def test_with_few_open_files_left_another_daemon_is_started(rig: Rig) -> N
         task = await rig.connect()
         state = await task.State(StateRequest(id=f"c{i}"), timeout=5)
         assert state.status == process_pb2.RUNNING
-
-
-# -- what stays each container's own ------------------------------------------------
-
-
-async def test_of_a_dead_daemon_each_delete_ends_its_own_container(rig: Rig) -> None:
-    pids = {}
-    for id_ in ("c1", "c2", "c3"):
-        task, _ = await launch(rig, shared(rig, id_, "sh", "-c", "sleep 1000 & wait"))
-        pids[id_] = (await task.State(StateRequest(id=id_), timeout=5)).pid
-    await task.Kill(KillRequest(id="c3", signal=15), timeout=5)
-    await task.Kill(KillRequest(id="c3", signal=9), timeout=5)
-    ended = await task.Wait(WaitRequest(id="c3"), timeout=10)
-    await kill_daemons(rig)
-    assert (await delete(rig, rig.root / "c2")).pid == pids["c2"]
-    assert alive(pids["c1"])
-    assert not alive(pids["c2"])
-    reply = await delete(rig, rig.root / "c3")
-    assert reply.exited_at == ended.exited_at
-    assert alive(pids["c1"])
-    assert (await delete(rig, rig.root / "c1")).exit_status == 137
-    assert not alive(pids["c1"])
-    assert not list(rig.runc_root.glob("*/*"))
-    assert not can_connect(rig.address)
-    assert not Path(socket_path(rig.address)).exists()
-
-
-async def test_the_bundle_of_the_first_container_is_not_needed(rig: Rig) -> None:
-    import shutil
-
-    task, _ = await launch(rig, shared(rig, "c1"))
-    await launch(rig, shared(rig, "c2"))
-    await remove(task, "c1")
-    shutil.rmtree(rig.root / "c1")
-    bundle = shared(rig, "c3", "sh", "-c", "exit 7")
-    other = await rig.start(bundle)
-    await rig.run(other, bundle)
-    assert (await other.Wait(WaitRequest(id="c3"), timeout=10)).exit_status == 7
-    await rig.sink.wait_for("exit c3")
-    assert json.loads((bundle / "init.exit").read_text())["exit_status"] == 7
-    pid = (await other.State(StateRequest(id="c2"), timeout=5)).pid
-    await kill_daemons(rig)
-    assert (await delete(rig, rig.root / "c2")).pid == pid
-    assert not alive(pid)
-    assert not (rig.root / "c1").exists()
-
-
-async def test_the_events_of_each_container_are_in_its_own_bundle(rig: Rig) -> None:
-    from tests.process.test_durable import away
-
-    with away(rig):
-        for id_ in ("c1", "c2"):
-            task, _ = await launch(rig, shared(rig, id_, "sh", "-c", "exit 3"))
-            await task.Wait(WaitRequest(id=id_), timeout=10)
-        await kill_daemons(rig)
-        await delete(rig, rig.root / "c2")
-    await rig.sink.wait_for("exit c2")
-    assert rig.sink.names("c2") == ["create", "start", "exit c2"]
-    assert rig.sink.names("c1") == []
-
-
-async def test_lines_about_a_container_go_to_the_log_of_its_bundle(rig: Rig) -> None:
-    fails = 'case "$*" in *--force*) ;; *" delete "*) exit 1;; esac'
-    options = rig.options(binary_name=rig.wrapper("fails", f'{fails}\nexec runc "$@"'))
-    fds = {}
-    try:
-        for id_ in ("c1", "c2"):
-            bundle = shared(rig, id_)
-            os.mkfifo(bundle / "log")
-            fds[id_] = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
-            task = await rig.start(bundle)
-            await rig.run(task, bundle, options=options)
-        for id_ in ("c1", "c2"):
-            await remove(task, id_)
-        read = {id_: os.read(fd, 1 << 16).decode() for id_, fd in fds.items()}
-        for id_, other in (("c1", "c2"), ("c2", "c1")):
-            assert f'trying with --force" id={id_}' in read[id_]
-            assert f'--force" id={other}' not in read[id_]
-    finally:
-        for fd in fds.values():
-            os.close(fd)
-
-
-# -- pods -----------------------------------------------------------------------------
-
-
-async def test_pods_share_a_daemon_and_stay_together(rig: Rig) -> None:
-    found = set()
-    for pod in ("p1", "p2"):
-        for id_ in (pod, f"{pod}a"):
-            task, pid = await launch(rig, shared(rig, id_, pod=pod))
-            assert rig.address == address_of(rig, pod)
-            found.add(pid)
-    assert len(found) == 1
-    for id_ in ("p1a", "p1"):
-        assert can_connect(address_of(rig, "p1"))
-        await remove(task, id_)
-    assert not Path(socket_path(address_of(rig, "p1"))).exists()
-    assert can_connect(address_of(rig, "p2"))
-    for id_ in ("p2a", "p2"):
-        await remove(task, id_)
-    await wait_gone(rig.daemons)
-    assert not Path(socket_path(address_of(rig, "p2"))).exists()
-
-
-async def test_a_pod_is_not_split_by_a_number(rig: Rig) -> None:
-    found = {}
-    for pod in ("p1", "p2", "p3"):
-        for id_ in (pod, f"{pod}a", f"{pod}b"):
-            _, found[id_] = await launch(rig, shared(rig, id_, share="2", pod=pod))
-    for pod in ("p1", "p2", "p3"):
-        assert len({found[id_] for id_ in (pod, f"{pod}a", f"{pod}b")}) == 1
-    assert len(set(found.values())) == 3
-
-
-async def test_of_many_starters_of_a_pod_all_get_one_daemon_of_a_number(rig: Rig) -> None:
-    bundles = [shared(rig, f"c{i}", "true", share="2", pod="pod1") for i in range(8)]
-    others = [shared(rig, f"d{i}", "true", share="2") for i in range(3)]
-    addresses = await race(rig, [*bundles, *others])
-    used = {(bundle / "address").read_text() for bundle in bundles}
-    assert used == {address_of(rig, "pod1")}
-    for rig.address in sorted(addresses):
-        await rig.connect()
-
-
-async def test_the_pods_of_a_dead_daemon_are_ended_each_by_its_own_delete(rig: Rig) -> None:
-    pids: dict[str, int] = {}
-    for pod in ("p1", "p2"):
-        first = shared(rig, pod, pod=pod)
-        task = await rig.start(first, params(pod))
-        for bundle in (first, shared(rig, f"{pod}a", pod=pod)):  # as Task v3 does
-            pids[bundle.name] = (await rig.run(task, bundle)).pid
-            assert (bundle / "address").read_text() == address_of(rig, pod)
-    assert len(rig.daemons) == 1
-    await kill_daemons(rig)
-    await delete(rig, rig.root / "p2")
-    assert [id_ for id_, pid in pids.items() if alive(pid)] == ["p1", "p1a"]
-    assert Path(socket_path(address_of(rig, "p1"))).exists() is False
-    await delete(rig, rig.root / "p1")
-    assert not any(map(alive, pids.values()))
-    assert not list(rig.runc_root.glob("*/*"))

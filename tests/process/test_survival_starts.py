@@ -13,11 +13,11 @@ from grpclib.exceptions import GRPCError
 from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
 from shim.linux.sockets import socket_path
 from tests.process.rig import wait_gone
+from tests.process.sharing import shared
 from tests.process.steps import lose_call, wait_path
 from tests.process.survival import daemon_of
 from tests.process.test_lost_callers import nothing_is_left
 from tests.process.test_pods import pod
-from tests.process.test_sharing import shared
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
