@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -21,9 +20,6 @@ from shim.start import identity
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import LAUNCH, ROOT, Server, children_of, parent_of, state_of
-
-if TYPE_CHECKING:
-    import pytest
 
 PIDFD_GETFD = 438  # the number of the system call.  Source: asm-generic/unistd.h
 
@@ -281,65 +277,6 @@ async def test_after_the_servers_death_the_next_start_makes_a_new_one(server: Se
     second = await server.wait_up()
     assert second != first
     assert parent_of(daemon) == second
-
-
-async def test_another_build_gets_another_server(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours = identity.socket_path()
-    monkeypatch.setattr(identity, "VERSION", "99.0")
-    assert identity.socket_path() != ours
-
-
-async def test_another_cgroup_or_namespace_gets_another_server(server: Server) -> None:
-    script = "from shim.start.identity import socket_path; print(socket_path())"
-    command = [sys.executable, "-c", script]
-
-    def path(*prefix: str) -> str:
-        done = subprocess.run([*prefix, *command], cwd=ROOT, capture_output=True, check=True)
-        return done.stdout.decode()
-
-    assert path() == path()
-    for flag in ("--mount", "--ipc", "--uts", "--net", "--pid", "--time"):
-        assert path("unshare", flag) != path(), flag
-
-
-def test_another_root_directory_gets_another_server(tmp_path: Path) -> None:
-    script = "from shim.start.identity import socket_path; print(socket_path())"
-    directories = [str(tmp_path / name) for name in ("upper", "work", "root")]
-    for directory in directories:
-        Path(directory).mkdir()
-    upper, work, root = directories
-    # Both in one mount namespace, and the programs are the same under both roots.
-    steps = [
-        f"mount -t tmpfs none {tmp_path}",
-        f"mkdir {upper} {work} {root}",
-        f"mount -t overlay -o lowerdir=/,upperdir={upper},workdir={work} none {root}",
-        f"mount --rbind /proc {root}/proc",
-        *(f"mount --rbind {place} {root}{place}" for place in (str(ROOT), sys.prefix)),
-        f'cd {ROOT}; "$@"; chroot {root} sh -c \'cd {ROOT}; "$@"\' sh "$@"',
-    ]
-    command = ["unshare", "--mount", "sh", "-ec", "; ".join(steps), "sh"]
-    done = subprocess.run(
-        [*command, sys.executable, "-c", script], capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = done.stdout.split()
-    assert first != second
-
-
-async def test_a_server_of_changed_code_refuses_and_leaves(server: Server, tmp_path: Path) -> None:
-    copy = tmp_path / "lib"
-    copy.mkdir()
-    subprocess.run(["cp", "-r", str(ROOT / "shim"), str(copy)], check=True)
-    bundles = [server.rig.bundle(f"c{i}", "true") for i in range(2)]
-    await server.start(bundles[0], PYTHONPATH=str(copy))
-    pid = await server.wait_up()
-    with (copy / "shim/version.py").open("a") as file:
-        file.write("# changed\n")
-    daemon = await server.start(bundles[1], PYTHONPATH=str(copy))
-    assert parent_of(daemon) != pid
-    await wait_gone([pid])
 
 
 async def test_a_server_without_daemons_leaves_when_idle(server: Server) -> None:
