@@ -180,8 +180,8 @@ class SavedState:
         self.forget_posted()
         slot, self._slot = self._slot, None
         if slot is not None:
-            slot.close()
             self._deposit.drop(f"state/{self._id}")
+            slot.close()
 
     def _encoded(self) -> bytes:
         if self._encoder is None:

@@ -138,6 +138,7 @@ class ConnectionRecord:
     def leave(self) -> None:
         if self._slot.fd < 0:
             return
+        self._deposit.leave(*self._names)
         self._slot.close()
         if self._transfers is not None:
             self._transfers.close()
@@ -145,8 +146,8 @@ class ConnectionRecord:
     def close(self) -> None:
         if self._slot.fd < 0:
             return
-        self.leave()
         self._deposit.drop(*self._names)
+        self.leave()
 
     def _mapped(self) -> Transfers:
         if self._transfers is None:

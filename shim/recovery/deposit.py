@@ -137,7 +137,11 @@ class Deposit:
         self._put(fds)
 
     def lend(self, fds: Mapping[str, int]) -> None:
-        """Send copies of ``fds`` as :meth:`put`; these stay open until they are dropped."""
+        """Send copies of ``fds`` as :meth:`put`; these stay open until they are dropped.
+
+        An fd is dropped before it is closed: another file may get its number, and the next
+        keeper would get that file.
+        """
         if self._is_active:
             self._borrow(fds)
             self._put(fds)
@@ -195,6 +199,10 @@ class Deposit:
         self._dropped += names
         self._is_due = True
         self._wake.unpark()
+
+    def leave(self, *names: str) -> None:
+        """Forget these fds, which are closed next; the keeper's copies stay."""
+        self._originals.drop(names)
 
     def hold(self, fds: Mapping[str, Fd], instead: Mapping[str, int] | None = None) -> None:
         """Send copies as :meth:`put`, and drop each when its ``Fd`` is closed.

@@ -50,9 +50,14 @@ class Caller:
         connection from ``deposit``.
         """
         task_status.started()
-        received = await self.wait_acknowledged()
-        deposit.drop(CALLER)
-        return received
+        with self.connection:
+            try:
+                received = await self._acknowledged()
+            except BaseException:
+                deposit.leave(CALLER)
+                raise
+            deposit.drop(CALLER)
+            return received
 
     async def wait_acknowledged(self) -> bool:
         """Wait for the caller's ``told``; return False if the connection ended without it.
@@ -60,12 +65,15 @@ class Caller:
         The caller sends it when it has printed the answer.
         """
         with self.connection:
-            self.connection.setblocking(False)
-            await trio.lowlevel.wait_readable(self.connection)
-            # A caller that ends before it has read the server's packet ``child`` resets the
-            # connection.  The kernel reports that once, and first: then come its packets.
-            for _ in range(2):
-                with suppress(OSError):
-                    # It stays, for a replacement of this daemon.
-                    return self.connection.recv(16, socket.MSG_PEEK) == b"told"
+            return await self._acknowledged()
+
+    async def _acknowledged(self) -> bool:
+        self.connection.setblocking(False)
+        await trio.lowlevel.wait_readable(self.connection)
+        # A caller that ends before it has read the server's packet ``child`` resets the
+        # connection.  The kernel reports that once, and first: then come its packets.
+        for _ in range(2):
+            with suppress(OSError):
+                # It stays, for a replacement of this daemon.
+                return self.connection.recv(16, socket.MSG_PEEK) == b"told"
         return False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +21,7 @@ from shim.ttrpc.protocol import RequestReceived, ServerProtocol
 from shim.ttrpc.services import UNSENT_LIMIT, Stream, accept, admit, expected, plain_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine, Mapping
+    from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
 
     from google.protobuf.message import Message
     from grpclib.const import Handler
@@ -94,20 +95,20 @@ class Connection:
 
     async def run(self, shutdown: trio.Event | None) -> None:
         async with trio.open_nursery() as lasting:
-            async with self._stream, trio.open_nursery() as writing:
-                writing.start_soon(self._write_loop, writing.cancel_scope)
-                async with trio.open_nursery() as listening:
-                    if shutdown is not None:
-                        listening.start_soon(_cancel_at, shutdown, listening.cancel_scope)
-                    await self._read_loop(lasting, listening)
-                    self._gone = True
-                    listening.cancel_scope.cancel()
-                if self._gone:
-                    writing.cancel_scope.cancel()
-                self._draining = True
-                self._idle_writer.unpark()
-            self._gone = True
-            self._closed()
+            async with self._stream:
+                with self._open(shutdown):
+                    async with trio.open_nursery() as writing:
+                        writing.start_soon(self._write_loop, writing.cancel_scope)
+                        async with trio.open_nursery() as listening:
+                            if shutdown is not None:
+                                listening.start_soon(_cancel_at, shutdown, listening.cancel_scope)
+                            await self._read_loop(lasting, listening)
+                            self._gone = True
+                            listening.cancel_scope.cancel()
+                        if self._gone:
+                            writing.cancel_scope.cancel()
+                        self._draining = True
+                        self._idle_writer.unpark()
             for call in self._revocable.values():
                 call.stream.lost = True
                 call.scope.cancel()
@@ -257,8 +258,13 @@ class Connection:
     def _ended(self, stream_id: int) -> None:
         """Called once the reply of such a method is queued."""
 
-    def _closed(self) -> None:
-        """Called once the socket is closed; calls may still be running."""
+    @contextmanager
+    def _open(self, _shutdown: trio.Event | None) -> Iterator[None]:
+        """Use the socket in the block; it is closed afterwards, when calls may still run."""
+        try:
+            yield
+        finally:
+            self._gone = True
 
     def _answer(self, call: Call) -> None:
         if call.stream.reply is None:

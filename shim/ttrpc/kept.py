@@ -19,7 +19,7 @@ Source: containerd/ttrpc client.go, receiveLoop, for that.
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -32,6 +32,8 @@ from shim.ttrpc.frames import extent
 from shim.ttrpc.services import UNSENT_LIMIT, PeerRefusedError, check_peer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from shim.ttrpc.connection import Methods
     from shim.ttrpc.protocol import RequestReceived
     from shim.ttrpc.services import Stream
@@ -80,7 +82,10 @@ class Record(Protocol):
         """
 
     def leave(self) -> None:
-        """Close the record; the copies stay for a replacement."""
+        """Close the record; the copies stay for a replacement.
+
+        Call this or :meth:`close` before the connection is closed.
+        """
 
     def close(self) -> None:
         """Close the record and its copies.  A second call does nothing."""
@@ -136,9 +141,9 @@ class KeptListener(trio.abc.Listener[trio.SocketStream]):
                     check_peer(sock)
                 except PeerRefusedError as exc:
                     log.warning("connection refused", error=exc)
-                    sock.close()
                     if record is not None:
                         record.close()
+                    sock.close()
                     continue
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
                 if record is not None:
@@ -179,16 +184,21 @@ class KeptConnection(Connection):
         self._begun: set[int] = set()  # the streams of those that have begun, as in the state
         self._changed = False  # the records are not those in the saved state
 
-    async def run(self, shutdown: trio.Event | None) -> None:
+    @contextmanager
+    def _open(self, shutdown: trio.Event | None) -> Iterator[None]:
+        # The record ends before the socket: another file may get the number of a closed fd,
+        # and must not be sent to the next fork server as a copy of this connection.
         try:
-            await super().run(shutdown)
+            with super()._open(shutdown):
+                yield
         except BaseException as exc:
             cancelled = not isinstance(exc, Exception)
             if cancelled and not (shutdown is not None and shutdown.is_set()):
                 self._record.leave()  # the whole server ends in an error, and is replaced
             raise
         finally:
-            self._closed()
+            self._socket.detach()
+            self._record.close()
 
     async def _read_loop(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
         if self._resumed:
@@ -294,10 +304,6 @@ class KeptConnection(Connection):
         del self._records[stream_id]
         self._begun.discard(stream_id)
         self._changed = True
-
-    def _closed(self) -> None:
-        self._socket.detach()
-        self._record.close()
 
     def _flush(self) -> None:
         """Send queued bytes without waiting, or save them with the calls first."""

@@ -33,7 +33,9 @@ from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited
 from shim.recovery.slot import StateSlot
 from shim.ttrpc.client import ConnectionLostError, open_channel
+from shim.ttrpc.connection import Methods
 from shim.ttrpc.frames import Kind
+from shim.ttrpc.kept import KeptConnection
 from shim.ttrpc.protocol import ClientProtocol
 from shim.ttrpc.server import UNSENT_LIMIT, Stream, handlers_of, recorded, replayable, serve
 from tests.recovery.keeper import Keeper
@@ -213,6 +215,44 @@ async def test_a_connection_takes_two_fds(server: Generations, replaced: bool) -
             await stub.Kill(KillRequest(id="c1"))
         await settled(server)
         assert len(os.listdir("/proc/self/fd")) - before == (2 + 1 + 2) * count
+
+
+@pytest.mark.parametrize("ending", ["by its peer", "with its server"])
+async def test_a_closed_connection_is_not_sent_to_the_next_fork_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Another file may have the number of its fd by then."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    listener.setblocking(False)
+    deposit = Deposit(server=str(tmp_path / "server"))
+    left = []
+    close = trio.SocketStream.aclose
+
+    async def aclose(stream: trio.SocketStream) -> None:
+        left.append(deposit._originals.all())
+        await close(stream)
+
+    monkeypatch.setattr(trio.SocketStream, "aclose", aclose)
+    methods = Methods.of(handlers_of(Told()), (), (), ())
+    with listener, socket.socket(socket.AF_UNIX) as peer, trio.fail_after(20):
+        peer.connect(str(tmp_path / "s"))
+        fd, record = Connections(deposit).accept(listener)
+        assert record is not None
+        sock = socket.socket(fileno=fd)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(KeptConnection(stream, methods, record).run, trio.Event())
+            await trio.testing.wait_all_tasks_blocked()
+            assert deposit._originals.all().keys() == {"conn/0", "calls/0"}
+            if ending == "by its peer":
+                peer.close()
+            else:
+                nursery.cancel_scope.cancel()
+    assert sock.fileno() < 0
+    assert left == [{}]
+    deposit.close()
 
 
 async def test_a_shutdown_closes_the_connections_for_their_peers(server: Generations) -> None:
