@@ -105,3 +105,12 @@ class Server:
 
     def close(self) -> None:
         self._listener.close()
+
+
+def end_of(reader: int) -> bool:
+    """Return whether the pipe of ``reader`` has no writer any more."""
+    os.set_blocking(reader, False)
+    try:
+        return os.read(reader, 1) == b""
+    except BlockingIOError:
+        return False

@@ -12,17 +12,14 @@ import trio
 import trio.testing
 
 from shim.linux.fifos import Fd
-from shim.recovery import bell, registering
+from shim.recovery import bell
 from shim.recovery import deposit as deposit_module
 from shim.recovery.deposit import Deposit
-from shim.recovery.inherited import DAEMON
-from shim.recovery.messages import END, EXIT, MAX_MESSAGE, REGISTER, decode, encode
-from shim.recovery.registering import ring
-from tests.recovery.keeper import Keeper, Server
+from shim.recovery.messages import END, EXIT, MAX_MESSAGE, decode, encode
+from tests.recovery.keeper import Keeper, end_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @asynccontextmanager
@@ -37,15 +34,6 @@ async def opened() -> AsyncIterator[tuple[Deposit, Keeper]]:
             nursery.cancel_scope.cancel()
     deposit.close()
     keeper.close()
-
-
-def end_of(reader: int) -> bool:
-    """Return whether the pipe of ``reader`` has no writer any more."""
-    os.set_blocking(reader, False)
-    try:
-        return os.read(reader, 1) == b""
-    except BlockingIOError:
-        return False
 
 
 async def test_a_copy_keeps_a_pipe_open_until_it_is_dropped() -> None:
@@ -242,215 +230,6 @@ async def test_without_a_keeper_nothing_is_done() -> None:
     await deposit.run()
     assert not deposit.is_active
     assert writer.closing is None
-
-
-@asynccontextmanager
-async def lost(directory: Path, **fds: int) -> AsyncIterator[tuple[Deposit, str]]:
-    """Yield a deposit whose keeper has ended, and the path of its fork server's socket."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path = f"{directory}/f/server"
-    deposit = Deposit(ours, path, fds)
-    deposit.keeper = 0  # it was another process
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deposit.run)
-            await trio.testing.wait_all_tasks_blocked()
-            theirs.close()
-            await trio.testing.wait_all_tasks_blocked()
-            assert not deposit.is_kept
-            assert deposit.is_active
-            yield deposit, path
-            nursery.cancel_scope.cancel()
-    deposit.close()
-
-
-async def wait_kept(deposit: Deposit) -> None:
-    while not deposit.is_kept:
-        await trio.sleep(0.001)
-
-
-async def test_a_new_keeper_gets_all_fds_also_those_closed_since(tmp_path: Path) -> None:
-    slot = os.open(os.devnull, os.O_RDONLY)
-    async with lost(tmp_path, **{DAEMON: slot}) as (deposit, path):
-        pipes = [os.pipe() for _ in range(4)]
-        held = Fd(pipes[0][1])
-        deposit.hold({"held": held})
-        deposit.put({"put": pipes[1][1], "closed": pipes[2][1], "dropped": pipes[3][1]})
-        for _, writer in pipes[1:]:
-            os.close(writer)
-        deposit.drop("dropped")
-        assert end_of(pipes[3][0])
-        server = Server(path)
-        ring(path)
-        keeper = await server.answer({})
-        assert keeper is not None
-        await wait_kept(deposit)
-        keeper.take()
-        assert list(keeper.fds) == ["put", "closed", "held", DAEMON]  # the daemon's is the last
-        for name, (reader, _) in zip(["held", "put", "closed"], pipes, strict=False):
-            assert os.fstat(keeper.fds[name]).st_ino == os.fstat(reader).st_ino
-        held.close()
-        deposit.drop("put")
-        await trio.testing.wait_all_tasks_blocked()
-        keeper.take()
-        assert list(keeper.fds) == ["closed", DAEMON]
-        assert end_of(pipes[0][0])
-        assert end_of(pipes[1][0])
-        assert not end_of(pipes[2][0])
-        keeper.close()
-        server.close()
-        for reader, _ in pipes:
-            os.close(reader)
-    os.close(slot)
-
-
-async def test_an_fd_that_is_lent_or_held_is_not_copied(tmp_path: Path) -> None:
-    async with lost(tmp_path) as (deposit, _):
-        reader, writer = os.pipe()
-        held = Fd(writer)
-        before = len(os.listdir("/proc/self/fd"))
-        deposit.lend({"lent": reader})
-        deposit.hold({"held": held})
-        assert len(os.listdir("/proc/self/fd")) == before
-        deposit.put({"put": reader})
-        deposit.hold({"fifo": held}, {"fifo": writer})
-        assert len(os.listdir("/proc/self/fd")) == before + 2
-        deposit.drop("lent", "put")
-        held.close()
-        assert len(os.listdir("/proc/self/fd")) == before - 1
-        os.close(reader)
-
-
-async def test_a_server_that_listens_already_is_found(tmp_path: Path) -> None:
-    (tmp_path / "f").mkdir(mode=0o700)
-    server = Server(f"{tmp_path}/f/server")
-    async with lost(tmp_path) as (deposit, _):
-        keeper = await server.answer({})
-        assert keeper is not None
-        await wait_kept(deposit)
-        keeper.close()
-    server.close()
-
-
-async def test_a_server_that_refuses_is_not_asked_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    async with lost(tmp_path) as (deposit, path):
-        server = Server(path)
-        ring(path)
-        assert await server.answer({"error": "it is the wrong one"}) is None
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert server.requests[0].startswith(REGISTER)
-        server.close()
-        os.unlink(path)  # noqa: PTH108 - a plain string
-        server = Server(path)  # of which the daemon is not told
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        ring(path)
-        keeper = await server.answer({})
-        await wait_kept(deposit)
-        assert len(server.requests) == 1
-        assert keeper is not None
-        keeper.close()
-        server.close()
-    assert 'reason="it is the wrong one"' in capfd.readouterr().err
-
-
-async def test_a_daemon_without_a_keeper_does_not_wake_up(tmp_path: Path) -> None:
-    class Steps(trio.abc.Instrument):
-        tasks: set[trio.lowlevel.Task]
-
-        def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            self.tasks.add(task)
-
-    steps = Steps()
-    async with lost(tmp_path):
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        steps.tasks = set()
-        trio.lowlevel.add_instrument(steps)
-        await trio.sleep(0.5)
-        trio.lowlevel.remove_instrument(steps)
-    assert steps.tasks == {trio.lowlevel.current_task()}
-
-
-async def test_the_keeper_that_closed_the_channel_is_not_asked_again(tmp_path: Path) -> None:
-    async with lost(tmp_path) as (deposit, path):
-        deposit.keeper = os.getpid()
-        server = Server(path)
-        ring(path)
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert not deposit.is_kept
-        assert server.requests == []
-        server.close()
-
-
-async def test_a_server_is_started_once_and_not_after_an_end_on_purpose(tmp_path: Path) -> None:
-    for on_purpose in (False, True):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        deposit = Deposit(ours, f"{tmp_path}/f/server")
-        started: list[int] = []
-
-        async def start(into: list[int] = started) -> None:
-            into.append(1)
-
-        with trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(deposit.run, start)
-                if on_purpose:
-                    theirs.send(encode(END))
-                await trio.testing.wait_all_tasks_blocked()
-                theirs.close()
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-        deposit.close()
-        assert started == ([] if on_purpose else [1])
-
-
-async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registering, "is_ending", lambda pid: pid == os.getpid())
-    (tmp_path / "f").mkdir(mode=0o700)
-    server = Server(f"{tmp_path}/f/server")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    deposit = Deposit(ours, f"{tmp_path}/f/server")
-    started = trio.Event()
-
-    async def start() -> None:
-        started.set()
-
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deposit.run, start)
-            theirs.close()
-            await trio.testing.wait_all_tasks_blocked()
-            server.close()
-            await started.wait()
-            nursery.cancel_scope.cancel()
-    deposit.close()
-
-
-async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path = f"{tmp_path}/f/server"
-    deposit = Deposit(ours, path)
-    starts = 0
-
-    async def start() -> None:
-        nonlocal starts
-        starts += 1
-        await trio.sleep_forever()
-
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deposit.run, start)
-            theirs.close()
-            await trio.testing.wait_all_tasks_blocked()
-            for count in (1, 2, 3):
-                assert starts == count
-                ring(path)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-            nursery.cancel_scope.cancel()
-    deposit.close()
 
 
 async def test_a_deposit_that_is_closed_says_that_it_ends_on_purpose() -> None:
