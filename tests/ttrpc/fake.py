@@ -39,7 +39,9 @@ from shim.api.task_pb2 import (
     WaitResponse,
 )
 from shim.errors import NotFoundError, UnsupportedError, WrongStateError
+from shim.ttrpc import wire_pb2
 from shim.ttrpc.client import Channel, open_channel
+from shim.ttrpc.frames import Frame, Kind
 from shim.ttrpc.server import Servable, Stream, handlers_of, serve, serve_connection, unary
 
 if TYPE_CHECKING:
@@ -203,3 +205,13 @@ async def connected(service: FakeTask) -> AsyncIterator[Channel]:
         )
         async with open_channel(ours) as channel:
             yield channel
+
+
+def raw_call(stream_id: int, method: str, payload: bytes = b"", timeout_nano: int = 0) -> bytes:
+    request = wire_pb2.Request(
+        service="containerd.task.v3.Task",
+        method=method,
+        payload=payload,
+        timeout_nano=timeout_nano,
+    )
+    return Frame(stream_id, Kind.REQUEST, request.SerializeToString()).encode()
