@@ -175,6 +175,7 @@ async def main(
                 # process with the fds of an earlier moment may go on with them.
                 inherited.turn.serve()
                 deposit.serving()
+            service.containers.resume_shutdown()
         own = OwnService(
             service.containers, deposit, inherited.turn if inherited is not None else None
         )

@@ -43,6 +43,7 @@ class Containers:
         # For each ``start`` that has joined, until its Create arrives: the time at which the
         # Create is no longer expected.
         self._joined = deque(map(restored_time, earlier.joined), maxlen=_STARTS)
+        self._ends = earlier.ends
 
     def __len__(self) -> int:
         """Count the containers, also those that are being created."""
@@ -80,7 +81,8 @@ class Containers:
         self._host.reservations.fulfil(id_)
         if self._joined:
             self._joined.popleft()
-        if self.creations.forget_cancelled(id_):
+        ended, self._ends = self._ends, False
+        if self.creations.forget_cancelled(id_) or ended:
             self._save_expected()
 
     def release(self, id_: str) -> None:
@@ -119,6 +121,9 @@ class Containers:
         """
         if self._containers or self.creations.are_expected:
             return
+        if not self._ends:
+            self._ends = True
+            self._save_expected()
         while self._joined and self._joined[0] <= trio.current_time():
             self._joined.popleft()
         joined = self._joined[-1] if self._joined else 0.0
@@ -126,6 +131,14 @@ class Containers:
             self._host.go(partial(self._shut_down_at, until))
         else:
             self.shutdown.set()
+
+    def resume_shutdown(self) -> None:
+        """Shut down if the daemon that this one replaces was about to.
+
+        Its manager has the reply to the Shutdown, or gets it now, and does not send another.
+        """
+        if self._ends:
+            self.shut_down()
 
     @property
     def is_settled(self) -> bool:
@@ -156,6 +169,7 @@ class Containers:
                 self._host.reservations.state(),
                 [saved_time(time) for time in self._joined],
                 list(self.creations.cancelled),
+                self._ends,
             )
         )
 

@@ -2,7 +2,8 @@
 
 The state of a container begins with its Create.  The earlier facts are in one state of the
 daemon: the reservations of ``start``, the joins of tasks, and the ids of cancelled Creates.
-This state is first written when one of them changes, so a daemon of one container has none.
+This state is first written when one of them changes, so a daemon of one container has none
+before it ends: it also says that the daemon ends.
 
 Its times are those of the kernel's monotonic clock, which all processes share.
 
@@ -32,12 +33,14 @@ class Expected:
 
     ``reservations`` is as of :meth:`~shim.container.reservations.Reservations.state`, None for
     a new daemon.  ``joined`` has a time for each ``start`` that has joined: after it, its
-    Create is expected no longer.  ``cancelled`` are ids, the oldest first.
+    Create is expected no longer.  ``cancelled`` are ids, the oldest first.  ``ends`` is set
+    from a Shutdown without a container on, until another container is created.
     """
 
     reservations: dict[str, Any] | None = None
     joined: list[float] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    ends: bool = False
 
     def encode(self) -> bytes:
         """Return the text for :meth:`parse`."""

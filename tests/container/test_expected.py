@@ -83,8 +83,51 @@ async def test_a_daemon_that_is_not_shared_saves_nothing_for_its_containers() ->
             containers.reserve(id_)
         for id_ in ("c1", "c2"):
             containers.release(id_)
-        containers.shut_down()
     assert not keeper.fds
+    deposit.close()
+    keeper.close()
+
+
+async def test_a_daemon_that_was_about_to_end_has_a_replacement_that_ends() -> None:
+    deposit, keeper = channel()
+    async with daemon(keeper, deposit) as containers:
+        containers.reserve("c1")
+        containers.release("c1")
+        containers.shut_down()
+    async with daemon(keeper, deposit) as containers:
+        assert not containers.shutdown.is_set()  # its calls have to be restored first
+        containers.resume_shutdown()
+        assert containers.shutdown.is_set()
+    deposit.close()
+    keeper.close()
+
+
+async def test_a_daemon_that_waited_for_a_create_before_its_end_has_a_replacement_that_waits(
+    autojump_clock: MockClock,
+) -> None:
+    deposit, keeper = channel()
+    async with daemon(keeper, deposit) as containers:
+        containers.join("")
+        containers.shut_down()
+        joined = trio.current_time()
+    async with daemon(keeper, deposit) as containers:
+        containers.resume_shutdown()
+        await containers.shutdown.wait()
+        assert trio.current_time() - joined == pytest.approx(JOIN_LIMIT, abs=1)
+    deposit.close()
+    keeper.close()
+    del autojump_clock
+
+
+async def test_a_daemon_that_was_about_to_end_goes_on_with_another_container() -> None:
+    deposit, keeper = channel()
+    async with daemon(keeper, deposit) as containers:
+        containers.join("")
+        containers.shut_down()
+        containers.reserve("c2")
+    async with daemon(keeper, deposit) as containers:
+        containers.resume_shutdown()
+        assert not containers.shutdown.is_set()
     deposit.close()
     keeper.close()
 

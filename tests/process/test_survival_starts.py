@@ -1,4 +1,4 @@
-"""A daemon is killed between a ``start`` and the Create of its container."""
+"""A daemon is killed while it has no container: before the Create, or in its Shutdown."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
 from shim.linux.sockets import socket_path
+from tests.e2e.waiting import PATIENCE
+from tests.process.builds import Build
 from tests.process.rig import wait_gone
 from tests.process.sharing import shared
 from tests.process.steps import lose_call, wait_path
 from tests.process.survival import daemon_of
 from tests.process.test_lost_callers import nothing_is_left
 from tests.process.test_pods import pod
+from tests.process.test_upgrade import NEXT, move
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
@@ -184,6 +187,34 @@ exec runc "$@\"""",
 
 async def shut_down(task: TaskStub) -> None:
     await task.Shutdown(ShutdownRequest(id="c1"), timeout=20)
+
+
+async def test_the_replacement_of_a_daemon_that_was_killed_in_its_shutdown_ends(
+    rig: Rig, survivors: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemons here wait for ten minutes without a container."""
+    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
+    mark = rig.root / "killed"
+    build = Build.copy(rig.root / "next", NEXT)
+
+    def change(text: str) -> str:
+        text = text.replace("UNUSED_REPLACEMENT = 5.0", "UNUSED_REPLACEMENT = 600.0")
+        kill = f"    if deposit.server and not Path({str(mark)!r}).exists():\n"
+        kill += f"        Path({str(mark)!r}).touch()\n"
+        kill += "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        return text.replace("    deposit.drop(LISTENER)\n", f"{kill}    deposit.drop(LISTENER)\n")
+
+    build.edit("shim/daemon.py", change)
+    shim = await survivors(bundle := rig.bundle("c1", "sleep", "1000"))
+    await move(shim, await build.server())
+    await shim.run(bundle)
+    rig.track(await daemon_of(shim.task))
+    await remove(shim, "c1")
+    path = Path(socket_path(rig.address))
+    with trio.fail_after(10 * PATIENCE):
+        while path.exists():
+            await trio.sleep(0.01)
+    assert mark.exists()
 
 
 async def connects(shim: Survivor, id_: str) -> bool:

@@ -234,7 +234,7 @@ async def _expected() -> str:
     with theirs:
         saved = SavedExpected(deposit)
         reservations = Reservations(f"{DIRECTORY}/c1", f"unix://{DIRECTORY}/s.sock", RESERVATION)
-        saved.write(Expected(reservations.state(), [TIME], ["c3"]))
+        saved.write(Expected(reservations.state(), [TIME], ["c3"], ends=True))
         assert saved._slot is not None
         value = json.loads(saved._slot.read())
         deadlines = value["reservations"]["deadlines"]

@@ -157,6 +157,7 @@ async def test_expected_containers_of_each_version_are_read(
 ) -> None:
     expected = Expected.parse(stored["expected.json"].encode())
     assert (expected.joined, expected.cancelled) == ([states.TIME], ["c3"])
+    assert expected.ends
     reservations = Reservations(state=expected.reservations).state()
     assert reservations["deadlines"].keys() == {"c2"}
     assert reservations["deadlines"]["c2"] == pytest.approx(states.TIME, abs=1)
