@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.e2e
 SCENARIO = "Downgrade and upgrade of the manager"
 MODERN = [manager for manager in MANAGERS if manager.modern]
 OLDER = {
-    str(manager): manager
+    # With the launcher of the newer one, and so with its fork server.
+    str(manager): replace(manager, native=True)
     for manager in map(find, (None, FETCHED / "trixie/usr/bin"))
     if manager.there and manager.version < (2,)
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from tests.cri.conftest import open_node
 from tests.cri.node import Node
 from tests.cri.pods import IDS, SLEEP
 from tests.e2e.ctr import RUNTIME, STOCK
-from tests.e2e.managers import EXECUTABLE, FETCHED, MANAGERS
+from tests.e2e.managers import FETCHED, MANAGERS
 from tests.e2e.waiting import wait_until
 from tests.kernel import maps_owners
 from tests.matrix import record_manager
@@ -65,8 +64,7 @@ class UsersNode(Node):
         text = text.replace(place, f'{place}\nbin_dir = "{self.root}/cni"')
         # containerd 2.0 to 2.2 reads the features of no other type, and no containerd yet
         # makes such a pod when another type has options.  The path selects the shim.
-        beside = self.root / "bin" if self.manager.modern else Path(sys.executable).parent
-        path = f'runtime_path = "{beside / EXECUTABLE}"' if RUNTIME != STOCK else ""
+        path = f'runtime_path = "{self.executable}"' if RUNTIME != STOCK else ""
         for name, binary in HANDLERS.items():
             table = f'plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}'
             text += f"""

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import nativelauncher
 from tests.e2e.ctr import RUNTIME, STOCK
 from tests.e2e.daemon import Daemon
 from tests.e2e.test_lifecycle import alive
@@ -79,6 +80,11 @@ class Dockerd(Daemon):
         return self.root / "bin" / GO_NAME
 
     @property
+    def executable(self) -> Path:
+        """Return the shim's executable: pip's script in the oldest version, or the native one."""
+        return EXECUTABLE if self.old else nativelauncher.directory() / EXECUTABLE.name
+
+    @property
     def runc(self) -> Path:
         """Return an OCI runtime that notes how it is called: the runtime "noted" uses it."""
         return self.root / "bin/noted-runc"
@@ -109,7 +115,7 @@ class Dockerd(Daemon):
     @property
     def _environ(self) -> dict[str, str]:
         own = [self.root / "bin", self.bin, self.bin.with_name("sbin")]
-        path = [*map(str, own), str(EXECUTABLE.parent), os.environ["PATH"]]
+        path = [*map(str, own), str(self.executable.parent), os.environ["PATH"]]
         return {"PATH": ":".join(path)}
 
     def start(self) -> None:
@@ -161,7 +167,7 @@ class Dockerd(Daemon):
             file.write_text(f'BinaryName = "{self.runc}"\nRoot = "{self.root}/state"\n')
             config["runtimes"] = {
                 "named": {"runtimeType": RUNTIME},
-                "path": {"runtimeType": str(EXECUTABLE)},
+                "path": {"runtimeType": str(self.executable)},
                 "noted": {"runtimeType": RUNTIME, "options": {"ConfigPath": str(file)}},
             }
         else:

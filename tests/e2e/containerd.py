@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.e2e.daemon import Daemon
 from tests.e2e.managers import EXECUTABLE, Manager
 from tests.e2e.modern import write_wrapper
 from tests.e2e.waiting import PATIENCE, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Not needed, and a source of noise on hosts without btrfs, zfs, aufs or CNI.
 # A version ignores a name that it does not know.
@@ -53,6 +55,12 @@ class Containerd(Daemon):
         """Return the command that runs this containerd's ``name``."""
         return self.manager.tool(name)
 
+    @property
+    def executable(self) -> Path:
+        """Return the shim's executable that this containerd finds on its PATH."""
+        modern = self.root / "bin" / EXECUTABLE
+        return modern if self.manager.modern else self.manager.launcher
+
     def bundle(self, container: str) -> Path:
         task = "io.containerd.runtime.v2.task"
         return self.root / "state" / task / self.namespace / container
@@ -60,12 +68,11 @@ class Containerd(Daemon):
     def start(self) -> None:
         config = self.root / "config.toml"
         config.write_text(self._config())
-        # Our executable is found beside the interpreter; a criu that works comes from PATH.
-        beside = [str(Path(sys.executable).parent), *self.manager.path]
+        # Our executable is found before all others; a criu that works comes from PATH.
+        beside = [str(self.executable.parent), *self.manager.path]
         if self.manager.modern:
-            (self.root / "bin").mkdir(exist_ok=True)
-            write_wrapper(self.root / "bin", EXECUTABLE)
-            beside.insert(0, str(self.root / "bin"))
+            self.executable.parent.mkdir(exist_ok=True)
+            write_wrapper(str(self.executable), str(self.manager.launcher))
         path = ":".join([*beside, os.environ["PATH"]])
         self._spawn([self.tool("containerd"), "--config", config], {"PATH": path})
         wait_until("containerd answers", self._answers)

@@ -6,6 +6,7 @@ SHIM_TEST_CONTAINERD_BIN, a directory, leaves only the one in it.
 
 Each calls the shim the way it does.  The newest does so a second time through
 ``tests/e2e/modern.py``, the way of 2.3, of which there is no package yet.
+A version before 2 calls pip's script, a newer one the native launcher.
 
 A run takes the oldest release, the newest, and the newest as 2.3.
 ``TRIO_SHIM_TEST_MANAGERS=all`` takes every release (``tests/run.sh --all-managers``).
@@ -17,12 +18,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
+from tests import nativelauncher
 from tests.e2e.ctr import RUNTIME
 from tests.e2e.image import BUSYBOX
 
@@ -42,6 +45,7 @@ class Manager:
     directory: Path | None  # where containerd and ctr are; None is PATH
     version: tuple[int, ...]  # empty when it is not there
     modern: bool = False  # calls the shim through tests/e2e/modern.py
+    native: bool = False  # calls the native launcher, and not pip's script
 
     def __str__(self) -> str:
         """Name it as a test's id does: 1.6, 1.7, 2."""
@@ -64,6 +68,12 @@ class Manager:
         """Return the directories to put before PATH."""
         return [str(self.directory)] if self.directory else []
 
+    @property
+    def launcher(self) -> Path:
+        """Return the shim's executable that this containerd calls."""
+        directory = nativelauncher.directory() if self.native else Path(sys.executable).parent
+        return directory / EXECUTABLE
+
     def tool(self, name: str) -> str:
         """Return the command that runs this containerd's ``name``."""
         return str(self.directory / name) if self.directory else name
@@ -84,7 +94,8 @@ def find(directory: Path | None) -> Manager:
     # containerd REPOSITORY [v]VERSION[~SUFFIX] REVISION
     match = re.search(r"\sv?(\d+)\.(\d+)\.(\d+)", said)
     assert match is not None, f"no version in {said!r}"
-    return Manager(directory, tuple(int(number) for number in match.groups()))
+    version = tuple(int(number) for number in match.groups())
+    return Manager(directory, version, native=version >= (2,))
 
 
 def find_all() -> list[Manager]:

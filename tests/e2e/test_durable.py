@@ -5,9 +5,7 @@ values.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +40,7 @@ class Gate:
     @property
     def runtime(self) -> Path:
         """Our executable, with the gate for an address."""
-        real = shutil.which(EXECUTABLE, path=Path(sys.executable).parent)
+        real = self.ctr.containerd.manager.launcher
         path = self.directory / EXECUTABLE
         path.write_text(f'#!/bin/sh\nTTRPC_ADDRESS={self.link} exec {real} "$@"\n')
         path.chmod(0o755)
