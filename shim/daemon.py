@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
     from shim.container.containers import Containers
     from shim.container.reservations import Reservation
-    from shim.events.publisher import EventPublisher, NullPublisher
+    from shim.events.publisher import EventPublisher
+    from shim.events.source import NullPublisher
     from shim.recovery.inherited import Inherited
 
     Ready = Callable[[trio.TaskStatus[None]], Awaitable[bool]]

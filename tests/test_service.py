@@ -19,7 +19,7 @@ from shim.container import creations
 from shim.container.containers import JOIN_LIMIT
 from shim.container.host import Host
 from shim.errors import NotFoundError, ShimError
-from shim.events.publisher import NullPublisher
+from shim.events.source import NullPublisher
 from shim.reaper import open_reaper
 from shim.service import TaskService
 from shim.ttrpc.server import Stream

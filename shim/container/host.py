@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    from shim.events.publisher import Publisher
+    from shim.events.source import Publisher
     from shim.reaper import Reaper
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shim.container.bundle import Bundle, Config
     from shim.container.host import Host
     from shim.container.options import Options
-    from shim.events.publisher import Source
+    from shim.events.source import Source
     from shim.recovery.slot import StateSlot
 
 

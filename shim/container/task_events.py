@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from shim.api.task_pb2 import CreateTaskRequest
     from shim.container.saved import SavedState
-    from shim.events.publisher import Source
+    from shim.events.source import Source
     from shim.exit import Exit
 
 

@@ -16,7 +16,7 @@ import os
 import time
 from contextlib import asynccontextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -29,6 +29,7 @@ from shim.api.envelope_pb2 import Envelope
 from shim.errors import ShimError
 from shim.events.backlog import Backlog
 from shim.events.forwarding import Forwardings
+from shim.events.source import NullPublisher
 from shim.events.topics import topic_of
 from shim.linux.libc import is_in_memory
 from shim.recovery.deposit import Deposit
@@ -49,79 +50,6 @@ _FIRST_PAUSE, _LAST_PAUSE = 0.05, 2.0
 _IDLE_CONNECTION = 5.0
 # Statuses of a manager that will never accept this event.
 _REFUSED = (Status.INVALID_ARGUMENT, Status.UNIMPLEMENTED)
-
-
-class Source(Protocol):
-    """Publishes the events of one container.  Never waits and never raises."""
-
-    def publish(self, event: Message) -> None:
-        """Queue ``event`` for delivery, with the current time as its timestamp."""
-
-    def seal(self, event: Message) -> bytes:
-        """Return the serialized envelope of ``event``, with the current time, for :meth:`post`."""
-
-    def post(self, envelope: bytes) -> bool:
-        """Queue a serialized envelope for delivery; return whether :meth:`has` finds it later.
-
-        If it does not, the journal may forget the envelope at any time.
-        """
-
-    def before_forgetting(self, call: Callable[[], None]) -> None:
-        """Have ``call`` called before the journal forgets an envelope that :meth:`has` finds."""
-
-    def has(self, envelope: bytes) -> bool:
-        """Return whether the journal of an earlier daemon ends with this envelope."""
-
-    def close(self) -> None:
-        """Close the container's journal once the manager has acknowledged every event."""
-
-
-class Publisher(Protocol):
-    """Publishes the events of a daemon's containers.  Never waits and never raises."""
-
-    @property
-    def waiting(self) -> int:
-        """The number of events that the manager has not acknowledged."""
-
-    def open_source(self, journal: str) -> Source:
-        """Return the source whose events are kept in the file ``journal``."""
-
-
-class NullPublisher:
-    """For a manager that passes no address because it takes no events (CRI-O)."""
-
-    waiting = 0
-
-    def open_source(self, journal: str) -> NullPublisher:
-        """Return this object."""
-        return self
-
-    def publish(self, event: Message) -> None:
-        """Drop ``event``."""
-
-    def seal(self, event: Message) -> bytes:
-        """Return nothing: no event is sent."""
-        return b""
-
-    def post(self, envelope: bytes) -> bool:
-        """Drop ``envelope``."""
-        return True
-
-    def before_forgetting(self, call: Callable[[], None]) -> None:
-        """Do nothing: no envelope is forgotten."""
-
-    def has(self, envelope: bytes) -> bool:
-        """Return True: no envelope needs to be sent."""
-        return True
-
-    def close(self) -> None:
-        """Do nothing: there is no journal."""
-
-    def begin(self) -> None:
-        """Do nothing."""
-
-    async def flush(self) -> None:
-        """Return at once: no event is queued."""
 
 
 class EventSource:

@@ -15,7 +15,7 @@ from shim.container.expected import Expected, SavedExpected
 from shim.container.host import Host
 from shim.container.reservations import LIMIT, Reservation, Reservations
 from shim.errors import FullError, InvalidError
-from shim.events.publisher import NullPublisher
+from shim.events.source import NullPublisher
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
 from shim.recovery.slot import StateSlot

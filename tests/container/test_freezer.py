@@ -15,7 +15,7 @@ from shim.container.options import Options
 from shim.container.process import Process
 from shim.container.saved import SavedState
 from shim.container.task_events import TaskEvents
-from shim.events.publisher import NullPublisher
+from shim.events.source import NullPublisher
 from shim.recovery.deposit import Deposit
 from shim.runc.driver import RuntimeFailedError
 from shim.stdio.streams import StdioSpec

@@ -24,7 +24,7 @@ from shim.container.host import Host
 from shim.container.lifecycle import Op, State
 from shim.container.options import Options
 from shim.errors import UnavailableError
-from shim.events.publisher import NullPublisher
+from shim.events.source import NullPublisher
 from shim.reaper import open_reaper
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited

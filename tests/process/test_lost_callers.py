@@ -24,7 +24,7 @@ from shim.api.task_pb2 import (
 from shim.container.container import Container
 from shim.container.host import Host
 from shim.errors import NotFoundError
-from shim.events.publisher import NullPublisher
+from shim.events.source import NullPublisher
 from shim.linux.sockets import socket_path
 from shim.reaper import open_reaper
 from tests.e2e.leftovers import processes
