@@ -14,11 +14,11 @@ import errno
 import os
 import posixpath
 import socket
-import stat
 import struct
 from typing import TYPE_CHECKING
 
 from shim.errors import ExistsError, InvalidError, TimedOutError, UnavailableError
+from shim.linux import socketfiles
 from shim.linux.modes import make_trusted
 
 if TYPE_CHECKING:
@@ -28,13 +28,9 @@ if TYPE_CHECKING:
 
 SOCKET_DIR = "/run/containerd/s"
 
-# Bytes of a path that fit into sun_path before its NUL; managers cannot dial longer ones.
-_LONGEST = 107
 # Attempts to take over a dead socket.  In each, another process may take it over first
 # and then end; after the last attempt the address counts as in use.
 _ATTEMPTS = 5
-# Exchanges until the sockets of starters that meet are back in their places.
-_EXCHANGES = 100
 # Connections that may wait for accept(2).
 BACKLOG = 128
 # Seconds between two attempts at a socket whose backlog is full.
@@ -72,9 +68,9 @@ def _name(address: str) -> str:
     path = socket_path(address)
     name = path or "\0" + address
     length = len(os.fsencode(name))
-    if length > _LONGEST:
+    if length > socketfiles.LONGEST:
         raise InvalidError(
-            f"socket address {address} has {length} bytes and the limit is {_LONGEST}; "
+            f"socket address {address} has {length} bytes and the limit is {socketfiles.LONGEST}; "
             "use a socket directory of at most 42 bytes"
         )
     if not address:
@@ -104,11 +100,11 @@ def listen(address: str, backlog: int = BACKLOG, kind: int = socket.SOCK_STREAM)
     directory, _, base = name.rpartition("/")
     make_trusted(directory or ".")
     dead = _find_dead(address, name)
-    draft = _draft(directory or ".", base)
+    draft = socketfiles.temporary_name(directory or ".", base)
     sock = _bind(address, draft, backlog, kind)
     try:
         for _ in range(_ATTEMPTS):
-            if _publish(draft, name, dead):
+            if socketfiles.publish(draft, name, dead):
                 return sock
             dead = _find_dead(address, name)
         raise ExistsError(f"{address}: another process listens there")  # noqa: TRY301 - the except closes
@@ -131,13 +127,13 @@ def add_address(address: str, other: str) -> None:
     own, name = _name(address), _name(other)
     directory, _, base = name.rpartition("/")
     for _ in range(_ATTEMPTS):
-        if _identity(own) == _identity(name):
+        if socketfiles.identity(own) == socketfiles.identity(name):
             return
         dead = _find_dead(other, name)
-        draft = _draft(directory or ".", base)
+        draft = socketfiles.temporary_name(directory or ".", base)
         os.link(own, draft)
         try:
-            if _publish(draft, name, dead):
+            if socketfiles.publish(draft, name, dead):
                 return
         finally:
             with contextlib.suppress(FileNotFoundError):
@@ -148,49 +144,8 @@ def add_address(address: str, other: str) -> None:
 def remove_address(address: str, other: str) -> None:
     """Remove ``other``, an address that :func:`add_address` gave the socket at ``address``."""
     own, name = _name(address), _name(other)
-    if (found := _identity(own)) is not None:
-        _remove(name, found)
-
-
-def _publish(draft: str, name: str, dead: tuple[int, ...] | None) -> bool:
-    """Move our socket from ``draft`` to ``name``, in the place of ``dead``.
-
-    Return False if there was another socket at ``name``: that one is there again.
-    """
-    if dead is None:
-        try:
-            os.link(draft, name)
-        except FileExistsError:
-            return False
-        return True
-    from shim.linux.libc import exchange  # the launcher does without ctypes
-
-    own = _identity(draft)
-    try:
-        exchange(draft, name)
-        if _identity(draft) == dead:
-            return True
-        # The dead one was replaced meanwhile.  Several starters may have exchanged the live
-        # one: it is back at ``name`` when each has its own socket again.
-        for _ in range(_EXCHANGES):
-            exchange(draft, name)
-            if _identity(draft) == own:
-                break
-    except FileNotFoundError:
-        pass  # it was removed meanwhile
-    except OSError as exc:
-        if exc.errno not in (errno.EINVAL, errno.ENOSYS):
-            raise
-        _remove(name, dead)
-    return False
-
-
-def _draft(directory: str, base: str) -> str:
-    """Return a free temporary name for the socket ``base``; it begins with a dot."""
-    unique = os.urandom(4).hex()
-    draft = f"{directory}/.{base}.{unique}"
-    # The kernel shows this name in /proc/net/unix, so it contains ``base`` where that fits.
-    return draft if len(os.fsencode(draft)) <= _LONGEST else f"{directory}/.{unique}"
+    if (found := socketfiles.identity(own)) is not None:
+        socketfiles.remove(name, found)
 
 
 def take_over(listener: socket.socket, backlog: int = BACKLOG) -> None:
@@ -234,50 +189,17 @@ def _find_dead(address: str, path: str) -> tuple[int, ...] | None:
     :raises ExistsError: a process listens there.
     :raises InvalidError: the file at ``path`` is not a socket.
     """
-    found = _identity(path)
+    found = socketfiles.identity(path)
     if found is not None and can_connect(address):
         raise ExistsError(f"{address}: another process listens there")
     return found
-
-
-def _identity(path: str) -> tuple[int, ...] | None:
-    """Return the device, inode and mtime of the socket at ``path``; None without a socket.
-
-    :raises InvalidError: the file at ``path`` is not a socket.
-    """
-    try:
-        info = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not stat.S_ISSOCK(info.st_mode):
-        raise InvalidError(f"{path} exists and is not a socket; remove it")
-    return info.st_dev, info.st_ino, info.st_mtime_ns
-
-
-def _remove(path: str, dead: tuple[int, ...]) -> None:
-    """Remove the socket at ``path`` if it still is ``dead``.
-
-    Another process may have replaced it since this process found it dead.  So the file
-    is renamed before it is compared, and gets its name back if it is another one.  A third
-    process could bind the address meanwhile; :func:`listen` does it otherwise.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if _identity(path) != dead:
-            return
-        directory, _, base = path.rpartition("/")
-        aside = _draft(directory or ".", base)
-        os.rename(path, aside)  # noqa: PTH104 - pathlib costs the launcher 3 ms
-        if _identity(aside) != dead:
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        os.unlink(aside)  # noqa: PTH108 - as above
 
 
 def remove_bound(listener: socket.socket, address: str) -> None:
     """Remove the socket that ``listener`` is bound to, with its other addresses, and close it."""
     # No other process can have replaced the socket while its listener is open.
     path = socket_path(address)
-    for name in (*_links(path), path):
+    for name in (*socketfiles.links(path), path):
         with contextlib.suppress(OSError):
             os.unlink(name)  # noqa: PTH108 - a plain string
     listener.close()
@@ -285,15 +207,15 @@ def remove_bound(listener: socket.socket, address: str) -> None:
 
 def identity_of(address: str) -> tuple[int, ...] | None:
     """Return a value for :func:`remove` that no other socket has; None without a socket."""
-    return _identity(_name(address)) if socket_path(address) else None
+    return socketfiles.identity(_name(address)) if socket_path(address) else None
 
 
 def remove(address: str, identity: tuple[int, ...]) -> None:
     """Remove the socket with ``identity`` at ``address``, with its other addresses."""
     name = _name(address)
     with contextlib.suppress(OSError, InvalidError):
-        for other in (*_links(name), name):
-            _remove(other, identity)
+        for other in (*socketfiles.links(name), name):
+            socketfiles.remove(other, identity)
 
 
 def remove_dead(address: str) -> None:
@@ -306,23 +228,9 @@ def remove_dead(address: str) -> None:
     name = _name(address)
     with contextlib.suppress(ExistsError):
         if socket_path(address) and (dead := _find_dead(address, name)) is not None:
-            for other in _links(name):
-                _remove(other, dead)
-            _remove(name, dead)
-
-
-def _links(path: str) -> list[str]:
-    """Return the other names of the socket at ``path`` in its directory."""
-    try:
-        info = os.lstat(path)
-        if info.st_nlink < 2:
-            return []
-        directory, _, base = path.rpartition("/")
-        with os.scandir(directory or ".") as entries:
-            names = [one.name for one in entries if one.inode() == info.st_ino]
-    except OSError:
-        return []
-    return [f"{directory or '.'}/{name}" for name in names if name != base]
+            for other in socketfiles.links(name):
+                socketfiles.remove(other, dead)
+            socketfiles.remove(name, dead)
 
 
 def can_connect(address: str) -> bool:
