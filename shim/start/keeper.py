@@ -62,6 +62,166 @@ _FORK_PAUSE, _FORK_ATTEMPTS = 0.1, 100
 _RESERVE = 256
 
 
+class Channels:
+    """The channels of one fork server's daemons, whose ``poll`` waits for them and their bells.
+
+    ``obey`` carries out a message, of which it owns the fds then, or returns False if the
+    message is malformed.  ``end`` is called at the end of a channel, and ``refuse`` for a
+    daemon that breaks the protocol: both close the channel.
+    """
+
+    def __init__(
+        self,
+        poll: select.poll,
+        obey: Callable[[Kept, bytes, list[str], list[int]], bool],
+        end: Callable[[Kept], None],
+        refuse: Callable[[Kept], None],
+    ) -> None:
+        self._poll = poll
+        self._obey = obey
+        self._end = end
+        self._refuse = refuse
+        self._all: dict[int, Kept] = {}
+        self._bells: dict[int, Kept] = {}
+        self._most = 0  # the limit of fds, once it is raised
+        self.others_wait = False  # all channels are to be read
+
+    def open(self, kept: Kept, channel: socket.socket) -> None:
+        """Take messages of ``kept`` from ``channel``, which is owned from now on."""
+        channel.setblocking(False)
+        kept.channel = channel
+        self._all[channel.fileno()] = kept
+        self._poll.register(channel, select.POLLIN)
+
+    def hang(self, kept: Kept, bell: int) -> None:
+        """Read the channel only when the ``bell`` is rung, or at its end."""
+        assert kept.channel is not None
+        os.set_blocking(bell, False)
+        kept.bell = bell
+        self._bells[bell] = kept
+        self._poll.register(bell, select.POLLIN)
+        self._poll.modify(kept.channel, 0)
+
+    def detach(self, kept: Kept) -> int:
+        """Return the fd of the channel, which the caller owns from now on."""
+        assert kept.channel is not None
+        channel, kept.channel = kept.channel, None
+        self._poll.unregister(channel)
+        del self._all[channel.fileno()]
+        return channel.detach()
+
+    def close(self, kept: Kept) -> None:
+        """Close the channel and the bell.  A second call does nothing."""
+        if kept.channel is not None:
+            self._poll.unregister(kept.channel)
+            del self._all[kept.channel.fileno()]
+            kept.channel.close()
+            kept.channel = None
+        if kept.bell >= 0:
+            self._poll.unregister(kept.bell)
+            del self._bells[kept.bell]
+            os.close(kept.bell)
+            kept.bell = -1
+
+    def receive(self, fd: int) -> bool:
+        """Take one message of the channel ``fd``, or all of the channel with the bell ``fd``.
+
+        Return False if it is neither.
+        """
+        if (kept := self._bells.get(fd)) is not None:
+            self._answer_bell(kept)
+        elif (kept := self._all.get(fd)) is not None:
+            with suppress(BlockingIOError):
+                if not self._take(kept):
+                    self._end(kept)
+        else:
+            return False
+        return True
+
+    def read_waiting(self) -> None:
+        """Take all messages of all channels if a daemon has asked for that."""
+        if self.others_wait:
+            self.others_wait = False
+            for kept in [*self._all.values()]:
+                self._read(kept)
+
+    def drain(self, kept: Kept) -> None:
+        """Take the last messages of a daemon that has ended."""
+        with suppress(BlockingIOError):
+            while kept.channel is not None and self._take(kept):
+                pass
+
+    def send_to_all(self, message: bytes) -> None:
+        """Send ``message`` to each daemon that takes it at once."""
+        for kept in self._all.values():
+            if kept.channel is not None:
+                with suppress(OSError):  # it takes no answers, or has ended
+                    kept.channel.send(message)
+
+    def _answer_bell(self, kept: Kept) -> None:
+        try:
+            is_bell = bool(os.read(kept.bell, 8))
+        except BlockingIOError:
+            return
+        except OSError:
+            is_bell = False
+        if not is_bell:  # an fd of another kind
+            self._refuse(kept)
+            return
+        self._read(kept)
+
+    def _read(self, kept: Kept) -> None:
+        """Take all messages of a channel."""
+        with suppress(BlockingIOError):
+            while kept.channel is not None:
+                if not self._take(kept):
+                    self._end(kept)
+
+    def _take(self, kept: Kept) -> bool:
+        """Take one message; return False at the end of the channel.
+
+        :raises BlockingIOError: there is none.
+        """
+        assert kept.channel is not None
+        try:
+            data, fds, flags = receive_fds(kept.channel, MAX_MESSAGE, MAX_FDS)
+        except ConnectionError:
+            # The daemon has ended without reading an answer.  The kernel reports that once,
+            # and first: then come its messages.
+            return True
+        if not data:
+            return False
+        is_whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
+        try:
+            is_done = is_whole and self._has_room(fds) and self._carry_out(kept, data, fds)
+        except OSError:  # an fd of another kind than the message needs
+            is_done = False
+        if not is_done:
+            for fd in fds:
+                os.close(fd)
+            self._refuse(kept)
+        return True
+
+    def _carry_out(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
+        try:
+            verb, names = decode(data)
+        except ValueError:
+            return False
+        if len(fds) != (len(names) if verb == PUT else verb in (BELL, GIVE)):
+            return False
+        if verb == PUT and len({*names}) < len(names):
+            return False
+        return self._obey(kept, verb, names, fds)
+
+    def _has_room(self, fds: Sequence[int]) -> bool:
+        if not self._most:
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return max(fds, default=0) < self._most - _RESERVE
+
+
 class Keeper:
     """The fds of all daemons of one fork server, whose ``poll`` waits for their channels.
 
@@ -72,18 +232,14 @@ class Keeper:
     def __init__(
         self, poll: select.poll, report: Callable[[Kept, str], None], deaths: int
     ) -> None:
-        self._poll = poll
         self._report = report
         self._deaths = deaths
         self._all: set[Kept] = set()
         self._daemons: dict[int, Kept] = {}
         self._guests = Guests(poll)
-        self._channels: dict[int, Kept] = {}
-        self._bells: dict[int, Kept] = {}
+        self._channels = Channels(poll, self._obey, self._end_channel, self._forget)
         self._timed: set[Kept] = set()  # those with a deadline
-        self._others_wait = False  # all channels are to be read
         self._reporters = Reporters(poll, self.reap)
-        self._most = 0  # the limit of fds, once it is raised
 
     def __bool__(self) -> bool:
         """Whether a daemon has left fds or may do so, or exits of one that moved are reported."""
@@ -99,29 +255,25 @@ class Keeper:
 
         ``kept`` is that of the daemon which the daemon replaces.
         """
-        channel.setblocking(False)
         if kept is None:
             kept = Kept()
         else:
             self._set(kept, claims_until=time.monotonic() + _CLAIM, fork_at=0.0)
-        kept.pid, kept.channel = pid, channel
+        kept.pid = pid
         self._drop(kept, (MOVING, MOVER))  # for the first one only
         self._all.add(kept)
         self._daemons[pid] = kept
-        self._channels[channel.fileno()] = kept
-        self._poll.register(channel, select.POLLIN)
+        self._channels.open(kept, channel)
 
     def welcome(self, mover: int, channel: socket.socket) -> None:
         """Take the fds of a daemon that moves here; both arguments are owned from now on.
 
         ``mover`` is its pidfd.  Its replacement is due when all fds are here.
         """
-        channel.setblocking(False)
         # It may have been here before, and this server is the parent of its processes then.
-        kept = Kept(channel=channel, mover=mover, serves=False, has_orphans=True)
+        kept = Kept(mover=mover, serves=False, has_orphans=True)
         self._all.add(kept)
-        self._channels[channel.fileno()] = kept
-        self._poll.register(channel, select.POLLIN)
+        self._channels.open(kept, channel)
 
     def register(self, pid: int, pidfd: int, channel: socket.socket) -> None:
         """Take the fds of the daemon ``pid``, no child of this process, whose server has ended.
@@ -148,84 +300,24 @@ class Keeper:
         """
         if (kept := self._guests.ended(fd)) is not None:
             self._follow_end(kept, on_purpose=False, counts=not kept.gives)
-        elif (kept := self._bells.get(fd)) is not None:
-            self._answer_bell(kept)
-        elif (kept := self._channels.get(fd)) is not None:
-            with suppress(BlockingIOError):
-                if not self._take(kept):
-                    self._end_channel(kept)
-        else:
+        elif not self._channels.receive(fd):
             return self._reporters.receive(fd)
-        if self._others_wait:
-            self._others_wait = False
-            for kept in [*self._channels.values()]:
-                self._read(kept)
+        self._channels.read_waiting()
         return True
 
-    def _answer_bell(self, kept: Kept) -> None:
-        try:
-            is_bell = bool(os.read(kept.bell, 8))
-        except BlockingIOError:
-            return
-        except OSError:
-            is_bell = False
-        if not is_bell:  # an fd of another kind
-            self._forget(kept)
-            return
-        self._read(kept)
-
-    def _read(self, kept: Kept) -> None:
-        """Take all messages of a channel."""
-        with suppress(BlockingIOError):
-            while kept.channel is not None:
-                if not self._take(kept):
-                    self._end_channel(kept)
-
     def _end_channel(self, kept: Kept) -> None:
-        self._close_channel(kept)
+        self._channels.close(kept)
         if kept.pid and kept.fds and is_ending_daemon(kept):
             # A daemon's fds are closed before its parent can reap it.
             self._set(kept, ended_at=time.monotonic() + _ENDING)
         else:
             self._forget(kept)
 
-    def _take(self, kept: Kept) -> bool:
-        """Take one message; return False at the end of the channel.
-
-        :raises BlockingIOError: there is none.
-        """
-        assert kept.channel is not None
-        try:
-            data, fds, flags = receive_fds(kept.channel, MAX_MESSAGE, MAX_FDS)
-        except ConnectionError:
-            # The daemon has ended without reading an answer.  The kernel reports that once,
-            # and first: then come its messages.
-            return True
-        if not data:
-            return False
-        is_whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
-        try:
-            is_done = is_whole and self._has_room(fds) and self._obey(kept, data, fds)
-        except OSError:  # an fd of another kind than the message needs
-            is_done = False
-        if not is_done:
-            _close_all(fds)
-            self._forget(kept)
-        return True
-
-    def _obey(self, kept: Kept, data: bytes, fds: list[int]) -> bool:
+    def _obey(self, kept: Kept, verb: bytes, names: list[str], fds: list[int]) -> bool:
         """Carry out a message; return False if it is malformed.
 
         ``fds`` are owned by ``kept`` after a ``put`` or ``bell``, and closed after a ``give``.
         """
-        try:
-            verb, names = decode(data)
-        except ValueError:
-            return False
-        if len(fds) != (len(names) if verb == PUT else verb in (BELL, GIVE)):
-            return False
-        if verb == PUT and len({*names}) < len(names):
-            return False
         match verb, names:
             case messages.PUT, _:
                 self._drop(kept, names)
@@ -233,9 +325,9 @@ class Keeper:
             case messages.DROP, _:
                 self._drop(kept, names)
             case messages.BELL, [] if kept.bell < 0 and kept.pid:
-                self._hang(kept, fds[0])
+                self._channels.hang(kept, fds[0])
             case messages.READ, []:
-                self._others_wait = True
+                self._channels.others_wait = True
             case messages.EXIT, [_]:
                 assert kept.channel is not None
                 orphans.answer(kept, kept.channel, names, lambda pid: self.reap(pid, kept))
@@ -256,36 +348,15 @@ class Keeper:
                 return False
         return True
 
-    def _hang(self, kept: Kept, bell: int) -> None:
-        """Read the channel only when the ``bell`` is rung, or at its end."""
-        assert kept.channel is not None
-        os.set_blocking(bell, False)
-        kept.bell = bell
-        self._bells[bell] = kept
-        self._poll.register(bell, select.POLLIN)
-        self._poll.modify(kept.channel, 0)
-
     def _release_mover(self, kept: Kept) -> None:
         """Make the replacement of a daemon that moves here due; it gets the channel."""
-        assert kept.channel is not None
-        channel, kept.channel = kept.channel, None
-        self._poll.unregister(channel)
-        del self._channels[channel.fileno()]
-        kept.fds |= {MOVING: channel.detach(), MOVER: kept.mover}
+        kept.fds |= {MOVING: self._channels.detach(kept), MOVER: kept.mover}
         kept.mover = -1
         if {DAEMON, LISTENER} <= kept.fds.keys():
             kept.claim = Claim.new(kept.fds[DAEMON])
             self._set(kept, fork_at=time.monotonic())
         else:
             self._forget(kept)
-
-    def _has_room(self, fds: Sequence[int]) -> bool:
-        if not self._most:
-            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return max(fds, default=0) < self._most - _RESERVE
 
     @staticmethod
     def _drop(kept: Kept, names: Iterable[str]) -> None:
@@ -326,9 +397,7 @@ class Keeper:
             self._follow_end(kept, on_purpose=status == 0, counts=not moved)
 
     def _follow_end(self, kept: Kept, *, on_purpose: bool, counts: bool) -> None:
-        with suppress(BlockingIOError):
-            while kept.channel is not None and self._take(kept):
-                pass
+        self._channels.drain(kept)
         if kept not in self._all:
             return  # its last message was END
         if on_purpose or not kept.has_served:
@@ -338,10 +407,7 @@ class Keeper:
 
     def take_leave(self) -> None:
         """Tell all daemons that this server ends on purpose."""
-        for kept in self._channels.values():
-            if kept.channel is not None:
-                with suppress(OSError):  # it takes no answers, or has ended
-                    kept.channel.send(encode(END))
+        self._channels.send_to_all(encode(END))
 
     def expire(self) -> None:
         """Handle the deadlines that have passed."""
@@ -367,7 +433,7 @@ class Keeper:
 
     def _bury(self, kept: Kept, *, counts: bool = True) -> None:
         """Make a replacement due for a daemon that has ended; a move ``counts`` as no death."""
-        self._close_channel(kept)
+        self._channels.close(kept)
         self._guests.remove(kept)
         self._daemons.pop(kept.pid, None)
         kept.pid = 0
@@ -410,12 +476,13 @@ class Keeper:
 
         If it has moved, those that are needed to report exits stay.
         """
-        self._close_channel(kept)
+        self._channels.close(kept)
         self._guests.remove(kept)
         if kept.reporter is not None and kept.reporter.is_open:
             self._reporters.leave(kept.reporter)
         else:
-            _close_all(kept.fds.values())
+            for fd in kept.fds.values():
+                os.close(fd)
             kept.fds.clear()
             kept.exits.clear()
         if kept.mover >= 0:
@@ -425,18 +492,6 @@ class Keeper:
         self._timed.discard(kept)
         self._all.discard(kept)
 
-    def _close_channel(self, kept: Kept) -> None:
-        if kept.channel is not None:
-            self._poll.unregister(kept.channel)
-            del self._channels[kept.channel.fileno()]
-            kept.channel.close()
-            kept.channel = None
-        if kept.bell >= 0:
-            self._poll.unregister(kept.bell)
-            del self._bells[kept.bell]
-            os.close(kept.bell)
-            kept.bell = -1
-
     def _set(self, kept: Kept, **times: float) -> None:
         for name, value in times.items():
             setattr(kept, name, value)
@@ -444,8 +499,3 @@ class Keeper:
             self._timed.add(kept)
         else:
             self._timed.discard(kept)
-
-
-def _close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
