@@ -31,10 +31,9 @@ def keep(channels: list[socket.socket], stop: int) -> list[int]:
     while stop not in (fds := [fd for fd, _ in poll.poll()]):
         for fd in fds:
             keeper.receive(fd)
-    all_kept = [keeper._daemons[1000 + number] for number in range(len(channels))]
-    for kept in all_kept:  # the messages that wait without a bell
-        keeper._read(kept)
-    return [len(kept.fds) for kept in all_kept]
+    keeper._channels.others_wait = True  # for the messages that wait without a bell
+    keeper._channels.read_waiting()
+    return [len(keeper._daemons[1000 + number].fds) for number in range(len(channels))]
 
 
 async def leave(channels: list[socket.socket]) -> None:
