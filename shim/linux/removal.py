@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WALKS = 100  # through a tree in which another process creates files
 
 
 @dataclass(slots=True)
@@ -36,7 +37,8 @@ def remove_tree(path: str | Path) -> None:
     """Remove the directory ``path`` and its content; do nothing if it does not exist.
 
     A file that cannot be removed, for example for lack of permission, stays without an
-    error.
+    error.  A file that another process creates meanwhile is removed, too, unless that goes
+    on for 100 walks through the tree.
 
     :raises WrongStateError: something is mounted on ``path`` or below.  Nothing is
         removed then; if the mount is not in the mount table, nothing on the mount is.
@@ -48,12 +50,16 @@ def remove_tree(path: str | Path) -> None:
         raise WrongStateError(f"cannot remove {text!r}: it does not end with a name")
     if not head:
         head = "/" if text.startswith("/") else "."
-    try:
-        parent = os.open(head, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    if left := _Removal(parent, head).run(name):
-        raise WrongStateError(_refusal(left))
+    for _ in range(_WALKS):
+        try:
+            parent = os.open(head, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return
+        walk = _Removal(parent, head)
+        if left := walk.run(name):
+            raise WrongStateError(_refusal(left))
+        if not walk.is_refilled:
+            return
 
 
 def check_unmounted(path: str | Path) -> None:
@@ -67,7 +73,10 @@ def _refusal(mount: str) -> str:
 
 
 class _Removal:
-    """One walk.  It holds one fd, however deep the tree is."""
+    """One walk.  It holds one fd, however deep the tree is.
+
+    ``is_refilled``: a directory stays only because another process has created a file in it.
+    """
 
     def __init__(self, parent: int, path: str) -> None:
         self._here = parent
@@ -76,6 +85,8 @@ class _Removal:
         self._start = _identity(parent)
         self._levels: list[_Level] = []
         self._left = ""
+        self._refused = False  # an entry cannot be removed
+        self.is_refilled = False
 
     def run(self, name: str) -> str:
         """Remove the directory ``name``; return a mount point in it that was kept, or ""."""
@@ -94,7 +105,8 @@ class _Removal:
         """Open a directory and remove the files in it, unless it is on another mount."""
         try:
             fd = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=self._here)
-        except OSError:
+        except OSError as exc:
+            self._note(exc)
             return
         if mount_of(fd) != self._mount:
             os.close(fd)
@@ -114,8 +126,16 @@ class _Removal:
         try:
             os.unlink(name, dir_fd=self._here)
         except OSError as exc:
+            self._note(exc)
             if exc.errno == errno.EBUSY:
                 self._stays(name)
+
+    def _note(self, failure: OSError) -> None:
+        if failure.errno == errno.ENOTEMPTY and not self._refused:
+            self.is_refilled = True
+        elif failure.errno != errno.ENOENT:
+            self._refused = True
+            self.is_refilled = False
 
     def _leave(self) -> bool:
         """Go up and remove the directory; return whether its parent is still the same."""
@@ -129,8 +149,10 @@ class _Removal:
         above = self._levels[-1].identity if self._levels else self._start
         if _identity(fd) != above or mount_of(fd) != self._mount:
             return False  # it was moved meanwhile
-        with suppress(OSError):
+        try:
             os.rmdir(level.name, dir_fd=fd)
+        except OSError as exc:
+            self._note(exc)
         return True
 
     def _stays(self, name: str) -> None:

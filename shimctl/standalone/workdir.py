@@ -10,6 +10,7 @@ are relative to the bundle.
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from contextlib import suppress
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shim import jsontext
-from shim.errors import ExistsError, InvalidError, NotFoundError
+from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
 from shim.jsontext import as_runc_reads
 from shim.linux.modes import make_directory, make_trusted, write_file
 from shim.linux.removal import remove_tree
@@ -111,11 +112,26 @@ def make(config: dict[str, Any], namespace: str, container: str) -> Path:
 def remove(path: Path) -> None:
     """Remove a working directory, and the namespace's directory once it is empty.
 
-    :raises WrongStateError: a file system is mounted inside.
+    :raises WrongStateError: a file system is mounted inside, or a file cannot be removed.
     """
     from shimctl.images.store import release  # late: it loads trio
 
     release(path)
-    remove_tree(path)
+    try:
+        removed = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        remove_tree(path)
+        # Another command may already have made the directory of a new container here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(removed), path.lstat()):
+                stays = next(path.iterdir(), path)
+                raise WrongStateError(
+                    f"cannot remove {stays}: remove it, or end the process that "
+                    "creates it, then try again"
+                )
+    finally:
+        os.close(removed)
     with suppress(OSError):  # the namespace has other containers
         path.parent.rmdir()

@@ -101,6 +101,37 @@ def test_what_is_not_there_or_no_directory_is_no_error(tmp_path: Path) -> None:
         remove_tree(f"{tmp_path}/kept/..")
 
 
+def refill(monkeypatch: pytest.MonkeyPatch, directory: Path, times: int) -> None:
+    """Create a file in ``directory`` just before it is removed, so many times."""
+    rmdir, left = os.rmdir, [*range(times)]
+
+    def refilling(name: str, *, dir_fd: int) -> None:
+        if name == directory.name and left:
+            (directory / f"late{left.pop()}").touch()
+        rmdir(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "rmdir", refilling)
+
+
+def test_files_that_appear_during_the_removal_are_removed_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    refill(monkeypatch, tmp_path / "tree" / "below", 3)
+    remove_tree(tmp_path / "tree")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_removal_ends_although_files_appear_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    refill(monkeypatch, work, 1000)
+    with pytest.raises(WrongStateError, match=r"cannot remove .*work/late\d+: remove it, or end"):
+        workdir.remove(work)
+
+
 @pytest.mark.slow
 def test_a_tree_may_be_deeper_than_files_may_be_open(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()

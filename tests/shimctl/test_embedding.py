@@ -23,6 +23,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/embedding.md").read_text()
+_FEWEST_KILLS, _REPETITIONS = 3, 4
 LIFE = ["on trio", "on asyncio", "in plain threads"]
 NAMESPACE = "demo"  # the page's
 IMAGE = "oci:/srv/images:busybox"
@@ -226,20 +227,28 @@ sys.exit(code_)
 def run_and_kill(text: str, first: Path, second: Path, place: Place) -> list[str]:
     """Run a program on ``first``, then on ``second``, killed at later and later moments.
 
-    Returns the lines of the runs on ``second``.
+    Returns the lines of the runs on ``second``.  If these were much faster than the one on
+    ``first``, as on processors that others use, too few of them were killed, and all are
+    repeated.
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KILLER, text, str(first), str(second)],
-        capture_output=True,
-        text=True,
-        timeout=10 * PATIENCE,
-        check=False,
-        env=place.environ,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    *lines, kills = done.stdout.splitlines()
-    assert int(kills.removeprefix("kills ")) > 3
-    return lines[lines.index("--") + 1 :]
+    printed: list[str] = []
+    killed = 0
+    for _ in range(_REPETITIONS):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", KILLER, text, str(first), str(second)],
+            capture_output=True,
+            text=True,
+            timeout=10 * PATIENCE,
+            check=False,
+            env=place.environ,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        *lines, kills = done.stdout.splitlines()
+        printed += lines[lines.index("--") + 1 :]
+        killed += int(kills.removeprefix("kills "))
+        if killed > _FEWEST_KILLS:
+            return printed
+    raise AssertionError(f"{killed} kills")
 
 
 @pytest.mark.cold  # a slow start is killed at more moments
