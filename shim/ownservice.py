@@ -48,6 +48,7 @@ class OwnService:
         self._containers = containers
         self._deposit = deposit
         self._turn = turn
+        self._moving = trio.Lock()
 
     def __mapping__(self) -> dict[str, Handler]:
         methods = {names.STATUS: self.status, names.MOVE: self.move}
@@ -65,6 +66,11 @@ class OwnService:
         if replayed:
             return self._status()
         path = _server_of(request)
+        async with self._moving, moving.open_move(self._deposit, path) as channel:
+            await self._settle()
+            return moving.move(self._deposit, self._turn, path, channel)
+
+    async def _settle(self) -> None:
         with trio.move_on_after(_SETTLE) as scope:
             while not self._containers.is_settled:  # noqa: ASYNC110 - rare, and many kinds of ends
                 await trio.sleep(_PAUSE)
@@ -72,7 +78,6 @@ class OwnService:
             raise UnavailableError(
                 f"an operation of the shim did not end within {_SETTLE:g} s; try again later"
             )
-        return moving.move(self._deposit, self._turn, path)
 
     def _status(self) -> AnyMessage:
         status: dict[str, Any] = {

@@ -95,6 +95,7 @@ class Deposit:
         self._dropped: list[str] = []
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._wake = trio.lowlevel.ParkingLot()
+        self._lost = trio.Event()
         self._answers: dict[str, trio.Event] = {}
         self._exits: dict[str, tuple[int, int] | None] = {}
         self._reports: Reports | None = None
@@ -239,15 +240,30 @@ class Deposit:
     async def _ask(self, name: str) -> tuple[int, int] | None:
         if self._channel is None:
             return None
+        with trio.move_on_after(_ANSWER):
+            await self._answered(name)
+        self._answers.pop(name, None)
+        return self._exits.pop(name, None)
+
+    async def _answered(self, name: str) -> None:
         if name not in self._answers:
             self._answers[name] = trio.Event()
             self._send(encode(EXIT, name), [])
             self._bell.ring()
-        answered = self._answers[name]
-        with trio.move_on_after(_ANSWER):
-            await answered.wait()
-        self._answers.pop(name, None)
-        return self._exits.pop(name, None)
+        await self._answers[name].wait()
+
+    async def wait_answer(self) -> None:
+        """Wait until the keeper answers, or has ended."""
+        try:
+            if self._channel is not None:
+                await self._answered("")  # no process has that name
+        finally:
+            self._answers.pop("", None)
+
+    async def wait_lost(self) -> None:
+        """Wait for the end of the keeper."""
+        if self._channel is not None:
+            await self._lost.wait()
 
     def claimed(self) -> None:
         """Report that the keeper has the pidfds of all inherited processes.
@@ -302,6 +318,7 @@ class Deposit:
             found.channel.close()
             return
         self._ends = False
+        self._lost = trio.Event()
         self._channel, self.keeper = found
         self._channel.setblocking(False)
         self._send_bell()
@@ -336,6 +353,7 @@ class Deposit:
             _close_all(fds)
         self._queue.clear()
         self._dropped.clear()
+        self._lost.set()
         for answered in self._answers.values():
             answered.set()
 

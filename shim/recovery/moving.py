@@ -2,7 +2,8 @@
 
 The daemon connects to the new server's socket, as a launcher does, and sends ``keep``, its own
 pidfd and one end of a channel.  The new server refuses before anything moves, for example
-if it cannot read a version of the states.  Otherwise the daemon releases the turn
+if it cannot read a version of the states.  Until both servers have answered, the daemon
+serves.  Then it releases the turn
 (:mod:`shim.recovery.turn`), and the old server sends all fds of the daemon to the new one
 (:meth:`Deposit.give`), which forks a replacement.  When that has the turn, the daemon ends.
 
@@ -18,67 +19,93 @@ import json
 import os
 import select
 import socket
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
+import trio
+
 from shim import log
-from shim.errors import UnavailableError, WrongStateError
+from shim.errors import ShimError, UnavailableError, WrongStateError
+from shim.linux import sockets
 from shim.linux.fdpassing import send_fds
 from shim.linux.peers import peer_of
 from shim.recovery.messages import ALONE, GO, READY, decode
 from shim.recovery.versions import WRITTEN, unreadable
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from shim.recovery.deposit import Deposit
     from shim.recovery.turn import Turn
 
 # The exit status of a daemon that another fork server replaces.
 MOVED = 76
-# Seconds for each answer: the daemon serves nothing meanwhile.
-_LIMIT = 5.0
+# Seconds for both fork servers to answer, while the daemon serves; then for the new one to make
+# a replacement, while it serves nothing.
+_ANSWERS, _READY = 5.0, 5.0
 _ROOM = 8 << 20  # bytes of fds on their way
 _LONGEST = 4096
 _SO_SNDBUFFORCE = 32
 
 
-def move(deposit: Deposit, turn: Turn | None, path: str) -> NoReturn:
-    """Move to the fork server at ``path``, and exit; return only with an error.
+@asynccontextmanager
+async def open_move(deposit: Deposit, path: str) -> AsyncIterator[socket.socket]:
+    """Ask the fork server at ``path`` to keep this daemon; yield the channel for :func:`move`.
 
-    The states must be complete: no runtime command runs.  ``turn`` is the turn of this
-    daemon, if it replaced another one.
+    Nothing has moved yet, so the daemon serves meanwhile.  Its own fork server has to answer,
+    too: one that is stopped is found before the daemon waits for it in :func:`move`.
 
     :raises WrongStateError: this daemon has no keeper, or the server refuses it.
     :raises UnavailableError: the server or the keeper does not answer.
     """
     if not deposit.is_kept:
         raise WrongStateError("this shim is not kept by a fork server")
-    try:
-        _move(deposit, turn, path)
-    except OSError as exc:
-        reason = exc.strerror or "no answer in time"
-        raise UnavailableError(f"cannot move to the fork server {path}: {reason}") from None
-    os._exit(MOVED)
-
-
-def _move(deposit: Deposit, turn: Turn | None, path: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
             with suppress(OSError):  # only root may
                 ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
-            _register(path, theirs, deposit.fileno())
-        if turn is not None:
-            # No process but this one may act before its end: the claims of earlier servers
-            # are not valid, and the new replacement waits for an answer.
-            turn.leave()
-        if not deposit.give(ours.fileno()):
-            raise UnavailableError("cannot move this shim: its fork server takes no messages")
-        verb, words = decode(_receive(ours, deposit.fileno()))
-        if verb != READY:
-            raise UnavailableError(f"cannot move to the fork server {path}: it made no process")
-        log.info("another fork server replaces this shim", socket=path)
-        # With states that this version cannot read, its replacement could not serve.
-        ours.send(ALONE if unreadable(json.loads(words[0])) else GO)
+            try:
+                await _prepare(deposit, path, theirs)
+            except OSError as exc:
+                raise _failed(path, exc) from None
+        yield ours
+
+
+def move(deposit: Deposit, turn: Turn | None, path: str, channel: socket.socket) -> NoReturn:
+    """Move to the fork server at ``path``, and exit; return only with an error.
+
+    The states must be complete: no runtime command runs.  So the daemon serves nothing
+    until the end, which is ``_READY`` seconds away at most.  ``turn`` is the turn of this
+    daemon, if it replaced another one.
+
+    :raises UnavailableError: the server or the keeper does not answer, or has ended.
+    """
+    try:
+        _move(deposit, turn, path, channel)
+    except OSError as exc:
+        raise _failed(path, exc) from None
+    os._exit(MOVED)
+
+
+def _failed(path: str, exc: OSError) -> UnavailableError:
+    reason = exc.strerror or "no answer in time"
+    return UnavailableError(f"cannot move to the fork server {path}: {reason}")
+
+
+def _move(deposit: Deposit, turn: Turn | None, path: str, channel: socket.socket) -> None:
+    if turn is not None:
+        # No process but this one may act before its end: the claims of earlier servers
+        # are not valid, and the new replacement waits for an answer.
+        turn.leave()
+    if not deposit.give(channel.fileno()):
+        raise UnavailableError("cannot move this shim: its fork server takes no messages")
+    verb, words = decode(_receive(channel, deposit.fileno()))
+    if verb != READY:
+        raise UnavailableError(f"cannot move to the fork server {path}: it made no process")
+    log.info("another fork server replaces this shim", socket=path)
+    # With states that this version cannot read, its replacement could not serve.
+    channel.send(ALONE if unreadable(json.loads(words[0])) else GO)
 
 
 def _receive(channel: socket.socket, keeper: int) -> bytes:
@@ -89,36 +116,81 @@ def _receive(channel: socket.socket, keeper: int) -> bytes:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(keeper, 0)  # the kernel reports the end without a request
-    found = {fd for fd, _ in poll.poll(_LIMIT * 1000)}
+    found = {fd for fd, _ in poll.poll(_READY * 1000)}
     if channel.fileno() in found:
         return channel.recv(_LONGEST)
     if found:
-        raise UnavailableError(
-            "cannot move this shim: its fork server has ended; repeat the command when "
-            "another one keeps its fds"
-        )
+        raise _ended()
     raise TimeoutError
 
 
-def _register(path: str, channel: socket.socket, keeper: int) -> None:
+def _ended() -> UnavailableError:
+    return UnavailableError(
+        "cannot move this shim: its fork server has ended; repeat the command when "
+        "another one keeps its fds"
+    )
+
+
+async def _prepare(deposit: Deposit, path: str, channel: socket.socket) -> None:
+    """Have the fork server at ``path`` wait for this daemon's fds, and the keeper answer.
+
+    :raises OSError: as of connect(2).
+    """
+    waits_for = f"the fork server {path}"
+    problem, has_answered = None, False
+    with trio.move_on_after(_ANSWERS) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_end, deposit, nursery.cancel_scope)
+            problem = await _register(path, channel)
+            if problem is None:
+                waits_for = f"its fork server (process {deposit.keeper})"
+                await deposit.wait_answer()
+            has_answered = True
+            nursery.cancel_scope.cancel()
+    if scope.cancelled_caught:
+        raise UnavailableError(
+            f"cannot move this shim: {waits_for} did not answer in {_ANSWERS:g} s; continue "
+            "that process if it is stopped, and repeat the command"
+        )
+    if not has_answered:
+        raise _ended()
+    if problem is not None:
+        raise problem
+
+
+async def _cancel_at_end(deposit: Deposit, scope: trio.CancelScope) -> None:
+    await deposit.wait_lost()
+    scope.cancel()
+
+
+async def _register(path: str, channel: socket.socket) -> Exception | None:
     """Ask the fork server at ``path`` to keep this daemon, by ``channel``.
 
-    ``keeper`` is as for :func:`_receive`.
+    Return why it does not.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-        sock.settimeout(_LIMIT)
-        sock.connect(path)
-        server = peer_of(sock)
-        if (server.uid, server.gid) != (os.geteuid(), os.getegid()):
-            raise WrongStateError(f"cannot move to the fork server {path}: it is another user's")
-        own = os.pidfd_open(os.getpid())
-        try:
-            request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
-            send_fds(sock, request, [channel.fileno(), own])
-        finally:
-            os.close(own)
-        answer = _receive(sock, keeper)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.setblocking(False)
+            # The kernel reports no event when the backlog has room.
+            while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
+                await trio.sleep(sockets.PAUSE)
+            server = peer_of(sock)
+            if (server.uid, server.gid) != (os.geteuid(), os.getegid()):
+                raise WrongStateError(
+                    f"cannot move to the fork server {path}: it is another user's"
+                )
+            own = os.pidfd_open(os.getpid())
+            try:
+                request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
+                send_fds(sock, request, [channel.fileno(), own])
+            finally:
+                os.close(own)
+            await trio.lowlevel.wait_readable(sock)
+            answer = sock.recv(_LONGEST)
+    except (ShimError, OSError) as exc:
+        return exc
     if not answer:
-        raise UnavailableError(f"cannot move to the fork server {path}: it is outdated, or stops")
+        return UnavailableError(f"cannot move to the fork server {path}: it is outdated, or stops")
     if reason := json.loads(answer).get("error"):
-        raise WrongStateError(f"the fork server {path} refuses this shim: {reason}")
+        return WrongStateError(f"the fork server {path} refuses this shim: {reason}")
+    return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import StateRequest
@@ -18,7 +19,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT
 from tests.process.servers import state_of
 from tests.process.survival import daemon_of, run_counting
-from tests.process.test_upgrade import following, move, only_left, upgrade, version_of
+from tests.process.test_upgrade import NEXT, following, move, only_left, upgrade, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +130,35 @@ async def test_a_daemon_goes_on_at_once_if_its_server_is_killed_before_the_next_
             end_server(old, old_server)
         assert await daemon_of(shim.task) == before
     await only_left(rig, pid, before)
+
+
+@pytest.mark.parametrize("stopped", ["old", "new"])
+async def test_a_daemon_answers_while_a_fork_server_is_stopped_and_then_moves(
+    rig: Rig, survivors: Start, following: Build, server: Server, stopped: str
+) -> None:
+    shim, pid = await run_counting(rig, survivors)
+    if stopped == "new":
+        stop_at_keep(following)
+    old, new = [await build.server() for build in (CURRENT, following)]
+    stops = server.ask(b"status", Path(old if stopped == "old" else new))["pid"]
+    replies = []
+
+    async def begin() -> None:
+        replies.append(await move(shim, new))
+
+    with continued(stops):
+        if stopped == "old":
+            os.kill(stops, signal.SIGSTOP)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(begin)
+            await wait_stopped(stops)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await shim.task.State(StateRequest(id="c1"), timeout=3)).pid == pid
+            assert not replies
+            os.kill(stops, signal.SIGCONT)
+    assert [reply["version"] for reply in replies] == [NEXT]
+    rig.track(after := await daemon_of(shim.task))
+    await only_left(rig, pid, after)
 
 
 async def test_an_old_server_that_was_stopped_does_not_replace_a_daemon_that_has_moved(
