@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import suppress
 
 import trio
 
@@ -102,6 +103,17 @@ class Server:
             os.close(channel)
             return None
         return Keeper(socket.socket(fileno=channel))
+
+    def unanswered(self) -> list[bytes]:
+        """Take the connections that wait; return their requests, empty for one without."""
+        requests = []
+        with suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    connection.setblocking(False)
+                    requests.append(connection.recv(MAX_MESSAGE))
+        return requests
 
     def close(self) -> None:
         self._listener.close()

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def lost(directory: Path, **fds: int) -> AsyncIterator[tuple[Deposit, str]]:
-    """Yield a deposit whose keeper has ended, and the path of its fork server's socket."""
+async def lost(directory: Path, keeper: int = 0, **fds: int) -> AsyncIterator[tuple[Deposit, str]]:
+    """Yield a deposit whose keeper has ended, and the path of its fork server's socket.
+
+    ``keeper`` was the pid of the keeper.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     path = f"{directory}/f/server"
     deposit = Deposit(ours, path, fds)
-    deposit.keeper = 0  # it was another process
+    deposit.keeper = keeper
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(deposit.run)
@@ -122,6 +125,7 @@ async def test_a_server_that_refuses_is_not_asked_again(
         assert await server.answer({"error": "it is the wrong one"}) is None
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert server.requests[0].startswith(REGISTER)
+        assert not any(server.unanswered())
         server.close()
         os.unlink(path)  # noqa: PTH108 - a plain string
         server = Server(path)  # of which the daemon is not told
@@ -154,13 +158,12 @@ async def test_a_daemon_without_a_keeper_does_not_wake_up(tmp_path: Path) -> Non
 
 
 async def test_the_keeper_that_closed_the_channel_is_not_asked_again(tmp_path: Path) -> None:
-    async with lost(tmp_path) as (deposit, path):
-        deposit.keeper = os.getpid()
+    async with lost(tmp_path, os.getpid()) as (deposit, path):
         server = Server(path)
         ring(path)
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert not deposit.is_kept
-        assert server.requests == []
+        assert server.unanswered() == [b""]
         server.close()
 
 

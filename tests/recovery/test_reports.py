@@ -75,12 +75,16 @@ async def test_an_exit_is_the_one_that_the_server_reports() -> None:
 
 async def test_an_answer_to_an_earlier_daemon_is_ignored() -> None:
     """That one has asked before the process was known, was killed, and shared the channel."""
+    async with open_bench() as killed, trio.open_nursery() as nursery:
+        nursery.start_soon(killed.reports.exit_of, NAME)
+        _, earlier = await killed.question()
+        nursery.cancel_scope.cancel()
     async with open_bench() as bench, trio.open_nursery() as nursery:
 
         async def serve() -> None:
             name, token = await bench.question()
-            bench.answer(name, "earlier")
-            bench.answer(name, "earlier", "0", "1")
+            bench.answer(name, earlier)
+            bench.answer(name, earlier, "0", "1")
             bench.answer(name, token, "1792", "12345")
 
         nursery.start_soon(serve)
