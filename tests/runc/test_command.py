@@ -53,7 +53,8 @@ def test_a_command_is_about_its_container_and_not_about_one_named_as_its_words(
     argv = Runtime("runc", "/run/r", systemd_cgroup=True).argv(*command, log=log)
     words = [word.encode() for word in ("/bin/sh", "/wrapper", *argv[1:])]
     assert is_about(words, b"/run/r", b"c1")
-    assert not is_about(words, b"/run/other", b"c1")
+    for root in (b"/run/other", b"/wrapper"):
+        assert not is_about(words, root, b"c1")
     for word in {*words, b"json"} - {b"c1"}:
         assert not is_about(words, b"/run/r", word)
     renamed = [word.replace(b"c1", b"kill") for word in words]
