@@ -80,6 +80,10 @@ def serve(address: str, *, namespace: str = "", states: Sequence[str | Path] = (
     except OSError as exc:
         text = f"cannot listen on {shown}: {explain(exc)}"
         raise UnavailableError(f"{text}; use another address or port") from None
+    except UnicodeError:
+        raise InvalidError(
+            f"cannot listen on {shown}: no host has this name; correct it"
+        ) from None
     return f"http://{shown}/metrics"
 
 

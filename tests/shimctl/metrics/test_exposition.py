@@ -187,3 +187,9 @@ def test_an_address_that_is_in_use_is_named() -> None:
         address = "{}:{}".format(*used.getsockname())
         with pytest.raises(UnavailableError, match=f"cannot listen on {address}: .*; use another"):
             serve(address)
+
+
+@pytest.mark.parametrize("host", ["a" * 100, "\udcff"])
+def test_a_host_that_cannot_exist_is_named(host: str) -> None:
+    with pytest.raises(InvalidError, match=f"cannot listen on {host}:9842: no host has this name"):
+        serve(f"{host}:9842")
