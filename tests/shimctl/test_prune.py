@@ -65,7 +65,7 @@ def test_an_exited_container_of_shimctl_is_removed_and_a_running_one_stays(place
     # Without a terminal it does not ask, and removes nothing.
     refused = place.shimctl("prune")
     assert (refused.returncode, refused.stdout) == (125, "")
-    assert "--force is needed" in refused.stderr
+    assert "cannot ask without a terminal, so nothing was removed; add --force" in refused.stderr
     assert over in names(place)
     assert over in place.done("prune", "-f").splitlines()
     left = json.loads(place.done("ps", "-a", "-n", place.namespace, "-o", "json"))

@@ -50,7 +50,9 @@ async def command(
         return 0
     if found and not force:
         if not sys.stdin.isatty():
-            raise InvalidError("nothing was removed: without a terminal, --force is needed")
+            raise InvalidError(
+                "cannot ask without a terminal, so nothing was removed; add --force"
+            )
         print(out.table(headers, rows), file=sys.stderr)
         if not click.confirm("Remove these?", default=False, err=True):
             return 1
