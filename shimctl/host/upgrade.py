@@ -17,12 +17,19 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from shim import names
-from shim.errors import ShimError, UnavailableError, UnsupportedError, WrongStateError
+from shim.errors import (
+    ShimError,
+    TimedOutError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from shim.linux.processes import parent_of, reaped_status
 from shim.recovery import versions
 from shim.ttrpc.calls import ConnectionLostError, UnaryUnaryMethod
 from shim.version import VERSION
 from shimctl.client import CALL_TIMEOUT, connect, error_of
+from shimctl.discover import Health
 from shimctl.host import forkserver
 
 if TYPE_CHECKING:
@@ -68,9 +75,12 @@ async def upgrade(found: Found, *, check: bool = False, force: bool = False) -> 
     :raises UnsupportedError: the installed version cannot continue its containers, or the
         kernel cannot report their exits.
     :raises WrongStateError: nothing keeps the daemon's files, or the server refuses it.
-    :raises UnavailableError: the daemon or a fork server does not answer.
+    :raises TimedOutError: the daemon or a fork server does not answer.
+    :raises UnavailableError: the daemon or a fork server has ended.
     :raises ShimError: the replacement failed, and the old version goes on.
     """
+    if found.health is Health.SILENT:
+        raise _silent()
     async with connect(found.address, namespace=found.namespace) as client:
         before = await status_of(client, CALL_TIMEOUT)
         old = Upgraded(
@@ -191,6 +201,8 @@ async def _call(
                 "its shim cannot be replaced while it runs: it is another shim, or an old "
                 "version; end its containers, and start them again"
             ) from None
+        if exc.status is Status.DEADLINE_EXCEEDED:
+            raise _silent() from None
         raise error_of(exc, method) from None
     except ConnectionLostError:
         raise UnavailableError(
@@ -198,3 +210,7 @@ async def _call(
         ) from None
     found: dict[str, Any] = json.loads(reply.value)
     return found
+
+
+def _silent() -> TimedOutError:
+    return TimedOutError("its shim does not answer; `shimctl doctor` shows its state")

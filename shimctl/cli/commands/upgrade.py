@@ -65,7 +65,8 @@ async def _found(ids: tuple[str, ...], where: Where) -> tuple[list[Found], int]:
         chosen = [
             found
             for found in listed
-            if found.health is Health.UP and where.namespace in ("", found.namespace)
+            if found.health in (Health.UP, Health.SILENT)
+            and where.namespace in ("", found.namespace)
         ]
     return list({found.shim_pid or found.address: found for found in chosen}.values()), code
 
@@ -76,12 +77,14 @@ async def _upgrade(
     """Upgrade one shim and print a line; return the exit code."""
     from shim.text import printable
     from shimctl.cli.report import report
+    from shimctl.discover import Health
     from shimctl.host.upgrade import OtherShimError, upgrade
 
     try:
         result = await upgrade(found, check=check, force=force)
     except Exception as exc:
-        if everything and isinstance(exc, OtherShimError) and _is_foreign(found):
+        cannot_know = isinstance(exc, OtherShimError) or found.health is Health.SILENT
+        if everything and cannot_know and _is_foreign(found):
             return 0
         return report(exc, "upgrade", found.id, several=True)
     done.append(result)
