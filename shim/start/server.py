@@ -304,7 +304,10 @@ class Server:
                 connection.send(json.dumps(state).encode())
             elif verb == "stop":
                 self._stopped = True
-                connection.send(b"{}")
+                stays = bool(self._keeper)
+                if stays:
+                    self.close()
+                connection.send(b'{"stays": true}' if stays else b"{}")
             return None
         finally:
             for fd in fds:

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,9 @@ _STOP_TIMEOUT = 5.0
 _START_TIMEOUT = 10.0
 _POLL_INTERVAL = 0.02
 _MAX_ANSWER = 1 << 16  # bytes of an answer
+# The remedy for a server that does not answer, and the remark on one that was stopped.
+REMEDY = "end its process; the next shim starts another"
+STAYS = "it starts no more shims, and exits when those that it keeps have ended"
 
 
 class Health(Enum):
@@ -136,6 +139,7 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
     :raises TimedOutError: the server does not answer within 5 s.
     :raises InvalidError: the server is another user's, or its answer is not a JSON object.
     """
+    pid = 0
     with trio.move_on_after(_ANSWER_TIMEOUT):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.setblocking(False)
@@ -152,13 +156,15 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
         if not isinstance(answer, dict):
             raise InvalidError(f"cannot use {path}: its server answered {data[:40]!r}")
         return pid, answer
-    raise TimedOutError(f"{path} did not answer in {_ANSWER_TIMEOUT:g} s")
+    server = f"the fork server {pid}" if pid else "the fork server"
+    raise TimedOutError(f"{server} did not answer in {_ANSWER_TIMEOUT:g} s")
 
 
 async def stop_servers() -> list[Server]:
     """Stop every trusted fork server; return the servers after they have exited.
 
-    Their shims keep running; process 1 becomes their parent.
+    Their shims keep running; process 1 becomes their parent.  A server that keeps shims with
+    ``survive`` starts no more, and exits when they have ended: its ``problem`` is ``STAYS``.
 
     :raises ShimError: a server could not be stopped; the others have exited.
     """
@@ -168,8 +174,9 @@ async def stop_servers() -> list[Server]:
             continue
         try:
             if server.health is not Health.UP:
-                raise UnavailableError(server.problem)
-            await _stop(server)
+                raise UnavailableError(f"{server.problem}; {REMEDY}")
+            if await _stop(server):
+                server = replace(server, problem=STAYS)
         except (ShimError, OSError, ValueError) as exc:
             problems.append(f"{server.socket}: {explain(exc)}")
         else:
@@ -179,19 +186,21 @@ async def stop_servers() -> list[Server]:
     return stopped
 
 
-async def _stop(server: Server) -> None:
+async def _stop(server: Server) -> bool:
+    """Stop a server; return whether it stays for the shims that it keeps."""
     if not server.pid:
         raise UnavailableError("it is in another pid namespace; run this command there")
     try:
         process = os.pidfd_open(server.pid)
     except ProcessLookupError:
-        return
+        return False
     try:
         with suppress(UnavailableError):  # it has exited in the meantime
-            await _request(server.socket, b"stop")
+            if (await _request(server.socket, b"stop"))[1].get("stays"):
+                return True
         with trio.move_on_after(_STOP_TIMEOUT):
             await trio.lowlevel.wait_readable(process)
-            return
+            return False
     finally:
         os.close(process)
     raise TimedOutError(
@@ -249,6 +258,8 @@ async def _pid_at(path: str) -> int:
         return (await _request(path, b"status"))[0]
     except (FileNotFoundError, UnavailableError):
         return 0
+    except TimedOutError as exc:
+        raise TimedOutError(f"{exc}; {REMEDY}") from None
 
 
 def _spawn() -> tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shim.api.task_pb2 import ShutdownRequest, WaitRequest
 from shim.linux import sockets
+from shimctl.host import forkserver
 from tests.process.replaced import STATE, connect, files_of, log_of, replaced, wait_for
 from tests.process.rig import wait_gone
 from tests.process.servers import ROOT, Server, children_of, parent_of, state_of
@@ -51,7 +52,8 @@ async def test_a_server_that_is_told_to_stop_stays_for_its_daemons_only(
     daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
     pid = await surviving.wait_up()
     spare = await surviving.wait_spare()
-    assert surviving.ask(b"stop") == {}
+    [stopped] = await forkserver.stop_servers()
+    assert (stopped.pid, stopped.problem) == (pid, forkserver.STAYS)
     await wait_gone([spare])
     assert surviving.sockets == []
     address = surviving.rig.address

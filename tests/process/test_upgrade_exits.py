@@ -261,7 +261,7 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
     await upgrade(rig, shim, following)
     pidfd = os.pidfd_open(old)
     try:
-        assert server.ask(b"stop", path) == {}
+        assert server.ask(b"stop", path) == {"stays": True}
         await shim.exec("c1", "e2", *ending(4))
         assert await end(shim, "e1", "e2") == [3, 4]
         assert not select.select([pidfd], [], [], 0)[0]

@@ -206,7 +206,7 @@ async def test_one_that_hangs_costs_a_bound_and_is_named(shims: Shims) -> None:
         with trio.fail_after(10):
             done = await trio.to_thread.run_sync(shims.shimctl, "forkserver", "stop")
         assert done.returncode == 125
-        assert "did not answer" in done.stderr
+        assert f"the fork server {pid} did not answer in 5 s; end its process" in done.stderr
     finally:
         os.kill(pid, signal.SIGCONT)
 

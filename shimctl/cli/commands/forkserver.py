@@ -33,6 +33,8 @@ async def command(action: str, like: int, out: Out) -> None:
 
     A fork server forks the shims of callers with the same build, user, namespaces and
     cgroup.  The first shim starts one too; after `warm` also that shim is fast.
+    After `stop`, a server that keeps shims with `survive = true` stays until they have
+    ended, and starts no more.
     """
     from shim.errors import InvalidError
     from shimctl.host import forkserver

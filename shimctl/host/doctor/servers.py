@@ -79,8 +79,8 @@ def judge(server: Server) -> Finding:
         case Health.STALE:
             return made(Level.OK, "its server has exited; the next one replaces the socket")
         case Health.SILENT:
-            remedy = "end its process; the next shim starts another"
-            return made(Level.ADVICE, f"{server.problem}; shims start slowly", remedy)
+            text = f"{server.problem}; shims start slowly"
+            return made(Level.ADVICE, text, forkserver.REMEDY)
         case Health.UNTRUSTED:
             remedy = "correct that; `shimctl forkserver status` shows whether it helped"
             return made(Level.ADVICE, f"{server.problem}; shims start slowly", remedy)
