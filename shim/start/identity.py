@@ -2,8 +2,10 @@
 
 docs/inheritance.md lists the attributes that a child has from its ancestors through
 fork and execve.  The children of a fork server copy some of them from their caller.
-Each of the others is a line of the identity, and a hash of the identity is the name
-of the server's socket.  So a process with another value finds another server, or none.
+Each of the others is a line of the identity.  The name of the server's socket is a hash of
+these lines and, after a hyphen, a hash of the version, the package and the interpreter.  So a
+process with another value finds another server, or none, and the servers of all versions
+with equal attributes have names with the same beginning (:mod:`shim.recovery.registering`).
 
 The native launcher, shimctl/host/native/launcher.c, computes the same text.
 """
@@ -57,28 +59,38 @@ def socket_path() -> str:
     A process with a system call filter has none: the kernel does not show which filter
     it is, so a server with an equal filter cannot be found.
 
-    The name is an FNV-1a hash of 64 bits, which the native launcher computes too.  It
-    separates processes with different attributes, and is no protection: the mode of the
+    The hashes are FNV-1a hashes of 64 bits, folded, which the native launcher computes too.
+    They separate processes with different attributes, and are no protection: the mode of the
     directory prevents other users from creating sockets in it.
     """
-    text = identity()
-    if _FILTERED in text:
+    attributes = _inherited()
+    if _FILTERED in attributes:
         return ""
-    value = 0xCBF29CE484222325
-    for byte in text.encode(errors="surrogateescape"):
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{directory()}/{value:016x}"
+    return f"{directory()}/{_folded(attributes, 40):010x}-{_folded(_code(), 20):05x}"
 
 
 def identity() -> str:
-    """Return the attributes that a daemon inherits and that a child cannot copy later.
+    """Return the text of which the two hashes are: the code, and the attributes."""
+    return f"{_code()}\n{_inherited()}"
 
-    One attribute a line, beginning with the version, the package and the interpreter.
-    """
+
+def _folded(text: str, bits: int) -> int:
+    value = 0xCBF29CE484222325
+    for byte in text.encode(errors="surrogateescape"):
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return (value >> bits ^ value) & (1 << bits) - 1
+
+
+def _code() -> str:
+    """Return the version, the package and the interpreter, one a line."""
     package = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - pathlib costs 3 ms
-    lines = [VERSION, package, sys.executable]
+    return f"{VERSION}\n{package}\n{sys.executable}"
+
+
+def _inherited() -> str:
+    """Return the attributes that a daemon inherits and a child cannot copy later, one a line."""
     root = os.stat("/")  # noqa: PTH116 - as above
-    lines.append(f"{root.st_dev} {root.st_ino}")
+    lines = [f"{root.st_dev} {root.st_ino}"]
     for name in _NAMESPACES:
         try:
             lines.append(os.readlink(f"/proc/self/ns/{name}"))  # noqa: PTH115 - as above

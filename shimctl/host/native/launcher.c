@@ -58,7 +58,9 @@ static const struct action {
  * Python, and the two hashes would differ. */
 static char text[MAX_ANSWER];
 
-static uint64_t hash = 0xCBF29CE484222325; /* FNV-1a, 64 bits */
+/* FNV-1a, 64 bits: of the code in front of the attributes, and then of the attributes. */
+#define BASIS 0xCBF29CE484222325
+static uint64_t hash = BASIS;
 
 static void mix(const char *data, size_t size)
 {
@@ -160,8 +162,14 @@ static void add_attributes(void)
     mix_hex(nodes, used);
 }
 
-/* Compute the hash; return whether a server can be used: identity.socket_path. */
-static int identify(void)
+static unsigned long long folded(int bits)
+{
+    return (hash >> bits ^ hash) & ((1ULL << bits) - 1);
+}
+
+/* Compute the hashes, of which *code is the one of the code; return whether a server can be
+ * used: identity.socket_path. */
+static int identify(unsigned long long *code)
 {
     static const char *const namespaces[] = {"cgroup", "ipc", "mnt", "net", "pid",
                                              "pid_for_children", "time",
@@ -178,9 +186,12 @@ static int identify(void)
     mix(VERSION, strlen(VERSION));
     add(PACKAGE, strlen(PACKAGE));
     add(PYTHON, strlen(PYTHON));
+    *code = folded(20);
+    mix("\n", 1);
+    hash = BASIS;
     stat("/", &root);
     snprintf(path, sizeof path, "%ju %ju", (uintmax_t)root.st_dev, (uintmax_t)root.st_ino);
-    add(path, strlen(path));
+    mix(path, strlen(path));
     for (size_t i = 0; i < sizeof namespaces / sizeof *namespaces; i++) {
         snprintf(path, sizeof path, "/proc/self/ns/%s", namespaces[i]);
         ssize_t length = readlink(path, link, sizeof link);
@@ -216,12 +227,13 @@ static const char *find_server(void)
 {
     static char path[sizeof ((struct sockaddr_un *)0)->sun_path];
     const char *directory = getenv("TRIO_SHIM_FORKSERVER_DIR");
-    int usable = identify();
+    unsigned long long code;
+    int usable = identify(&code);
     int written;
 
     if (!directory || *directory != '/' || strlen(directory) > DIRECTORY_MAX)
         directory = DIRECTORY; /* the shim logs why the value is not used */
-    written = snprintf(path, sizeof path, "%s/%016llx", directory, (unsigned long long)hash);
+    written = snprintf(path, sizeof path, "%s/%010llx-%05llx", directory, folded(40), code);
 #ifdef PRINT_IDENTITY
     exit(0);
 #endif
