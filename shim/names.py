@@ -19,6 +19,9 @@ HOST_FILE_VARIABLE = "TRIO_SHIM_CONFIG"
 # The file in the directory of fork servers that lists the daemons they have given up.
 GIVEN_UP = ".given-up"
 
+# Why a daemon has no keeper of its files, unless a fork server has refused it.
+NO_KEEPER = "no fork server runs"
+
 # Annotations of a container that override the host file.
 OUTPUT_POLICY = "io.trio-shim.output"
 OUTPUT_LIMIT = "io.trio-shim.output-limit"

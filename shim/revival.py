@@ -20,6 +20,7 @@ import trio
 
 from shim import log
 from shim.errors import ShimError
+from shim.recovery.alike import beside
 
 if TYPE_CHECKING:
     from shim.reaper import Reaper
@@ -31,18 +32,18 @@ _LIMIT = 20.0
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def start_server(reaper: Reaper, name: str, path: str) -> None:
-    """Start a fork server that listens at ``path``, unless another daemon does so.
+async def start_server(reaper: Reaper, name: str, path: str) -> bool:
+    """Start a fork server as the one at ``path``, unless another daemon does so.
 
-    ``name`` is the executable's name.  The caller cancels this when the server listens.  An
-    error is only logged.
+    ``name`` is the executable's name.  After an upgrade of the package the server is one of
+    the new version.  The caller cancels this when the server listens.  Return whether one may
+    listen later.  An error is only logged.
     """
-    directory, _, base = path.rpartition("/")
     try:
-        lock = os.open(f"{directory}/.{base}.again", _FLAGS, 0o600)
+        lock = os.open(beside(path, ".again"), _FLAGS, 0o600)
     except OSError as exc:
         log.warning("cannot start a fork server", error=exc)
-        return
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         await trio.sleep(_pause(lock))
@@ -55,13 +56,17 @@ async def start_server(reaper: Reaper, name: str, path: str) -> None:
         child = reaper.spawn([sys.executable, "-IS", "-c", code])
         with trio.move_on_after(_LIMIT):
             ended = await child.wait()
-            log.warning("cannot start a fork server: it has ended", status=ended.exit_status)
-            return
+            if ended.exit_status:
+                log.warning("cannot start a fork server: it has ended", status=ended.exit_status)
+            return False  # with status 0 one listens already
         log.warning("cannot start a fork server: it does not listen", seconds=_LIMIT)
     except BlockingIOError:
-        pass  # another daemon has the lock
+        return True  # another daemon has the lock
     except (ShimError, OSError) as exc:
         log.warning("cannot start a fork server", error=exc)
+        return False
+    else:
+        return True
     finally:
         os.close(lock)
 

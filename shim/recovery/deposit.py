@@ -30,6 +30,7 @@ from shim.linux.fdpassing import send_fds
 from shim.linux.fifos import Fd
 from shim.linux.peers import peer_of
 from shim.linux.sockets import accept_of
+from shim.names import NO_KEEPER
 from shim.recovery import messages
 from shim.recovery.bell import Bell
 from shim.recovery.inherited import DAEMON
@@ -48,7 +49,7 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.recovery.originals import Originals
-from shim.recovery.registering import find_keeper
+from shim.recovery.registering import Search
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -103,6 +104,7 @@ class Deposit:
         self._is_due = False  # the bell is to be rung for a drop
         self._is_crowded = False  # the kernel accepted no more fds
         self._ends = False  # the keeper ends on purpose
+        self._search: Search | None = None  # for the next keeper
         self.keeper = 0  # its pid, also of one that has ended
         self._borrow(fds or {})
         self._originals.copy(inherited or {})
@@ -129,6 +131,13 @@ class Deposit:
     def is_kept(self) -> bool:
         """Whether a keeper has copies, so that a killed daemon is replaced."""
         return self._channel is not None
+
+    @property
+    def problem(self) -> str:
+        """Why no keeper has copies, "" if one has or none is to have."""
+        if not self._is_active or self._channel is not None:
+            return ""
+        return (self._search.problem if self._search is not None else "") or NO_KEEPER
 
     def put(self, fds: Mapping[str, int]) -> None:
         """Send copies of ``fds``; each replaces an earlier copy of the same name."""
@@ -293,11 +302,11 @@ class Deposit:
         self._bell.ring()
         return True
 
-    async def run(self, start: Callable[[], Awaitable[None]] | None = None) -> None:
+    async def run(self, start: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Send the queued messages, and receive the keeper's answers.
 
-        After the end of the keeper, register with the next one.  ``start`` may start a fork
-        server if none listens; it is not called if the keeper has ended on purpose.
+        After the end of the keeper, register with the next one.  ``start`` is as for
+        :meth:`Search.run`; it is not called if the keeper has ended on purpose.
         """
         while self._is_active:
             if self._channel is None:
@@ -308,9 +317,10 @@ class Deposit:
                 await self._receive()
                 nursery.cancel_scope.cancel()
 
-    async def _register(self, start: Callable[[], Awaitable[None]] | None) -> None:
+    async def _register(self, start: Callable[[], Awaitable[bool]] | None) -> None:
+        self._search = Search(self.server, self.keeper)
         try:
-            found = await find_keeper(self.server, self.keeper, start)
+            found = await self._search.run(start)
         except (ShimError, OSError) as exc:
             self.give_up(exc)
             return
@@ -319,6 +329,7 @@ class Deposit:
             return
         self._ends = False
         self._lost = trio.Event()
+        self._search = None
         self._channel, self.keeper = found
         self._channel.setblocking(False)
         self._send_bell()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from shim.errors import InvalidError
 from shim.linux import libc, sockets
 from shim.linux.modes import make_trusted
+from shim.recovery.alike import are_alike
 from shim.start import identity, launcher, newserver
 
 if TYPE_CHECKING:
@@ -65,12 +66,13 @@ def serve_new(name: str, ready: int) -> int:
 
 
 def serve_again(name: str, path: str) -> int:
-    """Run the server that daemons need whose own was killed; return its exit status.
+    """Run the server that daemons need whose own, at ``path``, was killed; return its exit status.
 
-    The process is a child of one of these daemons.  The status is 1 if another server would
-    listen at ``path``: then the daemon has attributes that the server's callers do not have.
+    The process is a child of one of these daemons.  After an upgrade of the package it is of
+    the new version, and listens at another path.  The status is 1 if the daemon has attributes
+    that its server's callers do not have, and 0 at once if such a server listens already.
     """
-    if identity.socket_path() != path:
+    if not are_alike(identity.socket_path(), path):
         return 1
     newserver.leave_caller()
     return serve_new(name, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))

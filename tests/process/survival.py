@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import trio
@@ -14,6 +15,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from shim import names
 from shim.api.task_pb2 import ConnectRequest
+from shim.recovery.alike import beside
 from shim.ttrpc.calls import UnaryUnaryMethod
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven
@@ -22,7 +24,6 @@ from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
 
     from shim.api.task_grpc import TaskStub
     from shim.linux.fifos import Fd
@@ -65,7 +66,7 @@ async def kill_server(server: Server, *shims: Survivor) -> int:
     """
     pid = await server.wait_up()
     for path in server.sockets:
-        path.with_name(f".{path.name}.again").write_text("a test")
+        Path(beside(str(path), ".again")).write_text("a test")
     os.kill(pid, signal.SIGKILL)
     await wait_gone([pid])
     for shim in shims:

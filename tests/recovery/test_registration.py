@@ -7,10 +7,12 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 import trio.testing
 
 from shim.linux.fifos import Fd
+from shim.names import NO_KEEPER
 from shim.recovery import registering
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import DAEMON
@@ -22,17 +24,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import pytest
-
 
 @asynccontextmanager
-async def lost(directory: Path, keeper: int = 0, **fds: int) -> AsyncIterator[tuple[Deposit, str]]:
+async def lost(
+    directory: Path, name: str = "server", /, keeper: int = 0, **fds: int
+) -> AsyncIterator[tuple[Deposit, str]]:
     """Yield a deposit whose keeper has ended, and the path of its fork server's socket.
 
-    ``keeper`` was the pid of the keeper.
+    ``name`` is that of the socket, ``keeper`` was the pid of the keeper.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path = f"{directory}/f/server"
+    path = f"{directory}/f/{name}"
     deposit = Deposit(ours, path, fds)
     deposit.keeper = keeper
     with trio.fail_after(20):
@@ -140,6 +142,78 @@ async def test_a_server_that_refuses_is_not_asked_again(
     assert 'reason="it is the wrong one"' in capfd.readouterr().err
 
 
+async def test_a_server_of_another_version_with_the_same_attributes_is_found(
+    tmp_path: Path,
+) -> None:
+    async with lost(tmp_path, "a1-new") as (deposit, path):
+        (stranger, refusing, newest) = (
+            Server(f"{tmp_path}/f/{name}") for name in ("b2-new", "a1-older", "a1-newest")
+        )
+        os.utime(f"{tmp_path}/f/a1-older", (1, 1))
+        ring(f"{tmp_path}/f/a1-newest")
+        assert await newest.answer({"error": "version 2 cannot continue it"}) is None
+        keeper = await refusing.answer({})
+        await wait_kept(deposit)
+        assert deposit.problem == ""
+        assert keeper is not None
+        keeper.close()
+        assert stranger.requests == []
+        for server in (stranger, refusing, newest):
+            server.close()
+        del path
+
+
+async def test_a_refusal_is_the_reason_why_a_daemon_has_no_keeper(tmp_path: Path) -> None:
+    async with lost(tmp_path, "a1-new") as (deposit, path):
+        assert deposit.problem == NO_KEEPER
+        server = Server(f"{tmp_path}/f/a1-other")
+        ring(path)
+        await server.answer({"error": "version 2 cannot continue it"})
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert deposit.problem == "version 2 cannot continue it"
+        server.close()
+        os.unlink(f"{tmp_path}/f/a1-other")  # noqa: PTH108 - a plain string
+        ring(path)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert deposit.problem == NO_KEEPER
+
+
+@pytest.mark.parametrize("may_ring", [True, False])
+async def test_a_server_of_the_own_version_is_preferred_if_one_can_be_started(
+    tmp_path: Path, may_ring: bool
+) -> None:
+    """Another daemon starts one, or it fails."""
+    (tmp_path / "f").mkdir(mode=0o700)
+    paths = [f"{tmp_path}/f/{name}" for name in ("a1-own", "a1-other")]
+    other = Server(paths[1])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit = Deposit(ours, paths[0])
+    deposit.keeper = 0
+
+    async def start() -> bool:
+        return may_ring
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run, start)
+            theirs.close()
+            if may_ring:
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                own = Server(paths[0])
+                ring(paths[0])
+                keeper = await own.answer({})
+                own.close()
+            else:
+                keeper = await other.answer({})
+            await wait_kept(deposit)
+            nursery.cancel_scope.cancel()
+    assert keeper is not None
+    keeper.close()
+    assert len(other.requests) == (0 if may_ring else 1)
+    other.close()
+    deposit.close()
+
+
 async def test_a_daemon_without_a_keeper_does_not_wake_up(tmp_path: Path) -> None:
     class Steps(trio.abc.Instrument):
         tasks: set[trio.lowlevel.Task]
@@ -173,8 +247,9 @@ async def test_a_server_is_started_once_and_not_after_an_end_on_purpose(tmp_path
         deposit = Deposit(ours, f"{tmp_path}/f/server")
         started: list[int] = []
 
-        async def start(into: list[int] = started) -> None:
+        async def start(into: list[int] = started) -> bool:
             into.append(1)
+            return False
 
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
@@ -199,8 +274,9 @@ async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
     deposit = Deposit(ours, f"{tmp_path}/f/server")
     started = trio.Event()
 
-    async def start() -> None:
+    async def start() -> bool:
         started.set()
+        return True
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -219,10 +295,11 @@ async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path
     deposit = Deposit(ours, path)
     starts = 0
 
-    async def start() -> None:
+    async def start() -> bool:
         nonlocal starts
         starts += 1
         await trio.sleep_forever()
+        return True
 
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
