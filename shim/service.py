@@ -275,7 +275,8 @@ class TaskService(TaskBase):
             raise NotFoundError(f"the creation of {request.id} was cancelled: not found")
         container = self.containers.find(request.id)
         pid = container.init.pid if container is not None else 0
-        return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION)
+        unkept = self._host.deposit.problem
+        return ConnectResponse(shim_pid=os.getpid(), task_pid=pid, version=VERSION, unkept=unkept)
 
     @unary
     async def Shutdown(self, request: ShutdownRequest) -> Empty:

@@ -144,7 +144,7 @@ class Shim:
     async def connect(self, task_id: str = "", *, timeout: float = CALL_TIMEOUT) -> Connected:
         """Return the shim's pid and version, and the pid of ``task_id`` if the shim has it."""
         reply = await self.call("Connect", make_message(api.ConnectRequest, id=task_id), timeout)
-        return Connected(reply.shim_pid, reply.task_pid, reply.version)
+        return Connected(reply.shim_pid, reply.task_pid, reply.version, reply.unkept)
 
     async def create(
         self,

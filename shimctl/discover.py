@@ -329,7 +329,8 @@ async def _ask(
     except NotFoundError:
         pass  # some shims refuse an unknown id; such a shim is up, too
     else:
-        found = replace(found, shim_pid=who.shim_pid, version=who.version)
+        detail = f"its shim would not survive: {who.unkept}" if who.unkept else ""
+        found = replace(found, shim_pid=who.shim_pid, version=who.version, detail=detail)
     found = replace(found, health=Health.UP)
     if not found.id:
         found = _identify(found, processes)

@@ -109,11 +109,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The shim that answered.  ``task_pid`` is 0 if the shim does not have the task."""
+    """The shim that answered.  ``task_pid`` is 0 if the shim does not have the task.
+
+    ``unkept`` is why the shim's death would end its containers now, if the shim was started
+    with `survive = true`; else it is empty.
+    """
 
     shim_pid: int
     task_pid: int
     version: str
+    unkept: str = ""
 
 
 @dataclass(frozen=True, slots=True)

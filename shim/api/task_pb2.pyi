@@ -243,14 +243,16 @@ class ConnectRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., joins: _Optional[bool] = ..., reservation: _Optional[str] = ...) -> None: ...
 
 class ConnectResponse(_message.Message):
-    __slots__ = ("shim_pid", "task_pid", "version")
+    __slots__ = ("shim_pid", "task_pid", "version", "unkept")
     SHIM_PID_FIELD_NUMBER: _ClassVar[int]
     TASK_PID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    UNKEPT_FIELD_NUMBER: _ClassVar[int]
     shim_pid: int
     task_pid: int
     version: str
-    def __init__(self, shim_pid: _Optional[int] = ..., task_pid: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    unkept: str
+    def __init__(self, shim_pid: _Optional[int] = ..., task_pid: _Optional[int] = ..., version: _Optional[str] = ..., unkept: _Optional[str] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ("id", "now")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +31,17 @@ _TIMEOUT = 5.0  # s for each call to the shim
 
 @dataclass(frozen=True, slots=True)
 class ShimFacts:
-    """The shim.  If it did not answer, ``pid`` and ``api_version`` are 0, ``version`` is empty."""
+    """The shim.  If it did not answer, ``pid`` and ``api_version`` are 0, ``version`` is empty.
+
+    ``unkept`` is as in :class:`~shimctl.values.Connected`.
+    """
 
     address: str
     executable: str
     pid: int = 0
     version: str = ""
     api_version: int = 0
+    unkept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +108,16 @@ async def inspect(found: Found, exited: Exited | None = None) -> Inspection:
     try:
         async with connect(found.address, namespace=found.namespace) as shim:
             who = await shim.connect(found.id, timeout=_TIMEOUT)
-            facts = ShimFacts(found.address, "", who.shim_pid, who.version, shim.api_version)
+            facts = ShimFacts(
+                found.address, "", who.shim_pid, who.version, shim.api_version, who.unkept
+            )
             state = await shim.task(found.id).state(timeout=_TIMEOUT)
             pids = await _pids(shim, found.id)
             execs = await _execs(shim, found.id, pids)
     except ShimError as exc:
         problem = str(exc)
     bundle = found.bundle or (state.bundle if state else "")
-    facts = ShimFacts(
-        facts.address,
-        executable_of(bundle, facts.pid),
-        facts.pid,
-        facts.version,
-        facts.api_version,
-    )
+    facts = replace(facts, executable=executable_of(bundle, facts.pid))
     config: dict[str, Any] = {}
     if bundle:
         with suppress(ShimError):

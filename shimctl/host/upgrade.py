@@ -122,12 +122,7 @@ def _is_installed(status: dict[str, Any]) -> bool:
 
 
 def _check(status: dict[str, Any]) -> None:
-    if status.get("waits"):
-        raise WrongStateError(
-            "its fork server has ended, and no other one keeps it yet: start a container of the "
-            "shim's version, or end its containers"
-        )
-    if not status["survives"]:
+    if not (status["survives"] or status.get("waits")):
         raise WrongStateError(
             "its shim was started without `survive = true`, or without a fork server: it "
             f"stays as it is until its containers end; set that in {names.HOST_FILE}, and "
@@ -137,6 +132,11 @@ def _check(status: dict[str, Any]) -> None:
         raise UnsupportedError(
             f"version {VERSION} cannot continue containers of version {status['version']}: "
             f"{problem}; end them first, or upgrade to a version in between"
+        )
+    if status.get("waits"):
+        raise WrongStateError(
+            "its fork server has ended, and no other one keeps it yet: start a container, or "
+            f"run `shimctl forkserver warm --like {status['pid']}`, and repeat the command"
         )
     if _server_of(status["pid"]) == status["pid"] and not _kernel_keeps_exits():
         raise UnsupportedError(

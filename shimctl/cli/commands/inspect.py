@@ -90,6 +90,8 @@ def _rows(of: Inspection, *, wide: bool) -> list[tuple[str, object]]:
         ("shim executable", shim.executable),
         ("problem", of.problem),
     ]
+    if shim.unkept:
+        rows.append(("would not survive", shim.unkept))
     if state:
         rows += [
             ("status", render.status(state.status.value)),

@@ -20,10 +20,9 @@ from shimctl.discover import Found, Health, list_shims
 from shimctl.host.doctor import stack
 from shimctl.host.doctor.finding import Finding, Level
 from shimctl.host.executable import executable_of
-from shimctl.host.upgrade import status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _AREA = "shims"
 ANSWER = 1.0  # s for a shim's answer
@@ -45,16 +44,17 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
     up = [found for found in shims if found.health is Health.UP]
     builds: Counter[Build] = Counter()
     silent: list[Finding] = []
-    waiting: list[Found] = []
+    unkept: dict[str, list[Found]] = {}
 
     async def ask(found: Found) -> None:
         version = ""
         with trio.move_on_after(ANSWER):
             try:
                 async with connect(found.address, namespace=found.namespace) as shim:
-                    version = (await shim.connect(found.id, timeout=ANSWER)).version
-                    if (await status_of(shim, ANSWER)).get("waits"):
-                        waiting.append(found)
+                    who = await shim.connect(found.id, timeout=ANSWER)
+                version = who.version
+                if who.unkept:
+                    unkept.setdefault(who.unkept, []).append(found)
             except ShimError:
                 pass
         builds[Build(executable_of(found.bundle, found.shim_pid), version)] += 1
@@ -71,7 +71,7 @@ async def check(states: Sequence[str | Path] = ()) -> list[Finding]:
     rest = [found for found in shims if found.health in (Health.DEAD, Health.FOREIGN)]
     return [
         *judge_builds(builds),
-        *judge_waiting(waiting),
+        *judge_unkept(unkept),
         *judge_shared(up),
         *sorted(silent, key=lambda finding: finding.subject)[:_SHOWN],
         *judge_dead(rest),
@@ -103,15 +103,25 @@ def judge_builds(builds: Counter[Build]) -> list[Finding]:
     return found
 
 
-def judge_waiting(shims: Sequence[Found]) -> list[Finding]:
-    """Judge the shims that are to survive and whose fork server has ended."""
-    if not shims:
-        return []
-    names_of = ", ".join(sorted(_name(found) for found in shims)[:_SHOWN])
-    text = f"{len(shims)} have no fork server, and would not survive now: {names_of}"
-    pid = min(found.shim_pid for found in shims)
-    remedy = f"start a container, or run `shimctl forkserver warm --like {pid}`"
-    return [Finding(_AREA, "survive", Level.ADVICE, text, remedy)]
+def judge_unkept(unkept: Mapping[str, Sequence[Found]]) -> list[Finding]:
+    """Judge the shims that are to survive and would not, by the reason.
+
+    The fork server of each has ended, and another one has refused it, or none listens.
+    """
+    findings = []
+    for reason, shims in sorted(unkept.items()):
+        names_of = ", ".join(sorted(_name(found) for found in shims)[:_SHOWN])
+        pid = min(found.shim_pid for found in shims)
+        text = f"{len(shims)} have no fork server, and would not survive now: {names_of}"
+        remedy = f"start a container, or run `shimctl forkserver warm --like {pid}`"
+        if reason != names.NO_KEEPER:
+            text += f"; a fork server refused them: {reason}"
+            remedy = (
+                "install a version that can read their states, and run "
+                f"`shimctl forkserver warm --like {pid}`; or end the containers first"
+            )
+        findings.append(Finding(_AREA, "survive", Level.ADVICE, text, remedy))
+    return findings
 
 
 def judge_shared(shims: Iterable[Found]) -> list[Finding]:

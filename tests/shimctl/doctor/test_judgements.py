@@ -315,9 +315,15 @@ def test_an_options_file_that_is_no_toml_stops_no_manager(tmp_path: Path) -> Non
 
 
 def test_shims_without_a_fork_server_are_named_with_a_remedy() -> None:
-    assert shims.judge_waiting([]) == []
+    assert shims.judge_unkept({}) == []
     waiting = [Found("ns", f"c{pid}", "unix://x", "", shim_pid=pid) for pid in (12, 11)]
-    (one,) = shims.judge_waiting(waiting)
+    (one,) = shims.judge_unkept({names.NO_KEEPER: waiting})
     assert one.level is Level.ADVICE
     assert one.text.endswith("ns/c11, ns/c12")
+    assert one.remedy.startswith("start a container")
     assert "--like 11" in one.remedy
+    (one,) = shims.judge_unkept({"version 2 cannot continue it": waiting})
+    assert one.text.endswith(
+        "ns/c11, ns/c12; a fork server refused them: version 2 cannot continue it"
+    )
+    assert one.remedy.startswith("install a version that can read their states")
