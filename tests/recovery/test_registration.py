@@ -232,7 +232,7 @@ async def test_a_daemon_without_a_keeper_does_not_wake_up(tmp_path: Path) -> Non
 
 
 async def test_the_keeper_that_closed_the_channel_is_not_asked_again(tmp_path: Path) -> None:
-    async with lost(tmp_path, os.getpid()) as (deposit, path):
+    async with lost(tmp_path, keeper=os.getpid()) as (deposit, path):
         server = Server(path)
         ring(path)
         await trio.testing.wait_all_tasks_blocked(0.05)
