@@ -8,11 +8,15 @@ import struct
 from fcntl import ioctl
 from pathlib import Path
 
+from shim.linux.files import read_whole
+
 # Fields of /proc/PID/stat, counted after the name; the flag is of include/linux/sched.h.
 _PARENT = 1
 _FLAGS = 6
 _START = 19
 _PF_EXITING = 0x4
+_PF_KTHREAD = 0x200000
+_LONGEST = 1 << 20  # bytes of a command line
 # Source: linux/pidfd.h, struct pidfd_info: 64 bytes, first the mask, last the exit code.
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO = struct.Struct("=Q52xi")
@@ -55,10 +59,31 @@ def started_at(pid: int) -> int:
 def is_ending(pid: int) -> bool:
     """Return whether the first thread of ``pid`` is exiting or has exited."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        return bool(_flags(pid) & _PF_EXITING)
     except (FileNotFoundError, ProcessLookupError):
         return True
-    return bool(int(stat.rpartition(b")")[2].split()[_FLAGS]) & _PF_EXITING)
+
+
+def _flags(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_bytes()
+    return int(stat.rpartition(b")")[2].split()[_FLAGS])
+
+
+def command_line(pid: int) -> list[bytes] | None:
+    """Return the command line of ``pid``, empty if it has ended; None during an execve(2).
+
+    execve(2) first gives the process an empty address space, which has no command line, and
+    loads the program into it.  Nothing else is empty but a zombie and a thread of the kernel.
+
+    Source: linux fs/exec.c begin_new_exec(), fs/proc/base.c get_mm_cmdline().
+    """
+    try:
+        data = read_whole(f"/proc/{pid}/cmdline", _LONGEST)
+        if not data and not _flags(pid) & (_PF_EXITING | _PF_KTHREAD):
+            return None
+    except OSError:
+        return []
+    return data.split(b"\0")[:-1]
 
 
 def is_descendant(pid: int, ancestor: int = 0) -> bool:

@@ -19,8 +19,7 @@ from pathlib import Path
 import trio
 
 from shim import log
-from shim.linux.files import read_whole
-from shim.linux.processes import is_descendant, parent_of, started_at
+from shim.linux.processes import command_line, is_descendant, parent_of, started_at
 from shim.linux.tree import children_of, stopped_tree
 from shim.runc.command import is_about
 
@@ -29,7 +28,9 @@ _PAUSE = 0.005
 # Seconds for the last thread of a runtime command to end.
 _PARENT = 1.0
 _KILLED = 5.0
-_LONGEST = 1 << 20  # bytes of a command line
+# Seconds for an execve(2) to set the command line.
+_EXEC = 1.0
+_EXEC_PAUSE = 0.001
 
 
 class Orphans:
@@ -42,13 +43,15 @@ class Orphans:
         self._parents = {os.getppid(), adopter} - {0}
         self._root, self._id = os.fsencode(root), os.fsencode(id_)
         # A process that was forked to run a command has this until its execve(2).
-        self._own = _command_line(os.getpid())
+        self._own = command_line(os.getpid())
         self._seen_at = _clock_ticks()  # the last time at which a command may have run
+        # The processes without a command line, with the times at which that was seen first.
+        self._unnamed: dict[int, float] = {}
 
     async def wait(self, limit: float) -> None:
         """Wait until no command runs; kill those that run after ``limit`` seconds."""
         with trio.move_on_after(limit):
-            while self._commands():  # noqa: ASYNC110 - the kernel reports no end of such a process
+            while self._find()[1]:  # noqa: ASYNC110 - the kernel reports no end of such a process
                 await trio.sleep(_PAUSE)
             self._seen_at = _clock_ticks()
             return
@@ -58,8 +61,11 @@ class Orphans:
     async def kill(self) -> None:
         """Kill the commands with all their descendants; wait until they are gone."""
         with trio.move_on_after(_KILLED, shield=True):
-            while pids := self._commands():
-                for pid in pids:
+            while True:
+                commands, may_run = self._find()
+                if not may_run:
+                    break
+                for pid in commands:
                     with stopped_tree(pid) as tree:
                         tree.kill()
                 await trio.sleep(_PAUSE)
@@ -94,16 +100,29 @@ class Orphans:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
 
-    def _commands(self) -> list[int]:
-        own = os.getpid()
-        pids = [pid for parent in self._parents for pid in children_of(parent)]
-        return [pid for pid in pids if pid != own and self._is_command(pid)]
+    def _find(self) -> tuple[list[int], bool]:
+        """Return the commands that run, and whether a command may run.
 
-    def _is_command(self, pid: int) -> bool:
-        words = _command_line(pid)
-        # A container's process may have such a command line, too.
-        is_command = words == self._own or is_about(words, self._root, self._id)
-        return is_command and _has_own_mounts(pid)
+        A process in execve(2) has no command line, and may be one.
+        """
+        now = trio.current_time()
+        commands: list[int] = []
+        unnamed: dict[int, float] = {}
+        for pid in [pid for parent in self._parents for pid in children_of(parent)]:
+            if pid == os.getpid():
+                continue
+            words = command_line(pid)
+            # A container's process may have such a command line, too.
+            if words is None:
+                if _has_own_mounts(pid):
+                    unnamed[pid] = self._unnamed.get(pid, now)
+            elif self._is_command(words) and _has_own_mounts(pid):
+                commands.append(pid)
+        self._unnamed = unnamed
+        return commands, bool(commands) or any(now < at + _EXEC for at in unnamed.values())
+
+    def _is_command(self, words: list[bytes]) -> bool:
+        return words == self._own or is_about(words, self._root, self._id)
 
     def _open(self, pid: int) -> int:
         if not pid:
@@ -128,10 +147,25 @@ class Orphans:
 
 
 def is_running(root: str, id_: str) -> bool:
-    """Return whether a runtime command for the container ``id_`` runs, of any parent."""
+    """Return whether a runtime command for the container ``id_`` runs, of any parent.
+
+    Takes a second at most: it waits for processes in execve(2), which have no command line.
+    """
     wanted = os.fsencode(root), os.fsencode(id_)
-    pids = (int(name) for name in os.listdir("/proc") if name.isdecimal())  # noqa: PTH208 - names
-    return any(is_about(_command_line(pid), *wanted) for pid in pids if pid != os.getpid())
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names
+    deadline = time.monotonic() + _EXEC
+    while pids:
+        unnamed = []
+        for pid in pids:
+            words = [] if pid == os.getpid() else command_line(pid)
+            if words is None:
+                unnamed.append(pid)
+            elif is_about(words, *wanted):
+                return True
+        pids = [] if time.monotonic() >= deadline else unnamed
+        if pids:
+            time.sleep(_EXEC_PAUSE)
+    return False
 
 
 def _clock_ticks() -> int:
@@ -155,10 +189,3 @@ def _has_own_mounts(pid: int) -> bool:
         return Path(f"/proc/{pid}/ns/mnt").readlink() == Path("/proc/self/ns/mnt").readlink()
     except OSError:
         return False  # it has ended
-
-
-def _command_line(pid: int) -> list[bytes]:
-    try:
-        return read_whole(f"/proc/{pid}/cmdline", _LONGEST).split(b"\0")[:-1]
-    except OSError:
-        return []
