@@ -45,32 +45,59 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from shim.container.cleanup_records import CleanupRecord
+    from shim.exit import Exit
     from shim.reaper import Reaper
 
-# Seconds for the runtime to delete the containers, and for the whole clean-up: containerd
-# kills ``delete`` after five seconds, which include the start of the interpreter.
+# Seconds for the runtime to delete the containers, for the whole clean-up, and for a bundle
+# on a disk: containerd kills ``delete`` after five seconds, which include the start of the
+# interpreter.
 RUNTIME = 2.5
 DELETE = 3.5
+ON_DISK = 3.8
 # Seconds for a runtime command of the dead daemon to end, and between two checks.
 RUNTIME_END = 0.5
 _PAUSE = 0.02
 # Seconds to deliver the events of a journal on a disk.
 DELIVER = 2.0
+_LATE = "cannot finish the clean-up in time: the runtime, a mount or a disk hangs"
+_RESULT = 4096  # bytes of a result at most
+# The directories of bundles that may be in memory, and of state that is.
+_IN_MEMORY = ("/run/", "/var/run/")
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
 # The exit status to report when no exit record exists: the container is killed now, if
 # it was not before.
 KILLED = 128 + signal.SIGKILL
 
 
-def delete(flags: Flags) -> bytes:
+def delete(flags: Flags, deadline: float = float("inf")) -> bytes:
     """End the container and remove its remains; return an encoded DeleteResponse.
 
-    Each call returns the same reply, within four seconds even if the runtime or a disk
-    hangs.  A failure is logged on stderr, which the manager copies into its log.
+    Each call returns the same reply, within four seconds and before ``deadline``, on the
+    monotonic clock.  If the bundle's disk does not respond in that time, the reply is that of
+    a container without an exit record.  A failure is logged on stderr, which the manager
+    copies into its log.
 
     :raises InvalidError: the id in the flags is not valid.
     """
     checked_id(flags.id)
+    left = deadline - time.monotonic()
+    path = flags.bundle or os.getcwd()  # noqa: PTH109 - a plain string
+    # A disk that hangs may be mounted anywhere else, and then statfs(2) would wait for it.
+    if path.startswith(_IN_MEMORY) and is_in_memory(path):
+        if left > 0:
+            return _delete(flags)
+        bundle = Bundle(_bundle_of(flags))
+        reply = _reply(bundle, bundle.read_pid())
+    else:
+        if left > 0:
+            reply = _run_bounded(lambda: _delete(flags), flags.id, seconds=min(ON_DISK, left))
+            return reply or _encode(None, 0)
+        reply = _encode(None, 0)
+    log.warning(_LATE, id=flags.id)  # an earlier attempt took the time
+    return reply
+
+
+def _delete(flags: Flags) -> bytes:
     bundle = Bundle(_bundle_of(flags))
     pid = bundle.read_pid()
     # The clean-up removes the records.
@@ -81,10 +108,7 @@ def delete(flags: Flags) -> bytes:
             _deliver_undelivered(flags, bundle, others)
         else:  # the journal is on a disk, which may hang
             _run_bounded(
-                lambda: _deliver_undelivered(flags, bundle, others),
-                flags.id,
-                lambda: None,
-                seconds=DELIVER,
+                lambda: _deliver_undelivered(flags, bundle, others), flags.id, seconds=DELIVER
             )
 
     if _is_clean(flags, bundle, pid):
@@ -102,8 +126,11 @@ def warm_up() -> None:
 
 
 def _reply(bundle: Bundle, pid: int) -> bytes:
+    return _encode(read_exit(str(bundle.path)), pid)
+
+
+def _encode(record: Exit | None, pid: int) -> bytes:
     reply = DeleteResponse(pid=pid, exit_status=KILLED)
-    record = read_exit(str(bundle.path))
     if record is None:
         reply.exited_at.FromNanoseconds(time.time_ns())
     else:
@@ -160,29 +187,31 @@ def _fork_detached(work: Callable[[], object], fds: Sequence[int]) -> None:
 
 
 def _run_bounded(
-    work: Callable[[], None],
+    work: Callable[[], bytes | None],
     id_: str,
-    meanwhile: Callable[[], None],
+    meanwhile: Callable[[], None] = lambda: None,
     *,
     seconds: float = DELETE,
-) -> None:
-    """Do ``work`` in a new process, and return after at most ``seconds``.
+) -> bytes:
+    """Do ``work`` in a new process, and return its result after at most ``seconds``.
 
-    A process that waits for a dead disk, such as a runtime or an unmount, cannot be killed:
-    it is left running.  This process does ``meanwhile``, which must be bounded.
+    The result is empty if the process did not finish.  A process that waits for a dead disk,
+    such as a runtime or an unmount, cannot be killed: it is left running.  This process does
+    ``meanwhile``, which must be bounded.
     """
     deadline = time.monotonic() + seconds
     reader, writer = os.pipe()
+    memory = os.memfd_create("result")
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as exc:
-        os.close(reader)
-        os.close(writer)
+        for fd in (reader, writer, memory):
+            os.close(fd)
         log.warning("cannot fork; the clean-up runs without a time limit", id=id_, error=exc)
-        work()
+        result = work()
         meanwhile()
-        return
+        return result or b""
     if pid == 0:
         try:
             # If the manager kills ``delete``, the clean-up must not continue.
@@ -193,8 +222,8 @@ def _run_bounded(
             null = os.open(os.devnull, os.O_RDWR)
             for number, fd in enumerate((null, null, writer)):
                 os.dup2(fd, number)
-            close_all_but()
-            work()
+            close_all_but(memory)
+            os.write(memory, work() or b"")
         except BaseException as exc:
             log.crash("cannot clean up the container", exc, id=id_)
         finally:
@@ -203,17 +232,18 @@ def _run_bounded(
     try:
         meanwhile()
         output, ended = read_until(reader, deadline - time.monotonic())
+        result = os.pread(memory, _RESULT, 0) if ended else b""
     finally:
         os.close(reader)
+        os.close(memory)
     with suppress(OSError):
         os.write(2, output)
     if not ended:
-        log.warning(
-            "cannot finish the clean-up in time: the runtime, a mount or a disk hangs", id=id_
-        )
+        log.warning(_LATE, id=id_)
         os.kill(pid, signal.SIGKILL)
     with suppress(ChildProcessError):  # SIGCHLD may be ignored, which is inherited
         os.waitpid(pid, 0 if ended else os.WNOHANG)
+    return result
 
 
 def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
@@ -225,7 +255,7 @@ def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
         root = Options.read(bundle.path / "options.json").runtime(flags.namespace).root
         return (
             # In memory, so that the check itself cannot hang.
-            root.startswith(("/run/", "/var/run/"))
+            root.startswith(_IN_MEMORY)
             and not _process_exists(pid)
             and not has_state(root, flags.id)
             and not CleanupRecords(str(bundle.path)).ids()

@@ -26,30 +26,31 @@ _USAGE = (
 )
 
 
-def main(warning: str = "") -> int:
+def main(warning: str, deadline: float) -> int:
     """Run one action in this process; return the exit status.  Errors are one line on stderr.
 
-    ``warning`` is the launcher's, for the shim's log.
+    ``warning`` is the launcher's, for the shim's log.  ``deadline`` is that of the action, on
+    the monotonic clock.
     """
     name = Path(sys.argv[0]).name
     if name in ("__main__.py", "launcher.py"):
         name = names.EXECUTABLE
-    return run(name, sys.argv[1:], warning)
+    return run(name, sys.argv[1:], deadline, warning)
 
 
-def run(name: str, argv: list[str], warning: str = "") -> int:
+def run(name: str, argv: list[str], deadline: float, warning: str = "") -> int:
     """Run the action in ``argv``; return the exit status.
 
     ``name`` is the program's name in output and errors.
     """
     try:
-        return _run(name, argv, warning)
+        return _run(name, argv, warning, deadline)
     except (ShimError, OSError) as exc:
         print(f"{name}: {printable(explain(exc))}", file=sys.stderr)
         return 1
 
 
-def _run(name: str, argv: list[str], warning: str) -> int:
+def _run(name: str, argv: list[str], warning: str, deadline: float) -> int:
     # Imported where it is needed: an action loads only the modules that it uses.
     from shim.start.flags import parse_flags
 
@@ -65,11 +66,11 @@ def _run(name: str, argv: list[str], warning: str) -> int:
         return _write(info(read_stdin()))
     match flags.action:
         case "start":
-            return _start(name, flags, warning)
+            return _start(name, flags, warning, deadline)
         case "delete":
             from shim import delete
 
-            return _write(delete.delete(flags))
+            return _write(delete.delete(flags, deadline))
         case "features":
             from shim.info import features
 
@@ -84,7 +85,7 @@ def _run(name: str, argv: list[str], warning: str) -> int:
             raise ShimError(f"unknown action {unknown!r}; {_USAGE}")
 
 
-def _start(name: str, flags: Flags, warning: str) -> int:
+def _start(name: str, flags: Flags, warning: str, deadline: float) -> int:
     """Start a daemon in this process, and print its answer.
 
     A manager reads both output streams as the answer, so they are closed to all other
@@ -95,7 +96,7 @@ def _start(name: str, flags: Flags, warning: str) -> int:
 
     with _silenced_output():
         invocation = invocation_of(flags, os.environ, read_stdin(), warning)
-        connection, answer = bootstrap.start(invocation, name)
+        connection, answer = bootstrap.start(invocation, name, deadline)
     with connection:
         return launcher.print_answer(connection, answer)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -39,17 +40,18 @@ if TYPE_CHECKING:
 
     from shim.start.flags import Invocation
 
-# Seconds from the fork until the daemon serves.
-READY_TIMEOUT = 10.0
+# Seconds for the end of a process that has not become a daemon in time.
+_KILLED = 0.1
 
 
-def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
+def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.socket, bytes]:
     """Fork a daemon; return the connection to it and its answer.
 
     Both are the arguments of :func:`launcher.print_answer`.  ``title`` is the name of
     the daemon's process.
 
-    :raises UnavailableError: the daemon exited, or did not answer within 10 s.
+    :raises UnavailableError: the daemon exited, or did not answer within 10 s, or until
+        ``deadline`` on the monotonic clock.
     """
     manager = os.getppid()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,19 +62,18 @@ def start(invocation: Invocation, title: str) -> tuple[socket.socket, bytes]:
         close_all_but(theirs.fileno())
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
-    ours.settimeout(READY_TIMEOUT)
+    left = min(launcher.WORK["start"], deadline - time.monotonic())
+    ours.settimeout(max(0.001, left))
     with suppress(TimeoutError, ConnectionError):
         if answer := ours.recv(launcher.MAX_ANSWER):
             return ours, answer
     ours.close()
     with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it
         child = os.pidfd_open(pid)
-        launcher.kill_child(child)  # waits a second at most: the child may wait for a dead disk
+        launcher.kill_child(child, _KILLED)  # the child may wait for a dead disk
         os.close(child)
         os.waitpid(pid, os.WNOHANG)
-    raise UnavailableError(
-        f"cannot start the shim: no answer within {READY_TIMEOUT:g} s; see the manager's log"
-    )
+    raise UnavailableError(launcher.late_problem("start"))
 
 
 def become_daemon(

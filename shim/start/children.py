@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def run_call(call: Call, server: str, channel: socket.socket) -> NoReturn:
             bootstrap.become_daemon(invocation, name, Caller(connection, manager), server, channel)
         channel.close()
         with _captured_output() as captured:
-            code = actions.run(name, call.argv[1:])
+            deadline = time.monotonic() + launcher.WORK[call.argv[-1]]
+            code = actions.run(name, call.argv[1:], deadline)
         output, errors = captured
     except (ShimError, OSError) as exc:
         errors = f"{name}: {printable(explain(exc))}\n".encode()

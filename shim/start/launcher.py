@@ -20,11 +20,13 @@ The conversation, one packet each:
     child    exit status, standard output, standard error
     caller   ``told``: it has printed the answer
 
-The child does no work before ``go``.  After ``go``, if the child does not answer in
-time, the caller kills it through the pidfd before it does the work itself.  So a
-server or a child that is stopped at any point of the conversation never runs a call
-that its caller has given up.  Only the caller writes to its standard output and
-standard error.  If a daemon's caller ends without ``told``, the daemon exits.
+The child does no work before ``go``.  After ``go``, if the child is stopped or ends
+without an answer, the caller kills it through the pidfd before it does the work itself.
+So a server or a child that is stopped at any point of the conversation never runs a call
+that its caller has given up.  A child that has not answered at the end of the action's
+time limit waits for a disk: the caller kills it, and does not begin again.  Only the
+caller writes to its standard output and standard error.  If a daemon's caller ends without
+``told``, the daemon exits.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ import time
 
 from shim.start.identity import socket_path
 
+# Seconds for an action from the start of this process to the answer, with every attempt, and
+# those of them for its work, by a child or by this process.  A busy machine needs the others
+# to make a server, or to find a child.  containerd limits ``delete`` to five seconds.
+LIMIT = {"start": 16.0, "-info": 16.0, "delete": 4.5}
+WORK = {"start": 10.0, "-info": 10.0, "delete": 4.5}
+_OTHER = 16.0
 # Seconds for ``heard``, and seconds for ``taken`` from a server with queued calls.  They
 # are short for ``delete``, since containerd limits it to five seconds.  The caller gives
 # up a server or a child that is stopped after two ticks of _TICK seconds.
 _HEARD_TIMEOUT = {"start": 0.9, "-info": 0.9, "delete": 0.4}
 _TAKEN_TIMEOUT = {"start": 5.0, "-info": 5.0, "delete": 0.9}
-# Seconds from ``go`` to the answer; every action takes less.
-_ANSWER_TIMEOUT = {"start": 15.0, "-info": 10.0, "delete": 4.0}
 _TICK = 0.1
 # Seconds for a killed child to end.
 _KILL_TIMEOUT = 1.0
@@ -85,11 +91,12 @@ def distrust(path: str) -> str:
     return ""
 
 
-def run_on_server(argv: list[str]) -> tuple[int | None, str]:
-    """Send the call to the fork server and print its answer.
+def run_on_server(argv: list[str], deadline: float) -> tuple[int | None, str]:
+    """Send the call to the fork server and print its answer, or an error at ``deadline``.
 
     Returns the exit status and an empty text.  If this process must do the work itself,
-    returns None and a warning for the log, which can be empty.
+    returns None and a warning for the log, which can be empty.  ``deadline`` is on the
+    monotonic clock.
     """
     path = socket_path()
     if not path:
@@ -107,13 +114,12 @@ def run_on_server(argv: list[str]) -> tuple[int | None, str]:
         if sock.fileno() < 3:
             return None, ""  # fd 0, 1 or 2 is closed: the socket would be used as that fd
         if argv[-1] == "delete":
-            return _converse(sock, path, argv)
+            return _converse(sock, path, argv, deadline)
         buffered, problem = buffer_stdin()
         if problem:
-            os.write(2, f"{os.path.basename(argv[0])}: {problem}\n".encode())  # noqa: PTH119 - as above
-            return 1, ""
+            return _fail(argv, problem), ""
         try:
-            return _converse(sock, path, argv)
+            return _converse(sock, path, argv, deadline)
         finally:
             if buffered:
                 os.lseek(0, 0, os.SEEK_SET)  # a child that was given up may have read it
@@ -125,7 +131,16 @@ def run_on_server(argv: list[str]) -> tuple[int | None, str]:
         sock.close()
 
 
-def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | None, str]:
+def _fail(argv: list[str], problem: str) -> int:
+    """Print the error ``problem`` as one line; return the exit status."""
+    name = os.path.basename(argv[0])  # noqa: PTH119 - pathlib costs the launcher a millisecond
+    os.write(2, os.fsencode(f"{name}: {problem}\n"))
+    return 1
+
+
+def _converse(
+    sock: _socket.socket, path: str, argv: list[str], end: float
+) -> tuple[int | None, str]:
     words = b"\0".join(os.fsencode(word) for word in ["run", *argv])
     if len(words) > _MAX_REQUEST:
         return None, ""
@@ -152,21 +167,29 @@ def _converse(sock: _socket.socket, path: str, argv: list[str]) -> tuple[int | N
         if child >= 0:
             break
         if word == b"heard":
-            deadline = began + _TAKEN_TIMEOUT[argv[-1]]
+            limit = began + _TAKEN_TIMEOUT[argv[-1]]
+            deadline = min(limit, max(deadline, end - WORK[argv[-1]]))
         elif word == b"child":
             peer = int(rest)
         else:
             return None, packet.decode(errors="replace")
     try:
         sock.send(b"go")
-        deadline = time.monotonic() + _ANSWER_TIMEOUT[argv[-1]]
-        answer, _ = _receive(sock, deadline, int(rest))
+        end = min(end, time.monotonic() + WORK[argv[-1]])
+        answer, _ = _receive(sock, end, int(rest))
         if answer.startswith(b"child "):  # the server sent this after the child's ``taken``
-            answer, _ = _receive(sock, deadline, int(rest))
+            answer, _ = _receive(sock, end, int(rest))
         if answer:
             status = print_answer(sock, answer)
             os.close(child)
             return status, ""
+    except TimeoutError:
+        is_late = time.monotonic() >= end
+        # A child that waits for a disk cannot end: it is not waited for.
+        kill_child(child, 0 if is_late else _KILL_TIMEOUT)
+        if is_late and argv[-1] != "delete":
+            return _fail(argv, late_problem(argv[-1])), ""
+        raise
     except BaseException:
         kill_child(child)
         raise
@@ -206,8 +229,22 @@ def is_stuck(pid: int) -> bool:
         return True
 
 
-def kill_child(pidfd: int) -> None:
-    """Kill a child of the fork server, and wait for its end, at most one second."""
+def late_problem(action: str) -> str:
+    """Return the error of ``action`` if it has no answer at its time limit."""
+    if action != "start":
+        return f"cannot finish {action}: no answer within {WORK[action]:g} s"
+    try:
+        here = os.getcwd()  # noqa: PTH109 - a plain string
+    except OSError:
+        here = "the bundle"  # it was removed
+    return (
+        f"cannot start the shim: no answer within {WORK[action]:g} s; "
+        f"check the disk of {here}, and see the manager's log"
+    )
+
+
+def kill_child(pidfd: int, seconds: float = _KILL_TIMEOUT) -> None:
+    """Kill a child of the fork server, and wait for its end, at most ``seconds``."""
     import select
     import signal
 
@@ -215,7 +252,7 @@ def kill_child(pidfd: int) -> None:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except ProcessLookupError:
         return
-    select.select([pidfd], [], [], _KILL_TIMEOUT)
+    select.select([pidfd], [], [], seconds)
 
 
 def encode_answer(status: int, output: bytes = b"", errors: bytes = b"") -> bytes:
@@ -278,24 +315,33 @@ def buffer_stdin() -> tuple[bool, str]:
 def main() -> int:
     """Run the executable; return its exit status, or exit if a fork server ran the call."""
     warning = ""
-    if sys.argv[-1] in _ANSWER_TIMEOUT and is_enabled():
-        status, warning = run_on_server(sys.argv)
+    deadline = time.monotonic() + LIMIT.get(sys.argv[-1], _OTHER)
+    if sys.argv[-1] in LIMIT and is_enabled():
+        status, warning = run_on_server(sys.argv, deadline)
         if status is not None:
             os._exit(status)  # the answer is written, and a regular exit takes 1 ms
-        warning = run_on_new_server(warning)
+        warning = run_on_new_server(warning, deadline)
     from shim.start.actions import main as run_here
 
-    return run_here(warning)
+    return run_here(warning, deadline)
 
 
 def main_alone() -> int:
-    """Run the executable after the native launcher has given the fork server up."""
+    """Run the executable after the native launcher has given the fork server up.
+
+    The first argument is the time at which the launcher began, in milliseconds on the
+    monotonic clock.
+    """
+    began = time.monotonic()
+    if sys.argv[0].isdecimal():  # a launcher that an earlier version installed passes none
+        began = int(sys.argv.pop(0)) / 1000
+    deadline = began + LIMIT.get(sys.argv[-1], _OTHER)
     warning = run_on_new_server(
-        f"the fork server is not used: {socket_path()} did not accept the call in time"
+        f"the fork server is not used: {socket_path()} did not accept the call in time", deadline
     )
     from shim.start.actions import main as run_here
 
-    return run_here(warning)
+    return run_here(warning, deadline)
 
 
 def listens(path: str) -> bool:
@@ -313,7 +359,7 @@ def listens(path: str) -> bool:
     return True
 
 
-def run_on_new_server(warning: str) -> str:
+def run_on_new_server(warning: str, deadline: float) -> str:
     """Make a fork server, run a ``start`` on it and exit.
 
     If that fails, return a warning for the log.  ``warning`` is that of the attempt to use
@@ -324,9 +370,9 @@ def run_on_new_server(warning: str) -> str:
         return warning  # a server that is stopped or busy has not run the call
     from shim.start import newserver
 
-    if not newserver.make(os.path.basename(sys.argv[0])):  # noqa: PTH119 - as above
+    if not newserver.make(os.path.basename(sys.argv[0]), deadline - WORK["start"]):  # noqa: PTH119 - as above
         return warning or "the fork server is not used: none could be started"
-    status, warning = run_on_server(sys.argv)
+    status, warning = run_on_server(sys.argv, deadline)
     if status is not None:
         os._exit(status)
     return warning

@@ -3,8 +3,8 @@
 So the first daemon of a host comes from the fork server too, and shares its memory like
 all later ones.  The launcher forks a child, which imports the daemon's modules and becomes
 the server (:mod:`shim.start.forkserver`); the launcher itself imports none of them.  It
-waits until the server listens, at most ``LIMIT`` seconds, and does the work itself if
-there is none by then.
+waits until the server listens, until a deadline, and does the work itself if there is none
+by then.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import time
 
 from shim.start import launcher
 
-# Seconds until the server listens: 0.2 on an idle machine.
+# Seconds that the process of a new server waits for another one to make it.  One is made in
+# 0.2 seconds on an idle machine.
 LIMIT = 10.0
 READY = b"1"
 _TICK = 0.1
 
 
-def make(name: str) -> bool:
+def make(name: str, deadline: float) -> bool:
     """Make a server, or wait for the one that another launcher is making.
 
-    Return whether it listens.  ``name`` is the executable's name.
+    Return whether it listens before ``deadline``, on the monotonic clock.  ``name`` is the
+    executable's name.
     """
     reader, writer = os.pipe2(os.O_CLOEXEC)
     try:
@@ -36,7 +38,7 @@ def make(name: str) -> bool:
         _become_server(name, writer)
     os.close(writer)
     try:
-        return _wait_ready(reader, pid)
+        return _wait_ready(reader, pid, deadline)
     finally:
         os.close(reader)
 
@@ -75,11 +77,10 @@ def leave_caller(keep: int = -1) -> int:
     return 3
 
 
-def _wait_ready(reader: int, pid: int) -> bool:
+def _wait_ready(reader: int, pid: int, deadline: float) -> bool:
     """Wait until the child ``pid`` has written READY; it may end or be stopped before."""
     import select
 
-    deadline = time.monotonic() + LIMIT
     stuck = 0
     while stuck < 2 and time.monotonic() < deadline:
         if select.select([reader], [], [], _TICK)[0]:

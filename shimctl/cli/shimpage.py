@@ -52,7 +52,8 @@ ACTIONS = (
     Entry(
         "delete",
         "End the container of a shim that is dead, remove its remains, and print its exit "
-        "status as a DeleteResponse. It returns within four seconds.",
+        "status as a DeleteResponse. It returns within five seconds, also if a disk hangs; if it "
+        "cannot read the bundle, the exit status is 137.",
     ),
     Entry("features", "Print the features of the OCI runtime as JSON, as CRI-O needs them."),
     Entry(

@@ -99,14 +99,24 @@ async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -
 
 async def test_a_start_in_a_bundle_on_a_hung_disk_fails_at_its_limit(rig: Rig) -> None:
     """The process that became the daemon writes the file address, and cannot be killed then."""
+    ways = (), ("env", "TRIO_SHIM_FORKSERVER=off")
+    reason = f"cannot start the shim: no answer within 10 s; check the disk of {rig.root}/c1, "
+
+    async def fails(wrap: tuple[str, ...]) -> None:
+        before = time.monotonic()
+        done = await trio.to_thread.run_sync(
+            lambda: rig.run_shim(disk.path, "-id", "c1", "start", timeout=30, wrap=wrap)
+        )
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert reason in done.stderr.decode()
+        assert time.monotonic() - before < 10 + 5 * PATIENCE
+
     with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
         made = rig.bundle("template", "true")
         (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
         disk.freeze()
-        done = await trio.to_thread.run_sync(
-            lambda: rig.run_shim(disk.path, "-id", "c1", "start", timeout=30)
-        )
-        assert done.returncode == 1
-        assert b"cannot start the shim: no answer within 10 s" in done.stderr
+        async with trio.open_nursery() as nursery:
+            for wrap in ways:
+                nursery.start_soon(fails, wrap)
         disk.thaw()
         await rig.end()

@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import trio
 from shim.api.bootstrap_pb2 import BootstrapParams, BootstrapResult
 from shim.api.task_pb2 import DeleteResponse
 from shim.names import EXECUTABLE
+from shim.start import identity, launcher
 from shimctl.host.install import find_compiler, install
 from tests.e2e.waiting import PATIENCE, wait_until
 from tests.process.rig import NAMESPACE, alive, wait_gone
@@ -251,3 +254,62 @@ async def test_callers_that_say_nothing_hold_up_nobody(server: Server) -> None:
         for sock in silent:
             sock.settimeout(10)
             assert sock.recv(1) == b""  # it is dropped in time
+
+
+@contextlib.contextmanager
+def hanging_child(server: Server) -> Iterator[subprocess.Popen[bytes]]:
+    """Be a server of which the child, the yielded process, takes a call and never answers."""
+    server.directory.mkdir(mode=0o700)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        subprocess.Popen(["sleep", "1000"]) as child,
+    ):
+        listener.bind(identity.socket_path())
+        Path(identity.socket_path()).chmod(0o600)
+        listener.listen()
+        listener.settimeout(20 * PATIENCE)
+
+        def serve() -> None:
+            pidfd = os.pidfd_open(child.pid)
+            with listener.accept()[0] as caller:
+                caller.recv(1 << 16)
+                caller.send(b"heard")
+                socket.send_fds(caller, [b"taken %d" % child.pid], [pidfd])
+                while caller.recv(16):
+                    pass
+            os.close(pidfd)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield child
+        finally:
+            child.kill()
+            thread.join()
+
+
+async def test_a_delete_without_an_answer_replies_within_its_limit(
+    server: Server, command: list[str]
+) -> None:
+    """Its child waits for a disk.  There is no time for a further attempt."""
+    bundle = server.rig.bundle("c1", "true")
+    with hanging_child(server) as child:
+        before = time.monotonic()
+        done = server.launch(bundle, "delete", command=command)
+        assert time.monotonic() - before < launcher.LIMIT["delete"] + 5 * PATIENCE
+        assert child.wait(1) == -signal.SIGKILL
+    assert done.returncode == 0
+    assert b"cannot finish the clean-up in time: " in done.stderr
+    assert DeleteResponse.FromString(done.stdout).exit_status == 137
+
+
+async def test_a_call_without_an_answer_is_not_run_again(
+    server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with hanging_child(server) as child:
+        status, _ = launcher.run_on_server(["shim", "start"], time.monotonic() + 0.5)
+        assert child.wait(1) == -signal.SIGKILL
+    assert status == 1
+    assert capfd.readouterr().err.startswith(
+        "shim: cannot start the shim: no answer within 10 s; "
+    )

@@ -157,10 +157,10 @@ def test_both_launchers_have_the_same_limits() -> None:
     assert number.pop("MAX_ANSWER") == launcher.MAX_ANSWER
     assert number.pop("DIRECTORY_MAX") == identity._DIRECTORY_MAX
     assert set(number) == {"MAX_WORDS"}, "compare the new limit"  # Python has no such limit
-    rows = re.findall(r'\{"([-a-z]+)", (\d+), (\d+), (\d+)\}', source)
-    assert {name: (int(a) / 1000, int(b) / 1000, int(c) / 1000) for name, a, b, c in rows} == {
-        name: (launcher._HEARD_TIMEOUT[name], launcher._TAKEN_TIMEOUT[name], answer)
-        for name, answer in launcher._ANSWER_TIMEOUT.items()
+    rows = re.findall(r'\{"([-a-z]+)", (\d+), (\d+), (\d+), (\d+)\}', source)
+    limits = launcher._HEARD_TIMEOUT, launcher._TAKEN_TIMEOUT, launcher.WORK, launcher.LIMIT
+    assert {name: [int(number) / 1000 for number in row] for name, *row in rows} == {
+        name: [limit[name] for limit in limits] for name in launcher.LIMIT
     }
 
 

@@ -4,7 +4,8 @@
  * exits with its status; shim/start/launcher.py describes the protocol.  For every other
  * command line, and after every failure, it executes Python.  If this program has not
  * connected to a server, it runs CODE, which looks for a server again and logs why it
- * uses none.  If it has, it runs ALONE, which does the work without a server.
+ * uses none.  If it has, it runs ALONE, which does the work without a server, and passes
+ * the time at which this program began.
  *
  * `shimctl install` defines VERSION, PACKAGE and PYTHON, with the values of the
  * interpreter that runs CODE or ALONE, and DIRECTORY, all as in shim/start/identity.py.
@@ -46,13 +47,14 @@
 #define MAX_ANSWER 65536
 
 /* The commands that a server runs, each with its time limits in milliseconds: until the
- * server acknowledges the request, until a child accepts it, and until the answer. */
+ * server acknowledges the request, until a child accepts it, for the work, and for the
+ * whole action. */
 static const struct action {
     const char *name;
-    int heard, taken, answer;
-} actions[] = {{"start", 900, 5000, 15000},
-               {"-info", 900, 5000, 10000},
-               {"delete", 400, 900, 4000}};
+    int heard, taken, work, limit;
+} actions[] = {{"start", 900, 5000, 10000, 16000},
+               {"-info", 900, 5000, 10000, 16000},
+               {"delete", 400, 900, 4500, 4500}};
 
 /* The text of a file of /proc, or an answer.  A longer file would be cut here but not in
  * Python, and the two hashes would differ. */
@@ -254,6 +256,16 @@ static int64_t now(void)
     return time.tv_sec * INT64_C(1000) + time.tv_nsec / 1000000;
 }
 
+static int64_t least(int64_t one, int64_t other)
+{
+    return one < other ? one : other;
+}
+
+static int64_t most(int64_t one, int64_t other)
+{
+    return one > other ? one : other;
+}
+
 /* launcher.buffer_stdin: copy stdin into a file in memory, unless it is a device.  Errors
  * are printed here, since Python could not read again the bytes that were read here. */
 static void buffer_stdin(const char *name)
@@ -380,12 +392,26 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
     }
 }
 
-static void kill_child(int pidfd)
+static void kill_child(int pidfd, int timeout)
 {
     struct pollfd ended = {.fd = pidfd, .events = POLLIN};
 
     if (!syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0))
-        poll(&ended, 1, KILL_TIMEOUT);
+        poll(&ended, 1, timeout);
+}
+
+/* launcher.late_problem: print the error of an action without an answer at its limit. */
+static void print_late(const char *name, const struct action *action)
+{
+    char here[4096];
+
+    if (strcmp(action->name, "start"))
+        fprintf(stderr, "%s: cannot finish %s: no answer within %d s\n", name, action->name,
+                action->work / 1000);
+    else
+        fprintf(stderr, "%s: cannot start the shim: no answer within %d s; "
+                "check the disk of %s, and see the manager's log\n", name, action->work / 1000,
+                getcwd(here, sizeof here) ? here : "the bundle");
 }
 
 static int write_out(int fd, const char *data, size_t size)
@@ -423,8 +449,10 @@ static int print_answer(int sock, size_t size)
 }
 
 /* Have a server run the command; return the exit status, or -1 if Python has to run it. */
-static int run_on_server(const char *path, const struct action *action, int argc, char **argv)
+static int run_on_server(const char *path, const struct action *action, int64_t end, int argc,
+                         char **argv)
 {
+    const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval send_timeout = {.tv_usec = action->heard * 1000};
     struct ucred peer;
@@ -439,7 +467,7 @@ static int run_on_server(const char *path, const struct action *action, int argc
     if (sock <= STDERR_FILENO)
         return -1;
     if (strcmp(action->name, "delete"))
-        buffer_stdin(strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
+        buffer_stdin(name);
     began = now();
     strcpy(address.sun_path, path);
     if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &send_timeout, sizeof send_timeout) ||
@@ -458,22 +486,28 @@ static int run_on_server(const char *path, const struct action *action, int argc
         if (child >= 0 || !strncmp(text, "child ", 6))
             pid = (pid_t)strtol(text + 6, NULL, 10); /* "taken " is as long */
         else if (!strcmp(text, "heard"))
-            deadline = began + action->taken;
+            deadline = least(began + action->taken, most(deadline, end - action->work));
         else {
             close(sock);
             return -1;
         }
     }
-    deadline = now() + action->answer;
+    end = least(end, now() + action->work);
     if (send(sock, "go", 2, MSG_NOSIGNAL) == 2) {
-        got = receive(sock, deadline, pid, &none);
+        got = receive(sock, end, pid, &none);
         if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
-            got = receive(sock, deadline, pid, &none);
+            got = receive(sock, end, pid, &none);
         if (got > 0)
             status = print_answer(sock, (size_t)got);
     }
-    if (status < 0)
-        kill_child(child); /* Python runs the command again, and two must not run at once */
+    if (status < 0 && now() >= end) {
+        kill_child(child, 0); /* it waits for a disk, and cannot end */
+        if (strcmp(action->name, "delete")) {
+            print_late(name, action);
+            status = 1;
+        }
+    } else if (status < 0)
+        kill_child(child, KILL_TIMEOUT); /* Python runs the command again, and not two at once */
     close(sock);
     return status;
 }
@@ -494,23 +528,29 @@ int main(int argc, char **argv)
 {
     const struct action *action;
     const char *path, *code = CODE;
+    char began_at[24];
+    int64_t began = now();
+    int alone = 0;
 
     if (argc < 1)
         return 1;
     if ((action = find_action(argc, argv)) && (path = find_server())) {
-        int status = run_on_server(path, action, argc, argv);
+        int status = run_on_server(path, action, began + action->limit, argc, argv);
         if (status >= 0)
             return status;
         code = ALONE;
+        alone = 1;
+        snprintf(began_at, sizeof began_at, "%jd", (intmax_t)began);
         lseek(STDIN_FILENO, 0, SEEK_SET); /* a child may have read it */
     }
     /* CODE removes the first argument, argv[0], and uses it as the program's name. */
-    char *python[argc + 5];
+    char *python[argc + 6];
     python[0] = PYTHON;
     python[1] = "-IS";
     python[2] = "-c";
     python[3] = (char *)code;
-    memcpy(python + 4, argv, ((size_t)argc + 1) * sizeof *argv);
+    python[4] = began_at;
+    memcpy(python + 4 + alone, argv, ((size_t)argc + 1) * sizeof *argv);
     execv(PYTHON, python);
     fprintf(stderr, "%s: cannot run %s: %s; run `shimctl install` again\n", argv[0], PYTHON,
             strerror(errno));
