@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NoReturn
 from shim import log
 from shim.errors import NotFoundError
 from shim.linux.fds import close_all_but
-from shim.linux.filelimit import limit_of_children
 from shim.linux.libc import set_name, set_title, thp_of_children
 from shim.linux.posixspawn import spawn
 
@@ -86,7 +85,7 @@ def _spawn(
     dups: Sequence[tuple[int, int]],
     directory: str | None,
 ) -> int:
-    with thp_of_children(), limit_of_children():
+    with thp_of_children():
         try:
             return spawn(argv, env, dups, directory)
         except (FileNotFoundError, NotADirectoryError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 
 def close_all_but(*keep: int) -> None:
@@ -11,4 +12,18 @@ def close_all_but(*keep: int) -> None:
     for fd in sorted({fd for fd in keep if fd >= first}):
         os.closerange(first, fd)
         first = fd + 1
-    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
+    close_from(first)
+
+
+def close_from(first: int) -> None:
+    """Close every fd from ``first`` on.
+
+    Those above the soft limit, too: it was higher when they were opened, or it is lower for a
+    moment, see :func:`shim.linux.filelimit.limit_of_children`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(first, soft)
+    if soft != hard:
+        for name in os.listdir("/proc/thread-self/fd"):  # noqa: PTH208 - names are wanted
+            if int(name) >= max(first, soft):
+                os.closerange(int(name), int(name) + 1)

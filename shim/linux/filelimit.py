@@ -31,7 +31,12 @@ def raise_limit() -> None:
 
 @contextmanager
 def limit_of_children() -> Iterator[None]:
-    """Undo :func:`raise_limit` for programs that are executed in the block."""
+    """Undo :func:`raise_limit` for programs that are executed in the block.
+
+    posix_spawn(3) cannot set the limit in the child.  No open or accept of the daemon fails in
+    the block: its main thread runs the block, and another thread opens files only in a small
+    fd table of its own, or while the main thread waits for it.
+    """
     soft, hard = resource.getrlimit(_LIMIT)
     if _given == resource.RLIM_INFINITY or 0 <= soft <= _given:
         yield

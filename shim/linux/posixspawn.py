@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from shim.linux.filelimit import limit_of_children
 from shim.linux.libc import SIGSET, encoded, library
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def spawn(
 
     ``argv[0]`` is looked up on our PATH.  ``dups`` are pairs of our fd and the
     child's fd, duplicated in this order.  ``directory`` is the child's working
-    directory; None keeps ours.  posix_spawn(3).
+    directory; None keeps ours.  The child's limit of open files is the manager's.
+    posix_spawn(3).
     """
     words = [encoded(word) for word in argv]
     where = encoded(directory or "")
@@ -66,14 +68,13 @@ def spawn(
             _returned(library.posix_spawn_file_actions_adddup2(actions, source, number))
         if where:
             _returned(library.posix_spawn_file_actions_addchdir_np(actions, where))
-        error = library.posix_spawnp(
-            ctypes.byref(pid),
-            words[0],
-            actions,
-            _child_attributes,
-            (ctypes.c_char_p * (len(words) + 1))(*words),
-            _environment(tuple(env.items())),
-        )
+        arguments = (ctypes.c_char_p * (len(words) + 1))(*words)
+        environment = _environment(tuple(env.items()))
+        # Not earlier: with the lower limit the C library refuses a fd above it.
+        with limit_of_children():
+            error = library.posix_spawnp(
+                ctypes.byref(pid), words[0], actions, _child_attributes, arguments, environment
+            )
         _returned(error, argv[0])
     finally:
         library.posix_spawn_file_actions_destroy(actions)

@@ -19,6 +19,7 @@ from shim.errors import (
     UnsupportedError,
 )
 from shim.linux import libc
+from shim.linux.fds import close_from
 from shim.start.caller import Caller
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def detach(
     caller.connection.detach()
     for number, fd in enumerate(high):
         os.dup2(fd, number, inheritable=number < _LISTENER)
-    os.closerange(len(high), os.sysconf("SC_OPEN_MAX"))
+    close_from(len(high))
     log.configure(2, invocation.level)
     if invocation.warning:
         log.warning(invocation.warning)

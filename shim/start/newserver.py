@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 
+from shim.linux.fds import close_from
 from shim.start import launcher
 
 # Seconds that the process of a new server waits for another one to make it.  One is made in
@@ -72,7 +73,7 @@ def leave_caller(keep: int = -1) -> int:
         os.dup2(keep, 3, inheritable=False)
     for number in (0, 1, 2):
         os.dup2(null, number)
-    os.closerange(4 if keep >= 0 else 3, os.sysconf("SC_OPEN_MAX"))
+    close_from(4 if keep >= 0 else 3)
     os.chdir("/")
     return 3
 
