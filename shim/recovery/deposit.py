@@ -67,6 +67,178 @@ _ANSWER = 5.0
 _CROWDED = 0.01
 
 
+class Outbox:
+    """The messages to the keeper: sent at once, or queued until its channel accepts them.
+
+    It is open from :meth:`open` to :meth:`close`; without a ``channel`` every method does
+    nothing.  Run :meth:`run` as a task while it is open.  ``lost`` is called when the keeper
+    has ended, and ``failed`` with the reason if a message can be neither sent nor queued; both
+    close it.  ``bell`` wakes the keeper, which otherwise reads no message.
+    """
+
+    def __init__(self, lost: Callable[[], None], failed: Callable[[object], None]) -> None:
+        self._lost = lost
+        self._failed = failed
+        self.channel: socket.socket | None = None
+        self.bell = Bell()
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._dropped: list[str] = []
+        self._wake = trio.lowlevel.ParkingLot()
+        self._is_due = False  # the bell is to be rung for a drop
+        self._is_crowded = False  # the kernel accepted no more fds
+
+    def open(self, channel: socket.socket) -> None:
+        """Send through ``channel``, which is owned from now on.
+
+        The keeper gets the bell; without one it reads each message at once.
+        """
+        channel.setblocking(False)
+        self.channel = channel
+        if (bell := self.bell.open()) < 0:
+            return
+        if self._sent(encode(BELL), [bell]):
+            self.bell.reset()
+        else:
+            self.bell.close()
+
+    def close(self) -> None:
+        """Close the channel, and forget the messages that were not sent."""
+        channel, self.channel = self.channel, None
+        if channel is None:
+            return
+        with suppress(RuntimeError):  # the event loop does not run yet
+            trio.lowlevel.notify_closing(channel)
+        channel.close()
+        self.bell.close()
+        for _, fds in self._queue:
+            _close_all(fds)
+        self._queue.clear()
+        self._dropped.clear()
+
+    def send(self, data: bytes, fds: list[int]) -> None:
+        """Send a message, or queue it with copies of ``fds``: the caller may close its own."""
+        if self.channel is None:
+            return
+        if not self._queue and self._sent(data, fds):
+            return
+        if self.channel is None:  # given up
+            return
+        if len(self._queue) >= _QUEUE:
+            self._failed("the keeper does not take its messages")
+            return
+        try:
+            copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
+        except OSError as exc:
+            self._failed(exc)
+            return
+        self._queue.append((data, copies))
+        self._wake.unpark()
+
+    def offer(self, data: bytes, fds: list[int]) -> bool:
+        """Send a message now, or not at all; return whether it was sent."""
+        return self.channel is not None and not self._queue and self._sent(data, fds)
+
+    def send_last(self, data: bytes) -> None:
+        """Send a message if no other one is queued, before the outbox is closed."""
+        if self.channel is not None and not self._queue:
+            with suppress(OSError):  # it has ended
+                self.channel.send(data)
+
+    def accept(self, listener: socket.socket, data: bytes, fds: array[int]) -> None:
+        """Accept a connection, whose fd becomes the first one of ``fds``, and send these.
+
+        If this process is killed between the two system calls, the client's connection ends.
+        So no other work is done there.
+
+        :raises BlockingIOError: the listener is non-blocking, and no client waits.
+        """
+        accept = accept_of(listener)
+        if self.channel is None or self._queue:
+            fds[0] = accept()[0]
+            self.send(data, list(fds))
+            return
+        send, parts = self.channel.sendmsg, [data]
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        fds[0] = accept()[0]
+        try:
+            send(parts, control)
+        except OSError:  # it is sent later, or the keeper has ended
+            self.send(data, list(fds))
+        else:
+            self.bell.count()
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Send ``drop`` within some turns of the event loop, or before the next fds."""
+        if self.channel is None:
+            return
+        self._dropped += names
+        self._is_due = True
+        self._wake.unpark()
+
+    def send_drops(self) -> None:
+        """Send the messages of :meth:`drop` now."""
+        dropped, self._dropped = self._dropped, []
+        for names in messages.split(dropped):
+            self.send(encode(DROP, *names), [])
+
+    async def run(self) -> None:
+        """Send what is queued until cancelled."""
+        while True:
+            if self._is_due:
+                for _ in range(_TURNS):
+                    await trio.lowlevel.checkpoint()
+                self._is_due = False
+                self.send_drops()
+                self.bell.ring()
+            while self._queue and self.channel is not None:
+                data, fds = self._queue[0]
+                if self._sent(data, fds):
+                    self._queue.popleft()
+                    _close_all(fds)
+                elif self._is_crowded:
+                    self._is_crowded = False
+                    if self._sent(encode(READ), []):
+                        self.bell.ring()
+                    await trio.sleep(_CROWDED)
+                elif self.channel is not None:
+                    with suppress(trio.ClosedResourceError):  # given up
+                        await trio.lowlevel.wait_writable(self.channel)
+            if not self._is_due:
+                await self._wake.park()
+
+    def _sent(self, data: bytes, fds: list[int]) -> bool:
+        """Return whether the channel accepted a message.
+
+        Without CAP_SYS_ADMIN in the first user namespace, the fds that wait in all channels
+        together are limited by RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
+        """
+        assert self.channel is not None
+        try:
+            if fds:
+                send_fds(self.channel, data, fds)
+            else:
+                self.channel.send(data)
+        except BlockingIOError:
+            self.bell.ring()  # it has to read, to make room
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            self._lost()
+            return False
+        except OSError as exc:
+            if exc.errno == errno.ETOOMANYREFS and fds:
+                self._is_crowded = True
+                return False
+            self._failed(exc)
+            return False
+        self.bell.count()
+        return True
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
 class Deposit:
     """Copies of this daemon's fds, by name, in another process.
 
@@ -88,21 +260,15 @@ class Deposit:
         inherited: Mapping[str, int] | None = None,
         starter: str = "",
     ) -> None:
-        self._channel = channel
+        self._outbox = Outbox(self._lose, self.give_up)
         self.server = server
         self.starter = starter
         self._is_active = channel is not None or bool(server)
         self._originals = Originals()
-        self._dropped: list[str] = []
-        self._queue: deque[tuple[bytes, list[int]]] = deque()
-        self._wake = trio.lowlevel.ParkingLot()
         self._lost = trio.Event()
         self._answers: dict[str, trio.Event] = {}
         self._exits: dict[str, tuple[int, int] | None] = {}
         self._reports: Reports | None = None
-        self._bell = Bell()
-        self._is_due = False  # the bell is to be rung for a drop
-        self._is_crowded = False  # the kernel accepted no more fds
         self._ends = False  # the keeper ends on purpose
         self._search: Search | None = None  # for the next keeper
         self.keeper = 0  # its pid, also of one that has ended
@@ -110,17 +276,7 @@ class Deposit:
         self._originals.copy(inherited or {})
         if channel is not None:
             self.keeper = peer_of(channel).pid
-            channel.setblocking(False)
-            self._send_bell()
-
-    def _send_bell(self) -> None:
-        """Give the keeper the bell; without one it reads each message at once."""
-        if (bell := self._bell.open()) < 0:
-            return
-        if self._sent(encode(BELL), [bell]):
-            self._bell.reset()
-        else:
-            self._bell.close()
+            self._outbox.open(channel)
 
     @property
     def is_active(self) -> bool:
@@ -130,12 +286,12 @@ class Deposit:
     @property
     def is_kept(self) -> bool:
         """Whether a keeper has copies, so that a killed daemon is replaced."""
-        return self._channel is not None
+        return self._outbox.channel is not None
 
     @property
     def problem(self) -> str:
         """Why no keeper has copies, "" if one has or none is to have."""
-        if not self._is_active or self._channel is not None:
+        if not self._is_active or self._outbox.channel is not None:
             return ""
         return (self._search.problem if self._search is not None else "") or NO_KEEPER
 
@@ -166,35 +322,19 @@ class Deposit:
             self._originals.borrow(name, Fd(fd))
 
     def _put(self, fds: Mapping[str, int]) -> None:
-        if self._channel is None:
+        if self._outbox.channel is None:
             return
-        self._send_drops()
+        self._outbox.send_drops()
         for names in messages.split(list(fds)):
-            self._send(encode(PUT, *names), [fds[name] for name in names])
+            self._outbox.send(encode(PUT, *names), [fds[name] for name in names])
 
     def put_accepted(self, listener: socket.socket, names: Sequence[str], *others: int) -> int:
         """Accept a connection; lend it and ``others`` at once; return its fd.
 
-        If this process is killed between the two system calls, the client's connection ends.
-        So no other work is done there.
-
         :raises BlockingIOError: the listener is non-blocking, and no client waits.
         """
-        accept = accept_of(listener)
-        data, fds = encode(PUT, *names), array("i", [-1, *others])
-        if self._channel is None or self._queue:
-            fds[0] = accept()[0]
-            self._send(data, list(fds))
-        else:
-            send, parts = self._channel.sendmsg, [data]
-            control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
-            fds[0] = accept()[0]
-            try:
-                send(parts, control)
-            except OSError:  # it is sent later, or the keeper has ended
-                self._send(data, list(fds))
-            else:
-                self._bell.count()
+        fds = array("i", [-1, *others])
+        self._outbox.accept(listener, encode(PUT, *names), fds)
         if self._is_active:
             self._borrow(dict(zip(names, fds, strict=True)))
         return fds[0]
@@ -204,11 +344,7 @@ class Deposit:
         if self._reports is not None:
             self._reports.drop(names)
         self._originals.drop(names)
-        if self._channel is None:
-            return
-        self._dropped += names
-        self._is_due = True
-        self._wake.unpark()
+        self._outbox.drop(names)
 
     def leave(self, *names: str) -> None:
         """Forget these fds, which are closed next; the keeper's copies stay."""
@@ -247,7 +383,7 @@ class Deposit:
         self._reports = reports
 
     async def _ask(self, name: str) -> tuple[int, int] | None:
-        if self._channel is None:
+        if self._outbox.channel is None:
             return None
         with trio.move_on_after(_ANSWER):
             await self._answered(name)
@@ -257,21 +393,21 @@ class Deposit:
     async def _answered(self, name: str) -> None:
         if name not in self._answers:
             self._answers[name] = trio.Event()
-            self._send(encode(EXIT, name), [])
-            self._bell.ring()
+            self._outbox.send(encode(EXIT, name), [])
+            self._outbox.bell.ring()
         await self._answers[name].wait()
 
     async def wait_answer(self) -> None:
         """Wait until the keeper answers, or has ended."""
         try:
-            if self._channel is not None:
+            if self._outbox.channel is not None:
                 await self._answered("")  # no process has that name
         finally:
             self._answers.pop("", None)
 
     async def wait_lost(self) -> None:
         """Wait for the end of the keeper."""
-        if self._channel is not None:
+        if self._outbox.channel is not None:
             await self._lost.wait()
 
     def claimed(self) -> None:
@@ -280,26 +416,26 @@ class Deposit:
         Until this report, and for at most five seconds, the keeper reaps no other orphan of
         the killed daemon.  So no pid in a runtime's pid file can belong to another process.
         """
-        self._send(encode(CLAIMED), [])
-        self._bell.ring()
+        self._outbox.send(encode(CLAIMED), [])
+        self._outbox.bell.ring()
 
     def serving(self) -> None:
         """Report that this process, a replacement, is about to accept calls."""
-        self._send(encode(SERVING), [])
+        self._outbox.send(encode(SERVING), [])
 
     def fileno(self) -> int:
         """Return the fd of the channel, -1 without a keeper."""
-        return -1 if self._channel is None else self._channel.fileno()
+        return -1 if self._outbox.channel is None else self._outbox.channel.fileno()
 
     def give(self, to: int) -> bool:
         """Ask the keeper to send all copies to the socket ``to``, and then ``replace``.
 
         Return False if the channel does not accept messages now.
         """
-        self._send_drops()
-        if self._channel is None or self._queue or not self._sent(encode(GIVE), [to]):
+        self._outbox.send_drops()
+        if not self._outbox.offer(encode(GIVE), [to]):
             return False
-        self._bell.ring()
+        self._outbox.bell.ring()
         return True
 
     async def run(self, start: Callable[[], Awaitable[bool]] | None = None) -> None:
@@ -309,11 +445,11 @@ class Deposit:
         :meth:`Search.run`; it is not called if the keeper has ended on purpose.
         """
         while self._is_active:
-            if self._channel is None:
+            if self._outbox.channel is None:
                 await self._register(None if self._ends else start)
                 continue
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_queued)
+                nursery.start_soon(self._outbox.run)
                 await self._receive()
                 nursery.cancel_scope.cancel()
 
@@ -330,21 +466,18 @@ class Deposit:
         self._ends = False
         self._lost = trio.Event()
         self._search = None
-        self._channel, self.keeper = found
-        self._channel.setblocking(False)
-        self._send_bell()
+        self.keeper = found.keeper
+        self._outbox.open(found.channel)
         # The keeper replaces a daemon of which it has this one, so that is the last.
         names = sorted(fds := self._originals.all(), key=DAEMON.__eq__)
         self._put({name: fds[name] for name in names})
-        self._bell.ring()
-        if self._channel is not None:
+        self._outbox.bell.ring()
+        if self._outbox.channel is not None:
             log.info("another fork server keeps the files of this shim", server=self.keeper)
 
     def close(self) -> None:
         """Close the channel, on purpose: the keeper drops all copies."""
-        if self._channel is not None and not self._queue:
-            with suppress(OSError):  # it has ended
-                self._channel.send(encode(END))
+        self._outbox.send_last(encode(END))
         self._close()
 
     def _close(self) -> None:
@@ -353,98 +486,13 @@ class Deposit:
         self._close_channel()
 
     def _close_channel(self) -> None:
-        channel, self._channel = self._channel, None
-        if channel is None:
-            return
-        with suppress(RuntimeError):  # the event loop does not run yet
-            trio.lowlevel.notify_closing(channel)
-        channel.close()
-        self._bell.close()
-        for _, fds in self._queue:
-            _close_all(fds)
-        self._queue.clear()
-        self._dropped.clear()
+        self._outbox.close()
         self._lost.set()
         for answered in self._answers.values():
             answered.set()
 
-    def _send(self, data: bytes, fds: list[int]) -> None:
-        """Send a message, or queue it with copies of ``fds``: the caller may close its own."""
-        if self._channel is None:
-            return
-        if not self._queue and self._sent(data, fds):
-            return
-        if self._channel is None:  # given up
-            return
-        if len(self._queue) >= _QUEUE:
-            self.give_up("the keeper does not take its messages")
-            return
-        try:
-            copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in fds]
-        except OSError as exc:
-            self.give_up(exc)
-            return
-        self._queue.append((data, copies))
-        self._wake.unpark()
-
-    def _sent(self, data: bytes, fds: list[int]) -> bool:
-        """Return whether the channel accepted a message.
-
-        Without CAP_SYS_ADMIN in the first user namespace, the fds that wait in all channels
-        together are limited by RLIMIT_NOFILE (unix(7), ETOOMANYREFS).
-        """
-        assert self._channel is not None
-        try:
-            if fds:
-                send_fds(self._channel, data, fds)
-            else:
-                self._channel.send(data)
-        except BlockingIOError:
-            self._bell.ring()  # it has to read, to make room
-            return False
-        except (BrokenPipeError, ConnectionResetError):
-            self._lose()
-            return False
-        except OSError as exc:
-            if exc.errno == errno.ETOOMANYREFS and fds:
-                self._is_crowded = True
-                return False
-            self.give_up(exc)
-            return False
-        self._bell.count()
-        return True
-
-    def _send_drops(self) -> None:
-        dropped, self._dropped = self._dropped, []
-        for names in messages.split(dropped):
-            self._send(encode(DROP, *names), [])
-
-    async def _send_queued(self) -> None:
-        while True:
-            if self._is_due:
-                for _ in range(_TURNS):
-                    await trio.lowlevel.checkpoint()
-                self._is_due = False
-                self._send_drops()
-                self._bell.ring()
-            while self._queue and self._channel is not None:
-                data, fds = self._queue[0]
-                if self._sent(data, fds):
-                    self._queue.popleft()
-                    _close_all(fds)
-                elif self._is_crowded:
-                    self._is_crowded = False
-                    if self._sent(encode(READ), []):
-                        self._bell.ring()
-                    await trio.sleep(_CROWDED)
-                elif self._channel is not None:
-                    with suppress(trio.ClosedResourceError):  # given up
-                        await trio.lowlevel.wait_writable(self._channel)
-            if not self._is_due:
-                await self._wake.park()
-
     async def _receive(self) -> None:
-        while (channel := self._channel) is not None:
+        while (channel := self._outbox.channel) is not None:
             try:
                 await trio.lowlevel.wait_readable(channel)
                 # It may be closed by now: a task of the same turn has found that the keeper ended.
@@ -465,7 +513,7 @@ class Deposit:
 
     def _lose(self) -> None:
         """Go on without a keeper, until there is another one."""
-        if self._channel is None:
+        if self._outbox.channel is None:
             return
         if not self.server:
             self.give_up("the keeper has ended")
@@ -489,8 +537,3 @@ class Deposit:
             reason=reason,
         )
         self._close()
-
-
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)

@@ -44,7 +44,7 @@ async def leave(channels: list[socket.socket]) -> None:
         for deposit in deposits:
             deposit.hold({f"fd{number}": Fd(1) for number in range(EACH)})
         with trio.fail_after(20):
-            while any(deposit._queue for deposit in deposits):
+            while any(deposit._outbox._queue for deposit in deposits):
                 await trio.sleep(0.001)
         nursery.cancel_scope.cancel()
     assert all(deposit.is_kept for deposit in deposits)

@@ -125,7 +125,7 @@ async def test_a_keeper_is_woken_before_its_channel_is_full() -> None:
             assert not keeper.is_rung()
             deposit.put({"last": null.fileno()})
             assert keeper.is_rung()
-            assert not deposit._queue
+            assert not deposit._outbox._queue
 
 
 async def test_a_drop_follows_the_replies_of_its_turn() -> None:
