@@ -32,13 +32,6 @@ class Deletion:
     """
 
     def __init__(self, parts: ContainerParts, creation: InitCreation) -> None:
-        self._id = parts.id
-        self._bundle = parts.bundle
-        self._init = parts.init
-        self._execs = parts.execs
-        self._runc = parts.runc
-        self._events = parts.events
-        self._saved = parts.saved
         self._parts = parts
         self._creation = creation
 
@@ -54,15 +47,15 @@ class Deletion:
             process.life.check(Op.DELETE)
             await process.drain()
             exit_ = process.exit or NEVER_STARTED
-            if process is self._init:
-                with self._saved.operation("Delete", process):
+            if process is self._parts.init:
+                with self._parts.saved.operation("Delete", process):
                     await self._delete_container(exit_)
             else:
                 # A concurrent Delete of the container may have deleted all its execs.
-                self._execs.pop(process.id, None)
-                process.remove_exec_files(self._bundle)
+                self._parts.execs.pop(process.id, None)
+                process.remove_exec_files(self._parts.bundle)
                 process.life.apply(Op.DELETE)
-                self._saved.note_deleted(process.id, exit_)
+                self._parts.saved.note_deleted(process.id, exit_)
             await process.dispose()
         return exit_
 
@@ -78,12 +71,12 @@ class Deletion:
 
     async def _delete_container(self, exit_: Exit) -> None:
         # Runs beside the runtime's delete, to shorten this call.
-        self._parts.host.go(self._init.close_stdio)
+        self._parts.host.go(self._parts.init.close_stdio)
         self._parts.group.stop_oom()
         try:
-            await self._runc.run("delete", self._id)
+            await self._parts.runc.run("delete", self._parts.id)
         except ForeignContainerError as exc:
-            log.warning("the container in the runtime is left alone", id=self._id, error=exc)
+            log.warning("the container in the runtime is left alone", id=self._parts.id, error=exc)
         except NotFoundError:
             # Another process deleted the container in the runtime.
             if self._creation.runtime_state.exists():
@@ -91,18 +84,18 @@ class Deletion:
         except ShimError as exc:
             log.warning(
                 "cannot delete the container in the runtime: trying with --force",
-                id=self._id,
+                id=self._parts.id,
                 error=exc,
             )
-            await self._runc.run("delete", "--force", self._id)
+            await self._parts.runc.run("delete", "--force", self._parts.id)
         self._creation.remove_unfinished()
         if self._parts.mounted:
-            await unmount_rootfs(str(self._bundle.rootfs))
-        for process in list(self._execs.values()):
+            await unmount_rootfs(str(self._parts.bundle.rootfs))
+        for process in list(self._parts.execs.values()):
             await process.dispose()
-            process.remove_exec_files(self._bundle)
-        self._execs.clear()
-        self._parts.cleanup_records.remove(self._id)
-        self._init.life.apply(Op.DELETE)
-        self._init.doing = ""
-        self._events.deleted(exit_)
+            process.remove_exec_files(self._parts.bundle)
+        self._parts.execs.clear()
+        self._parts.cleanup_records.remove(self._parts.id)
+        self._parts.init.life.apply(Op.DELETE)
+        self._parts.init.doing = ""
+        self._parts.events.deleted(exit_)

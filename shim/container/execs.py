@@ -33,13 +33,6 @@ class Execs:
     """Adds and starts the execs of the container with ``parts``; ``exits`` follows them."""
 
     def __init__(self, parts: ContainerParts, exits: Exits) -> None:
-        self._id = parts.id
-        self._bundle = parts.bundle
-        self._init = parts.init
-        self._execs = parts.execs
-        self._runc = parts.runc
-        self._events = parts.events
-        self._saved = parts.saved
         self._parts = parts
         self._exits = exits
 
@@ -53,18 +46,18 @@ class Execs:
         exec_id = checked_id(request.exec_id, "exec id")
         if exec_id == "init":
             raise InvalidError("exec id init is reserved for the init process: use another id")
-        if exec_id in self._execs:
-            if replayed and self._execs[exec_id].spec == stdio_of(request):
+        if exec_id in self._parts.execs:
+            if replayed and self._parts.execs[exec_id].spec == stdio_of(request):
                 return
-            raise ExistsError(f"exec {exec_id} already exists in {self._id}")
+            raise ExistsError(f"exec {exec_id} already exists in {self._parts.id}")
         self._check()
-        self._bundle.write_exec_spec(exec_id, process_of(request))
-        self._execs[exec_id] = Process(exec_id, stdio_of(request))
-        self._events.exec_added(exec_id)
+        self._parts.bundle.write_exec_spec(exec_id, process_of(request))
+        self._parts.execs[exec_id] = Process(exec_id, stdio_of(request))
+        self._parts.events.exec_added(exec_id)
 
     def _check(self) -> None:
-        self._init.life.check(Op.EXEC)
-        if self._parts.image.image_path and self._init.state is State.CREATED:
+        self._parts.init.life.check(Op.EXEC)
+        if self._parts.image.image_path and self._parts.init.state is State.CREATED:
             raise WrongStateError("cannot exec in a container that waits to be restored")
         if self._exits.are_ending:
             raise WrongStateError("cannot exec in a stopped process")
@@ -76,41 +69,41 @@ class Execs:
         :raises ShimError: the runtime failed, or the streams cannot be opened.
         """
         self._check()
-        with self._saved.start_of_exec(process) as begin:
+        with self._parts.saved.start_of_exec(process) as begin:
             await self._parts.open_stdio(process)
             await self._run(process, begin)
 
     async def _run(self, process: Process, begin: Callable[[], None]) -> None:
         args = exec_args(
-            self._id,
-            self._bundle.exec_spec(process.id),
-            Creation(self._bundle.pid_file(process.id), process.console_socket),
+            self._parts.id,
+            self._parts.bundle.exec_spec(process.id),
+            Creation(self._parts.bundle.pid_file(process.id), process.console_socket),
         )
         try:
             child = await create_exec(
-                self._runc,
-                self._bundle,
+                self._parts.runc,
+                self._parts.bundle,
                 process,
                 args,
-                init=self._init,
+                init=self._parts.init,
                 host=self._parts.host,
                 cgroup=self._parts.group.cgroup,
                 before=begin,
-                adopted=partial(self._saved.adopt, process),
+                adopted=partial(self._parts.saved.adopt, process),
             )
         except BaseException:
             await process.discard_stdio()
             raise
-        if self._init.exit is not None:
+        if self._parts.init.exit is not None:
             # The exit of the init process is published: no exec may be published as
             # started after it.
             with contextlib.suppress(NotFoundError):
                 child.signal(SIGKILL)
             process.child, process.pid = None, 0
-            self._saved.forget(process.id)
+            self._parts.saved.forget(process.id)
             await process.discard_stdio()
             raise WrongStateError("cannot exec in a stopped process")
         process.life.apply(Op.START)
         process.doing = ""
-        self._events.exec_started(process.id, child.pid)
+        self._parts.events.exec_started(process.id, child.pid)
         self._exits.follow_exec(process, child)
