@@ -33,16 +33,7 @@ class InitCreation:
     """The creation of the init process of the container with ``parts``."""
 
     def __init__(self, parts: ContainerParts) -> None:
-        self._id = parts.id
-        self._bundle = parts.bundle
-        self._init = parts.init
-        self._runc = parts.runc
-        self._host = parts.host
-        self._config = parts.config
-        self._options = parts.options
-        self._group = parts.group
-        self._cleanup_records = parts.cleanup_records
-        self._saved = parts.saved
+        self._parts = parts
 
     async def create(self) -> None:
         """Run the runtime's create.
@@ -50,11 +41,11 @@ class InitCreation:
         :raises ShimError: it failed; its partial container is removed.
         """
         args = create_args(
-            self._id,
-            str(self._bundle.path),
-            Creation(self._bundle.pid_file(), self._init.console_socket),
-            no_pivot=self._options.no_pivot_root,
-            no_new_keyring=self._options.no_new_keyring,
+            self._parts.id,
+            str(self._parts.bundle.path),
+            Creation(self._parts.bundle.pid_file(), self._parts.init.console_socket),
+            no_pivot=self._parts.options.no_pivot_root,
+            no_new_keyring=self._parts.options.no_new_keyring,
         )
         await self._run_create("create", args)
 
@@ -64,11 +55,11 @@ class InitCreation:
         :raises ShimError: as :meth:`create`.
         """
         args = restore_args(
-            self._id,
-            str(self._bundle.path),
-            Creation(self._bundle.pid_file(), self._init.console_socket),
+            self._parts.id,
+            str(self._parts.bundle.path),
+            Creation(self._parts.bundle.pid_file(), self._parts.init.console_socket),
             image,
-            no_pivot=self._options.no_pivot_root,
+            no_pivot=self._parts.options.no_pivot_root,
         )
         await self._run_create("restore", args)
 
@@ -76,36 +67,36 @@ class InitCreation:
         # The undoing of a failed create must not delete an earlier container of this id.
         state = self.runtime_state
         if state.exists():
-            raise ExistsError(f"the runtime already has a container {self._id}, see {state}")
-        failed_create = FailedCreate(self._id, self._config.cgroups_path)
+            raise ExistsError(f"the runtime already has a container {self._parts.id}, see {state}")
+        failed_create = FailedCreate(self._parts.id, self._parts.config.cgroups_path)
         self._write_cleanup_record()
-        self._saved.existed = tuple(failed_create.existing)
-        self._saved.save()
+        self._parts.saved.existed = tuple(failed_create.existing)
+        self._parts.saved.save()
         try:
             child = await create_process(
-                self._runc,
-                self._bundle,
-                self._init,
+                self._parts.runc,
+                self._parts.bundle,
+                self._parts.init,
                 verb,
                 args,
                 failed_create.find,
-                adopted=partial(self._saved.adopt, self._init),
+                adopted=partial(self._parts.saved.adopt, self._parts.init),
             )
-            self._group.find(child)
+            self._parts.group.find(child)
             self._write_cleanup_record()
-            await self._group.watch_oom(self._host.nursery)
+            await self._parts.group.watch_oom(self._parts.host.nursery)
             # If the client has closed its connection, it gets no reply: these checkpoints
             # let the server read the close and cancel the create, which is then undone.
             await trio.lowlevel.checkpoint()
             await trio.lowlevel.checkpoint()
         except BaseException:
-            await self._undo_creation(failed_create, self._host.reaper.kill_orphan)
+            await self._undo_creation(failed_create, self._parts.host.reaper.kill_orphan)
             raise
 
     @property
     def runtime_state(self) -> Path:
         """The directory of the runtime for the container."""
-        return Path(self._runc.runtime.root) / self._id
+        return Path(self._parts.runc.runtime.root) / self._parts.id
 
     async def undo_interrupted(
         self, existed: Collection[str], kill_orphan: Callable[[int], None]
@@ -114,22 +105,24 @@ class InitCreation:
 
         ``kill_orphan`` kills a process that the runtime left.
         """
-        failed_create = FailedCreate(self._id, self._config.cgroups_path, existed)
+        failed_create = FailedCreate(self._parts.id, self._parts.config.cgroups_path, existed)
         await self._undo_creation(failed_create, kill_orphan)
 
     async def _undo_creation(
         self, failed_create: FailedCreate, kill_orphan: Callable[[int], None]
     ) -> None:
         with trio.move_on_after(UNDO, shield=True) as scope:
-            if self._init.child is not None:  # the runtime may fail to delete it
+            if self._parts.init.child is not None:  # the runtime may fail to delete it
                 with contextlib.suppress(NotFoundError):
-                    self._init.child.signal(SIGKILL)
+                    self._parts.init.child.signal(SIGKILL)
             try:
-                await self._runc.run("delete", "--force", self._id)
+                await self._parts.runc.run("delete", "--force", self._parts.id)
             except ForeignContainerError:
                 pass  # the runtime rejected the create, and that container has the cgroup
             except (ShimError, OSError) as exc:
-                log.debug("cannot delete a failed create in the runtime", id=self._id, error=exc)
+                log.debug(
+                    "cannot delete a failed create in the runtime", id=self._parts.id, error=exc
+                )
                 await failed_create.remove(kill_orphan)
             else:
                 await failed_create.remove(kill_orphan)
@@ -138,31 +131,33 @@ class InitCreation:
             log.error(
                 f"cannot undo a failed create within {UNDO:g} s: delete the "
                 "container in the runtime by hand",
-                id=self._id,
+                id=self._parts.id,
             )
-        self._group.forget()
-        self._init.child, self._init.pid = None, 0
-        self._saved.existed = None
-        self._saved.forget("")
-        self._bundle.remove_pid_files()
+        self._parts.group.forget()
+        self._parts.init.child, self._parts.init.pid = None, 0
+        self._parts.saved.existed = None
+        self._parts.saved.forget("")
+        self._parts.bundle.remove_pid_files()
 
     def remove_unfinished(self) -> None:
         """Remove the mounts and the directory that a killed runtime command has left."""
         try:
-            remove_unfinished(self._runc.runtime.root, self._id)
+            remove_unfinished(self._parts.runc.runtime.root, self._parts.id)
         except (ShimError, OSError) as exc:
             log.warning(
-                "cannot remove the directory of a killed runtime command", id=self._id, error=exc
+                "cannot remove the directory of a killed runtime command",
+                id=self._parts.id,
+                error=exc,
             )
 
     def _write_cleanup_record(self) -> None:
         """Write the record by which ``delete`` ends this container without the daemon."""
         record = CleanupRecord(
-            self._id,
-            str(self._bundle.path),
-            self._runc.runtime,
-            self._init.pid,
-            cgroup_names_of(self._group.cgroup),
-            self._config.own_pid_namespace,
+            self._parts.id,
+            str(self._parts.bundle.path),
+            self._parts.runc.runtime,
+            self._parts.init.pid,
+            cgroup_names_of(self._parts.group.cgroup),
+            self._parts.config.own_pid_namespace,
         )
-        self._cleanup_records.write(record)
+        self._parts.cleanup_records.write(record)
