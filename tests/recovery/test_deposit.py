@@ -12,8 +12,7 @@ import trio
 import trio.testing
 
 from shim.linux.fifos import Fd
-from shim.recovery import bell
-from shim.recovery import deposit as deposit_module
+from shim.recovery import bell, outbox
 from shim.recovery.deposit import Deposit
 from shim.recovery.messages import END, EXIT, MAX_MESSAGE, decode, encode
 from tests.recovery.keeper import Keeper, end_of
@@ -150,7 +149,7 @@ async def test_a_drop_follows_the_replies_of_its_turn() -> None:
 async def test_too_many_queued_messages_end_the_deposit(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(deposit_module, "_QUEUE", 10)
+    monkeypatch.setattr(outbox, "_QUEUE", 10)
     async with opened() as (deposit, _keeper):
         before = len(os.listdir("/proc/self/fd"))
         with open(os.devnull) as null:
