@@ -138,6 +138,8 @@ async def read_slowly(path: str, rng: random.Random, prefix: str, until: trio.Ev
             data = await stream.receive_some(rng.choice((10, 1000, 30_000)))
             assert data, "the connection was closed"
             for response in protocol.receive_data(data):
+                if response.stream_id not in names:
+                    continue  # the reply to connect(), which may be sent twice
                 name, size = names[response.stream_id]
                 assert not response.message
                 reply = StateResponse.FromString(response.payload)
