@@ -18,6 +18,7 @@ import click
 
 from shim.version import VERSION
 from shimctl.cli.app import SECTIONS, SETTINGS, Command, app, load
+from shimctl.cli.generated import roff, write_or_compare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,11 +153,11 @@ def man_pages() -> dict[str, str]:
 
 def _man_top() -> str:
     lines = [*_man_head("shimctl", paragraphs(app)[0]), ".B shimctl", "COMMAND [ARGUMENTS...]"]
-    lines += [".SH DESCRIPTION", *map(_roff, paragraphs(app))]
+    lines += [".SH DESCRIPTION", *map(roff, paragraphs(app))]
     for section, names in SECTIONS.items():
         lines.append(f".SH {section.upper()}")
         for name in names:
-            lines += [".TP", f".BR {_roff(f'shimctl-{name}')} (1)", _roff(_first(load(name)))]
+            lines += [".TP", f".BR {roff(f'shimctl-{name}')} (1)", roff(_first(load(name)))]
     lines += [".SH OPTIONS", *_man_options(_top())]
     return "\n".join(lines) + "\n"
 
@@ -167,25 +168,25 @@ def _man(name: str) -> str:
     assert isinstance(command, Command)
     lines = _man_head(f"shimctl-{name}", _first(command))
     for context in [top, *below]:
-        lines += [".PP", _roff(usage(context))]
+        lines += [".PP", roff(usage(context))]
     lines.append(".SH DESCRIPTION")
     for text in paragraphs(command):
-        lines += [".PP", _roff(text)]
+        lines += [".PP", roff(text)]
     lines += [".SH OPTIONS", *_man_options(top)]
     for context in below:
         verb = context.command
-        lines += [f".SS {_roff(context.command_path)}", _roff(paragraphs(verb)[0])]
+        lines += [f".SS {roff(context.command_path)}", roff(paragraphs(verb)[0])]
         lines += _man_options(context)
-    lines += [".SH EXAMPLE", ".EX", _roff(command.example), ".EE"]
+    lines += [".SH EXAMPLE", ".EX", roff(command.example), ".EE"]
     lines += [".SH SEE ALSO", r".BR shimctl (1)"]
     return "\n".join(lines) + "\n"
 
 
 def _man_head(name: str, sentence: str) -> list[str]:
     return [
-        f'.TH {_roff(name.upper())} 1 "" "trio\\-shim {VERSION}"',
+        f'.TH {roff(name.upper())} 1 "" "trio\\-shim {VERSION}"',
         ".SH NAME",
-        f"{_roff(name)} \\- {_roff(sentence.rstrip('.'))}",
+        f"{roff(name)} \\- {roff(sentence.rstrip('.'))}",
         ".SH SYNOPSIS",
     ]
 
@@ -193,7 +194,7 @@ def _man_head(name: str, sentence: str) -> list[str]:
 def _man_options(context: click.Context) -> list[str]:
     lines = []
     for left, right in rows(context, shared=True):
-        lines += [".TP", f".B {_roff(left)}", _roff(right)]
+        lines += [".TP", f".B {roff(left)}", roff(right)]
     return lines
 
 
@@ -201,31 +202,20 @@ def _first(command: click.Command) -> str:
     return _SENTENCE.split(paragraphs(command)[0])[0]
 
 
-def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-")
-    return f"\\&{text}" if text[:1] in (".", "'") else text
-
-
 def main(argv: list[str]) -> int:
     """Write or check the pages; return the exit code."""
-    # Late: where the package is built, click is the only requirement that is installed.
-    from shim.linux.modes import make_directories, write_file
-
     match argv:
         case ["--man", directory]:
+            # Late: where the package is built, click is the only requirement that is installed.
+            from shim.linux.modes import make_directories, write_file
+
             place = Path(directory)
             make_directories(place, 0o755)
             for name, text in man_pages().items():
                 write_file(place / name, text, 0o644)
         case [name] | [name, "--check"]:
-            page = Path(name)
-            old = page.read_text()
-            new = replaced(old)
-            if len(argv) == 1:
-                write_file(page, new, 0o644)
-            elif new != old:
-                print(f"{name} is stale: run python -m shimctl.cli.pages {name}", file=sys.stderr)
-                return 1
+            new = replaced(Path(name).read_text())
+            return write_or_compare(name, new, "shimctl.cli.pages", check=len(argv) == 2)
         case _:
             print(__doc__, file=sys.stderr)
             return 2

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from shim import names
 from shim.version import VERSION
+from shimctl.cli.generated import roff, write_or_compare
 
 MAN = f"{names.EXECUTABLE}.8"
 _SUMMARY = "containerd shim for OCI runtimes such as runc"
@@ -180,28 +180,17 @@ def man_page() -> str:
 
 
 def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("`", "")
-    return f"\\&{text}" if text[:1] in (".", "'") else text
+    return roff(text.replace("`", ""))
 
 
 def main(argv: list[str]) -> int:
     """Write or check the page; return the exit code."""
-    # Late: where the package is built, click is the only requirement that is installed.
-    from shim.linux.modes import write_file
-
     match argv:
-        case [name]:
-            write_file(Path(name), markdown(), 0o644)
-        case [name, "--check"]:
-            if Path(name).read_text() != markdown():
-                print(
-                    f"{name} is stale: run python -m shimctl.cli.shimpage {name}", file=sys.stderr
-                )
-                return 1
+        case [name] | [name, "--check"]:
+            return write_or_compare(name, markdown(), "shimctl.cli.shimpage", check=len(argv) == 2)
         case _:
             print(__doc__, file=sys.stderr)
             return 2
-    return 0
 
 
 if __name__ == "__main__":
