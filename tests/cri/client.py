@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpclib.client import Channel, UnaryStreamMethod, UnaryUnaryMethod
 
-from tests.cri.messages import METHODS
+from tests.cri.messages import CRI
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -31,14 +31,14 @@ class Turn:
 
     async def call(self, name: str, **fields: Any) -> Any:
         """:raises grpclib.GRPCError: the answer is an error."""
-        method = METHODS[name]
+        method = CRI.methods[name]
         make = UnaryUnaryMethod(self._channel, method.path, method.request, method.reply)
         return await make(method.request(**fields), timeout=CALL)
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[Any]]:
         """Listen to the events of containers; when the block begins they are coming."""
-        method = METHODS["GetContainerEvents"]
+        method = CRI.methods["GetContainerEvents"]
         listen = UnaryStreamMethod(self._channel, method.path, method.request, method.reply)
         async with listen.open(timeout=CALL) as stream:
             await stream.send_message(method.request(), end=True)
