@@ -1,4 +1,4 @@
-"""containerd's own client, with a bound on every call.
+"""containerd's own client, with a bound on every call; lists, kills and deletions need none.
 
 ctr passes a SIGTERM on to the container instead of ending, so that a call which
 is late is killed with SIGKILL.
@@ -11,20 +11,29 @@ takes --log-uri and --fifo-dir together.
 from __future__ import annotations
 
 import os
+import signal
+import stat
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from grpclib.exceptions import GRPCError
+
+from tests.e2e.api import Api
 from tests.e2e.image import NAME
 from tests.e2e.waiting import PATIENCE, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tests.e2e.containerd import Containerd
 
 STOCK = "io.containerd.runc.v2"
 RUNTIME = os.environ.get("SHIM_TEST_RUNTIME", "io.containerd.trio.v2")
 CALL = 30  # s; far more than any call takes on a busy machine
+_EVERY = 0.05  # s between two questions
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,10 @@ class Result:
 class Ctr:
     containerd: Containerd
     ids: list[str] = field(default_factory=list)
+
+    @property
+    def api(self) -> Api:
+        return Api(self.containerd.address, self.containerd.namespace)
 
     def new_id(self, prefix: str = "c") -> str:
         name = f"{prefix}{len(self.ids)}"
@@ -107,49 +120,61 @@ class Ctr:
 
     def end_exec(self, container: str, exec_id: str) -> int:
         """Kill a detached exec and delete it; return its exit code, which is ctr's own."""
-        self.kill(container, "SIGKILL", "--exec-id", exec_id)
+        self.kill(container, exec_id=exec_id)
         return self.wait_exec(container, exec_id)
 
     def wait_exec(self, container: str, exec_id: str) -> int:
         """Delete a detached exec once it has ended; return its exit code."""
-        codes = wait_until("the exec is deleted", lambda: self._delete_exec(container, exec_id))
-        return codes[0]
 
-    def _delete_exec(self, container: str, exec_id: str) -> list[int]:
-        result = self("task", "rm", "--exec-id", exec_id, container)
-        return [] if "must be stopped" in result.err else [result.code]
+        def codes() -> list[int]:
+            code = self.api.delete_exec(container, exec_id)
+            return [] if code is None else [code]
+
+        return wait_until("the exec is deleted", codes, every=_EVERY)[0]
 
     def state(self, container: str) -> str | None:
-        return next((row[2] for row in self._tasks() if row[0] == container), None)
+        task = self.api.tasks().get(container)
+        return task.state if task else None
 
     def pid(self, container: str) -> int:
-        return next(int(row[1]) for row in self._tasks() if row[0] == container)
+        return self.api.tasks()[container].pid
 
     def touch(self, container: str, path: str) -> None:
         """Make a file in a container from outside: an exec could die with the container."""
         Path(f"/proc/{self.pid(container)}/root{path}").touch()
 
-    def kill(self, container: str, signal: str = "SIGKILL", *flags: str) -> None:
-        self.ok("task", "kill", "-s", signal, *flags, container)
+    def kill(self, container: str, name: str = "SIGKILL", exec_id: str = "") -> None:
+        self.api.kill(container, signal.Signals[name], exec_id)
 
     def wait_state(self, container: str, state: str) -> None:
-        wait_until(f"{container} is {state}", lambda: self.state(container) == state)
+        wait_until(f"{container} is {state}", lambda: self.state(container) == state, every=_EVERY)
 
     def delete(self, container: str) -> int:
         """Delete a stopped task and its container; return the task's exit code."""
-        result = self("task", "rm", container)
-        assert result.code == 0, result
-        self.ok("c", "rm", container)
-        # `task rm` succeeds with every exit code, and prints the code in a warning.
-        words = result.err.rstrip().rstrip('"').split()
-        return int(words[-1]) if "non-zero" in result.err else 0
+        task = self.api.tasks()[container]
+        code = self.api.delete(container)
+        _remove_fifos(task.stdio)
+        return code
 
     def remove_all(self) -> None:
-        """Kill and delete the remains of a test in the namespace, through the API."""
-        for row in self._tasks():
-            self("task", "rm", "-f", row[0])
-        for name in self("c", "ls", "-q").text.split():
-            self("c", "rm", name)
+        """Kill and delete the remains of a test in the namespace."""
+        for container in self.api.tasks():
+            self("task", "rm", "-f", container)
+        with suppress(GRPCError):  # what remains is found and named
+            self.api.delete_containers()
 
-    def _tasks(self) -> list[list[str]]:
-        return [line.split() for line in self.ok("task", "ls").splitlines()[1:]]
+
+def _remove_fifos(paths: Iterable[str]) -> None:
+    """Remove the fifos of a task and their directory, as the client does that deletes it."""
+    fifos = [Path(path) for path in paths if path and _is_fifo(path)]
+    for path in fifos:
+        path.unlink()
+    for directory in {path.parent for path in fifos}:
+        directory.rmdir()
+
+
+def _is_fifo(path: str) -> bool:
+    try:
+        return stat.S_ISFIFO(Path(path).lstat().st_mode)
+    except FileNotFoundError:  # a URI, or removed
+        return False
