@@ -1,12 +1,12 @@
-"""docker, the command, with a bound on every call."""
+"""docker, the command, with a bound on every call; questions are asked without it."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.docker.api import CALL, Api, ApiError
 from tests.e2e.ctr import Result
 from tests.e2e.waiting import wait_until
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tests.docker.dockerd import Dockerd
 
 IMAGE = "bb"
-CALL = 60  # s; far more than any call takes on a busy machine
 
 
 @dataclass
@@ -24,6 +23,10 @@ class Docker:
     dockerd: Dockerd
     ids: list[str] = field(default_factory=list)  # of all containers ever made, as far as known
     _count: int = 0
+
+    @property
+    def api(self) -> Api:
+        return Api(self.dockerd.address)
 
     def argv(self, *args: str | Path) -> list[str | Path]:
         daemon = self.dockerd
@@ -68,12 +71,18 @@ class Docker:
         return name
 
     def exec(self, container: str, *command: str, stdin: bytes | None = None) -> Result:
-        flags = [] if stdin is None else ["-i"]
-        return self("exec", *flags, container, *command, stdin=stdin or b"")
+        """Run a command in a container, by ``docker exec`` if it has an input."""
+        if stdin is not None:
+            return self("exec", "-i", container, *command, stdin=stdin)
+        try:
+            code, output = self.api.exec(container, command)
+        except ApiError as exc:
+            return Result(1, b"", str(exc))
+        return Result(code, output.out, output.err.decode(errors="replace"))
 
     def inspect(self, container: str) -> Any:
         """Return docker's description of ``container``."""
-        return json.loads(self.ok("inspect", container))[0]
+        return self.api.inspect(container)
 
     def state(self, container: str) -> Any:
         return self.inspect(container)["State"]
@@ -88,10 +97,11 @@ class Docker:
             state = self.state(container)
             return [state["ExitCode"]] if state["Status"] in {"exited", "dead"} else []
 
-        return wait_until(f"{container} has ended", stopped, CALL)[0]
+        return wait_until(f"{container} has ended", stopped, CALL, every=0.05)[0]
 
     def logs(self, container: str) -> str:
-        return self.ok("logs", container)
+        """Return its standard output without the last newline."""
+        return self.api.logs(container).out.decode().removesuffix("\n")
 
     def find_ids(self) -> list[str]:
         """Return the full ids of all containers of this dockerd so far, gone or not."""
@@ -103,5 +113,4 @@ class Docker:
     def remove_all(self) -> None:
         """Kill and delete the remains of a test, through the API."""
         self.find_ids()
-        if names := self.ok("ps", "-aq", "--no-trunc").split():
-            self("rm", "-f", "-v", *names)
+        self.api.remove_all()

@@ -15,13 +15,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 
 from tests import nativelauncher
+from tests.docker.api import Api, ApiError
 from tests.e2e.ctr import RUNTIME, STOCK
 from tests.e2e.daemon import Daemon
 from tests.e2e.test_lifecycle import alive
@@ -136,11 +137,10 @@ class Dockerd(Daemon):
 
     def _answer(self) -> str:
         self._check_running()
-        ask = ["--host", f"unix://{self.address}", "version", "-f", "{{.Server.Version}}"]
-        done = subprocess.run(
-            [self.bin / "docker", *ask], capture_output=True, text=True, timeout=20, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
+        try:
+            return Api(self.address).version()
+        except (ApiError, OSError, HTTPException):
+            return ""
 
     def _write_config(self) -> None:
         config = {

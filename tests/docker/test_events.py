@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ SCENARIO = "Events"
 
 
 def test_the_life_of_a_container_is_told_in_order(docker: Docker) -> None:
-    since = now(docker)
+    since = time.time()
     name = docker.start("sleep", "1000")
     assert docker.exec(name, "sh", "-c", "exit 5").code == 5
     docker.ok("pause", name)
@@ -37,7 +37,7 @@ def test_the_life_of_a_container_is_told_in_order(docker: Docker) -> None:
 
 
 def test_running_out_of_memory_is_told_before_the_death(docker: Docker) -> None:
-    since = now(docker)
+    since = time.time()
     name = docker.start("tail", "/dev/zero", flags=("--memory", "16m", "--memory-swap", "16m"))
     docker.wait_exit(name)
     told = events(docker, since, docker.inspect(name)["Id"], "die")
@@ -50,7 +50,7 @@ def test_six_short_lives_at_once_are_each_told_in_order(docker: Docker) -> None:
         assert docker.ok("wait", name) == str(number)
         return str(docker.inspect(name)["Id"])
 
-    since = now(docker)
+    since = time.time()
     with ThreadPoolExecutor(6) as pool:
         for number, ident in enumerate(pool.map(one, range(6))):
             told = events(docker, since, ident, "die")
@@ -59,7 +59,7 @@ def test_six_short_lives_at_once_are_each_told_in_order(docker: Docker) -> None:
 
 
 def test_execs_dying_with_their_container_are_told_once(docker: Docker) -> None:
-    since = now(docker)
+    since = time.time()
     name = docker.start("sleep", "1000")
     for _ in range(3):
         docker.ok("exec", "-d", name, "sleep", "1000")
@@ -73,19 +73,13 @@ def test_execs_dying_with_their_container_are_told_once(docker: Docker) -> None:
     assert actions.count("exec_die") == 3
 
 
-def now(docker: Docker) -> str:
-    return docker.ok("info", "-f", "{{.SystemTime}}")
-
-
-def events(docker: Docker, since: str, ident: str, last: str) -> list[dict[str, Any]]:
+def events(docker: Docker, since: float, ident: str, last: str) -> list[dict[str, Any]]:
     """Return docker's events of container ``ident`` since ``since``, once there is a
     ``last``.
     """
 
     def told() -> list[dict[str, Any]]:
-        which = ["--since", since, "--until", now(docker), "-f", f"container={ident}"]
-        lines = docker.ok("events", *which, "--format", "{{json .}}").splitlines()
-        found: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        found = docker.api.events(ident, since, time.time())
         return found if any(event["Action"] == last for event in found) else []
 
     return wait_until(f"docker tells of {last}", told)

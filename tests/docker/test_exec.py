@@ -20,7 +20,7 @@ SCENARIO = "Exec"
 
 def test_exec_prints_and_passes_the_exit_code(docker: Docker) -> None:
     name = docker.start("sleep", "1000")
-    result = docker.exec(name, "sh", "-c", "echo out; echo err >&2; exit 3")
+    result = docker("exec", name, "sh", "-c", "echo out; echo err >&2; exit 3")
     assert (result.code, result.out, result.err) == (3, b"out\n", "err\n")
 
 
@@ -41,7 +41,7 @@ def test_an_exec_has_the_user_directory_and_environment_it_is_given(docker: Dock
 
 def test_a_program_that_cannot_be_run_in_a_container_is_told(docker: Docker) -> None:
     name = docker.start("sleep", "1000")
-    missing, refused = docker.exec(name, "nothere"), docker.exec(name, "/etc")
+    missing, refused = (docker("exec", name, command) for command in ("nothere", "/etc"))
     # Docker makes the code from our words; before 28 it was the same for both.
     assert missing.code == (127 if docker.dockerd.major >= 28 else 126)
     assert refused.code == 126
@@ -81,7 +81,7 @@ def test_a_detached_exec_goes_on_without_a_client(docker: Docker) -> None:
 def test_in_a_paused_container_there_is_no_exec(docker: Docker) -> None:
     name = docker.start("sleep", "1000")
     docker.ok("pause", name)
-    result = docker.exec(name, "true")
+    result = docker("exec", name, "true")
     assert result.code != 0
     assert "is paused" in result.err
     docker.ok("unpause", name)

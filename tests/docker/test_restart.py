@@ -16,6 +16,7 @@ from tests.docker.leftovers import shims
 from tests.e2e.attached import attached
 from tests.e2e.leftovers import fifos
 from tests.e2e.test_lifecycle import COUNT, alive
+from tests.e2e.test_output_policy import SAID, wchan_of_child
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -49,15 +50,18 @@ def test_containers_live_on_when_both_are_killed(docker: Docker) -> None:
 
 
 def test_what_a_container_says_meanwhile_is_in_the_log(docker: Docker) -> None:
-    name = docker.start("sh", "-c", GO + "seq 1 450000; exit 6")
+    name = docker.start("sh", "-c", GO + "cat /data; exit 6")
     pid = docker.pid(name)
+    # In few lines, each of which dockerd writes to its log.
+    Path(f"/proc/{pid}/root/data").write_text("\n".join(SAID))
     docker.dockerd.kill()
     go(pid)
     wait_until("nobody reads", lambda: any(size > FULL for size in held(docker)))
+    wait_until("it waits", lambda: b"pipe" in wchan_of_child(pid))
     assert alive(pid)
     docker.dockerd.start()
     assert docker.wait_exit(name) == 6
-    assert docker.logs(name) == "\n".join(map(str, range(1, 450001)))
+    assert docker.logs(name) == "\n".join(SAID)
 
 
 def test_the_last_words_of_one_that_ended_meanwhile_are_in_the_log(docker: Docker) -> None:
@@ -138,7 +142,7 @@ def test_a_containerd_that_dies_alone_is_replaced(docker: Docker) -> None:
     old = docker.dockerd.containerd_pid
     os.kill(old, signal.SIGKILL)
     wait_until("dockerd has started another", lambda: docker.dockerd.containerd_pid != old, 60)
-    wait_until("it serves", lambda: docker.exec(name, "true").code == 0, 60)
+    wait_until("it serves", lambda: docker.exec(name, "true").code == 0, 60, every=0.2)
     assert docker.pid(name) == pid
     assert docker.exec(name, "touch", "/go").code == 0
     assert docker.wait_exit(name) == 25
