@@ -2,8 +2,9 @@
 
 A daemon that a fork server starts costs an eighth of the processor time of one that starts
 alone.  The server is started before the first test that uses it, in an environment of no
-test, and ends with the session.  A test, or a module, with ``pytest.mark.cold`` starts its
-daemons alone.
+test, and ends with the session.  shimctl finds the native launcher, which asks the same
+server: pip's script has another path of the interpreter and so another server.  A test, or
+a module, with ``pytest.mark.cold`` starts its daemons alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import warm
+from tests import nativelauncher, warm
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -55,3 +56,4 @@ def use(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.node.get_closest_marker("cold") is None and not os.geteuid():
         for name, value in request.getfixturevalue("_shared_server").items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv("PATH", str(nativelauncher.directory()), prepend=os.pathsep)
