@@ -40,18 +40,30 @@ class Ended:
         pass
 
 
+class HungDisk:
+    """The disk of the exit records: a record is written once it ``responds``."""
+
+    def __init__(self) -> None:
+        self.responds = threading.Event()
+        self.written = threading.Event()
+
+    def write(self, *args: Any) -> None:
+        self.responds.wait(60)
+        write_exit(*args)
+        self.written.set()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> HungDisk:
+    disk = HungDisk()
+    monkeypatch.setattr(module, "write_exit", disk.write)
+    return disk
+
+
 @pytest.mark.parametrize("deleted", [True, False])
 async def test_a_record_that_is_written_late_is_removed_if_its_process_was_deleted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: HungDisk, deleted: bool
 ) -> None:
-    responds, written = threading.Event(), threading.Event()
-
-    def write(*args: Any) -> None:
-        responds.wait(60)
-        write_exit(*args)
-        written.set()
-
-    monkeypatch.setattr(module, "write_exit", write)
     monkeypatch.setattr(module, "RECORD", 0.05)
     process = Process("e1", StdioSpec())
     child: Any = Ended()
@@ -62,24 +74,17 @@ async def test_a_record_that_is_written_late_is_removed_if_its_process_was_delet
     if deleted:
         process.life.apply(Op.DELETE)
     assert read_exit(str(tmp_path), "e1") is None
-    responds.set()
+    disk.responds.set()
     with trio.fail_after(20):
-        while not written.is_set() or _thread._count() > threads:
+        while not disk.written.is_set() or _thread._count() > threads:
             await trio.sleep(0.01)
     assert read_exit(str(tmp_path), "e1") == (None if deleted else END)
 
 
 async def test_a_late_record_of_a_deleted_process_costs_no_other_process_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: HungDisk
 ) -> None:
     """The second process has the id of the first one, whose container was deleted."""
-    responds = threading.Event()
-
-    def write(*args: Any) -> None:
-        responds.wait(60)
-        write_exit(*args)
-
-    monkeypatch.setattr(module, "write_exit", write)
     monkeypatch.setattr(module, "RECORD", 0.05)
     bundle = Bundle(tmp_path)
     first, second = Process("e1", StdioSpec()), Process("e1", StdioSpec())
@@ -89,7 +94,7 @@ async def test_a_late_record_of_a_deleted_process_costs_no_other_process_its_own
     first.remove_exec_files(bundle)
     with pytest.raises(TimedOutError):
         await second.wait_recorded(bundle)
-    responds.set()
+    disk.responds.set()
     monkeypatch.setattr(module, "RECORD", 20)
     await second.wait_recorded(bundle)
     assert read_exit(str(tmp_path), "e1") is None
@@ -156,16 +161,9 @@ def test_stdin_that_is_closed_before_the_start_is_closed_at_the_start(closed: bo
 
 
 async def test_an_exit_is_not_kept_until_its_record_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: HungDisk
 ) -> None:
     """A daemon that moves then would take the exit of the reaped process with it."""
-    responds = threading.Event()
-
-    def write(*args: Any) -> None:
-        responds.wait(60)
-        write_exit(*args)
-
-    monkeypatch.setattr(module, "write_exit", write)
     process = Process("e1", StdioSpec())
     process.life.apply(Op.START)
     child = Child(END.pid, os.open(os.devnull, os.O_RDONLY))
@@ -177,7 +175,7 @@ async def test_an_exit_is_not_kept_until_its_record_is_written(
         nursery.start_soon(process.record_exit, child, Bundle(tmp_path))
         await trio.testing.wait_all_tasks_blocked()
         assert not process.is_exit_kept
-        responds.set()
+        disk.responds.set()
     assert process.is_exit_kept
 
 
