@@ -74,3 +74,4 @@ class Build:
 
 
 CURRENT = Build(ROOT, VERSION)
+NEXT = "9.9.9"  # the version of a build that follows

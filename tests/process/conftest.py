@@ -12,6 +12,7 @@ from shim import names
 from tests import sharedserver
 from tests.e2e.waiting import PATIENCE
 from tests.frozen import FreezableDisk, freezable_disk
+from tests.process.builds import NEXT, Build
 from tests.process.rig import Rig, open_rig
 from tests.process.runtimes import Engine
 from tests.process.servers import Server
@@ -93,3 +94,10 @@ async def server(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ser
             await trio.sleep(0.02)
             # A killed launcher may have left a server that listens only now.
             stopped |= {path for path in server.sockets if server.ask(b"stop", path) is not None}
+
+
+@pytest.fixture
+def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Return a build of another version, for containers with a bundle in the rig."""
+    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
+    return Build.copy(rig.root / "next", NEXT)

@@ -17,7 +17,7 @@ import trio
 from shim.api import process_pb2
 from shim.api.task_pb2 import StateRequest
 from shim.version import VERSION
-from tests.process.builds import CURRENT, Build
+from tests.process.builds import CURRENT, NEXT, Build
 from tests.process.driven import verdict
 from tests.process.survival import (
     COUNT,
@@ -29,7 +29,7 @@ from tests.process.survival import (
     status_of,
     wait_kept,
 )
-from tests.process.test_upgrade import NEXT, version_of
+from tests.process.test_upgrade import version_of
 from tests.stdio.conftest import read_all
 
 if TYPE_CHECKING:
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
     from tests.process.survival import Start
 
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
-
-
-@pytest.fixture
-def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Return a build of another version, for containers with a bundle in the rig."""
-    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
-    return Build.copy(rig.root / "next", NEXT)
 
 
 async def test_after_an_upgrade_of_the_package_a_daemon_starts_a_server_of_the_new_version(

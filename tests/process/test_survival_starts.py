@@ -13,17 +13,17 @@ from grpclib.exceptions import GRPCError
 from shim.api.task_pb2 import ConnectRequest, ShutdownRequest
 from shim.linux.sockets import socket_path
 from tests.e2e.waiting import PATIENCE
-from tests.process.builds import Build
 from tests.process.rig import wait_gone
 from tests.process.sharing import shared
 from tests.process.steps import lose_call, wait_path
 from tests.process.survival import daemon_of
 from tests.process.test_lost_callers import nothing_is_left
 from tests.process.test_pods import pod
-from tests.process.test_upgrade import NEXT, move
+from tests.process.test_upgrade import move
 
 if TYPE_CHECKING:
     from shim.api.task_grpc import TaskStub
+    from tests.process.builds import Build
     from tests.process.rig import Rig
     from tests.process.survival import Start, Survivor
 
@@ -190,12 +190,10 @@ async def shut_down(task: TaskStub) -> None:
 
 
 async def test_the_replacement_of_a_daemon_that_was_killed_in_its_shutdown_ends(
-    rig: Rig, survivors: Start, monkeypatch: pytest.MonkeyPatch
+    rig: Rig, survivors: Start, following: Build
 ) -> None:
     """The daemons here wait for ten minutes without a container."""
-    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
     mark = rig.root / "killed"
-    build = Build.copy(rig.root / "next", NEXT)
 
     def change(text: str) -> str:
         text = text.replace("UNUSED_REPLACEMENT = 5.0", "UNUSED_REPLACEMENT = 600.0")
@@ -204,9 +202,9 @@ async def test_the_replacement_of_a_daemon_that_was_killed_in_its_shutdown_ends(
         kill += "        os.kill(os.getpid(), signal.SIGKILL)\n"
         return text.replace("    deposit.drop(LISTENER)\n", f"{kill}    deposit.drop(LISTENER)\n")
 
-    build.edit("shim/daemon.py", change)
+    following.edit("shim/daemon.py", change)
     shim = await survivors(bundle := rig.bundle("c1", "sleep", "1000"))
-    await move(shim, await build.server())
+    await move(shim, await following.server())
     await shim.run(bundle)
     rig.track(await daemon_of(shim.task))
     await remove(shim, "c1")

@@ -21,7 +21,7 @@ from shim.ttrpc.calls import UnaryUnaryMethod
 from shim.version import VERSION
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
-from tests.process.builds import CURRENT, Build
+from tests.process.builds import CURRENT, NEXT, Build
 from tests.process.driven import verdict
 from tests.process.rig import NAMESPACE
 from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
     from tests.process.survival import Start, Survivor
 
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
-
-NEXT = "9.9.9"
-
-
-@pytest.fixture
-def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Return a build of another version, for containers with a bundle in the rig."""
-    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
-    return Build.copy(rig.root / "next", NEXT)
 
 
 async def version_of(shim: Survivor) -> str:

@@ -17,12 +17,12 @@ from shim.exit import UNKNOWN_STATUS
 from shim.records import read_exit
 from shim.version import VERSION
 from tests.e2e.waiting import PATIENCE
-from tests.process.builds import Build
+from tests.process.builds import NEXT, Build
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
 from tests.process.steps import wait_trapped
 from tests.process.survival import daemon_of, kill_server, wait_kept
-from tests.process.test_upgrade import NEXT, move, version_of
+from tests.process.test_upgrade import move, version_of
 from tests.test_reaper import keeps_status
 
 if TYPE_CHECKING:
@@ -61,13 +61,6 @@ def without_keeper(build: Build) -> Build:
         ),
     )
     return build
-
-
-@pytest.fixture
-def following(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Return a build of another version, for containers with a bundle in the rig."""
-    monkeypatch.setenv("CONTAINERD_STATE", str(rig.root))
-    return Build.copy(rig.root / "next", NEXT)
 
 
 async def upgrade(rig: Rig, shim: Survivor, build: Build) -> int:

@@ -16,10 +16,10 @@ from grpclib.exceptions import GRPCError
 from shim.api.task_pb2 import StateRequest
 from shim.version import VERSION
 from tests.e2e.waiting import PATIENCE
-from tests.process.builds import CURRENT
+from tests.process.builds import CURRENT, NEXT
 from tests.process.servers import state_of
 from tests.process.survival import daemon_of, run_counting
-from tests.process.test_upgrade import NEXT, following, move, only_left, upgrade, version_of
+from tests.process.test_upgrade import move, only_left, upgrade, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tests.process.servers import Server
     from tests.process.survival import Start, Survivor
 
-__all__ = ["following"]
 pytestmark = pytest.mark.cold  # the fork servers are the test's own
 
 STOP = "os.kill(os.getpid(), 19)\n"
