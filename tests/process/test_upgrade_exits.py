@@ -63,6 +63,13 @@ def without_keeper(build: Build) -> Build:
     return build
 
 
+async def run_ending(rig: Rig, survivors: Start) -> Survivor:
+    """Run the container c1, which exits with 7 at SIGTERM."""
+    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
+    await shim.run(bundle)
+    return shim
+
+
 async def upgrade(rig: Rig, shim: Survivor, build: Build) -> int:
     """Upgrade the daemon to ``build``; return the pid of the fork server that it had."""
     server = parent_of(await daemon_of(shim.task))
@@ -110,14 +117,13 @@ def expect(bundle: Path, source: str, found: int, true: int, exec_id: str = "") 
 async def test_exits_after_an_upgrade_are_true_from_each_source_or_else_unknown(
     rig: Rig, survivors: Start, following: Build, source: str
 ) -> None:
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     await shim.exec("c1", "e1", *ending(3))
     await upgrade(rig, shim, following)
     [found] = await end(shim, "e1")
-    expect(bundle, source, found, 3, "e1")
+    expect(rig.root / "c1", source, found, 3, "e1")
     [found] = await end(shim, "")
-    expect(bundle, source, found, 7)
+    expect(rig.root / "c1", source, found, 7)
 
 
 async def test_exits_after_a_death_are_true_from_each_source_or_else_unknown(
@@ -159,8 +165,7 @@ async def test_an_old_server_reports_exits_through_deaths_and_further_upgrades(
     """Each of the fork servers is the parent of one process."""
     first = without_kernel(Build.copy(rig.root / "first", "0.0.1"))
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     execs = []
     servers = set()
     for number, build in enumerate([following, first, following, first], start=1):
@@ -179,8 +184,7 @@ async def test_no_exit_is_lost_at_any_time_of_moves_and_deaths(
     moments = random.Random(3)
     first = without_kernel(Build.copy(rig.root / "first", "0.0.1"))
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     servers = itertools.cycle([await build.server() for build in (following, first)])
 
     async def end_later(pid: int) -> None:
@@ -246,8 +250,7 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
     rig: Rig, survivors: Start, following: Build, server: Server
 ) -> None:
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     await shim.exec("c1", "e1", *ending(3))
     old = parent_of(await daemon_of(shim.task))
     (path,) = server.sockets
@@ -270,8 +273,7 @@ async def test_the_exits_of_a_killed_old_servers_orphans_are_unknown_and_others_
     rig: Rig, survivors: Start, following: Build
 ) -> None:
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     await shim.exec("c1", "e1", *ending(3))
     old = await upgrade(rig, shim, following)
     await shim.exec("c1", "e2", *ending(4))
@@ -280,7 +282,7 @@ async def test_the_exits_of_a_killed_old_servers_orphans_are_unknown_and_others_
     with trio.fail_after(30 * PATIENCE):
         assert await end(shim, "e1", "e2") == [UNKNOWN_STATUS, 4]
         assert await end(shim, "") == [UNKNOWN_STATUS]
-    record = read_exit(str(bundle))
+    record = read_exit(str(rig.root / "c1"))
     assert record is not None
     assert record.reason
     await shim.delete("c1")
@@ -290,8 +292,7 @@ async def test_the_kernel_does_not_matter_for_a_check(
     rig: Rig, survivors: Start, following: Build
 ) -> None:
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    await run_ending(rig, survivors)
     done = await following.shimctl("upgrade", "--all", "--check")
     assert (done.returncode, done.stdout) == (0, f"c1  {VERSION} -> {NEXT}\n")
 
@@ -300,8 +301,7 @@ async def test_a_daemon_of_a_killed_fork_server_is_upgraded_only_with_the_kernel
     rig: Rig, survivors: Start, following: Build, server: Server
 ) -> None:
     """The next fork server keeps it, and is not its parent."""
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     await kill_server(server, shim)
     await survivors(rig.bundle("c2", "true"))
     await wait_kept(shim)
@@ -322,8 +322,7 @@ async def test_an_old_server_reports_exits_after_the_death_of_the_new_one(
 ) -> None:
     """The daemon takes the channel along to the next server that keeps it."""
     without_kernel(following)
-    shim = await survivors(bundle := rig.bundle("c1", *ending(7)))
-    await shim.run(bundle)
+    shim = await run_ending(rig, survivors)
     await upgrade(rig, shim, following)
     new = parent_of(daemon := await daemon_of(shim.task))
     os.kill(new, signal.SIGKILL)
