@@ -137,6 +137,7 @@ async def main(
         expected = SavedExpected(
             deposit, inherited.take_slot(EXPECTED) if inherited is not None else None
         )
+        stack.callback(expected.close)
         reservations = Reservations(
             settings.bundle, settings.address, settings.first, expected.earlier.reservations
         )

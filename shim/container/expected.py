@@ -92,6 +92,13 @@ class SavedExpected:
         else:
             self._deposit.lend({EXPECTED: self._slot.fd})
 
+    def close(self) -> None:
+        """Close the state; the keeper's copy stays.  A second call does nothing."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._deposit.leave(EXPECTED)
+            slot.close()
+
 
 def saved_time(deadline: float) -> float:
     """Convert a time of trio's clock for the state."""
