@@ -47,6 +47,12 @@ def _shared_server() -> Iterator[dict[str, str]]:
         shimctl("warm", environ={**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
         yield environ
         shimctl("stop", environ=environ)
+        # It stays for shims that survive.
+        wait_until(
+            "the fork server has exited",
+            lambda: not any(Path(directory).glob(".stopped-*")),
+            _TIMEOUT,
+        )
     finally:
         shutil.rmtree(directory)
 

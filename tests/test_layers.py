@@ -61,6 +61,7 @@ SHIMCTL_MAY = (
     *("shim.linux", "shim.jsontext", "shim.outputaddress", "shim.text"),
     "shim.events.encoding",  # the format of the journal, which shimctl reads
     "shim.start.launcher",  # where fork servers listen, and which of them is to be trusted
+    "shim.start.stopped",  # where those listen that accept no starts any more
 )
 
 

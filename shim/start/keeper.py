@@ -74,6 +74,16 @@ class Keeper:
         return bool(self._all) or any(self._reporters)
 
     @property
+    def count(self) -> int:
+        """The number of daemons that have left fds."""
+        return sum(bool(kept.fds) for kept in self._all)
+
+    @property
+    def reported(self) -> int:
+        """The number of daemons that have moved away, and of which exits are reported."""
+        return len({reporter.daemon for reporter in self._reporters})
+
+    @property
     def deadlines(self) -> list[float]:
         """The times at which :meth:`expire` has something to do."""
         return [kept.deadline for kept in self._timed]

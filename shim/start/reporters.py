@@ -13,6 +13,7 @@ import os
 import select
 import socket
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from shim.recovery import messages
@@ -31,13 +32,15 @@ class Reporter:
     """One channel, owned, to a daemon that moves or has moved.
 
     ``fds`` and ``exits`` are those of its keeper, and owned once the reporter ``is_alone``.
-    ``peer`` is the inode of the channel's other end.
+    ``peer`` is the inode of the channel's other end.  ``daemon`` is the number of the daemon,
+    which has several channels if it has moved here again.
     """
 
     channel: socket.socket
     peer: int
     fds: dict[str, int]
     exits: dict[str, tuple[int, int]]
+    daemon: int
     is_alone: bool = False
 
     @property
@@ -57,6 +60,7 @@ class Reporters:
         self._poll = poll
         self._reap = reap
         self._channels: dict[int, Reporter] = {}
+        self._numbers = count()
 
     def __iter__(self) -> Iterator[Reporter]:
         """Iterate over the reporters whose daemon has moved."""
@@ -70,7 +74,7 @@ class Reporters:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         peer = os.fstat(theirs.fileno()).st_ino
-        reporter = Reporter(ours, peer, holder.fds, holder.exits)
+        reporter = Reporter(ours, peer, holder.fds, holder.exits, next(self._numbers))
         self._channels[ours.fileno()] = reporter
         self._poll.register(ours, select.POLLIN)
         return reporter, theirs
@@ -92,6 +96,7 @@ class Reporters:
         taken = [fd for name, fd in fds.items() if name.startswith(f"{REPORTS}/")]
         inodes = {os.fstat(fd).st_ino for fd in taken}
         earlier = [one for one in self if one.peer in inodes]
+        reporter.daemon = min((one.daemon for one in earlier), default=reporter.daemon)
         for one in earlier:
             while self._take(one):  # it may drop names that have other processes by now
                 pass

@@ -24,7 +24,7 @@ from shim.linux import sockets
 from shim.linux.fdpassing import receive_fds
 from shim.linux.peers import peer_of
 from shim.recovery.registering import ring
-from shim.start import children, givenup, heap, launcher
+from shim.start import children, givenup, heap, launcher, stopped
 from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
 from shim.start.codestamp import code_stamp
 from shim.start.flags import deaths_limit, idle_time
@@ -64,6 +64,7 @@ class Server:
         self._holds_orphans = False
         self._listener: socket.socket | None = None
         self._bound: tuple[int, ...] | None = None  # the identity of the socket
+        self._bound_at = path
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
         directory = os.path.dirname(path)  # noqa: PTH120 - a plain string
@@ -92,6 +93,7 @@ class Server:
             listening()
             return 0
         self._bound = sockets.identity_of(f"unix://{self._path}")
+        stopped.remove_dead(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         self._last_activity = time.monotonic()  # no caller could connect before
         self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -128,12 +130,9 @@ class Server:
         return 0
 
     def close(self) -> None:
-        """End the spare child, stop listening, remove the socket and refuse all calls."""
-        self._drop_spare()
-        self._wants_spare = False
+        """Stop listening, remove the socket, and refuse all calls."""
+        self._refuse()
         self._pending.close()
-        while self._calls:
-            _close(*self._calls.popleft())
         if self._listener is not None:
             with suppress(KeyError):  # it is not registered yet
                 self._poll.unregister(self._listener)
@@ -141,7 +140,31 @@ class Server:
             self._listener = None
             # A child that was forked a moment ago may have the listener still.
             if self._bound is not None:
-                sockets.remove(f"unix://{self._path}", self._bound)
+                sockets.remove(f"unix://{self._bound_at}", self._bound)
+
+    def _stop(self) -> None:
+        """Refuse all calls, and leave the name of the socket to the next server.
+
+        While there is something to keep, requests for the status are answered at another path.
+        """
+        self._stopped = True
+        self._refuse()
+        if self._listener is None or self._bound_at != self._path:
+            return
+        renamed = ""
+        if self._keeper and self._bound is not None:
+            renamed = stopped.rename(self._path, self._bound)
+        if renamed:
+            self._bound_at = renamed
+        else:
+            self.close()
+
+    def _refuse(self) -> None:
+        """End the spare child and the queued calls."""
+        self._drop_spare()
+        self._wants_spare = False
+        while self._calls:
+            _close(*self._calls.popleft())
 
     def _end(self, *_: object) -> None:
         self._ended = True
@@ -151,8 +174,7 @@ class Server:
         if not (self._stopped or self._is_idle()):
             return self._ended
         if self._keeper and not self._ended:
-            self._stopped = True
-            self.close()
+            self._stop()
             return False
         return True
 
@@ -236,7 +258,7 @@ class Server:
             while True:
                 connection, _ = self._listener.accept()
                 self._last_activity = time.monotonic()
-                self._wants_spare = self._spare is None
+                self._wants_spare = self._spare is None and not self._stopped
                 self._pending.add(connection, self._last_activity)
 
     def _read_request(self, fd: int) -> None:
@@ -274,6 +296,8 @@ class Server:
             verb, *argv = [os.fsdecode(word) for word in data.split(b"\0")]
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 return None
+            if self._stopped and verb not in ("status", "stop"):
+                return None
             if verb == "run" and len(fds) == 2 and argv:
                 connection.send(b"heard")
                 call = Call(connection.fileno(), pid, argv, *fds)
@@ -300,18 +324,30 @@ class Server:
                     fds = []
                     self._keeper.register(pid, pidfd, socket.socket(fileno=channel))
             elif verb == "status":
-                state = {"pid": os.getpid(), "daemons": self._count, "idle": self._idle}
-                connection.send(json.dumps(state).encode())
+                connection.send(json.dumps(self._state()).encode())
             elif verb == "stop":
-                self._stopped = True
-                stays = bool(self._keeper)
-                if stays:
-                    self.close()
-                connection.send(b'{"stays": true}' if stays else b"{}")
+                self._stop()
+                connection.send(json.dumps(self._state()).encode())
             return None
         finally:
             for fd in fds:
                 os.close(fd)
+
+    def _state(self) -> dict[str, object]:
+        """Return the reply to ``status``.
+
+        ``keeps`` is the number of daemons that are replaced if they are killed, ``reports``
+        of those that have moved away, and of which exits are reported to their fork server.
+        """
+        return {
+            "pid": os.getpid(),
+            "daemons": self._count,
+            "idle": self._idle,
+            "stopped": self._stopped,
+            "keeps": self._keeper.count,
+            "reports": self._keeper.reported,
+            "socket": self._bound_at,
+        }
 
     def _is_current(self) -> bool:
         """Return whether the files on disk are still those of the loaded code.
@@ -320,8 +356,7 @@ class Server:
         """
         if code_stamp() == self._stamp:
             return True
-        self._stopped = True
-        self.close()
+        self._stop()
         return False
 
     def _assign(self, connection: socket.socket, call: Call) -> None:

@@ -27,7 +27,7 @@ from shim import names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
 from shim.linux.peers import peer_of
-from shim.start import identity, launcher
+from shim.start import identity, launcher, stopped
 from shim.text import explain
 from shim.version import VERSION
 from shimctl.host.cgroups import join
@@ -39,15 +39,16 @@ _STOP_TIMEOUT = 5.0
 _START_TIMEOUT = 10.0
 _POLL_INTERVAL = 0.02
 _MAX_ANSWER = 1 << 16  # bytes of an answer
-# The remedy for a server that does not answer, and the remark on one that was stopped.
+# The remedy for a server that does not answer.
 REMEDY = "end its process; the next shim starts another"
-STAYS = "it starts no more shims, and exits when those that it keeps have ended"
 
 
 class Health(Enum):
     """The health of a fork server."""
 
     UP = "up"  # it answers
+    STOPPED = "stopped"  # it answers, accepts no starts any more, and ends with its shims
+    EXITED = "exited"  # it was stopped, and has exited
     STALE = "stale"  # no server listens on the socket
     SILENT = "silent"  # the server gives no answer, or an invalid one
     UNTRUSTED = "untrusted"  # another user could have made the socket
@@ -60,6 +61,11 @@ class Server:
     ``pid`` is 0 if no server answers.  ``idle`` is the time without a shim, in seconds,
     after which the server exits; 0 is no limit.  ``ours`` is true for the server that
     shims started by this process would use.
+
+    ``keeps`` is the number of shims that the server replaces if they are killed, and
+    ``reports`` of shims that were upgraded since, and of which it reports the exits of
+    processes.  A server that is stopped exits when it has none of both.  ``problem`` is
+    empty, or why the server is not up.
     """
 
     socket: str
@@ -69,6 +75,8 @@ class Server:
     idle: float = 0.0
     ours: bool = False
     problem: str = ""
+    keeps: int = 0
+    reports: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,10 @@ async def list_servers() -> list[Server]:
     # The socket of a server that is starting has a name that begins with a dot.
     paths = (f"{directory}/{name}" for name in names if not name.startswith("."))
     found = [await _inspect(path, own) for path in paths]
+    for name in filter(stopped.is_name, names):
+        server = await _inspect(f"{directory}/{name}", own)
+        if server.health is not Health.STALE:  # the next server removes its socket
+            found.append(server)
     # An untrusted directory never has the socket that this process would use.
     if not any(server.ours for server in found) and (reason := _reason_for_no_server(own)):
         found.append(Server(own, Health.UNTRUSTED, ours=True, problem=reason))
@@ -122,14 +134,44 @@ async def _inspect(path: str, own: str) -> Server:
     try:
         if reason := launcher.distrust(path):
             return found(Health.UNTRUSTED, problem=reason)
-        pid, answer = await _request(path, b"status")
-        return found(
-            Health.UP, pid=pid, daemons=int(answer["daemons"]), idle=float(answer["idle"])
-        )
+        return _answered(path, *await _request(path, b"status"), ours=path == own)
     except (FileNotFoundError, UnavailableError):
         return found(Health.STALE, problem="no server listens on this socket any more")
     except (ShimError, OSError, KeyError, TypeError, ValueError) as exc:
         return found(Health.SILENT, problem=explain(exc))
+
+
+def _answered(path: str, pid: int, answer: dict[str, Any], *, ours: bool = False) -> Server:
+    """Return the server that has answered a request for its status.
+
+    An answer of an earlier version has no numbers of kept and of upgraded shims.
+
+    :raises KeyError, TypeError, ValueError: the answer is malformed.
+    """
+    keeps, reports = (int(answer.get(name, 0)) for name in ("keeps", "reports"))
+    health, problem = Health.UP, ""
+    if answer.get("stopped", False):
+        health, problem = Health.STOPPED, _remains(keeps, reports)
+    return Server(
+        *(path, health, pid, int(answer["daemons"]), float(answer["idle"])),
+        *(ours, problem, keeps, reports),
+    )
+
+
+def _remains(keeps: int, reports: int) -> str:
+    """Return what a server does that is stopped."""
+    does = []
+    if keeps:
+        does.append(f"keeps the files of {_shims(keeps)}")
+    if reports:
+        does.append(f"reports the exits of processes of {_shims(reports, 'upgraded ')}")
+    if not does:
+        return "it accepts no starts, and is about to exit"
+    return f"it accepts no starts, still {' and '.join(does)}, and exits with the last of them"
+
+
+def _shims(count: int, kind: str = "") -> str:
+    return f"{count} {kind}shim{'' if count == 1 else 's'}"
 
 
 async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
@@ -161,51 +203,61 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
 
 
 async def stop_servers() -> list[Server]:
-    """Stop every trusted fork server; return the servers after they have exited.
+    """Stop every trusted fork server; return the servers after that.
 
-    Their shims keep running; process 1 becomes their parent.  A server that keeps shims with
-    ``survive`` starts no more, and exits when they have ended: its ``problem`` is ``STAYS``.
+    Their shims keep running.  A server has exited, and process 1 is the parent of its shims, or
+    it is stopped: it accepts no starts any more, and stays for the shims that it keeps, and
+    for those of which it reports exits.
 
-    :raises ShimError: a server could not be stopped; the others have exited.
+    :raises ShimError: a server could not be stopped; the others are.
     """
-    stopped, problems = [], []
+    ended, problems = [], []
     for server in await list_servers():
         if server.health is Health.STALE or not os.path.lexists(server.socket):
             continue
         try:
-            if server.health is not Health.UP:
+            if server.health not in (Health.UP, Health.STOPPED):
                 raise UnavailableError(f"{server.problem}; {REMEDY}")
-            if await _stop(server):
-                server = replace(server, problem=STAYS)
+            ended.append(await _stop(server))
         except (ShimError, OSError, ValueError) as exc:
             problems.append(f"{server.socket}: {explain(exc)}")
-        else:
-            stopped.append(server)
     if problems:
         raise ShimError(f"cannot stop a fork server: {'; '.join(problems)}")
-    return stopped
+    return ended
 
 
-async def _stop(server: Server) -> bool:
-    """Stop a server; return whether it stays for the shims that it keeps."""
+async def _stop(server: Server) -> Server:
     if not server.pid:
         raise UnavailableError("it is in another pid namespace; run this command there")
+    exited = replace(server, health=Health.EXITED, problem="", keeps=0, reports=0)
     try:
         process = os.pidfd_open(server.pid)
     except ProcessLookupError:
-        return False
+        return exited
     try:
+        answer: dict[str, Any] = {}
         with suppress(UnavailableError):  # it has exited in the meantime
-            if (await _request(server.socket, b"stop"))[1].get("stays"):
-                return True
+            _, answer = await _request(server.socket, b"stop")
+        path = str(answer.get("socket", server.socket))
+        if _stays(answer):
+            return _answered(path, server.pid, answer)
         with trio.move_on_after(_STOP_TIMEOUT):
             await trio.lowlevel.wait_readable(process)
-            return False
+            return exited
+        # A start that was under way may have become a shim that the server keeps.
+        with suppress(ShimError):
+            _, answer = await _request(path, b"status")
+            if _stays(answer):
+                return _answered(path, server.pid, answer)
     finally:
         os.close(process)
     raise TimedOutError(
         f"process {server.pid} did not exit within {_STOP_TIMEOUT:g} s; run `kill {server.pid}`"
     )
+
+
+def _stays(answer: dict[str, Any]) -> bool:
+    return bool(answer.get("stopped") and (answer.get("keeps") or answer.get("reports")))
 
 
 async def warm(*, like: int = 0) -> Warmed:

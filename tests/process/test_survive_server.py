@@ -11,7 +11,6 @@ from pathlib import Path
 
 from shim.api.task_pb2 import ShutdownRequest, WaitRequest
 from shim.linux import sockets
-from shimctl.host import forkserver
 from tests.process.replaced import STATE, connect, files_of, log_of, replaced, wait_for
 from tests.process.rig import wait_gone
 from tests.process.servers import ROOT, Server, children_of, parent_of, state_of
@@ -52,8 +51,9 @@ async def test_a_server_that_is_told_to_stop_stays_for_its_daemons_only(
     daemon = await surviving.start(surviving.rig.bundle("c1", "true"))
     pid = await surviving.wait_up()
     spare = await surviving.wait_spare()
-    [stopped] = await forkserver.stop_servers()
-    assert (stopped.pid, stopped.problem) == (pid, forkserver.STAYS)
+    answer = surviving.ask(b"stop")
+    assert [answer[name] for name in ("stopped", "keeps", "reports")] == [True, 1, 0]
+    stopped = Path(answer["socket"])
     await wait_gone([spare])
     assert surviving.sockets == []
     address = surviving.rig.address
@@ -62,8 +62,10 @@ async def test_a_server_that_is_told_to_stop_stays_for_its_daemons_only(
     surviving.rig.address = address
     replacement = await replaced(surviving, daemon)
     assert parent_of(replacement) == pid
+    assert surviving.ask(b"status", stopped) == answer
     os.kill(replacement, signal.SIGTERM)
     await wait_gone([replacement, pid])
+    assert not stopped.exists()
 
 
 async def test_a_server_of_changed_code_stays_for_its_daemons_only(

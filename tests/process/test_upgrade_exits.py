@@ -257,7 +257,8 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
     await upgrade(rig, shim, following)
     pidfd = os.pidfd_open(old)
     try:
-        assert server.ask(b"stop", path) == {"stays": True}
+        answer = server.ask(b"stop", path)
+        assert [answer[name] for name in ("stopped", "keeps", "reports")] == [True, 0, 1]
         await shim.exec("c1", "e2", *ending(4))
         assert await end(shim, "e1", "e2") == [3, 4]
         assert not select.select([pidfd], [], [], 0)[0]

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from shim import names
+from shim.api.task_pb2 import KillRequest, WaitRequest
 from shim.start import identity
 from tests.process.rig import alive, wait_gone
 from tests.process.servers import ROOT, parent_of
+from tests.process.survival import daemon_of, enable
 from tests.shimctl.shims import Shims, open_shims
 from tests.shimctl.tool import called
 
@@ -90,14 +93,17 @@ async def test_a_warm_server_is_listed_and_the_first_start_is_its_child(shims: S
         "idle": 600.0,
         "ours": True,
         "problem": "",
+        "keeps": 0,
+        "reports": 0,
     }
 
 
 async def test_people_see_a_table(shims: Shims) -> None:
     pid = ask(shims, "warm")["pid"]
     lines = shims.shimctl("forkserver", "status").stdout.splitlines()
-    assert lines[0].split() == ["PID", "STATUS", "SHIMS", "IDLE", "OURS", "SOCKET", "PROBLEM"]
-    assert lines[1].split()[:5] == [str(pid), "up", "0", "600.0s", "yes"]
+    numbers = ["SHIMS", "KEEPS", "REPORTS"]
+    assert lines[0].split() == ["PID", "STATUS", *numbers, "IDLE", "OURS", "SOCKET", "PROBLEM"]
+    assert lines[1].split()[:7] == [str(pid), "up", "0", "0", "0", "600.0s", "yes"]
 
 
 async def test_a_server_that_was_warmed_keeps_nothing_of_ours(shims: Shims) -> None:
@@ -130,12 +136,61 @@ async def test_stopping_waits_for_the_end_and_the_shims_live_on(shims: Shims) ->
     pid = ask(shims, "warm")["pid"]
     daemon = await shims.start(shims.rig.bundle("c1", "true"))
     (stopped,) = ask(shims, "stop")
-    assert stopped["pid"] == pid
+    assert (stopped["pid"], stopped["health"]) == (pid, "exited")
     assert not alive(pid)
     assert ask(shims, "status") == []
     assert alive(daemon)
     assert parent_of(daemon) != pid
     await shims.rig.connect()  # it answers
+
+
+async def test_a_stopped_server_stays_for_shims_that_survive_and_for_upgraded_ones(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(shims.rig))
+    monkeypatch.setenv("CONTAINERD_STATE", str(shims.rig.root))
+    first = ask(shims, "warm")
+    bundle = shims.rig.bundle("c1", "sleep", "1000")
+    daemon = await shims.start(bundle)
+    await shims.rig.run(task := await shims.rig.connect(), bundle)
+    (stopped,) = ask(shims, "stop")
+    assert [stopped[name] for name in ("pid", "health", "daemons")] == [first["pid"], "stopped", 1]
+    assert [stopped[name] for name in ("keeps", "reports", "ours")] == [1, 0, False]
+    assert stopped["problem"] == (
+        "it accepts no starts, still keeps the files of 1 shim, and exits with the last of them"
+    )
+    assert ask(shims, "status") == ask(shims, "stop") == [stopped]
+    assert await daemon_of(task) == daemon
+    done = await trio.to_thread.run_sync(shims.shimctl, "upgrade", "--all", "--force")
+    assert (done.returncode, done.stderr) == (0, "")
+    shims.rig.track(after := await daemon_of(task))
+    old, new = sorted(ask(shims, "status"), key=lambda one: bool(one["ours"]))
+    assert (new["socket"], new["keeps"], parent_of(after)) == (first["socket"], 1, new["pid"])
+    assert [old[name] for name in ("pid", "health", "keeps", "reports")] == [
+        *(first["pid"], "stopped", 0, 1)
+    ]
+    assert "still reports the exits of processes of 1 upgraded shim," in old["problem"]
+    text = shims.shimctl("doctor", "-o", "wide").stdout
+    assert f"pid {first['pid']}: {old['problem']}" in " ".join(text.split())
+    await task.Kill(KillRequest(id="c1", signal=9), timeout=10)
+    await task.Wait(WaitRequest(id="c1"), timeout=10)
+    await wait_gone([first["pid"]])
+    assert [one["pid"] for one in ask(shims, "status")] == [new["pid"]]
+
+
+async def test_a_start_removes_the_socket_of_a_stopped_server_that_was_killed(
+    shims: Shims, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(names.HOST_FILE_VARIABLE, enable(shims.rig))
+    ask(shims, "warm")
+    await shims.start(shims.rig.bundle("c1", "true"))
+    (stopped,) = ask(shims, "stop")
+    os.kill(stopped["pid"], signal.SIGKILL)
+    await wait_gone([stopped["pid"]])
+    assert Path(stopped["socket"]).exists()
+    assert ask(shims, "status") == []
+    ask(shims, "warm")
+    assert not Path(stopped["socket"]).exists()
 
 
 async def test_what_a_killed_server_left_is_stale_and_warming_replaces_it(shims: Shims) -> None:

@@ -246,6 +246,7 @@ def test_a_daemon_that_comes_back_and_leaves_again_has_one_channel_for_its_proce
     with orphan(7) as (pid, pidfd), ExitStack() as moves:
         daemon = moves.enter_context(moved(bench, e1=pidfd))
         for _ in range(5):
+            assert bench.keeper.reported == 1
             daemon = moves.enter_context(back(bench, daemon))
             assert daemon.channels.keys() == {CHANNEL, f"{REPORTS}/1"}
             assert daemon.is_over(f"{REPORTS}/1")
@@ -269,6 +270,7 @@ def test_a_daemon_that_comes_back_has_a_channel_of_its_own_for_its_new_processes
                 end(other)
                 assert again.exit_of(f"{NAME}e1")[0] == str(7 << 8)
                 assert again.exit_of(f"{NAME}e2") == []
+                assert bench.keeper.reported == 1  # of two channels
                 second = f"{REPORTS}/1"
                 assert again.exit_of(f"{NAME}e1", second) == []
                 assert again.exit_of(f"{NAME}e2", second)[0] == str(8 << 8)
@@ -279,6 +281,7 @@ def test_daemons_with_the_same_names_have_their_own_exits(bench: Bench) -> None:
     """The ids of containers of two managers may be equal."""
     with orphan(7) as (pid, pidfd), orphan(8) as (other, other_fd):
         with moved(bench, e1=pidfd) as one, moved(bench, e1=other_fd) as two:
+            assert (bench.keeper.count, bench.keeper.reported) == (0, 2)
             for ended in (pid, other):
                 end(ended)
                 assert bench.keeper.reap(ended)

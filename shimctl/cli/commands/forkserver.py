@@ -33,8 +33,10 @@ async def command(action: str, like: int, out: Out) -> None:
 
     A fork server forks the shims of callers with the same build, user, namespaces and
     cgroup.  The first shim starts one too; after `warm` also that shim is fast.
-    After `stop`, a server that keeps shims with `survive = true` stays until they have
-    ended, and starts no more.
+
+    A server that is stopped accepts no starts.  It exits at once, or stays for the shims that
+    it KEEPS, which have `survive = true`, and for upgraded shims to which it REPORTS the
+    exits of processes; then its status is "stopped".
     """
     from shim.errors import InvalidError
     from shimctl.host import forkserver
@@ -46,16 +48,22 @@ async def command(action: str, like: int, out: Out) -> None:
         return
     stopping = action == "stop"
     servers = await (forkserver.stop_servers() if stopping else forkserver.list_servers())
-    headers = ("PID", "STATUS", "SHIMS", "IDLE", "OURS", "SOCKET", "PROBLEM")
+    headers = (
+        *("PID", "STATUS", "SHIMS", "KEEPS", "REPORTS", "IDLE", "OURS", "SOCKET", "PROBLEM"),
+    )
     out.show_table(servers, headers, [_row(server) for server in servers])
 
 
 def _row(server: Server) -> tuple[object, ...]:
     from shimctl.cli import render
+    from shimctl.host.forkserver import Health
 
-    idle = render.seconds(server.idle) if server.idle else "never"
+    idle = None
+    if server.health is Health.UP:
+        idle = render.seconds(server.idle) if server.idle else "never"
+    numbers = (server.daemons, server.keeps, server.reports, idle)
     return (
         *(server.pid or None, server.health.value),
-        *((server.daemons, idle) if server.pid else (None, None)),
+        *(numbers if server.pid else (None,) * len(numbers)),
         *("yes" if server.ours else "no", server.socket, server.problem),
     )

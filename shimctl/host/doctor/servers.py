@@ -76,6 +76,8 @@ def judge(server: Server) -> Finding:
         case Health.UP:
             whose = "" if server.ours else "; for other callers than this process"
             return made(Level.OK, f"pid {server.pid}, {server.daemons} shims{whose}")
+        case Health.STOPPED | Health.EXITED:
+            return made(Level.OK, f"pid {server.pid}: {server.problem or 'it has exited'}")
         case Health.STALE:
             return made(Level.OK, "its server has exited; the next one replaces the socket")
         case Health.SILENT:
