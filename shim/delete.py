@@ -163,8 +163,14 @@ def _deliver_undelivered(flags: Flags, bundle: Bundle, others: Mapping[str, str]
 
     try:
         address = os.environ.get("TTRPC_ADDRESS", "")
-        journals = [bundle.journal, *(Bundle(Path(path)).journal for path in others.values())]
-        deliver_undelivered(journals, address, publishes_exit=publishes_exit, fork=_fork_detached)
+        paths = {flags.id: bundle.path} | {id_: Path(path) for id_, path in others.items()}
+        deliver_undelivered(
+            {id_: Bundle(path).journal for id_, path in paths.items()},
+            address,
+            namespace=flags.namespace,
+            publishes_exit=publishes_exit,
+            fork=_fork_detached,
+        )
     except Exception as exc:
         log.crash("cannot deliver all events; they stay in the journal", exc, id=flags.id)
 

@@ -8,6 +8,10 @@ long as the bundle.
 A record exists whole or not at all: it is written to a temporary file, synced and
 renamed.  The rename is not synced, so a power failure may lose the record.
 
+Until the exit event is in the journal of the bundle, the record has the sticky bit, which
+has no meaning for files: ``shim.events.unpublished`` finds the events that a killed daemon
+did not publish.  A record on a disk has none, since to remove it may wait for the disk.
+
 Source: none; containerd-shim-runc-v2 keeps no such files.
 """
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import suppress
 
 from shim import log
@@ -22,6 +27,7 @@ from shim.exit import Exit
 
 # The largest size of a record, in bytes; ``reason`` is the longest part.
 _LONGEST = 4096
+_MODE = 0o600
 # The largest status, and the largest time in ns (the end of the year 9999), in a protobuf.
 _STATUS_MAX = (1 << 32) - 1
 _TIME_MAX = 253_402_300_799 * 10**9
@@ -32,8 +38,11 @@ def exit_file(bundle: str, exec_id: str = "") -> str:
     return f"{bundle}/{exec_id or 'init'}.exit"
 
 
-def write_exit(bundle: str, exit_: Exit, exec_id: str = "") -> None:
-    """Write ``exit_`` and replace an earlier one.  A failure logs a warning only."""
+def write_exit(bundle: str, exit_: Exit, exec_id: str = "", *, unpublished: bool = False) -> None:
+    """Write ``exit_`` and replace an earlier one.  A failure logs a warning only.
+
+    ``unpublished`` is set if :func:`note_published` follows.
+    """
     # No exec's id begins with a dot.
     draft = f"{bundle}/.{exec_id or 'init'}.exit"
     # Not asdict(), which takes twice as long as all the rest of this in memory.
@@ -45,7 +54,8 @@ def write_exit(bundle: str, exit_: Exit, exec_id: str = "") -> None:
     }
     data = json.dumps(fields).encode()
     try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        mode = _MODE | stat.S_ISVTX if unpublished else _MODE
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
         try:
             if os.write(fd, data) != len(data):
                 raise OSError("the record was written only in part")
@@ -58,6 +68,32 @@ def write_exit(bundle: str, exit_: Exit, exec_id: str = "") -> None:
         log.warning("cannot write an exit record", path=path, error=exc)
         with suppress(OSError):
             os.unlink(draft)  # noqa: PTH108 - as above
+
+
+def note_published(bundle: str, exec_id: str = "") -> None:
+    """Note that the exit event of the record, if there is one, is in the journal."""
+    with suppress(OSError):
+        os.chmod(exit_file(bundle, exec_id), _MODE)  # noqa: PTH101 - a plain string
+
+
+def unpublished_exits(bundle: str) -> list[tuple[str, Exit]]:
+    """Return the recorded exits of which no event may be in the journal, with the execs' ids.
+
+    They are in the order of their events: the init process, with an empty id, is the last.
+    """
+    found = []
+    with suppress(OSError):  # the manager has removed the bundle
+        for name in os.listdir(bundle):  # noqa: PTH208 - names are wanted
+            exec_id = name.removesuffix(".exit")
+            # A draft's name begins with a dot, and an id is ASCII.
+            if exec_id == name or name.startswith(".") or not name.isascii():
+                continue
+            exec_id = "" if exec_id == "init" else exec_id
+            mode = os.lstat(f"{bundle}/{name}").st_mode
+            is_unpublished = stat.S_ISREG(mode) and mode & stat.S_ISVTX
+            if is_unpublished and (exit_ := read_exit(bundle, exec_id)) is not None:
+                found.append((exec_id, exit_))
+    return sorted(found, key=lambda one: (not one[0], one[1].exited_at))
 
 
 def read_exit(bundle: str, exec_id: str = "") -> Exit | None:

@@ -15,13 +15,15 @@ import pytest
 import trio
 
 from shim import delete as command
-from shim.api.events_pb2 import TaskStart
+from shim.api.events_pb2 import TaskExit, TaskStart
 from shim.api.task_pb2 import DeleteResponse
 from shim.container.bundle import Bundle
 from shim.container.cleanup_records import CleanupRecord, CleanupRecords
 from shim.events.publisher import open_publisher
+from shim.exit import Exit
 from shim.linux.libc import mount
 from shim.linux.mounts import unmount_all
+from shim.records import write_exit
 from shim.runc.command import Runtime
 from shim.start.flags import Flags
 from tests.events.delivering import Manager, serving
@@ -60,6 +62,12 @@ def bundle(root: Path) -> Path:
 def delete(bundle: Path) -> DeleteResponse:
     flags = Flags(namespace="ns", id="c1", bundle=str(bundle), action="delete")
     return DeleteResponse.FromString(command.delete(flags))
+
+
+def command_of(bundle: Path) -> list[str]:
+    """Return a command that does the same in another process."""
+    flags = ["-namespace", "ns", "-id", "c1", "-bundle", str(bundle)]
+    return [sys.executable, "-m", "shim", *flags, "delete"]
 
 
 @pytest.fixture
@@ -138,12 +146,52 @@ async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Pa
     async with open_publisher(str(events), "ns") as publisher:
         source = publisher.open_source(Bundle(bundle).journal)
         source.publish(TaskStart(container_id="c1", pid=7))  # no process listens yet
-    argv = [sys.executable, "-m", "shim", "-namespace", "ns", "-id", "c1", "-bundle", str(bundle)]
     environ = {**os.environ, "TTRPC_ADDRESS": str(events)}
     manager = Manager()
     async with serving(events, manager):
-        await trio.run_process([*argv, "delete"], env=environ, capture_stdout=True)
+        await trio.run_process(command_of(bundle), env=environ, capture_stdout=True)
     assert manager.pids == [7]
+
+
+@pytest.mark.parametrize("accepts", [False, True])
+async def test_an_exit_that_was_recorded_and_not_published_is_delivered_once(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, accepts: bool
+) -> None:
+    """A manager that accepts events publishes the exit of the init process itself."""
+    events = bundle.parent / "events"
+    monkeypatch.setenv("TTRPC_ADDRESS", str(events))
+    write_exit(str(bundle), Exit(7, 1, 1_000), "published")
+    write_exit(str(bundle), Exit(8, 2, 2_000), "journaled", unpublished=True)
+    write_exit(str(bundle), Exit(11, 5, 3_000), unpublished=True)
+    write_exit(str(bundle), Exit(10, 4, 5_000), "e2", unpublished=True)
+    write_exit(str(bundle), Exit(9, 3, 4_000), "e1", unpublished=True)
+    manager = Manager()
+    async with serving(events, manager), open_publisher(str(events), "ns") as publisher:
+        event = TaskExit(container_id="c1", id="journaled", pid=8, exit_status=2)
+        event.exited_at.FromNanoseconds(2_000)
+        publisher.open_source(Bundle(bundle).journal).publish(event)
+        await publisher.flush()
+        # The daemon is killed before it notes in the record that the event is in the journal.
+        journal = Path(Bundle(bundle).journal).read_bytes()
+    Path(Bundle(bundle).journal).write_bytes(journal)
+    if not accepts:
+        await trio.run_process(command_of(bundle), capture_stdout=True)
+    async with serving(events, manager):
+        for _ in range(2):
+            await trio.to_thread.run_sync(delete, bundle)
+        with trio.fail_after(10):
+            while len(manager.got) < 4 - accepts:  # a process delivers in the background
+                await trio.sleep(0.01)
+    exits = [TaskExit.FromString(envelope.event.value) for envelope in manager.got]
+    assert [
+        (one.id, one.pid, one.exit_status, one.exited_at.ToNanoseconds()) for one in exits
+    ] == [
+        ("journaled", 8, 2, 2_000),
+        ("e1", 9, 3, 4_000),
+        ("e2", 10, 4, 5_000),
+        *([] if accepts else [("c1", 11, 5, 3_000)]),
+    ]
+    assert {(one.namespace, one.topic) for one in manager.got} == {("ns", "/tasks/exit")}
 
 
 @pytest.mark.parametrize("started", [False, True])

@@ -75,6 +75,7 @@ class Exits:
     def _publish_exit(self, exit_: Exit) -> None:
         self._parts.init.set_exit(exit_)
         self._parts.events.exited("", exit_)
+        self._parts.init.note_published(self._parts.bundle)
         self._parts.saved.forget("")
 
     async def _kill_remaining(self) -> None:
@@ -106,4 +107,5 @@ class Exits:
         await process.wait_output_read()
         process.set_exit(exit_)
         self._parts.events.exited(process.id, exit_)
+        process.note_published(self._parts.bundle)
         self._parts.saved.forget(process.id)

@@ -13,7 +13,7 @@ from shim.container.snapshot import Fixed, ProcessSnapshot
 from shim.errors import ShimError, WrongStateError
 from shim.exit import NEVER_STARTED
 from shim.offthread import run_off_thread, wait_unchanged
-from shim.records import exit_file, read_exit, remove_exit, write_exit
+from shim.records import exit_file, note_published, read_exit, remove_exit, write_exit
 from shim.stdio.streams import StdioSpec
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class Process:
     async def _write_exit(self, exit_: Exit, bundle: Bundle) -> None:
         path = str(bundle.path)
         if bundle.in_memory:
-            write_exit(path, exit_, self.id)
+            write_exit(path, exit_, self.id, unpublished=True)
             self._is_recorded = True
             return
         write = partial(write_exit, path, exit_, self.id)
@@ -143,6 +143,11 @@ class Process:
             self._is_recorded = True
         except (ShimError, OSError) as exc:
             log.error("cannot write the exit record; the exit is published without", error=exc)
+
+    def note_published(self, bundle: Bundle) -> None:
+        """Note in the record that the exit event is in the journal: ``delete`` adds no other."""
+        if bundle.in_memory:
+            note_published(str(bundle.path), self.id)
 
     async def wait_recorded(self, bundle: Bundle) -> None:
         """Wait until the record of an earlier process with this id is not written any more.

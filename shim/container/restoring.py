@@ -82,6 +82,9 @@ class Restoring:
             await self._restore_process(process, one, inherited)
         # The event of a change that was saved precedes all that follow.
         self._parts.events.resume(snapshot.pending)
+        for process in (self._parts.init, *self._parts.execs.values()):
+            if process.exit is not None:
+                process.note_published(self._parts.bundle)
         saved.save()
         if snapshot.oom is not None:
             await self._parts.group.watch_oom(self._parts.host.nursery, OomCount(*snapshot.oom))

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim import log
-from shim.events.encoding import DONE, HEADER, decode, encode
+from shim.events.encoding import DONE, HEADER, decode, encode, payloads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -233,6 +233,18 @@ def is_waiting(path: str) -> bool:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return bool(decode(_read(fd)).waiting)
+    finally:
+        os.close(fd)
+
+
+def all_payloads(path: str) -> list[bytes]:
+    """Return every event in the journal at ``path``, the acknowledged ones too.
+
+    :raises OSError: it cannot be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return list(payloads(_read(fd)))
     finally:
         os.close(fd)
 

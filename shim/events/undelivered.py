@@ -25,11 +25,12 @@ from shim.api.events_pb2 import TaskDelete, TaskExit
 from shim.events.backlog import Backlog
 from shim.events.journal import is_waiting
 from shim.events.publisher import EventPublisher, address_of, is_on_disk
+from shim.events.unpublished import add_unpublished, has_unpublished
 from shim.linux.sockets import can_connect
 from shim.scope import background
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from shim.api.envelope_pb2 import Envelope
 
@@ -45,25 +46,30 @@ _EXIT, _DELETE = TaskExit.DESCRIPTOR.full_name, TaskDelete.DESCRIPTOR.full_name
 
 
 def deliver_undelivered(
-    journals: Sequence[str],
+    journals: Mapping[str, str],
     address: str,
     *,
+    namespace: str,
     publishes_exit: Callable[[str], bool],
     fork: Callable[[Callable[[], object], Sequence[int]], None],
 ) -> None:
     """Deliver the events of ``journals`` to the manager at ``address``.
 
-    Takes two seconds at most.  ``publishes_exit`` returns whether the manager calls
-    ``delete`` for a container id, and therefore publishes the exit itself.  ``fork`` is
-    called with a longer delivery, to run it in another process, and with the fds that
-    it needs.
+    ``journals`` are paths by container id.  Exits that were recorded and not published are
+    delivered, too, in ``namespace``.  Takes two seconds at most.  ``publishes_exit`` returns
+    whether the manager calls ``delete`` for a container id, and therefore publishes the exit
+    itself.  ``fork`` is called with a longer delivery, to run it in another process, and with
+    the fds that it needs.
     """
     if not address:
         return
     is_there = can_connect(address_of(address))
     deadline = time.monotonic() + DELIVERY
     # A fork has no copy of the thread.  The forked process itself may wait for a disk.
-    loaded = [_load(path, deadline, threaded=is_there and is_on_disk(path)) for path in journals]
+    loaded = [
+        _load(path, id_, namespace, deadline, threaded=is_there and is_on_disk(path))
+        for id_, path in journals.items()
+    ]
     backlogs = [backlog for backlog in loaded if backlog is not None]
     if not backlogs:
         return
@@ -82,12 +88,15 @@ def deliver_undelivered(
             backlog.close()
 
 
-def _load(journal: str, deadline: float, *, threaded: bool) -> Backlog | None:
+def _load(
+    journal: str, id_: str, namespace: str, deadline: float, *, threaded: bool
+) -> Backlog | None:
     """Return the undelivered events; None if there are none or a daemon still owns them."""
     backlog = Backlog(journal, threaded=threaded)
     try:
-        while is_waiting(journal) and time.monotonic() < deadline:
+        while (has_unpublished(journal) or is_waiting(journal)) and time.monotonic() < deadline:
             if backlog.load():
+                add_unpublished(backlog, id_, namespace)
                 return backlog
             time.sleep(_LOCK_INTERVAL)
     except FileNotFoundError:

@@ -270,6 +270,31 @@ async def test_delete_tells_what_the_dead_shim_could_not_but_not_its_own_answer(
         assert rig.sink.names() == LIFE[:-1]
 
 
+async def test_an_exit_that_the_killed_shim_recorded_is_published_by_delete(rig: Rig) -> None:
+    bundle = rig.bundle("c1", "sleep", "1000")
+    task = await rig.start(bundle)
+    await rig.run(task, bundle)
+    await run_exec(rig, task, "c1", "e1", "exit 3")
+    os.mkfifo(rig.root / "out")
+    # A reader that does not read delays the event, and not the record.
+    reader = os.open(rig.root / "out", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        request = rig.exec_request("c1", "e2", "sh", "-c", "echo unread; exit 4")
+        request.stdout = str(rig.root / "out")
+        await task.Exec(request, timeout=10)
+        await task.Start(StartRequest(id="c1", exec_id="e2"), timeout=20)
+        with trio.fail_after(20 * PATIENCE):
+            while read_exit(str(bundle), "e2") is None:
+                await trio.sleep(0.001)
+        await kill_daemon(rig)
+    finally:
+        os.close(reader)
+    assert "exit e2" not in rig.sink.names()
+    for _ in range(2):
+        await delete(rig, bundle)
+    assert [name for name in rig.sink.names() if "exit" in name] == ["exit e1", "exit e2"]
+
+
 async def test_what_was_deleted_before_the_shim_died_is_told_whole(rig: Rig) -> None:
     with away(rig):
         task, bundle, told = await live_unheard(rig)
