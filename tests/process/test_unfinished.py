@@ -29,14 +29,16 @@ from tests.process.test_delete import MS_BIND, delete
 from tests.process.test_lost_callers import nothing_is_left
 
 if TYPE_CHECKING:
-    from google.protobuf.any_pb2 import Any as AnyMessage
-
     from shim.api.task_grpc import TaskStub
     from shim.api.task_pb2 import CreateTaskRequest
 
 
-def killed_in(rig: Rig, verb: str) -> tuple[AnyMessage, Path]:
-    """Return options with a runtime that stops in ``verb``, and the file with its pid then."""
+async def start_stopping_in(rig: Rig, verb: str) -> tuple[TaskStub, CreateTaskRequest, Path]:
+    """Start a daemon for c1, whose runtime stops in ``verb``.
+
+    Return its client, the request of the Create, and the file with the runtime's pid then.
+    """
+    bundle = rig.bundle("c1", "sleep", "1000")
     mark = rig.root / "mark"
     state = rig.runc_root / NAMESPACE / "c1"
     wrapper = rig.wrapper(
@@ -53,7 +55,8 @@ def killed_in(rig: Rig, verb: str) -> tuple[AnyMessage, Path]:
     fi;; esac
 exec runc "$@\"""",
     )
-    return rig.options(binary_name=wrapper), mark
+    request = rig.create_request(bundle, options=rig.options(binary_name=wrapper))
+    return await rig.start(bundle), request, mark
 
 
 def mounts_of(rig: Rig) -> list[str]:
@@ -64,10 +67,7 @@ async def test_after_a_create_that_is_killed_its_id_can_be_created_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIO_SHIM_RUNTIME_TIMEOUT", "1")
-    bundle = rig.bundle("c1", "sleep", "1000")
-    task = await rig.start(bundle)
-    options, _ = killed_in(rig, "create")
-    request = rig.create_request(bundle, options=options)
+    task, request, _ = await start_stopping_in(rig, "create")
     with pytest.raises(GRPCError) as caught:
         await task.Create(request, timeout=20)
     assert caught.value.status is Status.DEADLINE_EXCEEDED
@@ -79,10 +79,9 @@ async def test_a_delete_removes_what_a_killed_exec_has_mounted(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRIO_SHIM_RUNTIME_TIMEOUT", "1")
-    bundle = rig.bundle("c1", "sleep", "1000")
-    task = await rig.start(bundle)
-    options, _ = killed_in(rig, "exec")
-    await rig.run(task, bundle, options=options)
+    task, request, _ = await start_stopping_in(rig, "exec")
+    await task.Create(request, timeout=20)
+    await task.Start(StartRequest(id="c1"), timeout=20)
     await task.Exec(rig.exec_request("c1", "e1", "true"), timeout=5)
     with pytest.raises(GRPCError):
         await task.Start(StartRequest(id="c1", exec_id="e1"), timeout=20)
@@ -94,17 +93,14 @@ async def test_a_delete_removes_what_a_killed_exec_has_mounted(
 
 
 async def test_delete_without_a_daemon_removes_it(rig: Rig) -> None:
-    bundle = rig.bundle("c1", "sleep", "1000")
-    task = await rig.start(bundle)
-    options, mark = killed_in(rig, "create")
-    request = rig.create_request(bundle, options=options)
+    task, request, mark = await start_stopping_in(rig, "create")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lost, task, request)
         await wait_path(mark)
         await kill_daemon(rig)
     os.kill(int(mark.read_text()), signal.SIGKILL)
     assert mounts_of(rig)
-    await delete(rig, bundle)
+    await delete(rig, rig.root / "c1")
     await nothing_is_left(rig, "c1")
 
 
