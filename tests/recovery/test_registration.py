@@ -21,7 +21,7 @@ from shim.recovery.registering import ring
 from tests.recovery.keeper import Server, end_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
 
@@ -241,26 +241,35 @@ async def test_the_keeper_that_closed_the_channel_is_not_asked_again(tmp_path: P
         server.close()
 
 
+@asynccontextmanager
+async def kept(
+    directory: Path, start: Callable[[], Awaitable[bool]]
+) -> AsyncIterator[socket.socket]:
+    """Run a deposit, which may call ``start``; yield the keeper's end of its channel."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    deposit = Deposit(ours, f"{directory}/f/server")
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deposit.run, start)
+            yield theirs
+            nursery.cancel_scope.cancel()
+    deposit.close()
+
+
 async def test_a_server_is_started_once_and_not_after_an_end_on_purpose(tmp_path: Path) -> None:
     for on_purpose in (False, True):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        deposit = Deposit(ours, f"{tmp_path}/f/server")
         started: list[int] = []
 
         async def start(into: list[int] = started) -> bool:
             into.append(1)
             return False
 
-        with trio.fail_after(20):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(deposit.run, start)
-                if on_purpose:
-                    theirs.send(encode(END))
-                await trio.testing.wait_all_tasks_blocked()
-                theirs.close()
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-        deposit.close()
+        async with kept(tmp_path, start) as channel:
+            if on_purpose:
+                channel.send(encode(END))
+            await trio.testing.wait_all_tasks_blocked()
+            channel.close()
+            await trio.testing.wait_all_tasks_blocked()
         assert started == ([] if on_purpose else [1])
 
 
@@ -270,29 +279,20 @@ async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
     monkeypatch.setattr(registering, "is_ending", lambda pid: pid == os.getpid())
     (tmp_path / "f").mkdir(mode=0o700)
     server = Server(f"{tmp_path}/f/server")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    deposit = Deposit(ours, f"{tmp_path}/f/server")
     started = trio.Event()
 
     async def start() -> bool:
         started.set()
         return True
 
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deposit.run, start)
-            theirs.close()
-            await trio.testing.wait_all_tasks_blocked()
-            server.close()
-            await started.wait()
-            nursery.cancel_scope.cancel()
-    deposit.close()
+    async with kept(tmp_path, start) as channel:
+        channel.close()
+        await trio.testing.wait_all_tasks_blocked()
+        server.close()
+        await started.wait()
 
 
 async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path: Path) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    path = f"{tmp_path}/f/server"
-    deposit = Deposit(ours, path)
     starts = 0
 
     async def start() -> bool:
@@ -301,14 +301,10 @@ async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path
         await trio.sleep_forever()
         return True
 
-    with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(deposit.run, start)
-            theirs.close()
-            await trio.testing.wait_all_tasks_blocked()
-            for count in (1, 2, 3):
-                assert starts == count
-                ring(path)
-                await trio.testing.wait_all_tasks_blocked(0.01)
-            nursery.cancel_scope.cancel()
-    deposit.close()
+    async with kept(tmp_path, start) as channel:
+        channel.close()
+        await trio.testing.wait_all_tasks_blocked()
+        for count in (1, 2, 3):
+            assert starts == count
+            ring(f"{tmp_path}/f/server")
+            await trio.testing.wait_all_tasks_blocked(0.01)
