@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, Rig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import pytest
 
@@ -51,6 +52,26 @@ def launch(
         env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
         preexec_fn=before,
     )
+
+
+async def open_launcher(bundle: Path, manager: Path) -> trio.Process:
+    """Open the launcher of a start; its stdout is a pipe."""
+    flags = ["-namespace", NAMESPACE, "-address", str(manager)]
+    return await trio.lowlevel.open_process(
+        [*LAUNCH, *flags, "-id", bundle.name, "start"],
+        cwd=bundle,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": ""},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+
+
+def take_attributes() -> None:
+    """Give this process attributes that no daemon has by default."""
+    os.umask(0o027)
+    os.nice(3)
+    os.sched_setaffinity(0, {0})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 2000))
 
 
 class Server:
@@ -88,6 +109,23 @@ class Server:
         self.rig.daemons.clear()
         await self.rig.connect()
         return self.rig.daemons[0]
+
+    async def start_all(self, bundles: Iterable[Path]) -> set[int]:
+        """Start shims at once; return the pids of their daemons."""
+        answers: list[str] = []
+
+        async def start(bundle: Path) -> None:
+            done = await trio.to_thread.run_sync(self.launch, bundle, "start")
+            assert (done.returncode, done.stderr) == (0, b"")
+            answers.append(done.stdout.decode())
+
+        async with trio.open_nursery() as nursery:
+            for bundle in bundles:
+                nursery.start_soon(start, bundle)
+        self.rig.daemons.clear()
+        for self.rig.address in answers:
+            await self.rig.connect()
+        return set(self.rig.daemons)
 
     async def wait_up(self) -> int:
         """Wait until the server listens; return its pid."""

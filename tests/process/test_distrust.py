@@ -21,8 +21,8 @@ from shim.start import launcher
 from shim.start.server import Server as ForkServer
 from shim.ttrpc.client import ConnectionLostError
 from tests.e2e.waiting import PATIENCE, wait_until
-from tests.process.rig import NAMESPACE, wait_gone
-from tests.process.servers import LAUNCH, ROOT, Server, daemons_of, parent_of
+from tests.process.rig import wait_gone
+from tests.process.servers import ROOT, Server, daemons_of, open_launcher, parent_of
 
 # The moments of a start at which a process is killed.
 MOMENTS = 12
@@ -79,18 +79,11 @@ async def test_a_server_killed_at_any_moment_of_a_start_costs_nothing(
 async def test_a_launcher_killed_at_any_moment_leaves_no_orphan(
     server: Server, spare: bool
 ) -> None:
-    flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "orphans")]
     for attempt, moment in enumerate(await moments(server)):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         if spare:
             await server.wait_spare()
-        launch = await trio.lowlevel.open_process(
-            [*LAUNCH, *flags, "-id", bundle.name, "start"],
-            cwd=bundle,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
+        launch = await open_launcher(bundle, server.rig.root / "orphans")
         await trio.sleep(moment)
         launch.kill()
         assert launch.stdout is not None

@@ -18,8 +18,17 @@ from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
 from shim.start import identity
 from tests.e2e.waiting import PATIENCE
-from tests.process.rig import NAMESPACE, alive, wait_gone
-from tests.process.servers import LAUNCH, ROOT, Server, children_of, parent_of, state_of
+from tests.process.rig import alive, wait_gone
+from tests.process.servers import (
+    LAUNCH,
+    ROOT,
+    Server,
+    children_of,
+    open_launcher,
+    parent_of,
+    state_of,
+    take_attributes,
+)
 
 PIDFD_GETFD = 438  # the number of the system call.  Source: asm-generic/unistd.h
 
@@ -38,22 +47,10 @@ async def test_the_first_start_makes_a_server_and_every_daemon_is_its_child(
 async def test_of_many_first_starts_at_once_all_daemons_come_from_one_server(
     server: Server,
 ) -> None:
-    answers: list[str] = []
-
-    async def start(bundle: Path) -> None:
-        done = await trio.to_thread.run_sync(server.launch, bundle, "start")
-        assert (done.returncode, done.stderr) == (0, b"")
-        answers.append(done.stdout.decode())
-
-    async with trio.open_nursery() as nursery:
-        for number in range(8):
-            nursery.start_soon(start, server.rig.bundle(f"c{number}", "true"))
-    server.rig.daemons.clear()
-    for server.rig.address in answers:
-        await server.rig.connect()
-    assert len(set(server.rig.daemons)) == 8
+    daemons = await server.start_all(server.rig.bundle(f"c{i}", "true") for i in range(8))
+    assert len(daemons) == 8
     pid = await server.wait_up()
-    assert {parent_of(daemon) for daemon in server.rig.daemons} == {pid}
+    assert {parent_of(daemon) for daemon in daemons} == {pid}
     assert len(server.sockets) == 1
 
 
@@ -70,17 +67,9 @@ async def test_the_first_daemon_is_no_larger_than_the_later_ones(server: Server)
 async def test_a_server_killed_while_it_is_made_costs_nothing(server: Server) -> None:
     """Every start ends with a shim that works, and one daemon each, whatever the moment."""
     daemons = []
-    flags = ["-namespace", NAMESPACE, "-address", str(server.rig.root / "manager")]
     for attempt in range(12):
         bundle = server.rig.bundle(f"c{attempt}", "true")
-
-        launch = await trio.lowlevel.open_process(
-            [*LAUNCH, *flags, "-id", bundle.name, "start"],
-            cwd=bundle,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": ""},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-        )
+        launch = await open_launcher(bundle, server.rig.root / "manager")
         with trio.fail_after(20 * PATIENCE):
             while not (makers := children_of(launch.pid)):
                 await trio.sleep(0.001)
@@ -176,13 +165,7 @@ async def test_a_forked_daemon_has_what_its_caller_had_and_not_what_the_server_h
     await server.wait_up()
     os.mkfifo(second / "log")
 
-    def unusual() -> None:
-        os.umask(0o027)
-        os.nice(3)
-        os.sched_setaffinity(0, {0})
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 2000))
-
-    pid = await server.start(second, MARK="second", before=unusual)
+    pid = await server.start(second, MARK="second", before=take_attributes)
     # Programs of the daemon inherit these; its environment block in /proc is the server's.
     status = dict(
         line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()

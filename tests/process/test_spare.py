@@ -98,18 +98,6 @@ async def test_of_sixty_at_once_none_gives_the_server_up(server: Server) -> None
     await server.start(server.rig.bundle("first", "true"))
     pid = await server.wait_up()
     bundles = [server.rig.bundle(f"c{i}", "true") for i in range(60)]
-    answers: list[str] = []
-
-    async def start(bundle: Path) -> None:
-        done = await trio.to_thread.run_sync(server.launch, bundle, "start")
-        assert (done.returncode, done.stderr) == (0, b"")
-        answers.append(done.stdout.decode())
-
-    async with trio.open_nursery() as nursery:
-        for bundle in bundles:
-            nursery.start_soon(start, bundle)
-    server.rig.daemons.clear()
-    for server.rig.address in answers:
-        await server.rig.connect()
-    assert len(set(server.rig.daemons)) == 60
-    assert {parent_of(daemon) for daemon in server.rig.daemons} == {pid}
+    daemons = await server.start_all(bundles)
+    assert len(daemons) == 60
+    assert {parent_of(daemon) for daemon in daemons} == {pid}

@@ -23,7 +23,7 @@ from shimctl.host.doctor import servers
 from tests.e2e.waiting import PATIENCE
 from tests.process.replaced import STATE, connect, files_of, log_of, replaced, wait_for
 from tests.process.rig import NAMESPACE, alive, wait_gone
-from tests.process.servers import Server, children_of, parent_of
+from tests.process.servers import Server, children_of, parent_of, take_attributes
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
@@ -60,13 +60,7 @@ async def test_a_replacement_has_the_attributes_of_its_daemon(surviving: Server)
     await surviving.start(first, MARK="first", ONLY_FIRST="1")
     os.mkfifo(second / "log")
 
-    def unusual() -> None:
-        os.umask(0o027)
-        os.nice(3)
-        os.sched_setaffinity(0, {0})
-        resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 2000))
-
-    daemon = await surviving.start(second, MARK="second", before=unusual)
+    daemon = await surviving.start(second, MARK="second", before=take_attributes)
     before = attributes_of(daemon)
     replacement = await replaced(surviving, daemon)
     assert attributes_of(replacement) == before
