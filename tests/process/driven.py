@@ -67,6 +67,13 @@ class Driven:
         request = KillRequest(id=id_, exec_id=exec_id, signal=number, **fields)
         await self.task.Kill(request, timeout=20)
 
+    async def end(self, id_: str, number: int = 9) -> int:
+        """Kill a container and delete it; return its exit status."""
+        await self.kill(id_, number=number)
+        status = (await self.wait(id_)).exit_status
+        await self.delete(id_)
+        return status
+
     async def life_of_exec(self, id_: str, exec_id: str, code: int) -> int:
         """Run a process that ends with ``code``, see that it did, and return its pid."""
         pid = await self.exec(id_, exec_id, "sh", "-c", f"exit {code}")

@@ -133,9 +133,7 @@ async def test_two_hundred_execs_in_one_container_each_have_their_code_and_outpu
     async with trio.open_nursery() as nursery:
         for number in range(200):
             nursery.start_soon(one, number)
-    await driven.kill("c1")
-    await driven.wait("c1")
-    await driven.delete("c1")
+    await driven.end("c1")
     await verdict(rig, driven.oracle, "c1")
 
 
@@ -155,9 +153,7 @@ exit $status"""
     async with trio.open_nursery() as nursery:
         for name in range(4):
             nursery.start_soon(lane, name)
-    await driven.kill("c1")
-    await driven.wait("c1")
-    await driven.delete("c1")
+    await driven.end("c1")
     await verdict(rig, driven.oracle, "c1")
 
 

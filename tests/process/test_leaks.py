@@ -173,7 +173,5 @@ async def test_hundreds_of_execs_and_many_containers_leave_nothing(rig: Rig) -> 
     assert await settled(rig, sockets) == before
     grown = resident(rig.daemons[0]) - small
     assert grown < GROWTH, f"grown by {grown} bytes from {small}"
-    await driven.kill("c1")
-    await driven.wait("c1")
-    await driven.delete("c1")
+    await driven.end("c1")
     await verdict(rig, driven.oracle, "c1", *crowd.ids)

@@ -146,9 +146,7 @@ async def test_processes_of_before_and_since_the_servers_death_have_their_exits(
     assert (await shim.wait("c1", "added")).exit_status == 4
     os.kill(later, signal.SIGTERM)
     assert (await shim.wait("c1", "later")).exit_status == 3
-    await shim.kill("c1", number=signal.SIGTERM)
-    assert (await shim.wait("c1")).exit_status == 7
-    await shim.delete("c1")
+    assert await shim.end("c1", signal.SIGTERM) == 7
     await verdict(rig, shim.oracle, "c1")
 
 
@@ -274,9 +272,7 @@ async def test_a_daemon_that_waits_is_reported_and_can_be_upgraded_when_it_is_ke
     state = await shim.task.State(StateRequest(id="c1"), timeout=5)
     assert (state.pid, state.status) == (pid, process_pb2.RUNNING)
     await shim.replace()
-    await shim.kill("c1", number=signal.SIGTERM)
-    assert (await shim.wait("c1")).exit_status == 7
-    await shim.delete("c1")
+    assert await shim.end("c1", signal.SIGTERM) == 7
     await verdict(rig, shim.oracle, "c1")
 
 
@@ -318,9 +314,7 @@ async def test_no_order_of_kills_of_servers_and_daemons_loses_anything(
                 await shim.replace()
                 counts["daemon"] += 1
             await shim.life_of_exec("c1", f"e{number}", number % 100)
-        await shim.kill("c1", number=signal.SIGTERM)
-        assert (await shim.wait("c1")).exit_status == 7
-        await shim.delete("c1")
+        assert await shim.end("c1", signal.SIGTERM) == 7
     assert numbers(read[0]) > 10
     await verdict(rig, shim.oracle, "c1")
     print(f"killed: {counts}")

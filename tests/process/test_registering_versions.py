@@ -59,9 +59,7 @@ async def test_after_an_upgrade_of_the_package_a_daemon_starts_a_server_of_the_n
     assert await version_of(shim) == "9.9.10"
     state = await shim.task.State(StateRequest(id="c1"), timeout=5)
     assert (state.pid, state.status) == (pid, process_pb2.RUNNING)
-    await shim.kill("c1", number=signal.SIGTERM)
-    assert (await shim.wait("c1")).exit_status == 7
-    await shim.delete("c1")
+    assert await shim.end("c1", signal.SIGTERM) == 7
     await verdict(rig, shim.oracle, "c1")
 
 

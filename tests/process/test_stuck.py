@@ -224,9 +224,7 @@ async def test_a_callers_deadline_ends_a_stuck_runtime_and_the_rest_goes_on(
     else:
         await driven.delete("c1", "e1")
     await driven.life_of_exec("c1", "e2", 4)
-    await driven.kill("c1")
-    await driven.wait("c1")
-    await driven.delete("c1")
+    await driven.end("c1")
     await verdict(rig, driven.oracle, "c1")
     assert_nothing_left(rig, stuck)
 

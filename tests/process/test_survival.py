@@ -114,9 +114,7 @@ async def test_execs_of_all_states_go_on(rig: Rig, survivors: Start) -> None:
     assert (await shim.wait("c1", "running")).exit_status == 5
     assert await read_all(out) == b""
     await shim.life_of_exec("c1", "later", 9)
-    await shim.kill("c1")
-    await shim.wait("c1")
-    await shim.delete("c1")
+    await shim.end("c1")
     await verdict(rig, shim.oracle, "c1")
 
 
@@ -164,9 +162,7 @@ async def test_a_paused_container_can_be_resumed_after_it(rig: Rig, survivors: S
     state = await shim.task.State(StateRequest(id="c1"), timeout=5)
     assert state.status == process_pb2.PAUSED
     await shim.task.Resume(ResumeRequest(id="c1"), timeout=20)
-    await shim.kill("c1", number=signal.SIGTERM)
-    assert (await shim.wait("c1")).exit_status == 7
-    await shim.delete("c1")
+    assert await shim.end("c1", signal.SIGTERM) == 7
     await verdict(rig, shim.oracle, "c1")
     assert rig.sink.names() == ["create", "start", "paused", "resumed", "exit c1", "delete"]
 
@@ -178,9 +174,7 @@ async def test_nothing_is_left_on_the_host_after_the_last_container(
     shim = await survivors(bundle)
     await shim.run(bundle)
     await shim.replace()
-    await shim.kill("c1")
-    await shim.wait("c1")
-    await shim.delete("c1")
+    await shim.end("c1")
     last = await daemon_of(shim.task)
     await shim.task.Shutdown(ShutdownRequest(id="c1"), timeout=5)
     await wait_gone([last])
@@ -199,9 +193,7 @@ async def test_each_oom_kill_is_published_once_also_without_a_daemon(
     os.kill(await daemon_of(shim.task), signal.SIGKILL)
     await container.run_out_of_memory()
     rig.track(await daemon_of(shim.task))
-    await shim.kill("c1")
-    await shim.wait("c1")
-    await shim.delete("c1")
+    await shim.end("c1")
     await rig.sink.wait_for("delete", "c1")
     ooms = ["oom"] * 3
     assert rig.sink.names() == ["create", "start", *ooms, "exit c1", "delete"]
@@ -250,9 +242,7 @@ async def test_no_kill_at_any_time_loses_anything(rig: Rig, survivors: Start) ->
                     # Its program may have run, so it is not run again.
                     interrupted += 1
                     await shim.delete("c1", f"e{number}")
-            await shim.kill("c1", number=signal.SIGTERM)
-            assert (await shim.wait("c1")).exit_status == 7
-            await shim.delete("c1")
+            assert await shim.end("c1", signal.SIGTERM) == 7
     assert numbers(read[0]) > 100
     assert interrupted < number / 2
     await verdict(rig, shim.oracle, "c1")

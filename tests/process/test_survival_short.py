@@ -56,6 +56,4 @@ async def test_a_short_exec_runs_once_and_never_fails(
     expected = [f"{number}\n" for number in range(KILLS)]
     assert [one.decode() for one in read] == expected
     assert (rig.rootfs() / "runs").read_text() == "".join(expected)
-    await shim.kill("c1")
-    await shim.wait("c1")
-    await shim.delete("c1")
+    await shim.end("c1")
