@@ -14,6 +14,7 @@ import pytest
 from tests.cri.leftovers import cgroups, remove_cgroups_of_pods, wait_nothing_left
 from tests.cri.node import NAMESPACE, Node
 from tests.cri.pods import Pod
+from tests.e2e import managerlog
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.leftovers import (
     RUNC,
@@ -27,9 +28,6 @@ from tests.matrix import record_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-
-_LOG = 6000  # bytes of containerd's log that a failure shows
-_log_start = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session", params=MANAGERS, ids=lambda manager: f"cri-of-{manager}")
@@ -59,7 +57,7 @@ def open_node(scratch: Path, manager: Manager, make: type[Node] = Node) -> Itera
 @pytest.fixture
 def node(_session_node: Node, request: pytest.FixtureRequest) -> Node:
     record_manager(request, f"CRI of {_session_node.manager.name}")
-    request.node.stash[_log_start] = _session_node.log.stat().st_size
+    managerlog.begin(request, _session_node.log)
     return _session_node
 
 
@@ -101,11 +99,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     node = getattr(item, "funcargs", {}).get("node")
-    if report.failed and isinstance(node, Node) and node.log.exists():
-        text = node.log.read_bytes()[item.stash.get(_log_start, 0) :].decode(errors="replace")
+    if isinstance(node, Node):
         # A line of a specification is longer than all others together.
-        lines = [line for line in text.splitlines(keepends=True) if len(line) < _LOG / 4]
-        report.sections.append(("containerd's log", "".join(lines)[-_LOG:]))
+        managerlog.add_to(report, item, "containerd's log", node.log, longest=1500)
     return report
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.docker.docker import IMAGE, Docker
 from tests.docker.dockerd import SUITES, Dockerd
 from tests.docker.leftovers import NAMESPACE, wait_nothing_left
+from tests.e2e import managerlog
 from tests.e2e.image import BUSYBOX, make_rootfs
 from tests.e2e.leftovers import (
     cgroup_parents,
@@ -29,9 +30,6 @@ from tests.matrix import record_manager
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-_LOG = 6000  # bytes of dockerd's log that a failure shows
-_log_start = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session", params=oldest_and_newest(SUITES))
@@ -87,7 +85,7 @@ def docker(_session_docker: Docker, request: pytest.FixtureRequest) -> Iterator[
     docker = _session_docker
     daemon = docker.dockerd
     record_manager(request, f"dockerd {daemon.release}")
-    request.node.stash[_log_start] = daemon.log.stat().st_size
+    managerlog.begin(request, daemon.log)
     yield docker
     if not daemon.running:
         daemon.start()
@@ -104,10 +102,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     docker = getattr(item, "funcargs", {}).get("docker")
-    if report.failed and isinstance(docker, Docker) and docker.dockerd.log.exists():
+    if isinstance(docker, Docker):
         daemon = docker.dockerd
-        text = daemon.log.read_bytes()[item.stash.get(_log_start, 0) :][-_LOG:]
-        report.sections.append((f"dockerd {daemon.version}'s log", text.decode(errors="replace")))
+        managerlog.add_to(report, item, f"dockerd {daemon.version}'s log", daemon.log)
     return report
 
 

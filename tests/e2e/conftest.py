@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e import managerlog
 from tests.e2e.containerd import Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.image import write_image
@@ -35,9 +36,6 @@ from tests.matrix import record_manager
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-
-_LOG = 6000  # bytes of containerd's log that a failure shows
-_log_start = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session", params=MANAGERS, ids=str)
@@ -86,7 +84,7 @@ def ctr(_session_ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[Ctr]:
 def leaving_nothing(ctr: Ctr, request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test in the block, delete its containers, then search for remains."""
     daemon = ctr.containerd
-    request.node.stash[_log_start] = daemon.log.stat().st_size
+    managerlog.begin(request, daemon.log)
     yield
     if not daemon.running:
         daemon.start()
@@ -114,11 +112,9 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    funcargs = getattr(item, "funcargs", {})
-    ctr = funcargs.get("ctr")
-    if report.failed and isinstance(ctr, Ctr) and ctr.containerd.log.exists():
-        text = ctr.containerd.log.read_bytes()[item.stash.get(_log_start, 0) :][-_LOG:]
-        report.sections.append(("containerd's log", text.decode(errors="replace")))
+    ctr = getattr(item, "funcargs", {}).get("ctr")
+    if isinstance(ctr, Ctr):
+        managerlog.add_to(report, item, "containerd's log", ctr.containerd.log)
     return report
 
 
