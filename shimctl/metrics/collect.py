@@ -132,7 +132,8 @@ async def _measure(
     pid = found.shim_pid
     memory, fds = (pss_of(pid), fds_of(pid)) if pid else (None, None)
     name = started_for(pid) if pid else ""
-    return ShimFigures(found, len(containers), up, version, memory, fds, counters, name)
+    count = sum(bool(one.id) for one in containers)  # a socket alone has no id
+    return ShimFigures(found, count, up, version, memory, fds, counters, name)
 
 
 async def _stats(

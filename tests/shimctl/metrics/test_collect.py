@@ -12,6 +12,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from shimctl.discover import Found
 from shimctl.metrics import collect
 from shimctl.metrics.exposition import text_of
 from tests.shimctl.place import PATIENCE, Place, eventually, open_place
@@ -76,3 +77,13 @@ def test_a_killed_shim_is_down(place: Place) -> None:
     place.sleeper("c1")
     os.kill(place.json("inspect", "c1")["shim"]["pid"], signal.SIGKILL)
     eventually(lambda: [one.up for one in measured(place).shims] == [False])
+
+
+async def test_a_socket_that_no_shim_serves_counts_no_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def list_shims(**_: object) -> list[Found]:
+        return [Found("", "", "unix:///dead")]
+
+    monkeypatch.setattr(collect, "list_shims", list_shims)
+    assert [one.containers for one in (await collect.collect()).shims] == [0]
