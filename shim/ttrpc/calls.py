@@ -182,8 +182,8 @@ class Channel(ABC):
 
 def too_late(call: Call[Any, Any]) -> GRPCError:
     """Return the error of a call whose timeout has passed."""
-    seconds = max(call.timeout or 0, 0)
-    return GRPCError(Status.DEADLINE_EXCEEDED, f"{call.name}: no reply within {seconds:g} s")
+    seconds, method = max(call.timeout or 0, 0), call.name.rpartition("/")[2]
+    return GRPCError(Status.DEADLINE_EXCEEDED, f"no reply to {method} within {seconds:g} s")
 
 
 class _Method(Generic[Request, Reply]):

@@ -64,7 +64,8 @@ def report(exc: BaseException, command: str, container: str = "", *, several: bo
     # A runtime's message may have several lines: `criu failed ...`, `log file: ...`.
     lines = (line.strip("; ") for line in explain(exc).split("\n"))
     text = "; ".join(filter(None, lines))
-    subject = f"{container}: " if several and container not in text else ""
+    has_name = re.search(rf"(?<!\w){re.escape(container)}(?!\w)", text)
+    subject = f"{container}: " if several and not has_name else ""
     print(f"shimctl: {printable(subject + text + hint(exc, container))}", file=sys.stderr)
     if isinstance(exc, CalledOffError):
         return 128 + exc.number
@@ -85,7 +86,7 @@ def hint(exc: ShimError | OSError, container: str = "") -> str:
         case WrongStateError() | ExistsError():
             return f"; try `shimctl state {name}`"
         case TimedOutError():
-            return "; try again, or read the shim's log"
+            return "; try again, or try `shimctl doctor`, which shows why a shim does not answer"
         case UnsupportedError():
             return f"; `shimctl version {name}` shows which shim it has"
         case OSError(errno=errno.ENOSPC):

@@ -340,6 +340,16 @@ def test_an_error_of_several_lines_is_one_line(capsys: pytest.CaptureFixture[str
     )
 
 
+def test_of_several_containers_each_is_named_though_another_word_has_its_letters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for text in ("no process listens on /s/0c4f; start it", "c4 is running; stop it"):
+        report(WrongStateError(text), "upgrade", "c4", several=True)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "shimctl: c4: no process listens on /s/0c4f; start it"
+    assert second == "shimctl: c4 is running; stop it"
+
+
 def test_an_error_says_what_to_try() -> None:
     assert "`shimctl ps`" in hint(UnavailableError("gone"), "redis")
     assert "`shimctl state redis`" in hint(WrongStateError("it runs"), "redis")

@@ -59,19 +59,19 @@ ERRORS: dict[str, tuple[type[ShimError], str]] = {
         UnavailableError,
         "State failed: the shim closed the connection",
     ),
-    "never answers": (TimedOutError, "no reply within"),
+    "never answers": (TimedOutError, "no reply to State within"),
     "an HTTP server": (ShimError, "is not a ttrpc server"),
     "an HTTP server that closes": (ShimError, "is not a ttrpc server"),
     "an SSH server": (ShimError, "is not a ttrpc server"),
     "garbage": (ShimError, "is not a ttrpc server"),
-    "half a header": (TimedOutError, "no reply within"),
+    "half a header": (TimedOutError, "no reply to State within"),
     "a frame cut short": (UnavailableError, "State failed: the shim closed the connection"),
     "an oversize frame": (ShimError, "over the limit"),
     "no Response": (ShimError, "not a ttrpc Response"),
     "no StateResponse": (ShimError, r"not a containerd\.task\.v3\.StateResponse"),
     "a stream nobody opened": (ShimError, "is not a ttrpc server"),
     "an even stream": (ShimError, "is not a ttrpc server"),
-    "another kind of frame": (TimedOutError, "no reply within"),
+    "another kind of frame": (TimedOutError, "no reply to State within"),
 }
 
 

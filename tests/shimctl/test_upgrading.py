@@ -1,7 +1,8 @@
-"""``shimctl upgrade`` of shims that do not answer."""
+"""``shimctl upgrade`` of shims that do not answer, or cannot be seen."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from shimctl import discover
@@ -34,3 +35,14 @@ def test_a_shim_that_does_not_answer_is_named_unless_it_is_another_projects(
     done = called("upgrade", "--all", "--check")
     text = "shimctl: ours: its shim does not answer; `shimctl doctor` shows its state\n"
     assert (done.returncode, done.stdout, done.stderr) == (125, "", text)
+
+
+def test_another_user_is_told_that_the_shims_are_roots(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def list_shims(**_: object) -> list[Found]:
+        return []
+
+    monkeypatch.setattr(discover, "list_shims", list_shims)
+    for user, code, text in ((0, 0, ""), (65534, 125, "shimctl: no shim was found; try again as")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        done = called("upgrade", "--all")
+        assert (done.returncode, done.stderr[: len(text)]) == (code, text)

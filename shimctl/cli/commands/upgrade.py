@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
@@ -49,6 +50,7 @@ async def command(
 
 async def _found(ids: tuple[str, ...], where: Where) -> tuple[list[Found], int]:
     """Return one container of each shim, and the exit code: not 0 if one was not found."""
+    from shim.errors import NotFoundError
     from shimctl.cli.report import report
     from shimctl.discover import Health, list_shims
 
@@ -68,6 +70,8 @@ async def _found(ids: tuple[str, ...], where: Where) -> tuple[list[Found], int]:
             if found.health in (Health.UP, Health.SILENT)
             and where.namespace in ("", found.namespace)
         ]
+        if not chosen and os.geteuid():
+            raise NotFoundError("no shim was found")  # with the remedy of another user
     return list({found.shim_pid or found.address: found for found in chosen}.values()), code
 
 

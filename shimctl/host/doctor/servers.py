@@ -16,6 +16,7 @@ from shim.errors import InvalidError
 from shim.linux.files import read_tail
 from shim.start import identity
 from shim.start.launcher import OFF
+from shim.text import explain
 from shimctl.host import forkserver
 from shimctl.host.doctor.finding import Finding, Level
 from shimctl.host.forkserver import Health, Server
@@ -39,6 +40,9 @@ async def check() -> list[Finding]:
     except InvalidError as exc:
         remedy = "correct TRIO_SHIM_FORKSERVER_DIR, or unset it"
         return [Finding(_AREA, "environment", Level.ADVICE, str(exc), remedy)]
+    except PermissionError as exc:
+        remedy = "try again as the user of the shims, which is root"
+        return [Finding(_AREA, "servers", Level.NOTE, explain(exc), remedy)]
     lost = given_up(identity.directory(), time.time())
     if not servers:
         text = "none runs; the first shim starts one"

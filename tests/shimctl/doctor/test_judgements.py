@@ -306,6 +306,19 @@ async def test_a_fork_server_that_is_disabled_is_noted(
     assert found.text.startswith(f"TRIO_SHIM_FORKSERVER={setting}: ")
 
 
+async def test_the_fork_servers_of_another_user_are_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def list_servers() -> list[object]:
+        raise PermissionError(13, "Permission denied", "/run/f")
+
+    monkeypatch.delenv("TRIO_SHIM_FORKSERVER", raising=False)
+    monkeypatch.setattr("shimctl.host.forkserver.list_servers", list_servers)
+    (found,) = await servers.check()
+    assert (found.level, found.text) == (Level.NOTE, "/run/f: permission denied")
+    assert "root" in found.remedy
+
+
 def test_an_options_file_that_is_no_toml_stops_no_manager(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/trio-shim-options.toml").write_text("= 1")
