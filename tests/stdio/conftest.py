@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,14 @@ from shim.reaper import Reaper, open_reaper
 from shim.stdio import overflow
 from shim.stdio.opening import open_stdio
 from shim.stdio.streams import Stdio, StdioSpec
+from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from shim.linux.fifos import Fd
+
+LIMIT = 60  # s to read an output to its end, or a part of it
 
 
 def open_fds() -> dict[str, str]:
@@ -126,21 +129,30 @@ async def read_some(fd: Fd, size: int = 65536) -> bytes:
             continue
 
 
+def within_limit() -> AbstractContextManager[object]:
+    """Bound the block to ``LIMIT`` seconds; with a clock that jumps there is no bound."""
+    if isinstance(trio.lowlevel.current_clock(), trio.testing.MockClock):
+        return nullcontext()
+    return trio.fail_after(LIMIT * PATIENCE)
+
+
 async def read_until(fd: Fd, size: int) -> bytes:
     """Read exactly ``size`` bytes."""
     data = b""
-    while len(data) < size:
-        chunk = await read_some(fd, size - len(data))
-        assert chunk, f"ended after {data!r}"
-        data += chunk
+    with within_limit():
+        while len(data) < size:
+            chunk = await read_some(fd, size - len(data))
+            assert chunk, f"ended after {data!r}"
+            data += chunk
     return data
 
 
 async def read_all(fd: Fd) -> bytes:
     """Read to the end, and close."""
     data = bytearray()
-    while chunk := await read_some(fd):
-        data += chunk
+    with within_limit():
+        while chunk := await read_some(fd):
+            data += chunk
     fd.close()
     return bytes(data)
 
