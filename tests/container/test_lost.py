@@ -1,4 +1,7 @@
-"""A container with an invalid state is lost, and no other container of its daemon is."""
+"""The containers that a replacement does not go on with: one with an invalid state, for example.
+
+No other container of the daemon is lost.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import trio
 
 from shim.api.task_pb2 import CreateTaskRequest, KillRequest
 from shim.child import Child
+from shim.container import continued
 from shim.container.bundle import Bundle, Config
 from shim.container.container import Container
 from shim.container.containers import Containers
@@ -52,8 +56,8 @@ class Daemon:
         self.keeper = keeper
         self.pidfds: list[int] = []
 
-    async def run(self, id_: str) -> tuple[Container, int]:
-        """Add the running container ``id_``."""
+    def create(self, id_: str) -> Container:
+        """Add the container ``id_``, which no runtime has created yet."""
         bundle = self.path / id_
         bundle.mkdir()
         (bundle / "config.json").write_text(CONFIG)
@@ -62,11 +66,16 @@ class Daemon:
             request, Bundle.open(str(bundle)), Config.parse(CONFIG), Options(), self.host
         )
         container.saved.save()
+        return container
+
+    async def run(self, id_: str) -> tuple[Container, int]:
+        """Add the running container ``id_``."""
+        container = self.create(id_)
         pid = os.posix_spawnp("sleep", ["sleep", "1000"], os.environ)
         pidfd = os.pidfd_open(pid)
         self.pidfds.append(pidfd)
         child = Child(pid, os.dup(pidfd))
-        (bundle / "init.pid").write_text(str(pid))
+        (self.path / id_ / "init.pid").write_text(str(pid))
         container.init.set_child(child)
         container.saved.adopt(container.init)
         container.init.life.apply(Op.START)
@@ -167,3 +176,16 @@ async def test_a_signal_that_may_have_been_sent_is_refused_unless_it_ends_the_co
                 await trio.lowlevel.wait_readable(pidfd)
         else:
             assert is_alive(pidfd)
+
+
+async def test_a_manager_that_does_not_repeat_its_create_finds_no_container(
+    daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Connect fails then, as after a cancelled Create, and it removes the container."""
+    monkeypatch.setattr(continued, "REPLAYED", 0.0)
+    async with daemon() as killed:
+        with killed.create("c1").saved.operation("Create"):
+            containers = await killed.restored()
+        with trio.fail_after(10):
+            await containers.shutdown.wait()  # it has no container
+        assert containers.creations.was_cancelled("c1")

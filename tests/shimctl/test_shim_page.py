@@ -46,6 +46,8 @@ def test_the_man_page_has_only_known_macros() -> None:
         assert not line.startswith(".") or line.split(" ")[0] in MACROS | {".nf", ".fi"}, line
     for entry in (*shimpage.ACTIONS, *shimpage.FLAGS, *shimpage.ENVIRONMENT, *shimpage.FILES):
         assert entry.name in page.replace("\\-", "-")
+    # Without a backslash it would be a hyphen, which no shell takes for the begin of a flag.
+    assert not re.search(r"(?<!\\)-", page)
 
 
 def test_groff_formats_the_man_page_without_a_warning(tmp_path: Path) -> None:

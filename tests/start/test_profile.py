@@ -49,7 +49,7 @@ def test_a_replacement_shares_the_core_of_the_first_process_that_is_left(
     assert cores.calls == calls
 
 
-def test_a_missing_oom_score_does_not_keep_a_replacement_out_of_its_cgroup(
+def test_a_missing_oom_score_does_not_keep_a_replacement_out_of_its_cgroup_and_core(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without CAP_SYS_RESOURCE the kernel refuses a lower score than that of the fork server."""
@@ -59,20 +59,23 @@ def test_a_missing_oom_score_does_not_keep_a_replacement_out_of_its_cgroup(
         ["shim"],
         log.INFO,
         "/absent",
-        sched_core=False,
+        sched_core=True,
     )
+    cores = Cores(monkeypatch, 11)
     monkeypatch.setattr(profile, "_OOM_SCORE", Path("/"))  # cannot be written
     reader, writer = os.pipe()
-    if os.fork() == 0:
+    if not (pid := os.fork()):
         try:
             log.configure(writer, log.INFO)
-            found.apply([])
+            found.apply([11])
+            os.write(writer, b"shares the core of %d" % cores.calls[0])
         finally:
             os._exit(0)
     os.close(writer)
-    os.wait()
+    os.waitpid(pid, 0)
     with open(reader) as file:
         lines = file.read().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert "is a directory" in lines[0]
     assert "cannot join shim_cgroup" in lines[1]
+    assert lines[2] == "shares the core of 11"
