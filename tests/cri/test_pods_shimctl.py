@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.ctr import Ctr
 from tests.e2e.image import write_image
 from tests.e2e.waiting import wait_until
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,14 +25,8 @@ SCENARIO = "Logging"
 
 def shimctl(pod: Pod, *argv: str) -> subprocess.CompletedProcess[str]:
     state = str(pod.node.root / "state")
-    return subprocess.run(
-        [sys.executable, "-m", "shimctl", *argv[:1], "--state", state, *argv[1:]],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"CONTAINERD_ADDRESS": str(pod.node.address)},
-    )
+    environ = os.environ | {"CONTAINERD_ADDRESS": str(pod.node.address)}
+    return tool.shimctl(*argv[:1], "--state", state, *argv[1:], env=environ)
 
 
 def test_shimctl_shows_and_follows_the_log_of_a_container(pod: Pod) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.attached import attached
 from tests.e2e.waiting import wait_until
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
     from tests.docker.docker import Docker
@@ -56,15 +55,8 @@ def test_shimctl_shows_the_log_of_a_container(docker: Docker) -> None:
     wait_until("the error is logged", lambda: docker("logs", name).err)
     [container] = docker.find_ids()[-1:]
     state = str(docker.dockerd.root / "exec/containerd/daemon")
-    command = [sys.executable, "-m", "shimctl", "logs", "--state", state]
     for options, lines in ([], 51), (["--tail", "4"], 4):
-        done = subprocess.run(
-            [*command, *options, container],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = tool.shimctl("logs", "--state", state, *options, container)
         assert done.returncode == 0, done
         assert done.stdout.endswith("49\n50\n")
         # Docker itself orders the lines of the two streams.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.waiting import wait_until
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
+    import subprocess
+
     from tests.docker.docker import Docker
 
 pytestmark = pytest.mark.e2e
@@ -24,8 +25,7 @@ SCRIPT = "trap '' TERM; trap 'exit 3' USR1; touch /ready; while :; do sleep 0.05
 
 def called(docker: Docker, *argv: str) -> subprocess.CompletedProcess[str]:
     state = str(docker.dockerd.root / "exec/containerd/daemon")
-    command = [sys.executable, "-m", "shimctl", *argv, "--state", state, "-o", "json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return tool.shimctl(*argv, "--state", state, "-o", "json")
 
 
 def shimctl(docker: Docker, *argv: str) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +13,11 @@ import pytest
 from tests.e2e.ctr import RUNTIME
 from tests.e2e.image import write_image
 from tests.e2e.waiting import wait_until
+from tests.shimctl import tool
 
 if TYPE_CHECKING:
+    import subprocess
+
     from tests.e2e.ctr import Ctr
 
 pytestmark = pytest.mark.e2e
@@ -27,16 +28,9 @@ SCRIPT = "trap '' TERM; trap 'exit 3' USR1; touch /ready; while :; do sleep 0.05
 
 def called(ctr: Ctr, *argv: str) -> subprocess.CompletedProcess[str]:
     daemon = ctr.containerd
-    command = [sys.executable, "-m", "shimctl", *argv, "--state", str(daemon.root / "state")]
     environ = os.environ | {"CONTAINERD_ADDRESS": str(daemon.address)}
-    return subprocess.run(
-        [*command, "-n", daemon.namespace, "-o", "json"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=environ,
-    )
+    where = ("--state", daemon.root / "state", "-n", daemon.namespace, "-o", "json")
+    return tool.shimctl(*argv, *where, env=environ)
 
 
 def shimctl(ctr: Ctr, *argv: str) -> Any:
