@@ -152,3 +152,17 @@ def test_what_is_too_long_for_the_server_is_a_new_process(
     long = ["x" * 100_000, "y" * 100_000]
     done = warm.run("probe", ["tell", *long], cwd=tmp_path, env=environ, timeout=60 * PATIENCE)
     assert json.loads(done.stdout)["argv"][2:] == long
+
+
+def test_a_started_one_has_the_streams_of_a_new_process() -> None:
+    pipe = subprocess.PIPE
+    streams = {"stdin": subprocess.DEVNULL, "stdout": pipe, "stderr": subprocess.STDOUT}
+    with warm.Popen("shimctl", ["--nonesuch"], text=True, **streams) as process:  # type: ignore[arg-type] # each is an int
+        said, none = process.communicate(timeout=60 * PATIENCE)
+    assert (process.returncode, none, said.count("\n")) == (125, None, 1)
+    with warm.Popen("shimctl", ["--help"], stdout=pipe, stderr=pipe) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        rest, errors = process.communicate(timeout=60 * PATIENCE)
+    assert (process.returncode, errors) == (0, b"")
+    assert (first + rest).startswith(b"Usage: ")

@@ -23,12 +23,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from tests.warmserver import MAX_REQUEST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 ROOT = Path(__file__).parents[1]
 _PADDING = "-" * 2048  # bytes of a command line that /proc shows
@@ -184,6 +184,96 @@ def start(
     stdin, stdout, stderr = fds
     command = [sys.executable, "-m", module, *argv]
     return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=stderr, cwd=cwd, env=env)
+
+
+class Popen:
+    """Start ``python -m module argv`` with the streams of :class:`subprocess.Popen`."""
+
+    def __init__(
+        self,
+        module: str,
+        argv: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        env: Mapping[str, str] | None = None,
+        text: bool = False,
+    ) -> None:
+        theirs: list[int] = []
+        opened: list[int] = []
+        files: list[IO[Any] | None] = []
+        try:
+            for number, given in enumerate((stdin, stdout, stderr)):
+                file = None
+                if given == subprocess.PIPE:
+                    reader, writer = os.pipe()
+                    fd, ours = (writer, reader) if number else (reader, writer)
+                    opened.append(fd)
+                    mode = "r" if number else "w"
+                    file = os.fdopen(ours, mode if text else mode + "b")
+                elif given == subprocess.DEVNULL:
+                    fd = os.open(os.devnull, os.O_RDWR)
+                    opened.append(fd)
+                elif given == subprocess.STDOUT:
+                    fd = theirs[1]
+                else:
+                    fd = number if given is None else given
+                theirs.append(fd)
+                files.append(file)
+            self._process = start(module, argv, theirs, env=env)
+        finally:
+            for fd in opened:
+                os.close(fd)
+        self.stdin, self.stdout, self.stderr = files
+        for name in ("pid", "poll", "wait", "kill", "terminate", "send_signal"):
+            setattr(self, name, getattr(self._process, name))
+
+    pid: int
+    poll: Callable[[], int | None]
+    wait: Callable[[float | None], int]
+    kill: Callable[[], None]
+    terminate: Callable[[], None]
+    send_signal: Callable[[int], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            if file is not None:
+                with suppress(BrokenPipeError):
+                    file.close()
+        self._process.wait()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[Any, Any]:
+        """Close the input, and return the rest of both outputs.
+
+        :raises subprocess.TimeoutExpired: they have not ended within ``timeout`` s.
+        """
+        found: list[Any] = [None, None]
+
+        def read(number: int, file: IO[Any]) -> None:
+            with file:
+                found[number] = file.read()
+
+        if self.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.stdin.close()
+        outputs = [(n, file) for n, file in enumerate((self.stdout, self.stderr)) if file]
+        readers = [threading.Thread(target=read, args=pair, daemon=True) for pair in outputs]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(timeout)
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self._process.args, timeout or 0)
+        self._process.wait(timeout)
+        return found[0], found[1]
 
 
 def run(

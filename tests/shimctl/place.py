@@ -85,6 +85,10 @@ class Place:
     def command(self, *argv: str | Path) -> list[str]:
         return tool.command_line(*argv)
 
+    def begun(self, *argv: str | Path, **streams: Any) -> warm.Popen:
+        """Start a command, with the streams of :class:`subprocess.Popen`."""
+        return warm.Popen("shimctl", list(map(str, argv)), env=self.environ, **streams)
+
     def shimctl(self, *argv: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return tool.shimctl(*argv, stdin=stdin, cwd=self.root, env=self.environ)
 

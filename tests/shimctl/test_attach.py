@@ -105,13 +105,12 @@ def test_dev_null_is_refused_for_a_terminal_each_time_in_the_same_words(place: P
     for argv in (["exec", "-it", "idle", "true"], ["attach", "tty"], [*run, "-it", bundle]):
         pipe = subprocess.PIPE
         many = [
-            subprocess.Popen(
-                place.command(*argv),
+            place.begun(
+                *argv,
                 stdin=subprocess.DEVNULL,
                 stdout=pipe,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=place.environ,
             )
             for _ in range(3)
         ]

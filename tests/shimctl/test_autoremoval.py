@@ -81,8 +81,7 @@ def test_a_detached_container_is_removed_when_it_ends(place: Place) -> None:
     go = waiting(place, "short")
     shim = place.json("inspect", "short")["shim"]["pid"]
     before = len(connections(shim))
-    command = place.command("wait", "short")
-    with subprocess.Popen(command, env=place.environ, stdout=subprocess.DEVNULL) as waiter:
+    with place.begun("wait", "short", stdout=subprocess.DEVNULL) as waiter:
         # It is connected to the shim; later it would find no container.
         eventually(lambda: len(connections(shim)) > before)
         eventually(lambda: psutil.Process(waiter.pid).status() == psutil.STATUS_SLEEPING)
@@ -228,9 +227,8 @@ def test_a_container_left_by_the_detach_keys_is_removed_at_its_end(place: Place)
 def test_a_killed_client_of_run_rm_is_told(place: Place) -> None:
     bundle = place.bundle("sh", "-c", f"echo up; {WAITS}")
     options = ("-n", place.namespace, "--runtime", RUNTIMES[place.kind], "--name", "front")
-    command = place.command("run", "--rm", *options, bundle)
     name = f"{place.namespace}/front"
-    with subprocess.Popen(command, env=place.environ, stdout=subprocess.PIPE) as client:
+    with place.begun("run", "--rm", *options, bundle, stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == b"up\n"
         assert name not in advice(place)

@@ -163,8 +163,7 @@ def test_inspect_tells_of_the_shim_the_container_and_its_config(
 
 
 def test_inspect_lists_the_execs_that_run(place: Place, namespace: tuple[str, str]) -> None:
-    command = place.command("exec", *namespace, "still", "sleep", "1000")
-    with subprocess.Popen(command, env=place.environ) as process:
+    with place.begun("exec", *namespace, "still", "sleep", "1000") as process:
         try:
 
             def execs() -> Any:
@@ -285,10 +284,8 @@ def test_top_of_an_exited_container_says_so(place: Place, namespace: tuple[str, 
 
 
 def test_top_ends_with_its_reader(place: Place) -> None:
-    command = place.command("top", "-n", place.namespace, "-d", "100ms")
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=place.environ
-    ) as top:
+    pipe = subprocess.PIPE
+    with place.begun("top", "-n", place.namespace, "-d", "100ms", stdout=pipe, stderr=pipe) as top:
         assert top.stdout
         assert top.stderr
         assert top.stdout.readline().startswith(b"NAMESPACE")
@@ -305,10 +302,9 @@ def test_an_attached_client_ends_with_its_reader_and_the_container_goes_on(
     place: Place, namespace: tuple[str, str]
 ) -> None:
     place.made("run", "talker", place.bundle("sh", "-c", "while echo line; do sleep 0.1; done"))
-    command = place.command("attach", *namespace, "talker")
     quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
-    with subprocess.Popen(
-        command, env=place.environ, stdin=quiet, stdout=pipe, stderr=pipe
+    with place.begun(
+        "attach", *namespace, "talker", stdin=quiet, stdout=pipe, stderr=pipe
     ) as client:
         assert client.stdout is not None
         assert client.stderr is not None

@@ -16,6 +16,8 @@ from tests.shimctl.place import Place, eventually, open_place
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests import warm
+
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
@@ -23,14 +25,8 @@ def place() -> Iterator[Place]:
         yield place
 
 
-def begun(place: Place, *argv: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        place.command(*argv),
-        env=place.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def begun(place: Place, *argv: str) -> warm.Popen:
+    return place.begun(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def exited(place: Place, id_: str, *options: str) -> Path:
@@ -41,7 +37,7 @@ def exited(place: Place, id_: str, *options: str) -> Path:
     return place.state / place.namespace / id_
 
 
-def waits_for_lock(process: subprocess.Popen[str], work: Path) -> bool:
+def waits_for_lock(process: warm.Popen, work: Path) -> bool:
     lock = work / runlock.FILE
     with suppress(OSError):  # an fd was closed meanwhile
         fds = Path(f"/proc/{process.pid}/fd").iterdir()

@@ -215,9 +215,8 @@ def test_a_container_whose_shim_is_dead_is_restarted(place: Place) -> None:
 def test_of_many_starts_at_once_one_runs_the_container(place: Place) -> None:
     shared = counter(place, "crowd")
     place.done("stop", "-s", "USR1", "crowd")
-    command = place.command("start", "crowd")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    starts = [subprocess.Popen(command, env=place.environ, **quiet) for _ in range(6)]  # type: ignore[call-overload]
+    starts = [place.begun("start", "crowd", **quiet) for _ in range(6)]
     ends = [(one.communicate(timeout=PATIENCE)[1], one.returncode) for one in starts]
     assert [code for _, code in ends].count(0) == 1, ends
     assert all(error.count("\n") == 1 for error, code in ends if code)
@@ -229,8 +228,7 @@ def test_of_many_starts_at_once_one_runs_the_container(place: Place) -> None:
 def test_a_container_in_the_foreground_is_not_restarted(place: Place) -> None:
     options = ("-n", place.namespace, "--runtime", RUNTIMES[place.kind], "--name", "front")
     bundle = place.bundle("sh", "-c", "echo up; exec sleep 1000")
-    command = place.command("run", *options, bundle)
-    with subprocess.Popen(command, env=place.environ, stdout=subprocess.PIPE) as client:
+    with place.begun("run", *options, bundle, stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == b"up\n"
         refused = place.shimctl("restart", "-t", "0", "front")
