@@ -7,12 +7,15 @@ back into containerd's errors.
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from shim.text import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 
 class ShimError(Exception):
@@ -55,6 +58,17 @@ class TimedOutError(ShimError):
     """An operation did not finish within its time limit."""
 
     status = Status.DEADLINE_EXCEEDED
+
+
+class MustWaitError(Exception):
+    """A method that is called without waiting has to wait for ``ready``; it has changed nothing.
+
+    The server waits for that in the call's own task, and calls the method again there.
+    """
+
+    def __init__(self, ready: Callable[[], Awaitable[None]]) -> None:
+        super().__init__("the call has to wait")
+        self.ready = ready
 
 
 class UnavailableError(ShimError):

@@ -20,6 +20,7 @@ from shim.container.bundle import Bundle, Config, checked_id
 from shim.container.checkpoint import LIMIT as CHECKPOINT_LIMIT
 from shim.container.checkpoint import checkpoint
 from shim.container.deletion import Deletion
+from shim.container.disk import wait_responsive
 from shim.container.execs import Execs
 from shim.container.exits import Exits
 from shim.container.freezer import Freezer
@@ -102,6 +103,7 @@ class Container:
         """
         checked_id(request.id)
         bundle = Bundle.open(request.bundle)
+        await wait_responsive(bundle)
         self = cls(request, bundle, bundle.config(), Options.decode(request.options), host)
         bundle.remove_exit_files()
         async with AsyncExitStack() as undo:
@@ -235,7 +237,7 @@ class Container:
     def add_exec(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
         """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
 
-        :raises ShimError: as :meth:`Execs.add`.
+        :raises ShimError, MustWaitError: as :meth:`Execs.add`.
         """
         self._execs.add(request, replayed=replayed)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim.cgroup.moving import prepare_move
+from shim.container.disk import wait_responsive
 from shim.errors import WrongStateError
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ async def create_process(
     After a failure the created process, if any, is killed; the caller deletes the
     container in the runtime.
 
-    :raises ShimError: the runtime failed, or it sent no terminal.
+    :raises ShimError: the runtime failed, or it sent no terminal, or the bundle's disk does not
+        respond.
     """
     log = bundle.exec_log(process.id) if process.id else bundle.log
+    await wait_responsive(bundle)
     await process.wait_recorded(bundle)
     bundle.remove_exit_files(process.id)
     with runc.reaper.runtime_running():

@@ -11,6 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from shim import log
+from shim.container.disk import is_responsive
 from shim.container.freezer import SIGKILL
 from shim.container.lifecycle import Op, State
 from shim.container.rootfs import unmount_rootfs
@@ -51,9 +52,10 @@ class Deletion:
                 with self._parts.saved.operation("Delete", process):
                     await self._delete_container(exit_)
             else:
+                responds = await is_responsive(self._parts.bundle, self._parts.id)
                 # A concurrent Delete of the container may have deleted all its execs.
                 self._parts.execs.pop(process.id, None)
-                process.remove_exec_files(self._parts.bundle)
+                process.remove_exec_files(self._parts.bundle, responds=responds)
                 process.life.apply(Op.DELETE)
                 self._parts.saved.note_deleted(process.id, exit_)
             await process.dispose()
@@ -91,9 +93,11 @@ class Deletion:
         self._creation.remove_unfinished()
         if self._parts.mounted:
             await unmount_rootfs(str(self._parts.bundle.rootfs))
-        for process in list(self._parts.execs.values()):
+        execs = list(self._parts.execs.values())
+        responds = not execs or await is_responsive(self._parts.bundle, self._parts.id)
+        for process in execs:
             await process.dispose()
-            process.remove_exec_files(self._parts.bundle)
+            process.remove_exec_files(self._parts.bundle, responds=responds)
         self._parts.execs.clear()
         self._parts.cleanup_records.remove(self._parts.id)
         self._parts.init.life.apply(Op.DELETE)

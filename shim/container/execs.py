@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING
 
 from shim.container.bundle import checked_id
 from shim.container.create import create_exec
+from shim.container.disk import wait_responsive
 from shim.container.freezer import SIGKILL
 from shim.container.lifecycle import Op, State
 from shim.container.process import Process
 from shim.container.requests import process_of, stdio_of
-from shim.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from shim.errors import (
+    ExistsError,
+    InvalidError,
+    MustWaitError,
+    NotFoundError,
+    WrongStateError,
+)
 from shim.runc.command import Creation, exec_args
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ class Execs:
     def __init__(self, parts: ContainerParts, exits: Exits) -> None:
         self._parts = parts
         self._exits = exits
+        self._disk_responds = False  # it did just now, and the caller adds an exec at once
 
     def add(self, request: task_pb2.ExecProcessRequest, *, replayed: bool = False) -> None:
         """Add an exec; :meth:`start` runs it.  A ``replayed`` call may have added it already.
@@ -42,10 +50,15 @@ class Execs:
         :raises ExistsError: an exec of this id exists and is not deleted yet.
         :raises InvalidError: the id or the spec is not well formed.
         :raises WrongStateError: the container is paused or has exited.
+        :raises MustWaitError: the bundle is on a disk, which is not known to respond.
         """
         exec_id = checked_id(request.exec_id, "exec id")
         if exec_id == "init":
             raise InvalidError("exec id init is reserved for the init process: use another id")
+        if not self._parts.bundle.in_memory:
+            if not self._disk_responds:
+                raise MustWaitError(self._wait_for_disk)
+            self._disk_responds = False  # at the next call it may hang
         if exec_id in self._parts.execs:
             if replayed and self._parts.execs[exec_id].spec == stdio_of(request):
                 return
@@ -54,6 +67,10 @@ class Execs:
         self._parts.bundle.write_exec_spec(exec_id, process_of(request))
         self._parts.execs[exec_id] = Process(exec_id, stdio_of(request))
         self._parts.events.exec_added(exec_id)
+
+    async def _wait_for_disk(self) -> None:
+        await wait_responsive(self._parts.bundle)
+        self._disk_responds = True
 
     def _check(self) -> None:
         self._parts.init.life.check(Op.EXEC)

@@ -156,10 +156,14 @@ class Process:
         """
         await wait_unchanged(exit_file(str(bundle.path), self.id), RECORD)
 
-    def remove_exec_files(self, bundle: Bundle) -> None:
-        """Remove all files of an exec."""
+    def remove_exec_files(self, bundle: Bundle, *, responds: bool) -> None:
+        """Remove all files of an exec, if the disk of the bundle ``responds``.
+
+        Files that stay harm no later exec of this id, which replaces or removes them.
+        """
         self._is_removed = True
-        bundle.remove_exec_files(self.id)
+        if responds:
+            bundle.remove_exec_files(self.id)
 
     def _remove_late_record(self, bundle: str, exit_: Exit) -> None:
         """Remove a record that was written after Delete: another process may have its name."""

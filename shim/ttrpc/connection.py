@@ -16,12 +16,12 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError
 
 from shim import log
-from shim.errors import status_of
+from shim.errors import MustWaitError, status_of
 from shim.ttrpc.protocol import RequestReceived, ServerProtocol
 from shim.ttrpc.services import UNSENT_LIMIT, Stream, accept, admit, expected, plain_methods
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Container, Coroutine, Iterator, Mapping
 
     from google.protobuf.message import Message
     from grpclib.const import Handler
@@ -178,15 +178,19 @@ class Connection:
         self, event: RequestReceived, lasting: trio.Nursery, listening: trio.Nursery
     ) -> None:
         name = f"/{event.service}/{event.method}"
+        ready = None
         try:
             if (method := self._immediate.get(name)) is not None:
                 _, request = admit(event, self._methods.handlers)
-                self._call_now(event.stream_id, name, method(request))
-                return
+                ready = self._call_now(event.stream_id, name, method(request))
+                if ready is None:
+                    return
             handler, stream = accept(
                 event, self._methods.handlers, trio.current_time(), replayed=self._replaying
             )
             self._check_room(name)
+            if ready is not None:
+                handler = handler._replace(func=partial(_call_when, ready, handler.func))
         except GRPCError as exc:
             self._protocol.send_error(event.stream_id, exc.status, exc.message or "")
             return
@@ -213,16 +217,25 @@ class Connection:
                 "wait for one of them, or open another connection",
             )
 
-    def _call_now(self, stream_id: int, name: str, call: Coroutine[object, None, Message]) -> None:
+    def _call_now(
+        self, stream_id: int, name: str, call: Coroutine[object, None, Message]
+    ) -> Callable[[], Awaitable[None]] | None:
+        """Run a method that does not suspend; return what it has to wait for before, if anything.
+
+        If it has to wait, no reply is queued.
+        """
         try:
             call.send(None)
         except StopIteration as done:
             self._protocol.send_reply(stream_id, done.value.SerializeToString())
+        except MustWaitError as exc:
+            return exc.ready
         except Exception as exc:  # every error is sent to the caller
             self._fail(stream_id, name, exc)
         else:
             call.close()
             self._fail(stream_id, name, ProtocolError(f"{name} is immediate, but suspends"))
+        return None
 
     async def _lasting_call(self, call: Call) -> None:
         try:
@@ -284,3 +297,12 @@ class Connection:
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+async def _call_when(
+    ready: Callable[[], Awaitable[None]],
+    method: Callable[[Stream[Any, Any]], Awaitable[None]],
+    stream: Stream[Any, Any],
+) -> None:
+    await ready()
+    await method(stream)

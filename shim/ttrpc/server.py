@@ -81,7 +81,8 @@ async def serve_connection(
 
     ``cancellable``, ``undoable`` and ``immediate`` are short names of methods; those in
     ``immediate`` must be made by :func:`unary`.  If an immediate method suspends, its
-    caller gets an error.
+    caller gets an error.  If it raises :class:`~shim.errors.MustWaitError`, it is called
+    again in a task.
 
     Return when every call has ended.  After ``shutdown`` no new request is read,
     the methods in ``cancellable`` are cancelled, and the other calls finish and their

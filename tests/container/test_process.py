@@ -91,7 +91,7 @@ async def test_a_late_record_of_a_deleted_process_costs_no_other_process_its_own
     first.life.apply(Op.START)
     child: Any = Ended()
     assert await first.record_exit(child, bundle) == END
-    first.remove_exec_files(bundle)
+    first.remove_exec_files(bundle, responds=True)
     with pytest.raises(TimedOutError):
         await second.wait_recorded(bundle)
     disk.responds.set()
@@ -115,7 +115,7 @@ async def test_a_late_record_that_another_process_has_replaced_stays(
     process.life.apply(Op.START)
     child: Any = Ended()
     await process.record_exit(child, bundle)
-    process.remove_exec_files(bundle)
+    process.remove_exec_files(bundle, responds=True)
     responds.set()
     monkeypatch.setattr(module, "RECORD", 20)
     await process.wait_recorded(bundle)

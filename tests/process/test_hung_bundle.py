@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
 from shim.api.task_pb2 import (
     DeleteRequest,
     KillRequest,
+    StartRequest,
     WaitRequest,
 )
 from shim.events.journal import is_waiting
@@ -20,10 +24,12 @@ from tests.frozen import freezable_disk
 from tests.process.hung import answers, soon
 from tests.process.steps import kill_daemon
 from tests.process.test_delete import delete
-from tests.process.test_durable import away
+from tests.process.test_durable import away, run_exec
 from tests.process.test_members import Pod
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from tests.process.rig import Rig
 
 pytestmark = pytest.mark.e2e
@@ -75,6 +81,44 @@ async def test_with_a_hung_bundle_disk_events_go_on_from_memory(rig: Rig) -> Non
         await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
         await rig.sink.wait_for("exit c1", "c1")
         assert (disk.path / "events.journal").exists()
+        await rig.end()
+
+
+async def test_calls_for_a_bundle_on_a_hung_disk_hold_up_no_other_container(rig: Rig) -> None:
+    pod = await Pod.start(rig)
+    with freezable_disk(rig.root / "image", rig.root / "disk") as disk:
+        config = (rig.bundle("template", "sleep", "1000") / "config.json").read_bytes()
+        bundles = [disk.path / id_ for id_ in ("c2", "c3")]
+        for bundle in bundles:
+            bundle.mkdir()
+            (bundle / "config.json").write_bytes(config)
+        task = pod.task
+        await rig.run(task, bundles[0])
+        await run_exec(rig, task, "c2", "ended", "exit 3")
+        await task.Exec(rig.exec_request("c2", "added", "true"), timeout=5)
+        disk.freeze()
+
+        async def fails(call: Awaitable[object]) -> None:
+            with pytest.raises(GRPCError, match="check the disk") as caught:
+                await call
+            assert caught.value.status is Status.DEADLINE_EXCEEDED
+
+        before = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails, task.Create(rig.create_request(bundles[1]), timeout=30))
+            exec_ = rig.exec_request("c2", "late", "true")
+            nursery.start_soon(fails, task.Exec(exec_, timeout=30))
+            start = StartRequest(id="c2", exec_id="added")
+            nursery.start_soon(fails, task.Start(start, timeout=30))
+            delete_ = DeleteRequest(id="c2", exec_id="ended")
+            nursery.start_soon(partial(task.Delete, delete_, timeout=30))
+            for number in range(3):
+                await answers(rig, task, "c1", number)
+        assert time.monotonic() - before < 10 * PATIENCE
+        disk.thaw()
+        assert await run_exec(rig, task, "c2", "late", "exit 4")
+        await task.Start(StartRequest(id="c2", exec_id="added"), timeout=20)
+        await rig.run(task, bundles[1])
         await rig.end()
 
 

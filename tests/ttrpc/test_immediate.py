@@ -22,12 +22,13 @@ from shim.api.task_pb2 import (
     StateResponse,
     WaitRequest,
 )
+from shim.errors import MustWaitError
 from shim.service import IMMEDIATE, TaskService
 from shim.ttrpc import wire_pb2
 from shim.ttrpc.client import open_channel
 from shim.ttrpc.frames import Frame, Kind
 from shim.ttrpc.protocol import ClientProtocol
-from shim.ttrpc.server import handlers_of, serve_connection
+from shim.ttrpc.server import handlers_of, serve_connection, unary
 from tests.ttrpc.fake import FakeTask
 
 if TYPE_CHECKING:
@@ -103,6 +104,37 @@ async def test_a_method_that_waits_though_it_is_called_immediate_costs_its_own_c
         with pytest.raises(GRPCError, match="Wait is immediate, but suspends"):
             await stub.Wait(WaitRequest(id="c1"), timeout=5)
         assert (await stub.State(StateRequest(id="c1"), timeout=5)).id == "c1"
+
+
+class WaitingTask(FakeTask):
+    """Its State of the container c1 must wait until ``ready`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = trio.Event()
+
+    @unary
+    async def State(self, request: StateRequest) -> StateResponse:
+        if request.id == "c1" and not self.ready.is_set():
+            raise MustWaitError(self.ready.wait)
+        return StateResponse(id=request.id)
+
+
+async def test_an_immediate_method_that_must_wait_is_called_again_after_that() -> None:
+    service = WaitingTask()
+    async with served(service, "State") as stream, open_channel(stream) as channel:
+        stub = TaskStub(channel)
+        ids: list[str] = []
+
+        async def call(id_: str) -> None:
+            ids.append((await stub.State(StateRequest(id=id_), timeout=5)).id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, "c1")
+            await trio.testing.wait_all_tasks_blocked()
+            await call("c2")
+            service.ready.set()
+        assert ids == ["c2", "c1"]
 
 
 async def test_an_immediate_method_is_answered_while_others_wait() -> None:
