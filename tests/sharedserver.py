@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,22 @@ _ROOT = Path(__file__).parents[1]
 _TIMEOUT = 120.0  # seconds for a server to start or to end on a busy machine
 
 
-def shimctl(word: str, environ: Mapping[str, str]) -> None:
-    """Run the command, again if it fails: it gives up a slow server after ten seconds."""
+def make(environ: Mapping[str, str]) -> None:
+    """Make a fork server as a ``start`` does, without the imports; wait until it listens.
 
-    def succeeds() -> bool:
-        values = {**os.environ, **environ, "PYTHONPATH": str(_ROOT)}
-        done = warm.run("shimctl", ["forkserver", word], env=values, timeout=_TIMEOUT)
-        return done.returncode == 0
+    If there is one already, this returns at once.  Again if it fails: a start gives up a
+    server after ten seconds, which a busy machine may take.
+    """
+    values = {**os.environ, **environ, "PYTHONPATH": str(_ROOT)}
+    call = partial(warm.run_bytes, "tests.newserver", [], package="shim", cwd=_ROOT, env=values)
+    wait_until("there is a fork server", lambda: not call(timeout=_TIMEOUT).returncode, _TIMEOUT)
 
-    wait_until(f"shimctl forkserver {word}", succeeds, _TIMEOUT)
+
+def stop(environ: Mapping[str, str]) -> None:
+    """Stop the fork servers in their directory; again, if it fails, as above."""
+    values = {**os.environ, **environ, "PYTHONPATH": str(_ROOT)}
+    call = partial(warm.run, "shimctl", ["forkserver", "stop"], env=values)
+    wait_until("they are stopped", lambda: not call(timeout=_TIMEOUT).returncode, _TIMEOUT)
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +52,9 @@ def _shared_server() -> Iterator[dict[str, str]]:
     directory = tempfile.mkdtemp(prefix="forkserver", dir="/run")
     environ = {"TRIO_SHIM_FORKSERVER": "on", "TRIO_SHIM_FORKSERVER_DIR": directory}
     try:
-        shimctl("warm", environ={**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
+        make({**environ, "TRIO_SHIM_FORKSERVER_IDLE": "0"})
         yield environ
-        shimctl("stop", environ=environ)
+        stop(environ)
         # It stays for shims that survive.
         wait_until(
             "the fork server has exited",

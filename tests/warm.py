@@ -2,9 +2,9 @@
 
 A new interpreter takes 0.3 s of processor time to import what ``shimctl ps`` needs; a fork
 takes 0.02 s.  :mod:`tests.warmserver` lists the attributes in which such a process equals a new
-one.  A test starts a new one where its subject is the start or the interpreter, or where it
-has changed an attribute of its own process that the server does not take from a request: its
-process group, resource limits, signal mask, namespaces or cgroups.
+one.  A test starts a new one where its subject is the start or the interpreter.  While a test
+has changed an attribute of its own process that the server does not take from a request, such
+as a limit or a cgroup, each process is a new one.
 
 The server of a program is started at its first call, and ends with this process.
 """
@@ -25,18 +25,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from tests.warmserver import MAX_REQUEST
+from tests.warmserver import ENVIRONMENT, MAX_REQUEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 ROOT = Path(__file__).parents[1]
 _PADDING = "-" * 2048  # bytes of a command line that /proc shows
+# A variable whose bytes /proc shows as the environment of a child.
+_ROOM = {"SHIM_TEST_WARM": "-" * ENVIRONMENT}
 _CHUNK = 1 << 16
 _START = 120.0  # s for a server to import everything, and to fork, on a busy machine
 # The variables that the interpreter reads when it starts.
 _INTERPRETER = ("PYTHON", "LC_", "LANG", "COVERAGE")
 _KEPT = ("PATH", "HOME", "TMPDIR")
+# Attributes that a child takes from this thread, and a child of a server does not.
+# Source: proc_pid_status(5).
+_STATUS = (
+    *("Uid:", "Gid:", "Groups:", "NSpgid:", "NSsid:", "SigBlk:", "SigIgn:", "Cap"),
+    *("NoNewPrivs:", "Seccomp", "Cpus_allowed:", "Mems_allowed:"),
+)
+_FILES = ("limits", "cgroup", "oom_score_adj", "personality")
+_NAMESPACES = ("mnt", "net", "pid_for_children", "ipc", "uts", "user", "cgroup")
 
 
 class Process:
@@ -88,22 +98,42 @@ class Process:
         return self.returncode
 
 
-class Server:
-    """A process that has imported the package ``module``, and forks for each call of it."""
+def _attributes() -> list[str]:
+    """Return the attributes of this thread that its children have, and those of a server not."""
+    thread = "/proc/thread-self"
+    found = [str(os.getpriority(os.PRIO_PROCESS, 0)), str(os.sched_getscheduler(0))]
+    found += [os.readlink(f"{thread}/ns/{name}") for name in _NAMESPACES]  # noqa: PTH115
+    for name in _FILES:
+        with open(f"{thread}/{name}") as file:
+            found.append(file.read())
+    with open(f"{thread}/status") as file:
+        return [*found, *(line for line in file if line.startswith(_STATUS))]
 
-    def __init__(self, module: str, settings: dict[str, str]) -> None:
-        self.module = module
+
+class Server:
+    """A process that has imported the package ``package``, and forks for each call."""
+
+    def __init__(self, package: str, settings: dict[str, str]) -> None:
+        self._attributes = _attributes()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environ = {name: os.environ[name] for name in _KEPT if name in os.environ}
         # Its standard streams are pipes, as those of its children: they keep the objects.
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warmserver", str(theirs.fileno()), module, _PADDING],
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.warmserver",
+                    str(theirs.fileno()),
+                    package,
+                    _PADDING,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                cwd=ROOT,
-                env=environ | settings,
+                # Of two builds of a package, a call's is the first one of its path.
+                cwd=settings.get("PYTHONPATH", "").partition(":")[0] or ROOT,
+                env=environ | settings | _ROOM,
                 pass_fds=[theirs.fileno()],
             )
 
@@ -114,12 +144,22 @@ class Server:
         assert not errors, errors.decode()
 
     def start(
-        self, argv: Sequence[str], fds: Sequence[int], directory: Path, environ: Mapping[str, str]
+        self, words: Sequence[str], fds: Sequence[int], directory: Path, environ: Mapping[str, str]
     ) -> Process | None:
-        """Start a command with ``fds`` as its standard streams; None if it is too long."""
+        """Start a module and its arguments, with ``fds`` as its standard streams.
+
+        Return None if it is too long, or if its attributes would not be those of this thread.
+        """
+        if _attributes() != self._attributes:
+            return None
+        if (
+            sum(len(os.fsencode(name + value)) + 2 for name, value in environ.items())
+            > ENVIRONMENT
+        ):
+            return None
         status = Path("/proc/self/status").read_text()
         umask = int(status.partition("\nUmask:")[2].split()[0], 8)
-        request = {"argv": [self.module, *argv], "environ": dict(environ), "umask": umask}
+        request = {"argv": list(words), "environ": dict(environ), "umask": umask}
         data = json.dumps(request).encode()
         if len(data) > MAX_REQUEST:
             return None
@@ -128,7 +168,7 @@ class Server:
         try:
             with theirs:
                 socket.send_fds(self._socket, [data], [theirs.fileno(), place, *fds])
-            return Process([sys.executable, "-m", self.module, *argv], ours)
+            return Process([sys.executable, "-m", *words], ours)
         except BaseException:
             ours.close()
             raise
@@ -152,11 +192,11 @@ def close() -> None:
             _servers.pop(key).close()
 
 
-def _server(module: str, settings: dict[str, str]) -> Server:
-    key = module, frozenset(settings.items())
+def _server(package: str, settings: dict[str, str]) -> Server:
+    key = package, frozenset(settings.items())
     with _lock:
         if key not in _servers:
-            _servers[key] = Server(module, settings)
+            _servers[key] = Server(package, settings)
         return _servers[key]
 
 
@@ -167,18 +207,20 @@ def start(
     *,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    package: str = "",
 ) -> Process | subprocess.Popen[bytes]:
     """Start ``python -m module argv`` with ``fds`` as its standard streams.
 
-    It is a new interpreter if the call is too long for the server's socket.
+    ``package`` is what has been imported already, if that is not ``module``.
+    It is a new interpreter if the server cannot start it, see :meth:`Server.start`.
     """
     environ = dict(os.environ if env is None else env)
     settings = {name: environ[name] for name in environ if name.startswith(_INTERPRETER)}
     # A server finds the modules of this checkout, as the call does with this variable.
     if settings.get("PYTHONPATH") == str(ROOT):
         del settings["PYTHONPATH"]
-    server = _server(module, settings)
-    process = server.start(argv, fds, cwd or Path(), environ)
+    server = _server(package or module, settings)
+    process = server.start([module, *argv], fds, cwd or Path(), environ)
     if process is not None:
         return process
     stdin, stdout, stderr = fds
@@ -289,6 +331,25 @@ def run(
 
     :raises subprocess.TimeoutExpired: it has been killed after ``timeout`` s.
     """
+    done = run_bytes(module, argv, stdin=stdin.encode(), cwd=cwd, env=env, timeout=timeout)
+    texts = [
+        text.decode().replace("\r\n", "\n").replace("\r", "\n")
+        for text in (done.stdout, done.stderr)
+    ]
+    return subprocess.CompletedProcess(done.args, done.returncode, *texts)
+
+
+def run_bytes(
+    module: str,
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    package: str = "",
+    timeout: float,
+) -> subprocess.CompletedProcess[bytes]:
+    """Do the same with bytes."""
     deadline = time.monotonic() + timeout
     ends = [os.pipe() for _ in range(3)]
     with (
@@ -298,12 +359,12 @@ def run(
     ):
         theirs = (ends[0][0], ends[1][1], ends[2][1])
         try:
-            process = start(module, argv, theirs, cwd=cwd, env=env)
+            process = start(module, argv, theirs, cwd=cwd, env=env, package=package)
         finally:
             for fd in theirs:
                 os.close(fd)
         try:
-            output, errors = _communicate(given, stdin.encode(), (out, err), deadline)
+            output, errors = _communicate(given, stdin, (out, err), deadline)
             process.wait(max(0.0, deadline - time.monotonic()))
         except BaseException as exc:
             process.kill()
@@ -312,8 +373,7 @@ def run(
                 raise subprocess.TimeoutExpired(process.args, timeout) from None
             raise
     assert process.returncode is not None
-    texts = [text.decode().replace("\r\n", "\n").replace("\r", "\n") for text in (output, errors)]
-    return subprocess.CompletedProcess(process.args, process.returncode, *texts)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def _communicate(

@@ -10,13 +10,14 @@ the second the wait status.
 The child runs the module as ``python -m`` does.  Whatever a new process would have, it has too:
 arguments, environment, umask, working directory, time zone, and the three fds and no other.  Its
 command line in /proc is followed by NUL bytes, and ends at the length of PADDING.  It
-differs in its parent, in /proc/PID/environ, and in the modules that are loaded already.
+differs in its parent and in the modules that are loaded already.
 """
 
 from __future__ import annotations
 
 import array
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -35,7 +36,11 @@ from shim.linux import libc
 
 # The longest request, in bytes; one that is longer does not fit into the socket's buffer.
 MAX_REQUEST = 100_000
+# The most bytes of an environment.
+ENVIRONMENT = 1 << 16
 FDS = 5
+# Source: linux/prctl.h.
+_PR_SET_MM, _PR_SET_MM_ENV_END = 35, 11
 
 
 def main() -> None:
@@ -101,6 +106,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     coerced = {name: os.environ[name] for name in ("LC_CTYPE",) if name in os.environ}
     os.environ.clear()
     os.environ.update(coerced | request["environ"])
+    _show_environment(request["environ"])
     time.tzset()
     module, *arguments = request["argv"]
     libc.set_title([sys.executable, "-m", module, *arguments])
@@ -130,6 +136,23 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _show_environment(environ: dict[str, str]) -> None:
+    """Show ``environ`` in /proc/self/environ; it must fit.
+
+    Source: proc(5), /proc/pid/stat fields 50 env_start and 51 env_end.
+    """
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    start, end = int(fields[50 - 3]), int(fields[51 - 3])
+    text = b"".join(os.fsencode(f"{name}={value}\0") for name, value in environ.items())
+    assert len(text) <= end - start
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+    # Without the right, NUL bytes follow.
+    ctypes.CDLL(None).prctl(
+        _PR_SET_MM, _PR_SET_MM_ENV_END, ctypes.c_ulong(start + len(text)), 0, 0
+    )
 
 
 if __name__ == "__main__":

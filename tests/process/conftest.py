@@ -66,7 +66,7 @@ def survivors(
     With SHIM_TEST_GUEST in the environment, its fork server is killed and the next one keeps it.
     """
     monkeypatch.setenv("TRIO_SHIM_DEATHS", "0")
-    sharedserver.shimctl("warm", os.environ)
+    sharedserver.make(os.environ)
     logs = []
 
     async def start(bundle: Path) -> Survivor:
@@ -75,7 +75,7 @@ def survivors(
         shim = Survivor(rig, await rig.start(bundle))
         if "SHIM_TEST_GUEST" in os.environ and (await status_of(shim))["survives"]:
             await kill_server(surviving, shim)
-            sharedserver.shimctl("warm", os.environ)
+            sharedserver.make(os.environ)
             await wait_kept(shim)
         return shim
 

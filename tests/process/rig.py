@@ -34,6 +34,7 @@ from shim.linux import sockets
 from shim.linux.mounts import unmount_all
 from shim.ttrpc.client import Channel, open_channel
 from shim.ttrpc.server import handlers_of, serve, unary
+from tests import warm
 from tests.e2e.leftovers import fork_servers, processes
 from tests.e2e.waiting import PATIENCE
 
@@ -183,18 +184,25 @@ class Rig:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the executable in ``bundle`` as a manager would, and wait for it.
 
-        ``wrap`` are a program and arguments that execute it.  The rig takes no event in the
-        meantime: ``delete`` gives up an event after a second.
+        ``wrap`` are a program and arguments that execute it; without them it has been imported
+        already (tests/warm.py).  The rig takes no event in the meantime: ``delete`` gives up an
+        event after a second.
         """
         source = str(Path(__file__).parents[2])
         environ = {**os.environ, "TTRPC_ADDRESS": str(self.root / "events"), "PYTHONPATH": source}
+        argv = ["-namespace", NAMESPACE, "-address", str(self.root / "manager"), *args]
+        limit = timeout * PATIENCE
+        if not wrap:
+            return warm.run_bytes(
+                "shim", argv, stdin=stdin, cwd=bundle, env=environ, timeout=limit
+            )
         return subprocess.run(
-            [*wrap, *SHIM, "-namespace", NAMESPACE, "-address", str(self.root / "manager"), *args],
+            [*wrap, *SHIM, *argv],
             input=stdin,
             capture_output=True,
             cwd=bundle,
             env=environ,
-            timeout=timeout * PATIENCE,
+            timeout=limit,
             check=False,
         )
 

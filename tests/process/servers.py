@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests import warm
 from tests.e2e.waiting import PATIENCE
 from tests.process.rig import NAMESPACE, Rig
 
@@ -35,21 +36,30 @@ def launch(
     rig: Rig,
     bundle: Path,
     *args: str,
-    command: Sequence[str] = LAUNCH,
+    command: Sequence[str] | None = None,
     environ: Mapping[str, str] | None = None,
     stdin: bytes = b"",
     before: Any = None,
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run the launcher as a manager does; ``before`` runs in its process first."""
+    """Run the launcher as a manager does; ``before`` runs in its process first.
+
+    Without ``command``, ``before`` and a PYTHONPATH it has been imported already, and so has the
+    fork server that it may become (tests/warm.py).
+    """
     flags = ["-namespace", NAMESPACE, "-address", str(rig.root / "manager")]
+    argv = [*flags, "-id", bundle.name, *args]
+    limit = 30 * PATIENCE
+    values = {**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})}
+    if command is None and before is None and values["PYTHONPATH"] == str(ROOT):
+        return warm.run_bytes("shim", argv, stdin=stdin, cwd=bundle, env=values, timeout=limit)
     return subprocess.run(
-        [*command, *flags, "-id", bundle.name, *args],
+        [*(command or LAUNCH), *argv],
         cwd=bundle,
         input=stdin,
         capture_output=True,
-        timeout=30 * PATIENCE,
+        timeout=limit,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TTRPC_ADDRESS": "", **(environ or {})},
+        env=values,
         preexec_fn=before,
     )
 
@@ -92,7 +102,7 @@ class Server:
         bundle: Path,
         *args: str,
         before: Any = None,
-        command: Sequence[str] = LAUNCH,
+        command: Sequence[str] | None = None,
         stdin: bytes = b"",
         **environ: str,
     ) -> subprocess.CompletedProcess[bytes]:
