@@ -30,10 +30,19 @@ if TYPE_CHECKING:
     from tests.process.rig import Rig
     from tests.process.servers import Server
 
+# Begins a script that pauses with ``read -t SECONDS x <&3``: no process for each pause.
+_PAUSES = "mkfifo /never 2>/dev/null; exec 3<>/never; "
 # A program that writes numbers until SIGTERM, and exits with 7; :func:`numbers` reads them.
-COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
+COUNT = (
+    f"trap 'exit 7' TERM; {_PAUSES}i=0; while :; do i=$((i+1)); echo $i; read -t 0.003 x <&3; done"
+)
 # Starts the daemon of a bundle.
 Start: TypeAlias = "Callable[[Path], Awaitable[Survivor]]"
+
+
+def until_term(code: int) -> tuple[str, ...]:
+    """Return the arguments of a process that exits with ``code`` at SIGTERM."""
+    return "sh", "-c", f"trap 'exit {code}' TERM; {_PAUSES}while :; do read -t 1000 x <&3; done"
 
 
 def enable(rig: Rig) -> str:

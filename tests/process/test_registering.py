@@ -29,6 +29,7 @@ from tests.process.survival import (
     run_counting,
     run_read,
     status_of,
+    until_term,
     wait_kept,
 )
 from tests.process.test_survival_calls import AFTER, BEFORE, Gate, finish, interrupted
@@ -124,12 +125,11 @@ async def test_processes_of_before_and_since_the_servers_death_have_their_exits(
     )
     writer = streams.writer()
     await kill_server(server, shim)
-    ends = "trap 'exit 3' TERM; while :; do usleep 9000; done"
-    since = await shim.exec("c1", "since", "sh", "-c", ends)
+    since = await shim.exec("c1", "since", *until_term(3))
     await shim.delete("c1", "over")
     await survivors(rig.bundle("c2", "true"))
     await wait_kept(shim)
-    later = await shim.exec("c1", "later", "sh", "-c", ends)
+    later = await shim.exec("c1", "later", *until_term(3))
     os.kill(await daemon_of(shim.task), signal.SIGKILL)
     os.kill(since, signal.SIGTERM)
     assert (await shim.wait("c1", "since")).exit_status == 3
@@ -162,7 +162,7 @@ async def test_an_exec_that_the_runtime_starts_during_the_kill_is_followed(
     await kill_server(server, shim)
     await survivors(rig.bundle("c2", "true"))
     await wait_kept(shim)
-    await shim.add("c1", "e1", "sh", "-c", "trap 'exit 6' TERM; while :; do usleep 9000; done")
+    await shim.add("c1", "e1", *until_term(6))
     pid = await interrupted(shim, gate, lambda: shim.start("c1", "e1"))
     assert parent_of(pid) not in (await daemon_of(shim.task), await server.wait_up())
     await wait_trapped(pid)

@@ -22,7 +22,7 @@ from shim.api.task_pb2 import (
 )
 from tests.process.driven import groups, verdict
 from tests.process.rig import wait_gone
-from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read
+from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read, until_term
 from tests.process.test_oom import Commanded
 from tests.process.test_pods import pod
 from tests.stdio.conftest import read_all, read_until
@@ -69,9 +69,7 @@ async def test_a_container_runs_on_and_a_wait_returns_its_true_exit(
 
 async def test_an_exit_without_a_daemon_is_true(rig: Rig, survivors: Start) -> None:
     shim, pid = await run_counting(rig, survivors)
-    exec_pid = await shim.exec(
-        "c1", "e1", "sh", "-c", "trap 'exit 3' TERM; while :; do usleep 9000; done"
-    )
+    exec_pid = await shim.exec("c1", "e1", *until_term(3))
     await trio.sleep(0.2)
     os.kill(await daemon_of(shim.task), signal.SIGKILL)
     os.kill(exec_pid, signal.SIGTERM)

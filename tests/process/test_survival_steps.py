@@ -22,7 +22,7 @@ from tests.e2e.waiting import PATIENCE
 from tests.process import stepping
 from tests.process.builds import Build
 from tests.process.driven import verdict
-from tests.process.survival import daemon_of, numbers
+from tests.process.survival import COUNT, daemon_of, numbers
 from tests.process.test_survival_calls import RESTORING
 from tests.process.test_upgrade import move
 from tests.stdio.conftest import read_all, read_until
@@ -44,7 +44,6 @@ SEED = int(os.environ.get("SHIM_TEST_SEED", "1"))
 FIRST, SECOND = "8.8.8", "9.9.9"
 # Lines that a daemon runs in a life, about, and in a restore.
 LIFE, RESTORE = 6000, 3000
-COUNT = "trap 'exit 7' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 3000; done"
 # Writes 30,000 lines within some time.
 MANY = """i=0; while [ $i -lt 30 ]; do
 seq $((i * 1000 + 1)) $((i * 1000 + 1000)); i=$((i + 1)); usleep 5000
