@@ -16,10 +16,12 @@ from grpclib.exceptions import GRPCError
 
 from shim.api import process_pb2
 from shim.api.task_pb2 import PauseRequest, ResumeRequest, StateRequest
+from tests.loops import turns
 from tests.process.configs import host_pids
 from tests.process.driven import Driven, verdict
 from tests.process.oracle import Oracle
 from tests.process.rig import NAMESPACE, Rig
+from tests.process.steps import wait_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,8 +59,8 @@ def waits_for_its_file(rig: Rig, id_: str, code: int) -> Path:
     return rig.bundle(id_, "sh", "-c", script)
 
 
-async def test_fifty_containers_in_one_shim_keep_order_and_codes(rig: Rig) -> None:
-    bundles = [waits_for_its_file(rig, f"c{n}", n + 1) for n in range(50)]
+async def test_many_containers_in_one_shim_keep_order_and_codes(rig: Rig) -> None:
+    bundles = [waits_for_its_file(rig, f"c{n}", n + 1) for n in range(turns(20, 50))]
     driven = Driven(rig, await rig.start(bundles[0]))
     async with trio.open_nursery() as nursery:
         for number, bundle in enumerate(bundles):
@@ -84,7 +86,7 @@ async def test_init_dying_while_execs_start_is_told_last(rig: Rig, spaces: str) 
     """With an own pid namespace, and with the host's, where the shim has to kill."""
 
     change = host_pids if spaces == "shared" else None
-    rounds, delays = 60, random.Random(spaces)
+    rounds, delays = turns(20, 60), random.Random(spaces)
     bundles = [rig.bundle(f"c{n}", "sleep", "1000", change=change) for n in range(rounds)]
     driven = Driven(rig, await rig.start(bundles[0]))
     came: list[bool] = []
@@ -114,9 +116,27 @@ async def test_init_dying_while_execs_start_is_told_last(rig: Rig, spaces: str) 
     assert False in came
 
 
-async def test_two_hundred_execs_in_one_container_each_have_their_code_and_output(
-    rig: Rig,
-) -> None:
+async def test_init_dying_when_the_runtime_has_made_an_exec_is_told_last(rig: Rig) -> None:
+    began, go = rig.root / "began", rig.root / "go"
+    script = f"""runc "$@"; status=$?
+case " $* " in *" exec "*) touch {began}; until [ -e {go} ]; do sleep 0.02; done;; esac
+exit $status"""
+    bundle = rig.bundle("c1", "sleep", "1000", change=host_pids)
+    driven = Driven(rig, await rig.start(bundle))
+    await driven.run(bundle, options=rig.options(binary_name=rig.wrapper("slow", script)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driven.try_exec, "c1", "e1", "sleep", "1000")
+        await wait_path(began)
+        await driven.kill("c1")
+        await wait_path(bundle / "init.exit")
+        go.touch()
+    assert (await driven.wait("c1")).exit_status == 137
+    await driven.delete("c1")
+    await verdict(rig, driven.oracle, "c1")
+    assert "exit e1" in rig.sink.names()
+
+
+async def test_many_execs_in_one_container_each_have_their_code_and_output(rig: Rig) -> None:
     bundle = rig.bundle("c1", "sleep", "1000")
     driven = Driven(rig, await rig.start(bundle))
     await driven.run(bundle)
@@ -131,7 +151,7 @@ async def test_two_hundred_execs_in_one_container_each_have_their_code_and_outpu
         assert out.read_text() == f"from {number}\n"
 
     async with trio.open_nursery() as nursery:
-        for number in range(200):
+        for number in range(turns(80, 200)):
             nursery.start_soon(one, number)
     await driven.end("c1")
     await verdict(rig, driven.oracle, "c1")
@@ -147,7 +167,7 @@ exit $status"""
     await driven.run(bundle, options=rig.options(binary_name=rig.wrapper("late", script)))
 
     async def lane(name: int) -> None:
-        for number in range(15):
+        for number in range(turns(6, 15)):
             await driven.life_of_exec("c1", f"e{name}-{number}", name * 15 + number)
 
     async with trio.open_nursery() as nursery:

@@ -15,6 +15,7 @@ import trio
 from grpclib.exceptions import GRPCError
 
 from shim.api.mount_pb2 import Mount
+from tests.loops import turns
 from tests.process.driven import Driven, groups, verdict
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ pytestmark = pytest.mark.e2e
 
 # As many at once as keep a small machine busy.
 LANES = 6
-# As many as show 3.5 KiB that each of them leaves, which is less than the objects of one
-# process and its streams.  A single fd, mount, cgroup or file is seen in any case.
-EXECS, CONTAINERS = 250, 50
+# As many as show 7 KiB that each of them leaves, 3.5 KiB before a release, which is less than
+# the objects of one process and its streams.  A single fd, mount, cgroup or file is seen in
+# any case.
+EXECS, CONTAINERS = turns(120, 250), turns(25, 50)
 # Bytes a shim may have grown: what malloc has free and not given back comes and goes.
 GROWTH = 1 << 20
 

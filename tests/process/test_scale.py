@@ -1,4 +1,4 @@
-"""A hundred and fifty shims on one machine, and the manager that comes back to all of them."""
+"""Many shims on one machine, and the manager that comes back to all of them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from shim.api.task_pb2 import (
 from tests.bench.caller import Caller
 from tests.bench.procs import threads, wakeups
 from tests.e2e.waiting import PATIENCE
+from tests.loops import turns
 from tests.process.rig import NAMESPACE, Rig, wait_gone
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-SHIMS = 150
+SHIMS = turns(60, 150)
 FEW = 15
 SETTLE = 20.0  # seconds until nothing happens any more
 WATCHED = 1.0  # seconds without a wake-up
