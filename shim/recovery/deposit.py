@@ -14,6 +14,7 @@ and sends copies of all fds.
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -315,17 +316,36 @@ class Deposit:
             if not data:
                 self._lose()
                 return
-            verb, words = decode(data)
-            if verb == END:
-                self._ends = True
-            if verb == EXIT and words and (answered := self._answers.get(words[0])) is not None:
-                self._exits[words[0]] = (int(words[1]), int(words[2])) if words[2:] else None
-                answered.set()
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        verb, words = decode(data)
+        if verb == END:
+            self._ends = True
+        if verb == EXIT and words and (answered := self._answers.get(words[0])) is not None:
+            self._exits[words[0]] = (int(words[1]), int(words[2])) if words[2:] else None
+            answered.set()
+
+    def _take_last(self, channel: socket.socket) -> None:
+        """Read what the keeper sent before it ended.
+
+        If it ended with unread messages, an error of the socket comes before that: ECONNRESET.
+        """
+        with suppress(OSError):
+            while True:
+                try:
+                    data = channel.recv(MAX_MESSAGE)
+                except ConnectionResetError:
+                    continue  # the kernel reports it once
+                if not data:
+                    return
+                self._take(data)
 
     def _lose(self) -> None:
         """Go on without a keeper, until there is another one."""
         if self._outbox.channel is None:
             return
+        self._take_last(self._outbox.channel)
         if not self.server:
             self.give_up("the keeper has ended")
             return

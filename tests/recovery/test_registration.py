@@ -273,6 +273,23 @@ async def test_a_server_is_started_once_and_not_after_an_end_on_purpose(tmp_path
         assert started == ([] if on_purpose else [1])
 
 
+async def test_a_server_that_ends_on_purpose_need_not_have_read_all_messages(
+    tmp_path: Path,
+) -> None:
+    started: list[int] = []
+
+    async def start() -> bool:
+        started.append(1)
+        return False
+
+    async with kept(tmp_path, start) as channel:
+        await trio.testing.wait_all_tasks_blocked()
+        channel.send(encode(END))
+        channel.close()
+        await trio.testing.wait_all_tasks_blocked()
+    assert started == []
+
+
 async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
