@@ -116,12 +116,18 @@ def test_a_signal_has_a_name_or_a_number(signal_: int | str, ours: Place) -> Non
         assert process.wait(timeout=PATIENCE).exit_status == 5
 
 
-@pytest.mark.parametrize("name", FACES)
-def test_a_command_runs_in_a_running_container(name: str, place: Place) -> None:
+def sleeper_in_bin(place: Place) -> Path:
+    """Make a bundle whose process sleeps in the directory /bin."""
     bundle = place.bundle("sleep", "1000")
     config = json.loads((bundle / "config.json").read_text())
     config["process"]["cwd"] = "/bin"
     (bundle / "config.json").write_text(json.dumps(config))
+    return bundle
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_command_runs_in_a_running_container(name: str, place: Place) -> None:
+    bundle = sleeper_in_bin(place)
 
     async def scenario(face: Any) -> list[Any]:
         seen = []
@@ -155,10 +161,7 @@ def test_a_command_runs_in_a_running_container(name: str, place: Place) -> None:
 
 @pytest.mark.parametrize("name", FACES)
 def test_an_exec_without_a_directory_has_that_of_the_container(name: str, ours: Place) -> None:
-    bundle = ours.bundle("sleep", "1000")
-    config = json.loads((bundle / "config.json").read_text())
-    config["process"]["cwd"] = "/bin"
-    (bundle / "config.json").write_text(json.dumps(config))
+    bundle = sleeper_in_bin(ours)
     out = ours.root / "out"
 
     async def scenario(face: Any) -> None:

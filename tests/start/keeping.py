@@ -69,6 +69,13 @@ class Daemon:
         self.process.wait()
         self.keeper.ended(self.process.pid, signal.SIGKILL)
 
+    def die_unreaped(self) -> None:
+        """End; the keeper knows that only by the end of the channel."""
+        self.process.kill()
+        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+        self.channel.close()
+        self.keeper.receive(self.number)
+
     def close(self) -> None:
         self.channel.close()
         self.process.kill()

@@ -121,10 +121,7 @@ def test_a_killed_daemon_closes_its_channel_before_it_is_reaped_and_keeps_its_co
 ) -> None:
     daemon = bench.daemon()
     daemon.put(DAEMON, LISTENER)
-    daemon.process.kill()
-    os.waitid(os.P_PID, daemon.process.pid, os.WEXITED | os.WNOWAIT)
-    daemon.channel.close()
-    bench.keeper.receive(daemon.number)
+    daemon.die_unreaped()
     assert bench.keeper.due() == []
     bench.keeper.ended(daemon.process.pid, signal.SIGKILL)
     [kept] = bench.keeper.due()
@@ -138,10 +135,7 @@ def test_a_daemon_that_cannot_end_because_of_a_thread_is_replaced_all_the_same(
     monkeypatch.setattr(keeper_module, "_ENDING", 0.0)
     daemon = bench.daemon()
     daemon.put(DAEMON, LISTENER)
-    daemon.process.kill()
-    os.waitid(os.P_PID, daemon.process.pid, os.WEXITED | os.WNOWAIT)
-    daemon.channel.close()
-    bench.keeper.receive(daemon.number)
+    daemon.die_unreaped()
     bench.keeper.expire()
     [kept] = bench.keeper.due()
     replacement = bench.replace(kept)

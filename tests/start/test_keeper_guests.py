@@ -31,10 +31,7 @@ def test_a_guest_whose_channel_ends_first_is_replaced_when_its_pidfd_tells(bench
     guest = Guest(bench.keeper)
     bench.daemons.append(guest)
     guest.put(LISTENER, DAEMON)
-    guest.process.kill()
-    os.waitid(os.P_PID, guest.process.pid, os.WEXITED | os.WNOWAIT)
-    guest.channel.close()
-    bench.keeper.receive(guest.number)
+    guest.die_unreaped()
     assert bench.keeper.due() == []
     bench.keeper.receive(guest.pidfd)
     assert len(bench.keeper.due()) == 1
