@@ -19,13 +19,13 @@ import trio
 
 from shim.errors import InvalidError, NotFoundError
 from shimctl.standalone.logentries import FORMATS, Entry, parse_entry, parse_json_entry
-from shimctl.standalone.logentries import Wanted as Wanted
-from shimctl.standalone.logentries import parse_since as parse_since
 from shimctl.standalone.logfiles import CHUNK, Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+    from shimctl.standalone.logentries import Wanted
 
 POLL = 0.1  # s between two reads
 RAW = "raw"  # the format of a file without times
@@ -112,21 +112,6 @@ async def _show_raw(path: Path, wanted: Wanted, is_over: Callable[[], bool] | No
         more()
         if is_over is not None:
             await _follow(log, more, is_over)
-
-
-async def show_cri(path: Path, wanted: Wanted, is_over: Callable[[], bool] | None) -> None:
-    """Print a CRI log; see :func:`show`."""
-    await show(path, "cri", wanted, is_over)
-
-
-async def show_raw(path: Path, wanted: Wanted, is_over: Callable[[], bool] | None) -> None:
-    """Print a file unchanged; see :func:`show`."""
-    await show(path, RAW, wanted, is_over)
-
-
-def is_cri(path: Path) -> bool:
-    """Return whether the first line is of a CRI log; an empty file counts as one."""
-    return format_of(path) == "cri"
 
 
 def format_of(path: Path) -> str:

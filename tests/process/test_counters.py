@@ -14,8 +14,6 @@ from shim.api.task_pb2 import StartRequest, StatsRequest, WaitRequest
 from shimctl.metrics.collect import Counters, parsed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from shim.api.task_grpc import TaskStub
     from tests.process.rig import Rig
 
@@ -64,7 +62,7 @@ async def test_events_that_no_manager_takes_are_counted(rig: Rig) -> None:
             await trio.sleep(0.05)
 
 
-def annotated(policy: str, directory: Path, config: dict[str, Any]) -> None:
+def annotated(policy: str, config: dict[str, Any]) -> None:
     config["annotations"] = {"io.trio-shim.output": policy, "io.trio-shim.output-limit": "64KiB"}
 
 
@@ -75,7 +73,7 @@ async def test_output_without_a_reader_is_counted(
     settings = rig.root / "settings.toml"
     settings.write_text(f'[output]\ndirectory = "{rig.root}/spool"\n')
     monkeypatch.setenv("TRIO_SHIM_CONFIG", str(settings))
-    change = partial(annotated, policy, rig.root)
+    change = partial(annotated, policy)
     bundle = rig.bundle("c1", "sh", "-c", f"head -c {WRITTEN} /dev/zero; echo >&2", change=change)
     stdout = rig.root / "stdout"
     os.mkfifo(stdout)

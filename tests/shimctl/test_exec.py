@@ -22,7 +22,6 @@ pytestmark = pytest.mark.e2e
 PASSWD = "root:x:0:0::/root:/bin/sh\nweb:x:33:34:Web:/:/bin/sh\n"
 GROUP = "root:x:0:\nweb:x:34:\nextra:x:50:root,web\n"
 IDS = "echo $(id -u) $(id -g) $(id -G)"
-LIST = 'echo "$A|$B|$C|$D|$HIDDEN"'
 
 
 def idle(place: Place, **changes: Any) -> Path:

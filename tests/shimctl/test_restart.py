@@ -43,7 +43,7 @@ def wait_logged(place: Place, id_: str, text: str) -> None:
     eventually(lambda: text in place.done_with_errors("logs", id_))
 
 
-def states(place: Place, id_: str) -> dict[str, str]:
+def states(place: Place) -> dict[str, str]:
     """Return the words of ``ps -a`` for the containers of the place."""
     found = json.loads(place.done("ps", "-a", "-n", place.namespace, "-o", "json"))
     return {one["id"]: one["state"] for one in found}
@@ -66,7 +66,7 @@ def test_an_exited_container_is_started_again_and_all_commands_show_the_new_run(
     assert second["shim"]["pid"] != first["shim"]["pid"]
     assert second["exited"] is None
     assert second["bundle"] == first["bundle"]
-    assert states(place, "again")["again"] == "running"
+    assert states(place)["again"] == "running"
     wait_logged(place, "again", "run 2\n")
     (shared / "go").touch()
     assert place.shimctl("wait", "again").returncode == 2
@@ -105,7 +105,7 @@ def test_restart_of_several_takes_the_grace_of_one(place: Place) -> None:
     assert (done.returncode, done.stdout.split()) == (125, ids)
     assert done.stderr == "shimctl: no container 'nobody'; see `shimctl ps`\n"
     assert 6 <= time.monotonic() - start < 18
-    assert [states(place, id_)[id_] for id_ in ids] == ["running"] * 3
+    assert [states(place)[id_] for id_ in ids] == ["running"] * 3
     place.done("rm", "-f", *ids)
 
 
@@ -156,7 +156,7 @@ def test_stdin_of_a_detached_container_reaches_the_new_run(place: Place) -> None
     for word in ("one", "two"):
         done = place.shimctl("attach", "cat", stdin=f"{word}\n")
         assert (done.returncode, done.stdout) == (8, f"got {word}\n")
-        eventually(lambda: states(place, "cat")["cat"] == "exited")
+        eventually(lambda: states(place)["cat"] == "exited")
         place.done("start", "cat")
     place.done("rm", "-f", "cat")
 
@@ -187,7 +187,7 @@ def test_a_start_that_fails_leaves_the_exited_container_as_it_was(place: Place) 
     root.rename(root.with_name("away"))
     done = place.shimctl("start", "fails")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1), done
-    assert states(place, "fails")["fails"] == "exited"
+    assert states(place)["fails"] == "exited"
     assert place.shimctl("wait", "fails").returncode == 1
     root.with_name("away").rename(root)
     place.done("start", "fails")
@@ -200,7 +200,7 @@ def test_a_container_whose_shim_is_dead_is_restarted(place: Place) -> None:
     wait_logged(place, "orphan", "run 1\n")
     seen = place.json("inspect", "orphan")
     os.kill(seen["shim"]["pid"], signal.SIGKILL)
-    eventually(lambda: states(place, "orphan")["orphan"] == "dead")
+    eventually(lambda: states(place)["orphan"] == "dead")
     refused = place.shimctl("start", "orphan")
     assert refused.returncode == 125
     assert "its init process still runs" in refused.stderr

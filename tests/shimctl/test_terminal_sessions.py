@@ -50,7 +50,7 @@ def attach(host: Host, *argv: str | Path) -> str:
     return shimctl(host, "attach", "-n", NAMESPACE, *argv)
 
 
-def pid_of(host: Host, terminal: Terminal) -> int:
+def pid_of(terminal: Terminal) -> int:
     """Return the pid of the shimctl that runs in the shell of ``terminal``."""
     shell = terminal.shell()
     children = Path(f"/proc/{shell}/task/{shell}/children")
@@ -58,10 +58,10 @@ def pid_of(host: Host, terminal: Terminal) -> int:
     return int(children.read_text())
 
 
-def begin(host: Host, terminal: Terminal, command: str) -> Path:
+def begin(terminal: Terminal, command: str) -> Path:
     """Start ``command`` and wait until the terminal is its own."""
     result = terminal.begin(command)
-    pid = pid_of(host, terminal)
+    pid = pid_of(terminal)
 
     def is_raw() -> bool:
         with open(f"/proc/{pid}/fd/0", "rb") as stdin:
@@ -100,7 +100,7 @@ def test_a_foreground_terminal_is_resized_interrupted_left_and_come_back_to(
     terminal.expect("detached, fg keeps running; `shimctl attach fg` attaches again")
     assert terminal.settings() == before
     assert host.json("state", "-n", NAMESPACE, "fg")["status"] == "running"
-    back = begin(host, terminal, attach(host, "fg"))
+    back = begin(terminal, attach(host, "fg"))
     terminal.type("echo back ag''ain\n")
     terminal.expect("back again")
     terminal.type("exit 7\n")
@@ -111,7 +111,7 @@ def test_a_foreground_terminal_is_resized_interrupted_left_and_come_back_to(
 def test_a_lone_ctrl_p_is_passed_on_with_the_next_key(host: Host, tmux: Tmux) -> None:
     detached(host, "keys", "stty -echo; echo up; cat -v")
     terminal = tmux.open()
-    left = begin(host, terminal, attach(host, "keys"))
+    left = begin(terminal, attach(host, "keys"))
     terminal.type("\x10x\n")
     terminal.expect("^Px")
     terminal.type("\x10\x10y\n")
@@ -123,15 +123,15 @@ def test_a_lone_ctrl_p_is_passed_on_with_the_next_key(host: Host, tmux: Tmux) ->
 def test_other_keys_let_go_or_none_do(host: Host, tmux: Tmux) -> None:
     detached(host, "other", "stty -ixon -echo; echo up; exec cat -v")
     terminal = tmux.open()
-    left = begin(host, terminal, attach(host, "--detach-keys", "ctrl-],q", "other"))
+    left = begin(terminal, attach(host, "--detach-keys", "ctrl-],q", "other"))
     terminal.type(LEAVE + "\n")
     terminal.expect("^P^Q")
     terminal.type("\x1dq")
     assert terminal.code(left) == 0
-    begin(host, terminal, attach(host, "--detach-keys", "''", "other"))
+    begin(terminal, attach(host, "--detach-keys", "''", "other"))
     terminal.type(LEAVE + "\x1dq.\n")
     terminal.expect("^P^Q^]q.")
-    os.kill(pid_of(host, terminal), signal.SIGTERM)
+    os.kill(pid_of(terminal), signal.SIGTERM)
     assert terminal.command(attach(host, "--detach-keys", "ctrl-1", "other")) == 125
     terminal.expect("'ctrl-1' is not a key")
 
@@ -141,8 +141,8 @@ def test_the_terminal_is_restored_whatever_ends_us(host: Host, tmux: Tmux, how: 
     detached(host, "end", "echo up; exec sleep 1000")
     terminal = tmux.open()
     before = terminal.settings()
-    attached = begin(host, terminal, attach(host, "end"))
-    pid = pid_of(host, terminal)
+    attached = begin(terminal, attach(host, "end"))
+    pid = pid_of(terminal)
     if how == "container":
         assert host.shimctl("kill", "-n", NAMESPACE, "end", "KILL").returncode == 0
         expected = 137
@@ -186,7 +186,7 @@ def test_three_clients_see_the_same_and_go_on_when_the_first_is_killed(
     terminals[1].type("20000\n")
     for file in files:
         eventually(partial(ends_with, file, numbers(20000)), lambda: "not all")
-    os.kill(pid_of(host, terminals[0]), signal.SIGKILL)
+    os.kill(pid_of(terminals[0]), signal.SIGKILL)
     assert terminals[0].code(results[0]) == 137
     terminals[2].type("30000\n")
     for file in files[1:]:
