@@ -44,9 +44,10 @@ from shim.start.identity import socket_path
 LIMIT = {"start": 16.0, "-info": 16.0, "delete": 4.5}
 WORK = {"start": 10.0, "-info": 10.0, "delete": 4.5}
 _OTHER = 16.0
-# Seconds for ``heard``, and seconds for ``taken`` from a server with queued calls.  They
-# are short for ``delete``, since containerd limits it to five seconds.  The caller gives
-# up a server or a child that is stopped after two ticks of _TICK seconds.
+# Seconds for ``heard``, and seconds for ``taken`` from a server with queued calls or one
+# that is ready to run and waits for a processor.  They are short for ``delete``, since
+# containerd limits it to five seconds.  The caller gives up a server or a child that is
+# stopped after two ticks of _TICK seconds.
 _HEARD_TIMEOUT = {"start": 0.9, "-info": 0.9, "delete": 0.4}
 _TAKEN_TIMEOUT = {"start": 5.0, "-info": 5.0, "delete": 0.9}
 _TICK = 0.1
@@ -58,6 +59,7 @@ MAX_ANSWER = 65536
 # The most bytes of stdin, which is containerd's own limit, and seconds until its end.
 STDIN_LIMIT = 10 << 20
 STDIN_TIMEOUT = 10.0
+_STUCK = (b"T", b"t", b"Z", b"X")  # states of a process that is stopped or has ended
 _SOCKET, _DIRECTORY, _DEVICE = 0o140000, 0o040000, 0o020000
 
 
@@ -161,14 +163,16 @@ def _converse(
     finally:
         os.close(own)
     deadline, peer = began + _HEARD_TIMEOUT[argv[-1]], server
+    taken = _TAKEN_TIMEOUT[argv[-1]]
+    needed = min(WORK[argv[-1]], LIMIT[argv[-1]] - taken)  # by the work
+    latest = min(began + taken, max(deadline, end - needed))
     while True:
-        packet, child = _receive(sock, deadline, peer)
+        packet, child = _receive(sock, deadline, peer, latest)
         word, _, rest = packet.partition(b" ")
         if child >= 0:
             break
         if word == b"heard":
-            limit = began + _TAKEN_TIMEOUT[argv[-1]]
-            deadline = min(limit, max(deadline, end - WORK[argv[-1]]))
+            deadline = latest
         elif word == b"child":
             peer = int(rest)
         else:
@@ -197,36 +201,49 @@ def _converse(
     return None, ""
 
 
-def _receive(sock: _socket.socket, deadline: float, peer: int) -> tuple[bytes, int]:
+def _receive(
+    sock: _socket.socket, deadline: float, peer: int, latest: float = 0.0
+) -> tuple[bytes, int]:
     """Return the next packet and its fd, -1 without one.  No bytes are the end.
 
-    ``deadline`` is on the monotonic clock.
+    ``deadline`` is on the monotonic clock.  While ``peer``, the pid of the sender, is ready
+    to run and waits for a processor, the deadline is ``latest``, if that is later: on a busy
+    machine, a caller that gives up starts a whole interpreter instead.  A packet that has
+    arrived is returned after the deadline, too, as the caller itself may have waited for a
+    processor.
 
-    :raises TimeoutError: no packet arrived before ``deadline``, or the process with pid
-        ``peer``, the sender, is stopped or has ended.
+    :raises TimeoutError: no packet arrived before the deadline, or ``peer`` is stopped or
+        has ended.
     """
     stuck = 0
     while True:
         left = deadline - time.monotonic()
-        if left <= 0 or stuck >= 2:
-            raise TimeoutError
-        sock.settimeout(min(_TICK, left))
+        sock.settimeout(min(_TICK, left) if left > 0 else _TICK)
         try:
             packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
         except TimeoutError:
-            stuck = stuck + 1 if is_stuck(peer) else 0
+            state = _state_of(peer)
+            stuck = stuck + 1 if state in _STUCK else 0
+            now = time.monotonic()
+            if stuck >= 2 or now >= (max(deadline, latest) if state == b"R" else deadline):
+                raise
         else:
             fds = [data for level, kind, data in control if kind == _socket.SCM_RIGHTS]
             return packet, int.from_bytes(fds[0][:4], sys.byteorder) if fds else -1
 
 
-def is_stuck(pid: int) -> bool:
-    """Return whether a process is stopped or has ended.  Source: proc_pid_stat(5)."""
+def _state_of(pid: int) -> bytes:
+    """Return the letter of a process's state, X without one.  Source: proc_pid_stat(5)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] in (b"T", b"t", b"Z", b"X")
+            return file.read().rpartition(b") ")[2][:1]
     except OSError:
-        return True
+        return b"X"
+
+
+def is_stuck(pid: int) -> bool:
+    """Return whether a process is stopped or has ended."""
+    return _state_of(pid) in _STUCK
 
 
 def late_problem(action: str) -> str:

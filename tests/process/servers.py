@@ -122,19 +122,19 @@ class Server:
 
     async def start_all(self, bundles: Iterable[Path]) -> set[int]:
         """Start shims at once; return the pids of their daemons."""
-        answers: list[str] = []
+        connecting = trio.Lock()
+        self.rig.daemons.clear()
 
         async def start(bundle: Path) -> None:
             done = await trio.to_thread.run_sync(self.launch, bundle, "start")
             assert (done.returncode, done.stderr) == (0, b"")
-            answers.append(done.stdout.decode())
+            async with connecting:  # at once: without a client a daemon exits after 30 s
+                self.rig.address = done.stdout.decode()
+                await self.rig.connect()
 
         async with trio.open_nursery() as nursery:
             for bundle in bundles:
                 nursery.start_soon(start, bundle)
-        self.rig.daemons.clear()
-        for self.rig.address in answers:
-            await self.rig.connect()
         return set(self.rig.daemons)
 
     async def wait_up(self) -> int:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -31,6 +32,32 @@ if TYPE_CHECKING:
 # Seconds in which a launcher gives up and does the work itself, on a busy machine: the
 # bounds are 0.9 and 0.4 s, and what took longer before took at least 15.
 GIVEN_UP = 5.0 * PATIENCE
+
+# Listens in the place of a fork server.  It replies to a caller after the time in which a
+# caller gives up a server that sleeps, 0.4 s for ``delete``, and prints whether the caller is
+# still there.  Until then it sleeps, or runs, as a server that other processes keep from
+# the processor is also ready to run.
+LATE = """
+import os, socket, sys, time
+os.umask(0o177)
+path, seconds, manner = sys.argv[1], 0.7, sys.argv[2]
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+    listener.bind(path)
+    listener.listen()
+    listener.settimeout(20)
+    print("listens", flush=True)
+    caller = listener.accept()[0]
+    end = time.monotonic() + seconds
+    if manner == "sleeps":
+        time.sleep(seconds)
+    while time.monotonic() < end:
+        pass
+    try:
+        caller.send(b"heard")
+        print("is waited for", flush=True)
+    except BrokenPipeError:
+        print("is given up", flush=True)
+"""
 
 # Run in the first launcher, and so in the server and its children: a child that has a caller
 # stops before the line of its work with the number in a file.
@@ -115,6 +142,30 @@ async def test_a_stopped_server_is_given_up_and_starts_nothing_later(
     # It has heard of the requests by the time it answers this.
     assert server.ask(b"status")["daemons"] <= 1
     assert {*daemons_of(server.rig.root / "manager")} == {*before, str(daemon)}
+
+
+@pytest.mark.parametrize(
+    ("manner", "outcome"), [("sleeps", "is given up"), ("runs", "is waited for")]
+)
+async def test_a_server_that_is_ready_to_run_is_given_more_time(
+    server: Server, command: list[str] | None, manner: str, outcome: str
+) -> None:
+    """A caller that gives it up starts a whole interpreter on a busy machine."""
+    bundle = server.rig.bundle("c1", "true")
+    await server.start(bundle, command=command)
+    pid = await server.wait_up()
+    [path] = server.sockets
+    os.kill(pid, signal.SIGKILL)
+    await wait_gone([pid])
+    path.unlink()
+    args = [sys.executable, "-ISc", LATE, str(path), manner]
+    with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as late:  # noqa: ASYNC220
+        assert late.stdout
+        assert late.stdout.readline() == "listens\n"
+        done = server.launch(bundle, "delete", command=command)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert late.stdout.read() == f"{outcome}\n"
+    path.unlink()
 
 
 async def test_a_stopped_spare_child_is_passed_over(

@@ -336,8 +336,8 @@ static int send_request(int sock, int argc, char **argv)
     return sent == total ? 0 : -1;
 }
 
-/* launcher.is_stuck: return whether the process is stopped or has ended. */
-static int is_stuck(pid_t pid)
+/* launcher._state_of: return the letter of the process's state, X without one. */
+static char state_of(pid_t pid)
 {
     char path[32], stat[512];
     char *end;
@@ -347,18 +347,19 @@ static int is_stuck(pid_t pid)
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return 1;
+        return 'X';
     got = read(fd, stat, sizeof stat - 1);
     close(fd);
     stat[got > 0 ? got : 0] = '\0';
     end = strrchr(stat, ')');
-    return !end || !end[1] || strchr("TtZX", end[2]);
+    return end && end[1] ? end[2] : 'X';
 }
 
-/* Receive the next packet into text.  Set passed to the fd that came with it, or to -1.
- * Return its size: 0 if the connection is closed, -1 if no packet comes until the
- * deadline or the peer is stuck. */
-static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
+/* launcher._receive: receive the next packet into text.  Set passed to the fd that came with
+ * it, or to -1.  Return its size: 0 if the connection is closed, -1 if no packet comes until
+ * the deadline or the peer is stuck.  While the peer waits for a processor, the deadline is
+ * latest, if that is later. */
+static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, int *passed)
 {
     union {
         struct cmsghdr header;
@@ -375,10 +376,11 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int *passed)
         int64_t left = deadline - now();
         ssize_t got;
 
-        if (left <= 0 || stuck >= 2)
-            return -1;
-        if (poll(&ready, 1, left < TICK ? (int)left : TICK) <= 0) {
-            stuck = is_stuck(peer) ? stuck + 1 : 0;
+        if (poll(&ready, 1, left > 0 && left < TICK ? (int)left : TICK) <= 0) {
+            char state = state_of(peer);
+            stuck = state && strchr("TtZX", state) ? stuck + 1 : 0;
+            if (stuck >= 2 || now() >= (state == 'R' && latest > deadline ? latest : deadline))
+                return -1;
             continue;
         }
         got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -457,7 +459,7 @@ static int run_on_server(const char *path, const struct action *action, int64_t 
     struct timeval send_timeout = {.tv_usec = action->heard * 1000};
     struct ucred peer;
     socklen_t length = sizeof peer;
-    int64_t began, deadline;
+    int64_t began, deadline, latest;
     pid_t pid;
     ssize_t got;
     int status = -1, child, none;
@@ -478,15 +480,17 @@ static int run_on_server(const char *path, const struct action *action, int64_t 
         return -1;
     }
     deadline = began + action->heard;
+    latest = end - least(action->work, action->limit - action->taken);
+    latest = least(began + action->taken, most(deadline, latest));
     for (pid = peer.pid, child = -1; child < 0;) {
-        if (receive(sock, deadline, pid, &child) <= 0) {
+        if (receive(sock, deadline, pid, latest, &child) <= 0) {
             close(sock);
             return -1;
         }
         if (child >= 0 || !strncmp(text, "child ", 6))
             pid = (pid_t)strtol(text + 6, NULL, 10); /* "taken " is as long */
         else if (!strcmp(text, "heard"))
-            deadline = least(began + action->taken, most(deadline, end - action->work));
+            deadline = latest;
         else {
             close(sock);
             return -1;
@@ -494,9 +498,9 @@ static int run_on_server(const char *path, const struct action *action, int64_t 
     }
     end = least(end, now() + action->work);
     if (send(sock, "go", 2, MSG_NOSIGNAL) == 2) {
-        got = receive(sock, end, pid, &none);
+        got = receive(sock, end, pid, 0, &none);
         if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
-            got = receive(sock, end, pid, &none);
+            got = receive(sock, end, pid, 0, &none);
         if (got > 0)
             status = print_answer(sock, (size_t)got);
     }
