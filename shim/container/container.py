@@ -23,7 +23,7 @@ from shim.container.deletion import Deletion
 from shim.container.disk import wait_responsive
 from shim.container.execs import Execs
 from shim.container.exits import Exits
-from shim.container.freezer import Freezer
+from shim.container.freezer import SIGKILL, Freezer
 from shim.container.init_creation import InitCreation
 from shim.container.lifecycle import Op, State
 from shim.container.logfifo import LogFifo
@@ -317,6 +317,9 @@ class Container:
                 f"signal {number} may have been sent: the shim was killed meanwhile; send it "
                 "again if it must arrive"
             )
+        if number == SIGKILL and process.state is State.STOPPED:
+            # The manager is about to delete it.
+            await process.wait_reader()
         try:
             process.life.check(Op.KILL)
             if number > 64:

@@ -243,6 +243,11 @@ class Process:
         if self._stdio is not None:
             self._stdio.check_readers()
 
+    async def wait_reader(self) -> None:
+        """Wait until a reader reads the unread output, two seconds at most."""
+        if self._stdio is not None:
+            await self._stdio.wait_reader()
+
     async def wait_output_read(self) -> None:
         """Wait until readers have read the output, ten seconds at most."""
         if self._stdio is not None:

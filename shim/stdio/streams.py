@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _READ_WAIT = 2.0
 _STORED_READ_WAIT = 10.0
 _IDLE_READER = 0.2
+# Seconds to wait for a reader of the output of an exited process, which is killed again.
+_READER_WAIT = 2.0
 # Seconds for the relays to stop.
 _STOP = 5.0
 
@@ -151,6 +153,20 @@ class Stdio:
         with trio.move_on_after(_STORED_READ_WAIT if kept else _READ_WAIT):
             for relay in self._outputs:
                 await relay.wait_read(_IDLE_READER)
+
+    async def wait_reader(self) -> None:
+        """Wait until a reader reads the unread output, two seconds at most.
+
+        A containerd that restarts opens the fifos of a stopped task, and sends SIGKILL before
+        it deletes the task.  If its open(2) of a fifo has not returned by then, it closes the
+        fifo unread.
+
+        Source: containerd client/task.go Delete (the Cancel of the io), and task_opts.go
+        WithProcessKill; containerd/fifo, fifo.go.
+        """
+        with trio.move_on_after(_READER_WAIT):
+            for relay in self._outputs:
+                await relay.wait_reader()
 
     async def drain(self, timeout: float = 10) -> None:
         """Wait until the process's output has left the shim, at most ``timeout`` seconds."""

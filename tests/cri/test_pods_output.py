@@ -27,6 +27,9 @@ SCENARIO = "Output nobody reads"
 def test_what_a_container_says_meanwhile_is_in_the_log_as_its_pods_annotation_asks(
     node: Node, make_pod: Callable[..., Pod]
 ) -> None:
+    """containerd finds the task stopped, and deletes it: see the test with output in
+    ``test_pods_restart``.
+    """
     pod = make_pod(annotations={"io.trio-shim.output": "spool"})
     container = pod.start("sh", "-c", SAY)
     pid = pod.pid(container)

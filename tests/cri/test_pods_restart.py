@@ -84,8 +84,9 @@ def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_deat
 ) -> None:
     """The reader is there when the container exits, reads nothing more, and dies.
 
-    The next containerd finds the task stopped, and may then close a fifo that it has not
-    opened, or not read to its end.  Such a stream lacks its last lines.
+    The next containerd finds the task stopped, and deletes it.  It would close a fifo unread
+    of which its open(2) takes longer than the calls before; so the shim answers its SIGKILL
+    when the fifo is read.
     """
     script = "echo ready; until test -e /go; do sleep 0.02; done; seq 400; seq 400 >&2; exit 34"
     containers = [pod.start("sh", "-c", script) for _ in range(3)]
@@ -99,16 +100,12 @@ def test_what_a_container_writes_while_containerd_hangs_is_logged_after_its_deat
     time.sleep(0.3)  # a reader that has been given the end would miss the rest
     pod.node.restart()
     numbers = [str(number) for number in range(1, 401)]
-    whole = []
     for name, container in zip(("c0", "c1", "c2"), containers, strict=True):
         assert pod.wait_exit(container)[0] == 34
         for stream, before in (("stdout", ["ready"]), ("stderr", [])):
             expected = [*before, *numbers]
-            wait_ended(pod, name, stream, expected)
-            logged = texts(pod, name, stream)
-            assert "\n".join(expected).startswith("\n".join(logged))
-            whole.append(logged == expected)
-    assert any(whole)
+            wait_logged(pod, name, stream, len(expected))
+            assert texts(pod, name, stream) == expected
 
 
 def texts(pod: Pod, name: str, stream: str) -> list[str]:
@@ -118,12 +115,10 @@ def texts(pod: Pod, name: str, stream: str) -> list[str]:
     return [text for _time, name, tag, text in words if (name, tag) == (stream, "F")]
 
 
-def wait_ended(pod: Pod, name: str, stream: str, expected: list[str]) -> None:
-    """Wait until a stream is in the log as expected, or containerd has closed it unread."""
-    container = pod.containers[int(name[1:])]
+def wait_logged(pod: Pod, name: str, stream: str, count: int) -> None:
+    """Wait for ``count`` whole lines of a stream."""
     wait_until(
-        f"{name}'s {stream} has {len(expected)} lines",
-        lambda: texts(pod, name, stream) == expected or pod.node.gave_up(container, stream),
+        f"{name}'s {stream} has {count} lines", lambda: len(texts(pod, name, stream)) >= count
     )
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from shim.api.task_pb2 import DeleteRequest, StartRequest, StateRequest, WaitRequest
+from shim.api.task_pb2 import DeleteRequest, KillRequest, StartRequest, StateRequest, WaitRequest
 from shim.linux import fifos
 from tests.e2e.waiting import PATIENCE
 from tests.process.configs import host_pids
@@ -268,6 +269,29 @@ async def test_a_delete_without_a_reader_succeeds_before_the_callers_deadline(ri
     task, out = await exec_with_unread_output(rig)
     deleted = await task.Delete(DeleteRequest(id="c1", exec_id="e1"), timeout=5)
     assert deleted.exit_status == 7
+    out.close()
+
+
+async def test_a_sigkill_after_the_exit_is_answered_when_a_reader_reads(rig: Rig) -> None:
+    """containerd sends it before it closes the fifos that it has not opened yet."""
+    task, out = await exec_with_unread_output(rig)
+    answered = trio.Event()
+
+    async def kill() -> None:
+        with pytest.raises(GRPCError) as caught:
+            await task.Kill(KillRequest(id="c1", exec_id="e1", signal=9), timeout=10)
+        assert caught.value.status is Status.NOT_FOUND
+        answered.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill)
+        with trio.move_on_after(0.5):
+            await answered.wait()
+        assert not answered.is_set()
+        await read_some(out)
+        with trio.fail_after(1 * PATIENCE):
+            await answered.wait()
+    await kill()  # without a reader it is answered, too
     out.close()
 
 
