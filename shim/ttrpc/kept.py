@@ -9,9 +9,11 @@ for a replacement of the server.  At any moment a record has
 - the replies that the socket has not taken, and how many of their bytes it has taken.
 
 A replacement sends the rest of the replies, calls the methods of the running calls again
-(:attr:`~shim.ttrpc.services.Stream.replayed`), and reads on.
-A peer may get the reply of an immediate method twice.  Clients ignore a reply to a call
-that has ended.
+(:attr:`~shim.ttrpc.services.Stream.replayed`), and reads on.  No method is called again after
+its reply, except for those that only wait.
+
+A short reply is sent whole and not counted, so a peer may get it twice, if the server is killed
+just after it.  Clients ignore a reply to a call that has ended.
 
 Source: containerd/ttrpc client.go, receiveLoop, for that.
 """
@@ -168,12 +170,14 @@ class KeptConnection(Connection):
         resumed: bool = False,
     ) -> None:
         super().__init__(stream, methods)
-        self._receive = self._read_once
         self._record = record
         self._resumed = resumed
         # The fd belongs to the stream.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, self._fd)
-        self._keeps = False  # received bytes are in the record, not in the socket
+        # Received bytes stay in the socket if they are whole frames.
+        self._peek = partial(self._socket.recv, CHUNK, socket.MSG_PEEK)
+        self._receive = self._peek
+        self._keeps = False  # they are in the record, not in the socket
         self._called: set[int] = set()  # streams whose requests were in the saved state
         buffer = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
         self._whole = min(_WHOLE, buffer // 2 - _OVERHEAD)
@@ -183,6 +187,8 @@ class KeptConnection(Connection):
         self._records: dict[int, str] = {}  # the running calls, as in the state
         self._begun: set[int] = set()  # the streams of those that have begun, as in the state
         self._changed = False  # the records are not those in the saved state
+        self._has_ended = False  # a call has ended that must not be called again
+        self._waits: set[int] = set()  # the streams of calls that only wait
 
     @contextmanager
     def _open(self, shutdown: trio.Event | None) -> Iterator[None]:
@@ -208,15 +214,12 @@ class KeptConnection(Connection):
                 await self._held_reader.park()
             await trio.lowlevel.wait_readable(self._fd)
             self._read(lasting, listening)
+            if self._resumed:
+                self._end_replay()
 
     @property
     def _is_full(self) -> bool:
         return len(self._outgoing) - self._offset > UNSENT_LIMIT
-
-    def _read(self, lasting: trio.Nursery, listening: trio.Nursery) -> None:
-        super()._read(lasting, listening)
-        if self._resumed:
-            self._end_replay()
 
     def _end_replay(self) -> None:
         """Handle requests as new ones: no killed server has handled a part of them."""
@@ -232,7 +235,7 @@ class KeptConnection(Connection):
         state = CallState.decode(self._record.load())
         self._outgoing = state.unsent[self._record.sent - state.at :]
         data, discard = self._record.unhandled
-        self._keeps = bool(data or discard)
+        self._keep(data or discard)
         self._immediate = self._methods.repeated
         self._replaying = True
         self._begun = set(state.begun)
@@ -248,10 +251,12 @@ class KeptConnection(Connection):
             self._end_replay()
         elif not self._is_full:
             self._read(lasting, listening)
+            self._end_replay()
 
-    def _read_once(self) -> bytes:
-        """Receive bytes, which stay in the socket if they are whole frames."""
-        return self._record.receive() if self._keeps else self._socket.recv(CHUNK, socket.MSG_PEEK)
+    def _keep(self, incomplete: object) -> None:
+        """Receive into the record while it has an ``incomplete`` frame."""
+        self._keeps = bool(incomplete)
+        self._receive = self._record.receive if incomplete else self._peek
 
     def _take(
         self, data: bytes | bytearray, lasting: trio.Nursery, listening: trio.Nursery
@@ -260,14 +265,14 @@ class KeptConnection(Connection):
             super()._take(data, lasting, listening)
             incomplete = self._protocol.incomplete
             self._record.advance(*incomplete)
-            self._keeps = any(incomplete)
+            self._keep(any(incomplete))
             return
         whole = extent(data)
         super()._take(data[:whole], lasting, listening)
         if whole:
             self._skip(whole)
         else:
-            self._keeps = True
+            self._keep(True)
 
     def _skip(self, count: int) -> None:
         """Drop bytes from the socket.
@@ -291,6 +296,8 @@ class KeptConnection(Connection):
         stream.begun = self._replaying and event.stream_id in self._begun
         stream.record_begin = partial(self._begin, event.stream_id)
         self._records[event.stream_id] = begun_call(call) if stream.begun else call
+        if event.method in self._methods.cancellable:
+            self._waits.add(event.stream_id)
         self._changed = True
 
     def _begin(self, stream_id: int) -> None:
@@ -303,19 +310,33 @@ class KeptConnection(Connection):
     def _ended(self, stream_id: int) -> None:
         del self._records[stream_id]
         self._begun.discard(stream_id)
+        if stream_id in self._waits:
+            self._waits.remove(stream_id)
+        else:
+            self._has_ended = True
         self._changed = True
 
     def _flush(self) -> None:
-        """Send queued bytes without waiting, or save them with the calls first."""
+        """Send queued bytes without waiting, and save the calls.
+
+        The replies are saved first if a method must not be called again after them.
+        """
         if self._gone:
             return
         data = self._protocol.data_to_send()
         if not data and not self._changed:
             return
-        if self._idle_writer and not self._changed and len(data) <= self._whole:
+        is_short = 0 < len(data) <= self._whole
+        if is_short and self._idle_writer and not self._outgoing:
+            if self._has_ended:
+                self._save(data)
             data = self._write_now(data)
             if not data:
+                if self._outgoing or self._changed:
+                    self._outgoing = b""
+                    self._save(b"")
                 return
+            self._outgoing = b""
         self._save(data)
         if self._idle_writer:
             with suppress(OSError):  # as above
@@ -329,7 +350,7 @@ class KeptConnection(Connection):
         self._offset = 0
         calls = ",".join(self._records.values())
         self._record.save(encode_state(calls, self._record.sent, self._outgoing))
-        self._changed = False
+        self._changed = self._has_ended = False
 
     def _send(self) -> None:
         """Send as many bytes of the saved replies as the socket accepts.

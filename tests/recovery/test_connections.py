@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from contextlib import AsyncExitStack
 from functools import partial
@@ -26,7 +27,7 @@ from shim.api.task_pb2 import (
     StateResponse,
     WaitRequest,
 )
-from shim.recovery.connections import Connections
+from shim.recovery.connections import ConnectionRecord, Connections
 from shim.recovery.deposit import Deposit
 from shim.recovery.slot import StateSlot
 from shim.ttrpc.client import ConnectionLostError, open_channel
@@ -39,6 +40,8 @@ from tests.recovery.generations import TASK, Generations, Told, client, frame, s
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from google.protobuf.message import Message
 
 __all__ = ["server"]
 
@@ -211,6 +214,47 @@ async def test_a_request_in_the_record_and_in_the_socket_is_one_call(
             replies += len(protocol.receive_data(await stream.receive_some()))
         await settled(server)
         assert sorted(server.service.replayed) == [("Start", True), ("State", True)]
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "arrived"),
+    [
+        # The state with the reply, and the one after it.
+        pytest.param("Start", StartRequest(id="c1"), [False, True], id="a method that acts"),
+        pytest.param("Wait", WaitRequest(id="c1"), [True], id="a method that only waits"),
+    ],
+)
+async def test_a_short_reply_is_saved_first_only_if_its_method_acts(
+    server: Generations,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    request_: Message,
+    arrived: list[bool],
+) -> None:
+    """Another method is never called again after its reply; a Wait may be."""
+    found: list[bool] = []
+    with socket.socket(socket.AF_UNIX) as peer:
+        peer.connect(server.path)
+        peer.send(frame(1, method, request_))
+        await settled(server)
+        save = ConnectionRecord.save
+
+        def noting(record: ConnectionRecord, state: bytes) -> None:
+            found.append(bool(select.select([peer], [], [], 0)[0]))
+            save(record, state)
+
+        monkeypatch.setattr(ConnectionRecord, "save", noting)
+        server.service.may_start.set()
+        server.service.may_exit.set()
+        await settled(server)
+        reply = peer.recv(1 << 16)
+        assert found == arrived
+        await server.replace()
+        await settled(server)
+        assert server.service.replayed == []
+        with pytest.raises(BlockingIOError):
+            peer.recv(1 << 16, socket.MSG_DONTWAIT)
+        assert reply
 
 
 async def test_a_long_reply_goes_on_where_the_killed_server_stopped(server: Generations) -> None:
