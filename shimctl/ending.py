@@ -63,7 +63,7 @@ async def dispose(
     container's id as its name: that ``delete`` looks for the bundle by that name, beside
     its working directory.
 
-    ``address`` is the shim's; the default is the address that :func:`launch` wrote to the
+    ``address`` is the shim's; the default is the address that :func:`shimctl.launch` wrote to the
     bundle.  Returns None if the exit status is unknown.  Each step has a time limit; all
     together take two minutes at most.
 

@@ -73,7 +73,7 @@ async def launch(
 
     ``bundle`` is a directory with a config.json.  The shim writes its own files into it.
     The runtime creates no container yet.  Like containerd, this writes the shim's
-    address to ``bootstrap.json`` in the bundle, for :func:`read_address`.
+    address to ``bootstrap.json`` in the bundle, for :func:`shimctl.exits.read_address`.
 
     ``runtime`` is a runtime's name or the path of a shim.  ``events`` is the socket that
     the shim sends its events to; the default is the socket of ``shimctl events``, and

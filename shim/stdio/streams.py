@@ -51,7 +51,7 @@ class StdioSpec:
 
 
 class Stdio:
-    """The stdio of one process.  Use :func:`open_stdio`.
+    """The stdio of one process.  Use :func:`shim.stdio.opening.open_stdio`.
 
     ``kept`` has copies of the fds that a daemon needs that replaces this one.
     """
@@ -94,7 +94,7 @@ class Stdio:
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """Return what :func:`restore_stdio` needs beside the kept fds: plain JSON.
+        """Return plain JSON for :func:`shim.stdio.opening.restore_stdio`, beside the kept fds.
 
         It does not change until the stdio is closed.
         """

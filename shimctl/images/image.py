@@ -65,7 +65,7 @@ class Image:
         user: str = "",
         overrides: Overrides | None = None,
     ) -> dict[str, Any]:
-        """Return the config.json for a bundle whose rootfs :func:`mounts_for` provides.
+        """Return the config.json of a bundle with the rootfs of :func:`shimctl.images.mounts_for`.
 
         ``args`` replace the image's command but not its entrypoint; ``env`` are
         ``NAME=VALUE``; ``overrides``, if given, replaces these arguments and holds

@@ -34,7 +34,7 @@ _RECENT = 1024  # events that are compared with a new one; a shim repeats only i
 
 
 class EventLog:
-    """The file that the receiver writes; see :func:`open_event_log`."""
+    """The file that the receiver writes, at ``path``; it is renamed at ``limit`` bytes."""
 
     def __init__(self, path: Path, limit: int = LIMIT) -> None:
         self._path = path
