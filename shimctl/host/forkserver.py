@@ -47,7 +47,7 @@ class Health(Enum):
     """The health of a fork server."""
 
     UP = "up"  # it answers
-    STOPPED = "stopped"  # it answers, accepts no starts any more, and ends with its shims
+    STOPPED = "stopped"  # it answers, accepts no starts, and ends with its shims
     EXITED = "exited"  # it was stopped, and has exited
     STALE = "stale"  # no server listens on the socket
     SILENT = "silent"  # the server gives no answer, or an invalid one
@@ -206,7 +206,7 @@ async def stop_servers() -> list[Server]:
     """Stop every trusted fork server; return the servers after that.
 
     Their shims keep running.  A server has exited, and process 1 is the parent of its shims, or
-    it is stopped: it accepts no starts any more, and stays for the shims that it keeps, and
+    it is stopped: it accepts no starts, and stays for the shims that it keeps, and
     for those of which it reports exits.
 
     :raises ShimError: a server could not be stopped; the others are.
