@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from shim.container.options import Options
 from shim.hostfile import HostFile, Output, parse
 from shim.names import HOST_FILE
@@ -12,6 +14,11 @@ def test_the_hosts_file_is_what_the_shim_reads() -> None:
     told = parse(text_of("trio-shim.toml").encode())
     assert told == HostFile(Output("spool", 64 << 20, 1 << 30, "/var/lib/trio-shim"))
     assert f"Install it as {HOST_FILE}." in text_of("trio-shim.toml")
+
+
+def test_each_setting_of_the_host_is_in_it() -> None:
+    chosen = parse(with_choices("trio-shim.toml").encode())
+    assert all(getattr(chosen, one.name) != one.default for one in fields(HostFile))
 
 
 def test_each_policy_it_explains_is_one() -> None:
