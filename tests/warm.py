@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 ROOT = Path(__file__).parents[1]
+DEPENDENCIES = "tests.dependencies"
 _PADDING = "-" * 2048  # bytes of a command line that /proc shows
 # A variable whose bytes /proc shows as the environment of a child.
 _ROOM = {"SHIM_TEST_WARM": "-" * ENVIRONMENT}
@@ -211,13 +212,14 @@ def start(
 ) -> Process | subprocess.Popen[bytes]:
     """Start ``python -m module argv`` with ``fds`` as its standard streams.
 
-    ``package`` is what has been imported already, if that is not ``module``.
+    ``package`` is what has been imported already, if that is not ``module``.  With
+    ``tests.dependencies`` the module is that of the build in the directory ``cwd``.
     It is a new interpreter if the server cannot start it, see :meth:`Server.start`.
     """
     environ = dict(os.environ if env is None else env)
     settings = {name: environ[name] for name in environ if name.startswith(_INTERPRETER)}
     # A server finds the modules of this checkout, as the call does with this variable.
-    if settings.get("PYTHONPATH") == str(ROOT):
+    if settings.get("PYTHONPATH") == str(ROOT) or package == DEPENDENCIES:
         del settings["PYTHONPATH"]
     server = _server(package or module, settings)
     process = server.start([module, *argv], fds, cwd or Path(), environ)
@@ -325,13 +327,22 @@ def run(
     stdin: str = "",
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    package: str = "",
     timeout: float,
 ) -> subprocess.CompletedProcess[str]:
     """Do the same with pipes, and wait for its end and for the end of its output.
 
     :raises subprocess.TimeoutExpired: it has been killed after ``timeout`` s.
     """
-    done = run_bytes(module, argv, stdin=stdin.encode(), cwd=cwd, env=env, timeout=timeout)
+    done = run_bytes(
+        module,
+        argv,
+        stdin=stdin.encode(),
+        cwd=cwd,
+        env=env,
+        package=package,
+        timeout=timeout,
+    )
     texts = [
         text.decode().replace("\r\n", "\n").replace("\r", "\n")
         for text in (done.stdout, done.stderr)

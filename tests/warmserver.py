@@ -2,7 +2,7 @@
 
     python -m tests.warmserver FD PACKAGE PADDING
 
-It imports every module of PACKAGE, and then serves the SOCK_SEQPACKET socket FD until the
+It imports PACKAGE with its modules, and then serves the SOCK_SEQPACKET socket FD until the
 other end is closed.  A request is JSON with fds: a socket for the replies, the working
 directory, and the three standard streams.  The first reply is the pid with a pidfd of the child,
 the second the wait status.
@@ -32,8 +32,6 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from shim.linux import libc
-
 # The longest request, in bytes; one that is longer does not fit into the socket's buffer.
 MAX_REQUEST = 100_000
 # The most bytes of an environment.
@@ -55,7 +53,7 @@ def main() -> None:
 
 def _import_all(package: str) -> None:
     root = importlib.import_module(package)
-    for module in pkgutil.walk_packages(root.__path__, f"{package}."):
+    for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{package}."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
 
@@ -106,10 +104,10 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     coerced = {name: os.environ[name] for name in ("LC_CTYPE",) if name in os.environ}
     os.environ.clear()
     os.environ.update(coerced | request["environ"])
-    _show_environment(request["environ"])
+    _show(50, [f"{name}={value}" for name, value in request["environ"].items()])
     time.tzset()
     module, *arguments = request["argv"]
-    libc.set_title([sys.executable, "-m", module, *arguments])
+    _show(48, [sys.executable, "-m", module, *arguments])
     sys.argv = [module, *arguments]  # runpy replaces the first
     sys.path[0] = os.getcwd()  # noqa: PTH109 - as ``python -m`` does
     code: object = 1
@@ -138,21 +136,19 @@ def _become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _show_environment(environ: dict[str, str]) -> None:
-    """Show ``environ`` in /proc/self/environ; it must fit.
+def _show(field: int, words: list[str]) -> None:
+    """Show ``words`` in /proc/self/cmdline or environ, as far as they fit.
 
-    Source: proc(5), /proc/pid/stat fields 50 env_start and 51 env_end.
+    Source: proc(5), /proc/pid/stat fields 48 arg_start to 51 env_end.
     """
     with open("/proc/self/stat", "rb") as stat:
         fields = stat.read().rpartition(b")")[2].split()
-    start, end = int(fields[50 - 3]), int(fields[51 - 3])
-    text = b"".join(os.fsencode(f"{name}={value}\0") for name, value in environ.items())
-    assert len(text) <= end - start
+    start, end = int(fields[field - 3]), int(fields[field - 2])
+    text = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
-    # Without the right, NUL bytes follow.
-    ctypes.CDLL(None).prctl(
-        _PR_SET_MM, _PR_SET_MM_ENV_END, ctypes.c_ulong(start + len(text)), 0, 0
-    )
+    if field == 50:  # without the right, NUL bytes follow
+        last = ctypes.c_ulong(start + len(text))
+        ctypes.CDLL(None).prctl(_PR_SET_MM, _PR_SET_MM_ENV_END, last, 0, 0)
 
 
 if __name__ == "__main__":

@@ -162,7 +162,7 @@ async def test_a_shim_that_a_manager_runs_by_another_name_is_not_left_out(
     shim = await survivors(bundle := rig.bundle("c1", "sh", "-c", COUNT))
     (bundle / "shim-binary-path").write_text("/usr/bin/containerd-shim-runc-v2")
     await shim.run(bundle)
-    done = await following.shimctl("upgrade", "--all")
+    done = await following.upgrade("--all")
     assert done.returncode == 125
     assert f"version {NEXT} cannot continue containers of version {VERSION}" in done.stderr
 
@@ -176,7 +176,7 @@ async def test_a_fork_server_that_cannot_read_a_state_refuses_the_daemon(
     )
     shim, _ = await run_counting(rig, survivors)
     before = await daemon_of(shim.task)
-    done = await following.shimctl("upgrade", "--all")
+    done = await following.upgrade("--all")
     assert done.returncode == 125
     assert "refuses this shim" in done.stderr
     assert "cannot read version 9 of the daemon state" in done.stderr
@@ -204,7 +204,7 @@ async def test_the_old_version_goes_on_if_the_next_one_does_not_serve(
     )
     shim, pid, out = await run_read(rig, survivors)
     output = await read_until(out, 6)
-    done = await following.shimctl("upgrade", "--all")
+    done = await following.upgrade("--all")
     rig.track(await daemon_of(shim.task))
     assert done.returncode == 125
     assert f"version {NEXT} does not serve" in done.stderr
@@ -266,7 +266,7 @@ async def test_the_old_version_goes_on_if_the_next_one_cannot_read_a_state(
         lambda text: text.replace('value["constants"]\n', 'value["later"]\n'),
     )
     shim, pid = await run_counting(rig, survivors)
-    done = await following.shimctl("upgrade", "--all")
+    done = await following.upgrade("--all")
     rig.track(await daemon_of(shim.task))
     assert (done.returncode, f"version {VERSION} goes on" in done.stderr) == (125, True)
     assert await version_of(shim) == VERSION
@@ -278,7 +278,7 @@ async def test_a_daemon_without_survive_is_named_with_the_remedy(
 ) -> None:
     (rig.root / "host.toml").write_text("survive = false\n")
     shim, _ = await run_counting(rig, survivors)
-    done = await following.shimctl("upgrade", "--all")
+    done = await following.upgrade("--all")
     assert done.returncode == 125
     assert done.stderr.startswith("shimctl: c1: its shim was started without `survive = true`")
     assert "/etc/trio-shim.toml" in done.stderr

@@ -68,7 +68,7 @@ async def run_ending(rig: Rig, survivors: Start) -> Survivor:
 async def upgrade(rig: Rig, shim: Survivor, build: Build) -> int:
     """Upgrade the daemon to ``build``; return the pid of the fork server that it had."""
     server = parent_of(await daemon_of(shim.task))
-    done = await build.shimctl("upgrade", "--all", "--force")
+    done = await build.upgrade("--all", "--force")
     assert (done.returncode, done.stderr) == (0, "")
     assert await version_of(shim) == build.version
     rig.track(await daemon_of(shim.task))
