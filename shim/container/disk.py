@@ -18,31 +18,33 @@ from shim.offthread import run_off_thread, wait_unchanged
 if TYPE_CHECKING:
     from shim.container.bundle import Bundle
 
-# Seconds for the disk to respond.
+# Seconds for the disk to respond, and if it has not responded in that time before.
 LIMIT = 5.0
+AGAIN = 0.1
 
 
-async def wait_responsive(bundle: Bundle) -> None:
+async def wait_responsive(bundle: Bundle, again: float = LIMIT) -> None:
     """Return when the disk of ``bundle`` responds; at once if the bundle is in memory.
 
-    :raises TimedOutError: it does not respond within ``LIMIT`` seconds.
+    :raises TimedOutError: it does not respond within ``LIMIT`` seconds, or within ``again``
+        seconds if it has not responded before.
     """
     if bundle.in_memory:
         return
     path = str(bundle.path)
-    await wait_unchanged(path, LIMIT)  # one thread at most waits for a disk that hangs for long
+    await wait_unchanged(path, again)  # one thread at most waits for a disk that hangs for long
     await run_off_thread(partial(_touch, path), f"use {path}", limit=LIMIT, changes=path)
 
 
 async def is_responsive(bundle: Bundle, id_: str) -> bool:
-    """Return whether the disk responds; log that files stay if it does not.
+    """Return whether files can be removed from ``bundle``; log that they stay if not.
 
     ``id_`` is that of the container.
     """
     try:
-        await wait_responsive(bundle)
+        await wait_responsive(bundle, AGAIN)
     except (TimedOutError, OSError) as exc:
-        log.warning("the files of execs stay in the bundle", id=id_, error=exc)
+        log.warning("cannot remove files from the bundle", id=id_, error=exc)
         return False
     return True
 

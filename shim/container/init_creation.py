@@ -12,6 +12,7 @@ import trio
 from shim import log
 from shim.container.cleanup_records import CleanupRecord, cgroup_names_of
 from shim.container.create import create_process
+from shim.container.disk import is_responsive
 from shim.container.failed_create import FailedCreate
 from shim.container.freezer import SIGKILL
 from shim.errors import ExistsError, NotFoundError, ShimError
@@ -137,7 +138,8 @@ class InitCreation:
         self._parts.init.child, self._parts.init.pid = None, 0
         self._parts.saved.existed = None
         self._parts.saved.forget("")
-        self._parts.bundle.remove_pid_files()
+        if await is_responsive(self._parts.bundle, self._parts.id):
+            self._parts.bundle.remove_pid_files()
 
     def remove_unfinished(self) -> None:
         """Remove the mounts and the directory that a killed runtime command has left."""

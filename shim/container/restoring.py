@@ -19,6 +19,7 @@ import trio
 from shim import log
 from shim.cgroup.oom import OomCount
 from shim.child import Child
+from shim.container.disk import is_responsive
 from shim.container.freezer import SIGKILL
 from shim.container.lifecycle import Op, State
 from shim.container.process import Process
@@ -302,7 +303,8 @@ class Restoring:
         else:
             log.warning("an exec was interrupted", id=self._parts.id, exec=process.id, pid=pid)
             self.release_streams(process.id)
-        self._parts.bundle.remove_pid_files(process.id)
+        if await is_responsive(self._parts.bundle, self._parts.id):
+            self._parts.bundle.remove_pid_files(process.id)
         self._parts.saved.forget(process.id)
         self._parts.saved.save()
 

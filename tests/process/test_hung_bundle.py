@@ -88,7 +88,7 @@ async def test_calls_for_a_bundle_on_a_hung_disk_hold_up_no_other_container(rig:
     pod = await Pod.start(rig)
     with freezable_disk(rig.root / "image", rig.root / "disk") as disk:
         config = (rig.bundle("template", "sleep", "1000") / "config.json").read_bytes()
-        bundles = [disk.path / id_ for id_ in ("c2", "c3")]
+        bundles = [disk.path / id_ for id_ in ("c2", "c3", "restored")]
         for bundle in bundles:
             bundle.mkdir()
             (bundle / "config.json").write_bytes(config)
@@ -96,6 +96,9 @@ async def test_calls_for_a_bundle_on_a_hung_disk_hold_up_no_other_container(rig:
         await rig.run(task, bundles[0])
         await run_exec(rig, task, "c2", "ended", "exit 3")
         await task.Exec(rig.exec_request("c2", "added", "true"), timeout=5)
+        request = rig.create_request(bundles[2])
+        request.checkpoint = str(rig.root / "image of criu")
+        await task.Create(request, timeout=20)
         disk.freeze()
 
         async def fails(call: Awaitable[object]) -> None:
@@ -109,6 +112,8 @@ async def test_calls_for_a_bundle_on_a_hung_disk_hold_up_no_other_container(rig:
             exec_ = rig.exec_request("c2", "late", "true")
             nursery.start_soon(fails, task.Exec(exec_, timeout=30))
             start = StartRequest(id="c2", exec_id="added")
+            nursery.start_soon(fails, task.Start(start, timeout=30))
+            start = StartRequest(id="restored")
             nursery.start_soon(fails, task.Start(start, timeout=30))
             delete_ = DeleteRequest(id="c2", exec_id="ended")
             nursery.start_soon(partial(task.Delete, delete_, timeout=30))
