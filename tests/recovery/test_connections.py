@@ -24,7 +24,6 @@ from shim.api.task_pb2 import (
     KillRequest,
     StartRequest,
     StateRequest,
-    StateResponse,
     WaitRequest,
 )
 from shim.recovery.connections import ConnectionRecord, Connections
@@ -32,11 +31,10 @@ from shim.recovery.deposit import Deposit
 from shim.recovery.slot import StateSlot
 from shim.ttrpc.client import ConnectionLostError, open_channel
 from shim.ttrpc.connection import Methods
-from shim.ttrpc.frames import Kind
 from shim.ttrpc.kept import KeptConnection
 from shim.ttrpc.protocol import ClientProtocol
-from shim.ttrpc.server import UNSENT_LIMIT, handlers_of, serve
-from tests.recovery.generations import TASK, Generations, Told, client, frame, server, settled
+from shim.ttrpc.server import handlers_of, serve
+from tests.recovery.generations import Generations, Told, client, frame, server, settled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -257,68 +255,6 @@ async def test_a_short_reply_is_saved_first_only_if_its_method_acts(
         assert reply
 
 
-async def test_a_long_reply_goes_on_where_the_killed_server_stopped(server: Generations) -> None:
-    server.reply_size = 700_000
-    await server.replace()
-    protocol, replies = ClientProtocol(), 0
-    async with await trio.open_unix_socket(server.path) as stream:
-        for number in range(3):
-            _, data = protocol.encode_request(
-                TASK, "State", StateRequest(id=f"c{number}").SerializeToString()
-            )
-            await stream.send_all(data)
-        await trio.testing.wait_all_tasks_blocked()
-        while replies < 3:
-            await server.replace()
-            for _ in range(20):
-                data = await stream.receive_some(10_000)
-                for response in protocol.receive_data(data):
-                    reply = StateResponse.FromString(response.payload)
-                    assert (reply.id, reply.stdout) == (f"c{replies}", "x" * 700_000)
-                    replies += 1
-                if replies == 3:
-                    break
-
-
-async def test_a_request_in_pieces_is_put_together_by_several_servers(
-    server: Generations,
-) -> None:
-    data = frame(1, "State", StateRequest(id="i" * 300_000))
-    async with await trio.open_unix_socket(server.path) as stream:
-        for at in range(0, len(data), 30_000):
-            await stream.send_all(data[at : at + 30_000])
-            await trio.testing.wait_all_tasks_blocked()
-            service = await server.replace()
-        protocol = ClientProtocol()
-        while not (replies := protocol.receive_data(await stream.receive_some())):
-            pass
-    assert StateResponse.FromString(replies[0].payload).id == "i" * 300_000
-    assert len(service.replayed) <= 1
-
-
-async def test_a_message_over_the_limit_is_skipped_by_several_servers(
-    server: Generations,
-) -> None:
-    size = 5 << 20
-    data = size.to_bytes(4) + (1).to_bytes(4) + bytes([Kind.REQUEST, 0]) + bytes(size)
-    protocol = ClientProtocol()
-    for _ in range(2):
-        protocol.encode_request(TASK, "State", b"")
-    async with await trio.open_unix_socket(server.path) as stream:
-        for at in range(0, len(data), 700_000):
-            await stream.send_all(data[at : at + 700_000])
-            await trio.testing.wait_all_tasks_blocked()
-            await server.replace()
-        await stream.send_all(frame(2, "State", StateRequest(id="c1")))
-        replies = protocol.receive_data(await stream.receive_some())
-        while len(replies) < 2:
-            replies += protocol.receive_data(await stream.receive_some())
-    assert [(one.stream_id, one.status) for one in replies] == [
-        (1, Status.RESOURCE_EXHAUSTED),
-        (3, Status.OK),
-    ]
-
-
 async def test_the_deadline_and_the_metadata_of_a_call_are_kept(server: Generations) -> None:
     async with client(server) as stub, trio.open_nursery() as nursery:
         with pytest.raises(GRPCError) as caught:  # noqa: PT012 - the kill is part of the call
@@ -334,30 +270,6 @@ async def test_the_deadline_and_the_metadata_of_a_call_are_kept(server: Generati
     assert caught.value.status is Status.DEADLINE_EXCEEDED
     assert "came after its deadline" in (caught.value.message or "")
     assert not server.service.replayed
-
-
-async def test_a_client_that_does_not_read_is_not_read_from(server: Generations) -> None:
-    server.reply_size = 100_000
-    await server.replace()
-    requests = b"".join(
-        frame(number, "State", StateRequest(id=f"c{number}")) for number in range(1, 300)
-    )
-    protocol = ClientProtocol()
-    for _ in range(300):
-        protocol.encode_request(TASK, "State", b"")
-    async with await trio.open_unix_socket(server.path) as stream, trio.open_nursery() as nursery:
-        nursery.start_soon(stream.send_all, requests)
-        await trio.testing.wait_all_tasks_blocked()
-        handled = len(server.service.replayed)
-        assert UNSENT_LIMIT < handled * 100_000 < 299 * 100_000
-        service = await server.replace()
-        await trio.testing.wait_all_tasks_blocked()
-        assert not service.replayed
-        answered = set[int]()
-        while len(answered) < 299:
-            for response in protocol.receive_data(await stream.receive_some()):
-                assert len(response.payload) > 100_000
-                answered.add(response.stream_id)
 
 
 async def test_a_peer_that_left_meanwhile_ends_its_calls(server: Generations) -> None:
