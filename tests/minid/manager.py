@@ -28,6 +28,8 @@ from tests.e2e.waiting import PATIENCE, wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.warmclient import Process
+
 MINID = Path(__file__).parents[2] / "examples" / "minid"
 RUNC = Path("/run/containerd/runc")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -41,7 +43,7 @@ class Manager:
         self.namespace = root.name
         self.file = root / "minid.yaml"
         self.state = root / "state"
-        self.process: warm.Process | subprocess.Popen[bytes] | None = None
+        self.process: Process | subprocess.Popen[bytes] | None = None
         self._log = open(root / "minid.log", "ab")  # noqa: SIM115 - as long as this is
 
     # -- containers ------------------------------------------------------------
