@@ -150,7 +150,7 @@ def project(tmp_path: Path) -> Path:
 def test_survivors_are_shown_and_the_checkout_is_left_alone(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--root", str(project), "--timeout", "15", "--jobs", "4"]
+    arguments = ["--root", str(project), "--timeout", "30", "--jobs", "4"]
     arguments += [str(project / "program.py")]
     equivalent = project / "equivalent"
     arguments += ["--equivalent", str(equivalent), "test_program.py"]
