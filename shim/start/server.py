@@ -48,6 +48,57 @@ _MAX_REQUEST = 1 << 16  # bytes of a request
 _CALLS = 3
 
 
+class ServerSocket:
+    """The listening socket of a fork server, first at ``path``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._listener: socket.socket | None = None
+        self._bound: tuple[int, ...] | None = None  # its identity
+
+    def listen(self) -> None:
+        """Bind and listen.
+
+        :raises ExistsError: another server listens there.
+        """
+        self._listener = sockets.listen(f"unix://{self.path}", kind=socket.SOCK_SEQPACKET)
+        self._bound = sockets.identity_of(f"unix://{self.path}")
+        self._listener.setblocking(False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the server listens."""
+        return self._listener is not None
+
+    def fileno(self) -> int:
+        """Return the fd, -1 if the socket is closed."""
+        return -1 if self._listener is None else self._listener.fileno()
+
+    def accept(self) -> socket.socket:
+        """Return a connection.
+
+        :raises OSError: none waits, or no fd is left.
+        """
+        assert self._listener is not None
+        return self._listener.accept()[0]
+
+    def rename(self) -> bool:
+        """Leave the name to the next server; return False if that is not possible."""
+        if self._bound is not None and (path := stopped.rename(self.path, self._bound)):
+            self.path = path
+            return True
+        return False
+
+    def close(self) -> None:
+        """Stop listening, and remove the socket."""
+        assert self._listener is not None
+        self._listener.close()
+        self._listener = None
+        # A child that was forked a moment ago may have the listener still.
+        if self._bound is not None:
+            sockets.remove(f"unix://{self.path}", self._bound)
+
+
 class Server:
     """A fork server that listens on ``path``; ``name`` is the executable's name."""
 
@@ -62,9 +113,7 @@ class Server:
         self._stopped = False  # by a request or as outdated: it stays for the daemons it keeps
         self._ended = False  # by a signal
         self._holds_orphans = False
-        self._listener: socket.socket | None = None
-        self._bound: tuple[int, ...] | None = None  # the identity of the socket
-        self._bound_at = path
+        self._socket = ServerSocket(path)
         self._wake: tuple[int, ...] = ()
         self._poll = select.poll()
         directory = os.path.dirname(path)  # noqa: PTH120 - a plain string
@@ -88,21 +137,19 @@ class Server:
             children.warm_up()
         heap.arrange()
         try:
-            self._listener = sockets.listen(f"unix://{self._path}", kind=socket.SOCK_SEQPACKET)
+            self._socket.listen()
         except ExistsError:
             listening()
             return 0
-        self._bound = sockets.identity_of(f"unix://{self._path}")
         stopped.remove_dead(os.path.dirname(self._path))  # noqa: PTH120 - a plain string
         self._last_activity = time.monotonic()  # no caller could connect before
-        self._listener.setblocking(False)
         self._wake = wake, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self._poll.register(self._listener, select.POLLIN)
+        self._poll.register(self._socket, select.POLLIN)
         self._poll.register(wake, select.POLLIN)
         listening()
         ring(self._path)
@@ -112,7 +159,7 @@ class Server:
                 if fd == wake:
                     os.read(wake, 4096)
                     has_ended = True
-                elif self._listener is not None and fd == self._listener.fileno():
+                elif fd == self._socket.fileno():
                     self._accept()
                 elif not self._keeper.receive(fd):
                     self._read_request(fd)
@@ -133,14 +180,10 @@ class Server:
         """Stop listening, remove the socket, and refuse all calls."""
         self._refuse()
         self._pending.close()
-        if self._listener is not None:
+        if self._socket.is_open:
             with suppress(KeyError):  # it is not registered yet
-                self._poll.unregister(self._listener)
-            self._listener.close()
-            self._listener = None
-            # A child that was forked a moment ago may have the listener still.
-            if self._bound is not None:
-                sockets.remove(f"unix://{self._bound_at}", self._bound)
+                self._poll.unregister(self._socket)
+            self._socket.close()
 
     def _stop(self) -> None:
         """Refuse all calls, and leave the name of the socket to the next server.
@@ -149,14 +192,9 @@ class Server:
         """
         self._stopped = True
         self._refuse()
-        if self._listener is None or self._bound_at != self._path:
+        if not self._socket.is_open or self._socket.path != self._path:
             return
-        renamed = ""
-        if self._keeper and self._bound is not None:
-            renamed = stopped.rename(self._path, self._bound)
-        if renamed:
-            self._bound_at = renamed
-        else:
+        if not (self._keeper and self._socket.rename()):
             self.close()
 
     def _refuse(self) -> None:
@@ -253,10 +291,9 @@ class Server:
                 self._keeper.attach(pid, channel, kept)
 
     def _accept(self) -> None:
-        assert self._listener is not None
         with suppress(OSError):
             while True:
-                connection, _ = self._listener.accept()
+                connection = self._socket.accept()
                 self._last_activity = time.monotonic()
                 self._wants_spare = self._spare is None and not self._stopped
                 self._pending.add(connection, self._last_activity)
@@ -346,7 +383,7 @@ class Server:
             "stopped": self._stopped,
             "keeps": self._keeper.count,
             "reports": self._keeper.reported,
-            "socket": self._bound_at,
+            "socket": self._socket.path,
         }
 
     def _is_current(self) -> bool:
