@@ -48,6 +48,45 @@ _MAX_REQUEST = 1 << 16  # bytes of a request
 _CALLS = 3
 
 
+class Spare:
+    """The spare child of the fork server ``identity``, from :meth:`fork` to its use or end."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = identity
+        self._child: SpareChild | None = None
+        self.is_wanted = True
+
+    @property
+    def pid(self) -> int:
+        """Its pid, 0 without one."""
+        return 0 if self._child is None else self._child.pid
+
+    def fork(self) -> None:
+        """Fork a spare child.
+
+        :raises OSError: that failed; it is wanted again only after the next connection.
+        """
+        self.is_wanted = False
+        self._child = SpareChild(*fork_child(partial(wait_for_call, self._identity)))
+
+    def use(self, call: Call) -> SpareChild | None:
+        """Send ``call`` to the spare child and return it, None if none can run it."""
+        if self._child is None:
+            return None
+        child, self._child, self.is_wanted = self._child, None, True
+        if launcher.is_stuck(child.pid) or not child.send(call):
+            # A spare that is stopped exits when it is continued, since its socket is closed.
+            child.sock.close()
+            return None
+        return child
+
+    def drop(self) -> None:
+        """Let the spare child end."""
+        if self._child is not None:
+            self._child.sock.close()
+            self._child = None
+
+
 class Server:
     """A fork server that listens on ``path``; ``name`` is the executable's name."""
 
@@ -70,8 +109,7 @@ class Server:
         self._keeper = Keeper(self._poll, partial(givenup.report, directory), deaths)
         self._pending = PendingConnections(self._poll)
         self._calls: deque[tuple[socket.socket, Call]] = deque()
-        self._spare: SpareChild | None = None
-        self._wants_spare = True
+        self._spare = Spare(self._identity)
 
     def serve(self, listening: Callable[[], None]) -> int:
         """Warm up, listen and serve until a signal, ``stop`` or the idle time; return 0.
@@ -120,7 +158,7 @@ class Server:
                 self._replace_ended()
             if self._calls:
                 self._run_next()
-            elif self._wants_spare and time.monotonic() >= self._last_activity + SPARE_DELAY:
+            elif self._spare.is_wanted and time.monotonic() >= self._last_activity + SPARE_DELAY:
                 self._fork_spare()
         self._keeper.take_leave()
         return 0
@@ -148,8 +186,8 @@ class Server:
 
     def _refuse(self) -> None:
         """End the spare child and the queued calls."""
-        self._drop_spare()
-        self._wants_spare = False
+        self._spare.drop()
+        self._spare.is_wanted = False
         while self._calls:
             _close(*self._calls.popleft())
 
@@ -167,7 +205,7 @@ class Server:
 
     def _poll_timeout(self) -> float | None:
         """Return the milliseconds until the next deadline, None if there is no deadline."""
-        waits = [SPARE_DELAY] if self._wants_spare else []
+        waits = [SPARE_DELAY] if self._spare.is_wanted else []
         if self._idle and not self._count and not self._stopped:
             waits.append(self._idle)
         times = [self._last_activity + seconds for seconds in waits]
@@ -204,22 +242,21 @@ class Server:
             return
         # The replacement of a daemon may find the pid of an orphan in a file.
         self._holds_orphans = True
-        spare = [] if self._spare is None else [self._spare.pid]
-        for pid in (*self._daemons, *spare):
+        for pid in filter(None, (*self._daemons, self._spare.pid)):
             self._reap_child(pid)
         if not (self._keeper.has_claims or self._keeper.has_dying):
             self._reap()  # the one that could claim them has ended: no event follows
 
     def _reap_child(self, pid: int) -> bool:
         """Reap ``pid`` if it has ended and is a daemon or the spare child; return whether."""
-        is_spare = self._spare is not None and pid == self._spare.pid
+        is_spare = pid == self._spare.pid
         if not is_spare and pid not in self._daemons:
             return False
         found, status = os.waitpid(pid, os.WNOHANG)
         if not found:
             return False
         if is_spare:
-            self._drop_spare()
+            self._spare.drop()
         else:
             self._daemons.discard(pid)
             self._last_activity = time.monotonic()
@@ -244,7 +281,7 @@ class Server:
             while True:
                 connection = self._socket.accept()
                 self._last_activity = time.monotonic()
-                self._wants_spare = self._spare is None and not self._stopped
+                self._spare.is_wanted = not self._spare.pid and not self._stopped
                 self._pending.add(connection, self._last_activity)
 
     def _read_request(self, fd: int) -> None:
@@ -359,12 +396,7 @@ class Server:
 
     def _use_spare(self, call: Call) -> int:
         """Send ``call`` to the spare child; return its pid, or 0 if none can run it."""
-        if self._spare is None:
-            return 0
-        spare, self._spare, self._wants_spare = self._spare, None, True
-        if launcher.is_stuck(spare.pid) or not spare.send(call):
-            # A spare that is stopped exits when it is continued, since its socket is closed.
-            spare.sock.close()
+        if (spare := self._spare.use(call)) is None:
             return 0
         self._attach(call, spare.pid, spare.sock)
         return spare.pid
@@ -384,9 +416,8 @@ class Server:
             channel.close()
 
     def _fork_spare(self) -> None:
-        self._wants_spare = False  # after a failure, retry only after the next connection
         with suppress(OSError):
-            self._spare = SpareChild(*fork_child(partial(wait_for_call, self._identity)))
+            self._spare.fork()
             self._touch_pages()
 
     def _touch_pages(self) -> None:
@@ -398,11 +429,6 @@ class Server:
             is_closed(ours)
         launcher.is_stuck(os.getpid())
         code_stamp()
-
-    def _drop_spare(self) -> None:
-        if self._spare is not None:
-            self._spare.sock.close()
-            self._spare = None
 
 
 def _close(connection: socket.socket, call: Call) -> None:
