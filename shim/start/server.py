@@ -24,7 +24,7 @@ from shim.linux.fdpassing import receive_fds
 from shim.linux.peers import peer_of
 from shim.recovery.registering import ring
 from shim.start import children, givenup, heap, launcher, stopped
-from shim.start.children import Call, SpareChild, is_closed, run_call, wait_for_call
+from shim.start.children import Call, is_closed, run_call
 from shim.start.codestamp import code_stamp
 from shim.start.flags import deaths_limit, idle_time
 from shim.start.forking import fork_child
@@ -33,6 +33,7 @@ from shim.start.mover import refusal
 from shim.start.pending import PendingConnections
 from shim.start.replacement import become_replacement
 from shim.start.serversocket import ServerSocket
+from shim.start.spare import Spare
 from shim.start.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -46,45 +47,6 @@ _MAX_REQUEST = 1 << 16  # bytes of a request
 # Calls for which the server runs the code of a ``start`` before it forks: CPython 3.12
 # specialises code that has run twice.  A daemon takes 0.15 MiB less.
 _CALLS = 3
-
-
-class Spare:
-    """The spare child of the fork server ``identity``, from :meth:`fork` to its use or end."""
-
-    def __init__(self, identity: str) -> None:
-        self._identity = identity
-        self._child: SpareChild | None = None
-        self.is_wanted = True
-
-    @property
-    def pid(self) -> int:
-        """Its pid, 0 without one."""
-        return 0 if self._child is None else self._child.pid
-
-    def fork(self) -> None:
-        """Fork a spare child.
-
-        :raises OSError: that failed; it is wanted again only after the next connection.
-        """
-        self.is_wanted = False
-        self._child = SpareChild(*fork_child(partial(wait_for_call, self._identity)))
-
-    def use(self, call: Call) -> SpareChild | None:
-        """Send ``call`` to the spare child and return it, None if none can run it."""
-        if self._child is None:
-            return None
-        child, self._child, self.is_wanted = self._child, None, True
-        if launcher.is_stuck(child.pid) or not child.send(call):
-            # A spare that is stopped exits when it is continued, since its socket is closed.
-            child.sock.close()
-            return None
-        return child
-
-    def drop(self) -> None:
-        """Let the spare child end."""
-        if self._child is not None:
-            self._child.sock.close()
-            self._child = None
 
 
 class Server:
