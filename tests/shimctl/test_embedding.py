@@ -215,9 +215,9 @@ assert run(sys.argv[2], None) == 0
 duration = time.monotonic() - began
 print("--", flush=True)
 kills = 0
-while (code_ := run(sys.argv[3], duration * kills / 24)) == -signal.SIGKILL:
+while (code_ := run(sys.argv[3], duration * kills / 12)) == -signal.SIGKILL:
     kills += 1
-    if kills > 24:  # a run that removes what others left takes longer
+    if kills > 12:  # a run that removes what others left takes longer
         duration *= 1.5
 print("kills", kills)
 sys.exit(code_)
