@@ -1,4 +1,4 @@
-"""The shim's native launcher for the tests whose subject is no launcher.
+"""The shim's native launcher, for tests that do not test a launcher.
 
 Each container costs two calls of the shim's executable.  pip's script takes 20 ms of processor
 time a call, and the native launcher 1 ms.  ``tests/shimctl/test_install.py`` and one release of

@@ -36,12 +36,12 @@ MANAGERS = ("containerd", "_session_docker", "_session_node")
 # is a ring under a manager, a module, or a test that is alone.  The others take less, and
 # count as :data:`_USUAL` seconds a test.  An outdated number costs a minute at most.
 _SECONDS = {
-    "e2e under containerd-1.6": 110,
-    "e2e under containerd-2-modern": 95,
-    "e2e under containerd-2": 95,
-    "docker under sid": 93,
-    "docker under bookworm": 83,
+    "e2e under containerd-1.6": 85,
+    "e2e under containerd-2-modern": 65,
+    "e2e under containerd-2": 65,
     "bench/test_bench.py": 63,
+    "docker under sid": 60,
+    "docker under bookworm": 60,
     "cri under containerd-2": 60,
     "process/test_stopped.py": 55,
     "cri under containerd-1.6": 55,
@@ -50,7 +50,6 @@ _SECONDS = {
     "shimctl/test_restart.py": 47,
     "cri under containerd-2-modern": 45,
     "minid/test_killed.py": 45,
-    "shimctl/test_embedding.py": 44,
     "images/test_run.py": 41,
     "stdio/test_survival.py": 36,
     "examples/test_python.py": 36,
@@ -61,6 +60,7 @@ _SECONDS = {
     "cri/test_pods_churn.py": 30,
     "process/test_hung_disk.py": 28,
     "stdio/whole/test_terminals.py": 27,
+    "shimctl/test_embedding.py": 26,
     "linux/test_sockets.py": 26,
     "process/test_update.py": 25,
     "shimctl/test_spawning.py": 25,

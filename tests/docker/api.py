@@ -1,4 +1,4 @@
-"""dockerd's HTTP API, for the calls of the tests whose subject is not the command.
+"""dockerd's HTTP API, for the calls of tests that do not test the command.
 
 A start of docker takes 40 ms of processor time, and a call here 1 ms.
 """

@@ -1,7 +1,7 @@
-"""containerd's gRPC socket, for the calls of the tests whose subject is not ctr.
+"""containerd's gRPC socket, for the calls of tests that do not test ctr.
 
-A start of ctr takes 12 ms of processor time, and a call here 3 ms.  Each method is a connection
-of its own, since a test kills and starts containerd between any two.
+A start of ctr takes 12 ms of processor time, and a call here 3 ms.  Each method opens a
+connection, since a test kills and starts containerd between any two.
 """
 
 from __future__ import annotations
