@@ -127,9 +127,10 @@ class Container:
                 await mount_rootfs(mounts, rootfs, host.reaper, directory=directory)
             undo.push_async_callback(self.init.dispose)
             await self._parts.open_stdio(self.init)
-            self.saved.save()
-            if not self._parts.image.image_path:
-                await self._creation.create()
+            if self._parts.image.image_path:
+                self.saved.save()
+            else:
+                await self._creation.create()  # which saves the state
             undo.pop_all()
         self.saved.doing = ""
         self._events.created(request, self.init.pid)
