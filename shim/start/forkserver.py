@@ -69,8 +69,9 @@ def serve_again(name: str, path: str) -> int:
     """Run the server that daemons need whose own, at ``path``, was killed; return its exit status.
 
     The process is a child of one of these daemons.  After an upgrade of the package it is of
-    the new version, and listens at another path; the arguments are those of the old version.  The status is 1 if the daemon has attributes
-    that its server's callers do not have, and 0 at once if such a server listens already.
+    the new version, and listens at another path; the arguments are those of the old version.
+    The status is 1 if the daemon has attributes that its server's callers do not have, and 0
+    at once if such a server listens already.
     """
     if not are_alike(identity.socket_path(), path):
         return 1
