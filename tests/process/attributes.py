@@ -8,7 +8,7 @@ import sys
 UNSUPPORTED = 77
 
 # Run by a process that becomes the manager's child that starts a shim.
-_PROLOGUE = f"""
+PROLOGUE = f"""
 import ctypes, os, resource, sys
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,4 +72,4 @@ check(libc.prctl(22, 2, ctypes.byref(program), 0, 0))
 
 def prefix(attribute: str) -> list[str]:
     """Return a command that gets ``attribute``, code from above, and executes its arguments."""
-    return [sys.executable, "-c", f"{_PROLOGUE}{attribute}{_EPILOGUE}"]
+    return [sys.executable, "-c", f"{PROLOGUE}{attribute}{_EPILOGUE}"]

@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 import shimctl
 from shimctl.host.install import find_compiler
+from tests import warm
+from tests.e2e.waiting import PATIENCE
 from tests.process.attributes import (
     FILTER,
     GROUPS,
@@ -27,7 +31,7 @@ from tests.process.attributes import (
     prefix,
 )
 from tests.process.rig import NAMESPACE, wait_gone
-from tests.process.servers import LAUNCH, Server, parent_of
+from tests.process.servers import LAUNCH, ROOT, Server, parent_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +84,15 @@ class Managers:
         if not keyring:
             del found["session keyring"]
         return found
+
+    async def make_server(self, attribute: str = "") -> None:
+        """Have a fork server without the imports of one that a launcher makes.
+
+        The launcher of a manager with the same attribute finds it, or makes one of its own.
+        """
+        call = partial(warm.run, "tests.process.managed", [attribute], package="shim", cwd=ROOT)
+        done = await trio.to_thread.run_sync(partial(call, timeout=60 * PATIENCE))
+        assert done.returncode in (0, UNSUPPORTED), done.stderr
 
     async def inherited_from_server(self, attribute: str = "") -> dict[str, str]:
         """Return the attributes of a container whose daemon a fork server started.
@@ -139,7 +152,9 @@ async def test_a_container_has_what_its_own_manager_has(managers: Managers, name
     special = await managers.inherited([STOCK], attribute)
     assert special != plain
     differs = {key for key in plain if special[key] != plain[key]}
-    await managers.inherited(LAUNCH)  # leaves a fork server behind
+    for code in ("", attribute):
+        await managers.make_server(code)
+    await managers.inherited(LAUNCH)
     await managers.server.wait_servers(1)
     assert pick(await managers.inherited(LAUNCH, attribute), differs) == pick(special, differs)
     await managers.server.wait_servers(2 if name in IDENTITY else 1)

@@ -23,6 +23,7 @@ from shim.names import EXECUTABLE
 from shim.start import identity, launcher
 from shimctl.host.install import find_compiler, install
 from tests.e2e.waiting import PATIENCE, wait_until
+from tests.loops import turns
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import LAUNCH, Server, daemons_of, parent_of, state_of
 
@@ -198,7 +199,8 @@ async def test_a_child_stopped_at_any_step_is_ended_and_its_work_done_once(
     steps = 0
     # The child's work is the same for both launchers, so the one in C stops it at fewer steps:
     # each of them costs it the imports of the launcher in Python.
-    for step in range(1, 2000, 17) if command is None else range(10, 2000, 68):
+    first, pace = (1, turns(34, 17)) if command is None else (18, 68)
+    for step in range(first, 2000, pace):
         bundle = server.rig.bundle(f"c{step}", "true")
         control.write_text(str(step))
         began = time.monotonic()
