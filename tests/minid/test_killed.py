@@ -1,4 +1,4 @@
-"""minid killed at fifty moments: no container notices, and all of it is accounted for.
+"""minid killed at many moments: no container notices, and all of it is accounted for.
 
 The containers themselves write the facts into their directories; minid's reports have to be the
 same.
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.e2e.waiting import wait_until
+from tests.loops import turns
 
 if TYPE_CHECKING:
     from tests.minid.manager import Manager
 
 pytestmark = pytest.mark.e2e
 
-ROUNDS = 50
+ROUNDS = turns(20, 50)
 COUNTERS, ENDERS, RETURNERS = 7, 7, 6
 ENOUGH = 6  # lives of a returner
 
@@ -61,15 +62,15 @@ def describe(manager: Manager, chance: random.Random) -> dict[str, dict[str, Any
     for i in range(COUNTERS):
         add(f"count{i}", COUNT, restart="unless-stopped")
     for i in range(ENDERS):
-        add(f"end{i}", END.format(wait=5 + i * 4, code=chance.randrange(256)))
+        add(f"end{i}", END.format(wait=turns(2 + i * 2, 5 + i * 4), code=chance.randrange(256)))
     for i in range(RETURNERS):
-        script = RETURN.format(wait=chance.randrange(500_000, 4_000_000))
+        script = RETURN.format(wait=chance.randrange(500_000, turns(3_000_000, 4_000_000)))
         policy = ("always", "unless-stopped", "on-failure")[i % 3]
         add(f"return{i}", script, restart=policy, backoff={"start": 0.1, "cap": 0.5})
     return found
 
 
-def test_a_manager_killed_fifty_times_loses_nothing_and_disturbs_nobody(manager: Manager) -> None:
+def test_a_manager_killed_many_times_loses_nothing_and_disturbs_nobody(manager: Manager) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")  # pytest shows it when this fails
     chance = random.Random(seed)
