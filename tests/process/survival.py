@@ -20,6 +20,7 @@ from shim.ttrpc.calls import UnaryUnaryMethod
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven
 from tests.process.rig import alive, wait_gone
+from tests.process.steps import wait_trapped
 from tests.stdio.whole.client import Streams
 
 if TYPE_CHECKING:
@@ -43,6 +44,13 @@ Start: TypeAlias = "Callable[[Path], Awaitable[Survivor]]"
 def until_term(code: int) -> tuple[str, ...]:
     """Return the arguments of a process that exits with ``code`` at SIGTERM."""
     return "sh", "-c", f"trap 'exit {code}' TERM; {_PAUSES}while :; do read -t 1000 x <&3; done"
+
+
+async def exec_until_term(shim: Survivor, exec_id: str, code: int) -> int:
+    """Run an exec of c1 that exits with ``code`` at SIGTERM; return its pid."""
+    pid = await shim.exec("c1", exec_id, *until_term(code))
+    await wait_trapped(pid)
+    return pid
 
 
 def enable(rig: Rig) -> str:

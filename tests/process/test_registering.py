@@ -24,6 +24,7 @@ from tests.process.servers import parent_of
 from tests.process.steps import wait_trapped
 from tests.process.survival import (
     daemon_of,
+    exec_until_term,
     kill_server,
     numbers,
     run_counting,
@@ -125,11 +126,11 @@ async def test_processes_of_before_and_since_the_servers_death_have_their_exits(
     )
     writer = streams.writer()
     await kill_server(server, shim)
-    since = await shim.exec("c1", "since", *until_term(3))
+    since = await exec_until_term(shim, "since", 3)
     await shim.delete("c1", "over")
     await survivors(rig.bundle("c2", "true"))
     await wait_kept(shim)
-    later = await shim.exec("c1", "later", *until_term(3))
+    later = await exec_until_term(shim, "later", 3)
     os.kill(await daemon_of(shim.task), signal.SIGKILL)
     os.kill(since, signal.SIGTERM)
     assert (await shim.wait("c1", "since")).exit_status == 3

@@ -22,7 +22,14 @@ from shim.api.task_pb2 import (
 )
 from tests.process.driven import groups, verdict
 from tests.process.rig import wait_gone
-from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read, until_term
+from tests.process.survival import (
+    COUNT,
+    daemon_of,
+    exec_until_term,
+    numbers,
+    run_counting,
+    run_read,
+)
 from tests.process.test_oom import Commanded
 from tests.process.test_pods import pod
 from tests.stdio.conftest import read_all, read_until
@@ -69,7 +76,7 @@ async def test_a_container_runs_on_and_a_wait_returns_its_true_exit(
 
 async def test_an_exit_without_a_daemon_is_true(rig: Rig, survivors: Start) -> None:
     shim, pid = await run_counting(rig, survivors)
-    exec_pid = await shim.exec("c1", "e1", *until_term(3))
+    exec_pid = await exec_until_term(shim, "e1", 3)
     await trio.sleep(0.2)
     os.kill(await daemon_of(shim.task), signal.SIGKILL)
     os.kill(exec_pid, signal.SIGTERM)

@@ -24,7 +24,14 @@ from tests.e2e.waiting import PATIENCE
 from tests.process.builds import CURRENT, NEXT, Build
 from tests.process.driven import verdict
 from tests.process.rig import NAMESPACE
-from tests.process.survival import COUNT, daemon_of, numbers, run_counting, run_read, until_term
+from tests.process.survival import (
+    COUNT,
+    daemon_of,
+    exec_until_term,
+    numbers,
+    run_counting,
+    run_read,
+)
 from tests.stdio.conftest import read_all, read_some, read_until
 
 if TYPE_CHECKING:
@@ -96,7 +103,7 @@ async def test_an_upgraded_daemon_that_is_killed_is_replaced_by_its_version(
     header, *rows = done.stdout.splitlines()
     [row] = [row for row in rows if NAMESPACE in row.split() and "c1" in row.split()]
     assert row[header.index("VERSION") :].split()[0] == NEXT
-    await shim.exec("c1", "e1", *until_term(3))
+    await exec_until_term(shim, "e1", 3)
     await shim.replace()
     assert await version_of(shim) == NEXT
     await shim.kill("c1", "e1", number=signal.SIGTERM)

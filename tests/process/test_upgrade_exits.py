@@ -21,7 +21,7 @@ from tests.process.builds import NEXT, Build
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
 from tests.process.steps import wait_trapped
-from tests.process.survival import daemon_of, kill_server, until_term, wait_kept
+from tests.process.survival import daemon_of, exec_until_term, kill_server, until_term, wait_kept
 from tests.process.test_upgrade import move, version_of
 from tests.test_reaper import keeps_status
 
@@ -61,7 +61,7 @@ def without_keeper(build: Build) -> Build:
 async def run_ending(rig: Rig, survivors: Start) -> Survivor:
     """Run the container c1, which exits with 7 at SIGTERM."""
     shim = await survivors(bundle := rig.bundle("c1", *until_term(7)))
-    await shim.run(bundle)
+    await wait_trapped(await shim.run(bundle))
     return shim
 
 
@@ -113,7 +113,7 @@ async def test_exits_after_an_upgrade_are_true_from_each_source_or_else_unknown(
     rig: Rig, survivors: Start, following: Build, source: str
 ) -> None:
     shim = await run_ending(rig, survivors)
-    await shim.exec("c1", "e1", *until_term(3))
+    await exec_until_term(shim, "e1", 3)
     await upgrade(rig, shim, following)
     [found] = await end(shim, "e1")
     expect(rig.root / "c1", source, found, 3, "e1")
@@ -127,7 +127,7 @@ async def test_exits_after_a_death_are_true_from_each_source_or_else_unknown(
     shim = await survivors(bundle := rig.bundle("c1", "sleep", "1000"))
     await shim.run(bundle)
     await upgrade(rig, shim, following)
-    await shim.exec("c1", "e1", *until_term(3))
+    await exec_until_term(shim, "e1", 3)
     await shim.replace()
     [found] = await end(shim, "e1")
     expect(bundle, source, found, 3, "e1")
@@ -166,7 +166,7 @@ async def test_an_old_server_reports_exits_through_deaths_and_further_upgrades(
     for number, build in enumerate([following, first, following, first], start=1):
         servers.add(await upgrade(rig, shim, build))
         execs.append(f"e{number}")
-        await shim.exec("c1", execs[-1], *until_term(number))
+        await exec_until_term(shim, execs[-1], number)
         await shim.replace()
     assert len(servers) == 3
     assert await end(shim, *execs, "") == [1, 2, 3, 4, 7]
@@ -199,8 +199,7 @@ async def test_no_exit_is_lost_at_any_time_of_moves_and_deaths(
         for number in range(3):
             exec_id, code = f"e{turn}-{number}", 10 + 3 * turn + number
             execs[exec_id] = code
-            pids[exec_id] = await shim.exec("c1", exec_id, *until_term(code))
-            await wait_trapped(pids[exec_id])
+            pids[exec_id] = await exec_until_term(shim, exec_id, code)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(move, shim, next(servers))
             nursery.start_soon(kill_later)
@@ -228,7 +227,7 @@ async def test_exits_before_the_question_are_kept_and_their_processes_reaped(
     )
     shim = await survivors(bundle := rig.bundle("c1", *until_term(7)))
     pid = await shim.run(bundle)
-    exec_pid = await shim.exec("c1", "e1", *until_term(3))
+    exec_pid = await exec_until_term(shim, "e1", 3)
     before = await daemon_of(shim.task)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(upgrade, rig, shim, following)
@@ -246,7 +245,7 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
 ) -> None:
     without_kernel(following)
     shim = await run_ending(rig, survivors)
-    await shim.exec("c1", "e1", *until_term(3))
+    await exec_until_term(shim, "e1", 3)
     old = parent_of(await daemon_of(shim.task))
     (path,) = server.sockets
     await upgrade(rig, shim, following)
@@ -254,7 +253,7 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
     try:
         answer = server.ask(b"stop", path)
         assert [answer[name] for name in ("stopped", "keeps", "reports")] == [True, 0, 1]
-        await shim.exec("c1", "e2", *until_term(4))
+        await exec_until_term(shim, "e2", 4)
         assert await end(shim, "e1", "e2") == [3, 4]
         assert not select.select([pidfd], [], [], 0)[0]
         assert await end(shim, "") == [7]
@@ -270,9 +269,9 @@ async def test_the_exits_of_a_killed_old_servers_orphans_are_unknown_and_others_
 ) -> None:
     without_kernel(following)
     shim = await run_ending(rig, survivors)
-    await shim.exec("c1", "e1", *until_term(3))
+    await exec_until_term(shim, "e1", 3)
     old = await upgrade(rig, shim, following)
-    await shim.exec("c1", "e2", *until_term(4))
+    await exec_until_term(shim, "e2", 4)
     os.kill(old, signal.SIGKILL)
     await wait_gone([old])
     with trio.fail_after(30 * PATIENCE):
