@@ -11,7 +11,7 @@ import pytest
 from shim.recovery.inherited import DAEMON, LISTENER
 from shim.recovery.messages import CLAIMED, DROP
 from shim.start import keeper as keeper_module
-from tests.start.keeping import NAME, Bench, end, is_zombie, orphan
+from tests.start.keeping import NAME, Bench, Daemon, Guest, end, is_zombie, orphan
 
 
 @pytest.mark.parametrize(("code", "status"), [(7, 7 << 8), (0, 0)])
@@ -75,3 +75,19 @@ def test_orphans_wait_until_a_replacement_has_claimed_its_own(
     bench.keeper.expire()
     assert not bench.keeper.has_claims
     assert bench.keeper.deadlines == []
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(Daemon, True), (Guest, False)])
+def test_orphans_wait_while_a_daemon_of_this_server_exits(
+    bench: Bench, kind: type[Daemon], expected: bool
+) -> None:
+    """They are this server's before the daemon is a zombie; those of a guest never are."""
+    daemon = kind(bench.keeper)
+    bench.daemons.append(daemon)
+    assert not bench.keeper.has_dying
+    daemon.process.kill()
+    os.waitid(os.P_PID, daemon.process.pid, os.WEXITED | os.WNOWAIT)
+    assert bench.keeper.has_dying is expected
+    daemon.process.wait()
+    bench.keeper.ended(daemon.process.pid, signal.SIGKILL)
+    assert not bench.keeper.has_dying
