@@ -23,6 +23,7 @@ from shim.names import EXECUTABLE as NAME
 from shimctl.host import install as installing
 from shimctl.host.install import find_compiler, install
 from shimctl.host.interpreter import find_interpreter
+from tests.e2e.waiting import wait_until
 from tests.process.attributes import IDENTITY, UNSUPPORTED, prefix
 from tests.process.rig import wait_gone
 from tests.process.servers import parent_of
@@ -72,6 +73,10 @@ def form(request: pytest.FixtureRequest, prefixes: dict[str, Path]) -> Form:
             pytest.skip(f"the package is not installed: there is no {path}")
         return Form(path, isolated=False)
     return Form(prefixes[request.param] / "bin" / NAME, isolated=True)
+
+
+# Both Python forms call one function; these tests are about what it does then.
+each_launcher = pytest.mark.parametrize("form", ["script", "native"], indirect=True)
 
 
 @pytest.fixture
@@ -149,6 +154,7 @@ async def test_it_works_and_is_known_under_any_name(shims: Shims, form: Form, ho
         assert done.stderr.startswith(f"{name}: ".encode())
 
 
+@each_launcher
 async def test_a_refusal_of_the_server_is_the_answer(shims: Shims, form: Form) -> None:
     (bundle,) = bundles(shims, 1)
     await shims.start(bundle, command=form.command, environ=form.environ)
@@ -161,6 +167,7 @@ async def test_a_refusal_of_the_server_is_the_answer(shims: Shims, form: Form) -
     assert done.stderr.count(b"\n") == 1
 
 
+@each_launcher
 async def test_a_start_that_finds_a_killed_server_makes_another(shims: Shims, form: Form) -> None:
     first, second = bundles(shims, 2)
     await shims.start(first, command=form.command, environ=form.environ)
@@ -176,6 +183,7 @@ async def test_a_start_that_finds_a_killed_server_makes_another(shims: Shims, fo
     assert parent_of(daemon) == server
 
 
+@each_launcher
 @pytest.mark.parametrize("what", ["directory", "socket", "user"])
 async def test_a_server_that_is_not_to_be_trusted_is_not_asked(
     shims: Shims, form: Form, what: str
@@ -200,6 +208,7 @@ async def test_a_server_that_is_not_to_be_trusted_is_not_asked(
         target.chmod(mode)
 
 
+@each_launcher
 async def test_switched_off_no_server_is_asked_or_left(shims: Shims, form: Form) -> None:
     first, second, third = bundles(shims, 3)
     off = {**form.environ, "TRIO_SHIM_FORKSERVER": "off"}
@@ -211,6 +220,7 @@ async def test_switched_off_no_server_is_asked_or_left(shims: Shims, form: Form)
     assert parent_of(daemon) != server
 
 
+@each_launcher
 async def test_a_longer_request_than_any_managers_is_served_all_the_same(
     shims: Shims, form: Form
 ) -> None:
@@ -263,6 +273,24 @@ async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_pa
     assert len(seen) >= 10  # and no two of them were the same
 
 
+@pytest.fixture(scope="module")
+def printing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the two launchers as programs that print the path of the server's socket."""
+    interpreter = trio.run(find_interpreter)
+    directory = tmp_path_factory.mktemp("printing")
+    native, script = directory / "native", directory / "script"
+    native.write_bytes(trio.run(installing.build, interpreter, "-DPRINT_PATH"))
+    text = interpreter.script("shim.start.launcher", "prints the path")
+    text = text.replace(
+        "import main\nsys.exit(main())", "import socket_path\nprint(socket_path())"
+    )
+    script.write_text(text)
+    # The module's directory, pytest's for this run and for this user; not the ones above.
+    for path in (native, script, directory, *directory.parents[:2]):
+        path.chmod(0o755)
+    return native, script
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     "prefix",
@@ -284,21 +312,10 @@ async def test_both_launchers_see_every_attribute_that_a_manager_hands_on(tmp_pa
     ],
     ids=" ".join,
 )
-async def test_both_launchers_look_in_the_same_place(
-    tmp_path: Path, prefix: tuple[str, ...]
+def test_both_launchers_look_in_the_same_place(
+    printing: tuple[Path, Path], prefix: tuple[str, ...]
 ) -> None:
-    interpreter = await find_interpreter()
-    native = tmp_path / "native"
-    native.write_bytes(await installing.build(interpreter, "-DPRINT_PATH"))
-    script = tmp_path / "script"
-    text = interpreter.script("shim.start.launcher", "prints the path")
-    text = text.replace(
-        "import main\nsys.exit(main())", "import socket_path\nprint(socket_path())"
-    )
-    script.write_text(text)
-    # The test's directory, pytest's for this run and for this user; not the ones above.
-    for path in (native, script, tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)
+    native, script = printing
     if prefix == ("cgroup",):
         prefix = ("sh", "-c", 'mkdir -p $G && echo $$ >$G/cgroup.procs && "$@"', "sh")
     group = other_group()
@@ -313,9 +330,7 @@ async def test_both_launchers_look_in_the_same_place(
         assert len(Path(ours).name) == 16
     finally:
         if group.exists():
-            with trio.fail_after(10):
-                while (group / "cgroup.procs").read_text():
-                    await trio.sleep(0.02)
+            wait_until("the group is empty", lambda: not (group / "cgroup.procs").read_text(), 10)
             group.rmdir()
 
 
