@@ -1,8 +1,8 @@
 """The file of a unix socket: how it gets its name, what identifies it, and its removal.
 
 A socket first has a temporary name.  It gets its own name by link(2), or by an exchange with
-a dead socket, so a process that is stopped meanwhile delays no other one.  Nothing here tells
-whether a process listens; :mod:`shim.linux.sockets` does.
+a dead socket, so a process that is stopped meanwhile delays no other one.  Whether a process
+listens is found by :mod:`shim.linux.sockets`.
 
 Source: link(2), rename(2) RENAME_EXCHANGE.
 """

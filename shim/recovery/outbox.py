@@ -116,7 +116,7 @@ class Outbox:
                 self.channel.send(data)
 
     def accept(self, listener: socket.socket, data: bytes, fds: array[int]) -> None:
-        """Accept a connection, whose fd becomes the first one of ``fds``, and send these.
+        """Accept a connection, store its fd as the first one of ``fds``, and send these.
 
         If this process is killed between the two system calls, the client's connection ends.
         So no other work is done there.
@@ -153,7 +153,7 @@ class Outbox:
             self.send(encode(DROP, *names), [])
 
     async def run(self) -> None:
-        """Send what is queued until cancelled."""
+        """Send the queued messages until cancelled."""
         while True:
             if self._is_due:
                 for _ in range(_TURNS):

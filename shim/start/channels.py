@@ -27,11 +27,11 @@ _RESERVE = 256
 
 
 class Channels:
-    """The channels of one fork server's daemons, whose ``poll`` waits for them and their bells.
+    """The channels and bells of one fork server's daemons.
 
-    ``obey`` carries out a message, of which it owns the fds then, or returns False if the
-    message is malformed.  ``end`` is called at the end of a channel, and ``refuse`` for a
-    daemon that breaks the protocol: both close the channel.
+    ``poll`` waits for them.  ``obey`` carries out a message and owns its fds then, or returns
+    False if the message is malformed.  ``end`` is called at the end of a channel, and
+    ``refuse`` for a daemon that breaks the protocol: both close the channel.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Channels:
         return True
 
     def read_waiting(self) -> None:
-        """Take all messages of all channels if a daemon has asked for that."""
+        """Take all messages of all channels if a daemon has sent ``read``."""
         if self.others_wait:
             self.others_wait = False
             for kept in [*self._all.values()]:
@@ -144,7 +144,7 @@ class Channels:
     def _take(self, kept: Kept) -> bool:
         """Take one message; return False at the end of the channel.
 
-        :raises BlockingIOError: there is none.
+        :raises BlockingIOError: no message waits.
         """
         assert kept.channel is not None
         try:
