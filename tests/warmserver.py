@@ -10,7 +10,8 @@ the second the wait status.
 The child runs the module as ``python -m`` does.  Whatever a new process would have, it has too:
 arguments, environment, umask, working directory, time zone, and the three fds and no other.  Its
 command line in /proc is followed by NUL bytes, and ends at the length of PADDING.  It
-differs in its parent and in the modules that are loaded already.
+differs in its parent, and in the modules that are loaded already; those of the shim are immortal
+on CPython 3.12 and 3.13, as in a fork server.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     _import_all(sys.argv[2])
+    if sys.argv[2] == "shim":
+        _make_immortal()
     # Objects that no collection visits stay shared with the children.
     gc.collect()
     gc.freeze()
@@ -56,6 +59,16 @@ def _import_all(package: str) -> None:
     for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{package}."):
         if not module.name.endswith(".__main__"):
             importlib.import_module(module.name)
+
+
+def _make_immortal() -> None:
+    """Do once what each fork server does for its objects, 0.15 s on CPython 3.12 and 3.13."""
+    from shim.linux import libc
+    from shim.start import heap
+
+    if libc.has_immortals():
+        libc.make_immortal(heap._program())
+        heap._program = list
 
 
 def _serve(control: socket.socket) -> None:

@@ -21,11 +21,12 @@ from shim.start import launcher
 from shim.start.server import Server as ForkServer
 from shim.ttrpc.client import ConnectionLostError
 from tests.e2e.waiting import PATIENCE, wait_until
+from tests.loops import turns
 from tests.process.rig import wait_gone
 from tests.process.servers import ROOT, Server, daemons_of, open_launcher, parent_of
 
 # The moments of a start at which a process is killed.
-MOMENTS = 12
+MOMENTS = turns(6, 12)
 
 
 async def moments(server: Server) -> list[float]:

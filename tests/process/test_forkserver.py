@@ -18,6 +18,7 @@ from shim.api.task_pb2 import DeleteResponse, ShutdownRequest, WaitRequest
 from shim.linux import libc
 from shim.start import identity
 from tests.e2e.waiting import PATIENCE
+from tests.loops import turns
 from tests.process.rig import alive, wait_gone
 from tests.process.servers import (
     LAUNCH,
@@ -58,7 +59,7 @@ async def test_the_first_daemon_is_no_larger_than_the_later_ones(server: Server)
     sizes = []
     for number in range(3):
         bundle = server.rig.bundle(f"c{number}", "sleep", "1000")
-        daemon = await server.start(bundle)
+        daemon = await server.start(bundle, command=LAUNCH)
         await server.rig.run(await server.rig.connect(), bundle)
         sizes.append(kibibytes(daemon, "Private_Dirty"))
     assert sizes[0] <= 1.1 * min(sizes)
@@ -67,13 +68,14 @@ async def test_the_first_daemon_is_no_larger_than_the_later_ones(server: Server)
 async def test_a_server_killed_while_it_is_made_costs_nothing(server: Server) -> None:
     """Every start ends with a shim that works, and one daemon each, whatever the moment."""
     daemons = []
-    for attempt in range(12):
+    attempts = turns(6, 12)
+    for attempt in range(attempts):
         bundle = server.rig.bundle(f"c{attempt}", "true")
         launch = await open_launcher(bundle, server.rig.root / "manager")
         with trio.fail_after(20 * PATIENCE):
             while not (makers := children_of(launch.pid)):
                 await trio.sleep(0.001)
-        await trio.sleep(attempt * 0.03)  # another moment each time
+        await trio.sleep(attempt * 0.36 / attempts)  # another moment each time
         for pid in makers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -293,7 +295,7 @@ async def test_a_daemon_with_a_container_shares_most_of_its_memory_with_the_serv
     server: Server,
 ) -> None:
     bundles = [server.rig.bundle(f"c{i}", "sleep", "1000") for i in range(3)]
-    await server.start(bundles[0])
+    await server.start(bundles[0], command=LAUNCH)
     pid = await server.wait_up()
     for bundle in bundles[1:]:
         daemon = await server.start(bundle)
