@@ -35,11 +35,11 @@ def test_twenty_five_containers_at_once_keep_output_codes_and_order(ctr: Ctr) ->
         assert exited.get("exit_status", 0) == deleted.get("exit_status", 0) == number
 
 
-def test_twenty_containers_live_side_by_side(ctr: Ctr) -> None:
-    with ThreadPoolExecutor(20) as pool:
-        names = list(pool.map(lambda _: ctr.start("sleep", "1000"), range(20)))
+def test_ten_containers_live_side_by_side(ctr: Ctr) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        names = list(pool.map(lambda _: ctr.start("sleep", "1000"), range(10)))
         assert {ctr.state(name) for name in names} == {"RUNNING"}
-        assert len({ctr.pid(name) for name in names}) == 20
+        assert len({ctr.pid(name) for name in names}) == 10
         list(pool.map(ctr.kill, names))
         for name in names:
             ctr.wait_state(name, "STOPPED")
