@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECRET = "a secret of the host\n"
-ROUNDS = 200  # copies against a process that swaps a directory
+ROUNDS = 60  # copies against a process that swaps a directory
 
 
 @pytest.fixture(params=["ours", "go"], scope="module")
