@@ -36,10 +36,12 @@ from typing import Any, NoReturn
 # The longest request, in bytes; one that is longer does not fit into the socket's buffer.
 MAX_REQUEST = 100_000
 # The most bytes of an environment.
-ENVIRONMENT = 1 << 16
+ENVIRONMENT = 1 << 14
 FDS = 5
 # Source: linux/prctl.h.
-_PR_SET_MM, _PR_SET_MM_ENV_END = 35, 11
+_PR_SET_MM, _PR_SET_MM_MAP = 35, 14
+# The fields of /proc/self/stat for struct prctl_mm_map; 0 is the end of the heap.
+_MAP = (26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51)
 
 
 def main() -> None:
@@ -159,9 +161,20 @@ def _show(field: int, words: list[str]) -> None:
     start, end = int(fields[field - 3]), int(fields[field - 2])
     text = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - start - 1]
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
-    if field == 50:  # without the right, NUL bytes follow
-        last = ctypes.c_ulong(start + len(text))
-        ctypes.CDLL(None).prctl(_PR_SET_MM, _PR_SET_MM_ENV_END, last, 0, 0)
+    if field == 50:
+        _end_environment(fields, start + len(text))
+
+
+def _end_environment(fields: list[bytes], end: int) -> None:
+    """Let the environment end at ``end``; if the kernel refuses, NUL bytes follow."""
+    c = ctypes.CDLL(None)
+    c.sbrk.restype = ctypes.c_void_p
+    places = [int(fields[number - 3]) if number else c.sbrk(0) for number in _MAP]
+    places[-1] = end
+    # No auxiliary vector, and no executable.
+    data = b"".join(place.to_bytes(8, sys.byteorder) for place in (*places, 0))
+    data += bytes(4) + b"\xff" * 4
+    c.prctl(_PR_SET_MM, _PR_SET_MM_MAP, data, ctypes.c_ulong(len(data)), ctypes.c_ulong(0))
 
 
 if __name__ == "__main__":
