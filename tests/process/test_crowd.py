@@ -97,12 +97,14 @@ async def test_init_dying_while_execs_start_is_told_last(rig: Rig, spaces: str) 
     async def lane(mine: list[Path]) -> None:
         for bundle in mine:
             id_ = bundle.name
+            began = trio.current_time()
             await driven.run(bundle)
+            took = trio.current_time() - began
             async with trio.open_nursery() as nursery:
                 for number in range(3):
                     nursery.start_soon(try_one, id_, f"e{number}")
-                # Another moment each time; an exec takes as long on a busy machine.
-                await trio.sleep(delays.uniform(0, 0.3))
+                # Another moment each time; on a busy machine an exec takes longer, too.
+                await trio.sleep(delays.uniform(0, 3 * took))
                 await driven.kill(id_)
             assert (await driven.wait(id_)).exit_status == 137
             await driven.delete(id_)
