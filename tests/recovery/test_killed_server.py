@@ -160,7 +160,7 @@ def check_log(path: Path) -> Counter[str]:
             continue
         every[name] += 1
         fresh[name] += replayed == "0"
-    assert max(fresh.values()) == 1
+    assert max(fresh.values()) <= 1
     return every
 
 
