@@ -18,6 +18,9 @@ from shim.linux import libc
 # Bytes at which the slots begin; the file is sparse.
 _FIRST, _SECOND = 64, 1 << 28
 _LONGEST = _SECOND - _FIRST
+# The byte before the first state.  The file has a zero there if the writer was killed just
+# before it changed the byte, or if other bytes of the file were written earlier.
+_NONE = (b"", b"\0")
 _LARGE = 64 << 10  # bytes; the memory of a longer state is freed once it is replaced
 _HEADER = struct.Struct("<II")  # length and checksum
 
@@ -62,7 +65,7 @@ class StateSlot:
 
         :raises InvalidError: the file holds no state.
         """
-        if not self._current:
+        if self._current in _NONE:
             return b""
         at = _FIRST if self._current == b"1" else _SECOND
         header = os.pread(self.fd, _HEADER.size, at)

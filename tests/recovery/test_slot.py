@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -69,6 +70,29 @@ def test_a_length_that_no_state_has_is_found() -> None:
     os.pwrite(slot.fd, b"\xff\xff\xff\xff", 64)
     with pytest.raises(InvalidError, match="damaged"):
         slot.read()
+    slot.close()
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_a_first_write_that_ends_between_its_system_calls_leaves_no_state(
+    monkeypatch: pytest.MonkeyPatch, done: int
+) -> None:
+    slot, pwrite, calls = StateSlot.new(), os.pwrite, itertools.count()
+
+    def end_after(fd: int, data: bytes, at: int) -> int:
+        if next(calls) == done:
+            raise InterruptedError
+        return pwrite(fd, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", end_after)
+        with pytest.raises(InterruptedError):
+            slot.write(b"first")
+    other = StateSlot(os.dup(slot.fd))
+    assert other.read() == b""
+    other.write(b"second")
+    assert StateSlot(slot.fd).read() == b"second"
+    other.close()
     slot.close()
 
 
