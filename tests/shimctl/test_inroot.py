@@ -110,6 +110,29 @@ def test_a_directory_that_becomes_a_link_never_leads_out(rootfs: Path) -> None:
     assert found == {b"inside"}
 
 
+@pytest.mark.parametrize("target", ["/etc/passwd", "../outside"])
+def test_a_file_that_becomes_a_link_just_before_it_is_opened_is_refused(
+    rootfs: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (rootfs.parent / "outside").write_text("outside")
+    (rootfs / "file").write_text("inside")
+    (rootfs / "link").symlink_to(target)
+    real = os.open
+
+    def swap_and_open(path: str, flags: int, *, dir_fd: int) -> int:
+        if path == "file" and not flags & os.O_PATH:
+            (rootfs / "link").rename(rootfs / "file")
+        return real(path, flags, dir_fd=dir_fd)
+
+    with opened(rootfs) as root:
+        monkeypatch.setattr(os, "open", swap_and_open)
+        with pytest.raises(OSError, match=r"\[Errno") as caught:
+            read_regular(root, "file", 100)
+        monkeypatch.undo()
+    assert caught.value.errno == errno.ELOOP
+    assert (rootfs / "file").is_symlink()
+
+
 def test_the_root_is_that_of_the_process() -> None:
     with root_of(os.getpid()) as root:
         fd = open_inside(root, "/etc", os.O_PATH)
