@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from shim.start.caller import Caller
+from tests.latesocket import late_pair
 
 
 @pytest.mark.parametrize("late", [b"", b"child 7"], ids=["all-read", "packet-unread"])
@@ -21,3 +22,10 @@ async def test_the_last_packet_of_a_caller_that_has_ended_counts(
         if told:
             caller.send(b"told")
     assert await Caller(daemon, 1).wait_acknowledged() is told
+
+
+async def test_the_last_packet_of_a_caller_counts_after_an_empty_answer() -> None:
+    daemon, caller = late_pair()
+    with caller:
+        caller.send(b"told")
+    assert await Caller(daemon, 1).wait_acknowledged()

@@ -329,7 +329,8 @@ class Deposit:
     def _take_last(self, channel: socket.socket) -> None:
         """Read what the keeper sent before it ended.
 
-        If it ended with unread messages, an error of the socket comes before that: ECONNRESET.
+        An empty answer may come before that, see :mod:`shim.linux.fdpassing`, and an error of
+        the socket if the keeper ended with unread messages: ECONNRESET.
         """
         with suppress(OSError):
             while True:

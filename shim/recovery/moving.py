@@ -27,7 +27,7 @@ import trio
 from shim import log
 from shim.errors import ShimError, UnavailableError, WrongStateError
 from shim.linux import sockets
-from shim.linux.fdpassing import send_fds
+from shim.linux.fdpassing import receive, send_fds
 from shim.linux.peers import peer_of
 from shim.recovery.messages import ALONE, GO, READY, decode
 from shim.recovery.versions import WRITTEN, unreadable
@@ -118,7 +118,7 @@ def _receive(channel: socket.socket, keeper: int) -> bytes:
     poll.register(keeper, 0)  # the kernel reports the end without a request
     found = {fd for fd, _ in poll.poll(_READY * 1000)}
     if channel.fileno() in found:
-        return channel.recv(_LONGEST)
+        return receive(channel, _LONGEST)
     if found:
         raise _ended()
     raise TimeoutError
@@ -186,7 +186,7 @@ async def _register(path: str, channel: socket.socket) -> Exception | None:
             finally:
                 os.close(own)
             await trio.lowlevel.wait_readable(sock)
-            answer = sock.recv(_LONGEST)
+            answer = receive(sock, _LONGEST)
     except (ShimError, OSError) as exc:
         return exc
     if not answer:

@@ -30,7 +30,7 @@ import trio
 from shim import log
 from shim.errors import UnavailableError
 from shim.linux import sockets
-from shim.linux.fdpassing import send_fds
+from shim.linux.fdpassing import receive, send_fds
 from shim.linux.modes import make_fifo, make_trusted
 from shim.linux.peers import peer_of
 from shim.linux.processes import is_ending
@@ -203,7 +203,7 @@ async def _ask(sock: socket.socket) -> tuple[socket.socket | None, str]:
             finally:
                 os.close(own)
         await trio.lowlevel.wait_readable(sock)
-        answer = sock.recv(_LONGEST)
+        answer = receive(sock, _LONGEST)
         reason = str(json.loads(answer).get("error", "")) if answer else "it is outdated, or stops"
     except BaseException:
         ours.close()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from shim import log
+from shim.linux.fdpassing import receive
 from shim.recovery import messages
 from shim.recovery.inherited import REPORTS
 from shim.recovery.messages import DROP, EXIT, MAX_MESSAGE, decode, encode
@@ -96,7 +97,7 @@ class _Channel:
         while self._is_open:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
-                verb, words = decode(self._sock.recv(MAX_MESSAGE))
+                verb, words = decode(receive(self._sock, MAX_MESSAGE))
             except BlockingIOError:
                 continue
             except (OSError, ValueError, trio.ClosedResourceError):

@@ -24,6 +24,7 @@ from shim.container.bundle import Config, checked_id
 from shim.container.options import Options
 from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
+from shim.linux.fdpassing import receive
 from shim.linux.fds import close_all_but
 from shim.recovery.deposit import Deposit
 from shim.runc.driver import LIMIT
@@ -65,7 +66,7 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
     left = min(launcher.WORK["start"], deadline - time.monotonic())
     ours.settimeout(max(0.001, left))
     with suppress(TimeoutError, ConnectionError):
-        if answer := ours.recv(launcher.MAX_ANSWER):
+        if answer := receive(ours, launcher.MAX_ANSWER):
             return ours, answer
     ours.close()
     with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from shim.linux.fdpassing import receive
 from shim.recovery.inherited import CALLER
 from shim.start import launcher
 from shim.text import printable
@@ -75,5 +76,5 @@ class Caller:
         for _ in range(2):
             with suppress(OSError):
                 # It stays, for a replacement of this daemon.
-                return self.connection.recv(16, socket.MSG_PEEK) == b"told"
+                return receive(self.connection, 16, socket.MSG_PEEK) == b"told"
         return False

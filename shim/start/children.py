@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from shim import daemon, delete
 from shim.errors import ShimError
-from shim.linux.fdpassing import receive_fds, send_fds
+from shim.linux.fdpassing import receive, receive_fds, send_fds
 from shim.start import actions, bootstrap, launcher
 from shim.start.caller import Caller
 from shim.start.flags import invocation_of, parse_flags, read_stdin
@@ -143,7 +143,7 @@ def _wait_for_go(connection: socket.socket) -> bool:
     try:
         connection.settimeout(_GO_TIMEOUT)
         send_fds(connection, b"taken %d" % os.getpid(), [own])
-        if connection.recv(16) != b"go":
+        if receive(connection, 16) != b"go":
             return False
     except OSError:
         return False

@@ -19,6 +19,7 @@ from shim.container.expected import Expected
 from shim.container.snapshot import parse
 from shim.errors import InvalidError
 from shim.linux import sockets
+from shim.linux.fdpassing import receive
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import (
     CALLER,
@@ -133,7 +134,7 @@ def _take_turn(turn: Turn, inherited: Inherited) -> bytes:
         if not turn.take(_END):
             return b""
         moving.send(encode(READY, json.dumps(WRITTEN)))
-        granted = moving.recv(max(map(len, (GO, ALONE))))
+        granted = receive(moving, max(map(len, (GO, ALONE))))
         if granted not in (GO, ALONE):
             return b""
     poll = select.poll()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
+from shim.linux.fdpassing import receive
 from shim.recovery import messages
 from shim.recovery.inherited import REPORTS
 from shim.recovery.messages import MAX_MESSAGE, decode
@@ -123,7 +124,7 @@ class Reporters:
         if not reporter.is_open:
             return False
         try:
-            verb, words = decode(reporter.channel.recv(MAX_MESSAGE))
+            verb, words = decode(receive(reporter.channel, MAX_MESSAGE))
         except BlockingIOError:
             return False
         except ConnectionError:

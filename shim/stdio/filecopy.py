@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from shim import log
 from shim.errors import InvalidError, NotFoundError, ShimError
 from shim.linux import fifos
+from shim.linux.fdpassing import receive
 from shim.linux.modes import make_directories
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def _send(control: socket.socket, message: bytes) -> None:
 def _receive(control: socket.socket) -> bytes:
     """Return the next command; no bytes if the daemon has ended, maybe with messages unread."""
     with contextlib.suppress(ConnectionError):
-        return control.recv(_COMMAND)
+        return receive(control, _COMMAND)
     return b""
 
 

@@ -16,6 +16,7 @@ import trio
 
 from shim import log
 from shim.errors import NotFoundError, TimedOutError
+from shim.linux.fdpassing import receive
 from shim.linux.fifos import Fd
 from shim.stdio import filecopy
 from shim.stdio.kept import Kept
@@ -181,7 +182,7 @@ class FileHelper:
         message = b""
         for _ in range(2):  # an error of the socket, GO was not read, comes before a message
             with contextlib.suppress(OSError):
-                message = message or self._control.recv(1 << 12)
+                message = message or receive(self._control, 1 << 12)
         if message and not message.startswith((filecopy.OPENED, filecopy.DRAINED)):
             log.error(
                 "cannot open a file again: output is lost",
@@ -220,7 +221,7 @@ class FileHelper:
             # Another task may have closed it since the wake-up.
             if control.fileno() >= 0:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    return control.recv(1 << 12)
+                    return receive(control, 1 << 12)
         return b""
 
     def _send(self, message: bytes) -> None:

@@ -41,6 +41,7 @@ from trio.lowlevel import wait_readable, wait_writable
 
 from shim import jsontext
 from shim.errors import NotFoundError
+from shim.linux import fdpassing
 from shim.linux.peers import check_server
 from shim.scope import background
 from shimctl import locking
@@ -264,7 +265,7 @@ async def receive(sock: socket.socket) -> bytes:
         await wait_readable(sock)
         # The kernel reports ECONNRESET once, before the messages that are still queued.
         with suppress(BlockingIOError, ConnectionResetError):
-            return sock.recv(CHUNK + 1)
+            return fdpassing.receive(sock, CHUNK + 1)
 
 
 async def send(sock: socket.socket, message: bytes) -> bool:

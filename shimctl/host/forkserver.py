@@ -26,6 +26,7 @@ import trio
 from shim import names
 from shim.errors import InvalidError, ShimError, TimedOutError, UnavailableError
 from shim.linux import sockets
+from shim.linux.fdpassing import receive
 from shim.linux.peers import peer_of
 from shim.start import identity, launcher, stopped
 from shim.text import explain
@@ -193,7 +194,8 @@ async def _request(path: str, command: bytes) -> tuple[int, dict[str, Any]]:
             if uid != os.geteuid():
                 raise InvalidError(f"cannot use {path}: its server runs as user {uid}")
             await connection.send(command)
-            data = await connection.recv(_MAX_ANSWER)
+            await trio.lowlevel.wait_readable(sock)
+            data = receive(sock, _MAX_ANSWER)
         answer = json.loads(data)
         if not isinstance(answer, dict):
             raise InvalidError(f"cannot use {path}: its server answered {data[:40]!r}")

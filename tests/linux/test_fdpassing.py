@@ -8,7 +8,8 @@ import socket
 
 import pytest
 
-from shim.linux.fdpassing import receive_fds, send_fds
+from shim.linux.fdpassing import receive, receive_fds, send_fds
+from tests.latesocket import late_pair
 
 
 def test_received_fds_are_the_files_and_are_close_on_exec() -> None:
@@ -44,3 +45,38 @@ def test_a_send_does_not_wait_for_room_if_it_is_told_so() -> None:
 
     with ours, theirs, pytest.raises(BlockingIOError):
         fill()
+
+
+@pytest.mark.parametrize("is_unread", [False, True], ids=["all-read", "unread"])
+def test_an_empty_answer_before_the_last_message_is_not_the_end(*, is_unread: bool) -> None:
+    """A message that the peer has not read makes an error come between the two."""
+    ours, theirs = late_pair()
+    with ours:
+        with theirs:
+            theirs.send(b"last")
+            if is_unread:
+                ours.send(b"unread")
+        assert receive(ours, 100) == b"last"
+        assert receive(ours, 100) == b""
+
+
+def test_an_empty_answer_before_the_last_fds_is_not_the_end() -> None:
+    ours, theirs = late_pair()
+    with ours:
+        with theirs, open(os.devnull) as null:
+            send_fds(theirs, b"last", [null.fileno()])
+        data, [fd], _ = receive_fds(ours, 100, 1)
+        assert data == b"last"
+        os.close(fd)
+        assert receive_fds(ours, 100, 1)[:2] == (b"", [])
+
+
+def test_an_empty_message_is_not_waited_after() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for _ in range(2):
+            theirs.send(b"")
+        theirs.send(b"next")
+        assert [receive(ours, 100), receive(ours, 100)] == [b"", b"next"]
+        theirs.send(b"")
+        assert receive_fds(ours, 100, 1)[:2] == (b"", [])

@@ -15,6 +15,7 @@ from shim.linux.fifos import Fd
 from shim.recovery import bell, outbox
 from shim.recovery.deposit import Deposit
 from shim.recovery.messages import END, EXIT, MAX_MESSAGE, decode, encode
+from tests.latesocket import late_pair
 from tests.recovery.keeper import Keeper, end_of
 
 if TYPE_CHECKING:
@@ -168,6 +169,24 @@ async def test_the_end_of_the_keeper_ends_only_the_deposit() -> None:
         deposit.put({"a": 0})
         deposit.drop("a")
         assert await deposit.exit_of("a") is None
+
+
+async def test_the_last_answer_of_the_keeper_counts_after_an_empty_one() -> None:
+    ours, theirs = late_pair()
+    deposit = Deposit(ours)
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            with theirs:
+                await trio.testing.wait_all_tasks_blocked()
+                theirs.send(encode(EXIT, "pidfd/c1/", "1792", "12345"))
+            await deposit.run()
+
+        nursery.start_soon(serve)
+        with trio.fail_after(20):
+            assert await deposit.exit_of("pidfd/c1/") == (7 << 8, 12345)
+        nursery.cancel_scope.cancel()
+    deposit.close()
 
 
 async def test_the_end_of_the_keeper_may_be_noticed_twice_in_one_turn() -> None:

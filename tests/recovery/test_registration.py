@@ -18,6 +18,7 @@ from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import END, REGISTER, encode
 from shim.recovery.registering import ring
+from tests.latesocket import late_pair
 from tests.recovery.keeper import Server, end_of
 
 if TYPE_CHECKING:
@@ -325,3 +326,14 @@ async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path
             assert starts == count
             ring(f"{tmp_path}/f/server")
             await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_the_answer_of_a_server_that_closes_the_connection_counts() -> None:
+    """The kernel may report the end first."""
+    ours, theirs = late_pair()
+    with ours, theirs:
+        theirs.send(b"{}")
+        channel, reason = await registering._ask(ours)
+    assert channel is not None
+    channel.close()
+    assert reason == ""

@@ -23,7 +23,8 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.start import keeper as keeper_module
-from tests.start.keeping import NAME, Bench, is_at_end
+from tests.latesocket import late
+from tests.start.keeping import NAME, Bench, Daemon, is_at_end
 
 
 def test_a_copy_is_kept_until_it_is_dropped_and_no_program_inherits_it(bench: Bench) -> None:
@@ -36,6 +37,18 @@ def test_a_copy_is_kept_until_it_is_dropped_and_no_program_inherits_it(bench: Be
     daemon.send(DROP, "io/c1//stdout", "unknown", "io/c1//stdout")
     assert is_at_end(reader)
     os.close(reader)
+
+
+def test_the_last_fds_of_a_daemon_are_kept_after_an_empty_answer(bench: Bench) -> None:
+    class LateDaemon(Daemon):
+        def _introduce(self, theirs: socket.socket) -> None:
+            self.keeper.attach(self.process.pid, late(theirs))
+
+    bench.daemons.append(daemon := LateDaemon(bench.keeper))
+    daemon.put(DAEMON, LISTENER)
+    daemon.die()
+    [kept] = bench.keeper.due()
+    assert kept.fds.keys() == {DAEMON, LISTENER}
 
 
 def test_a_copy_replaces_that_of_the_same_name(bench: Bench) -> None:

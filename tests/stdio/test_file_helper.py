@@ -14,7 +14,9 @@ import trio.testing
 
 from shim.errors import InvalidError
 from shim.linux.fifos import Fd
+from shim.stdio import filecopy
 from shim.stdio.filehelper import FileHelper, open_writer
+from tests.latesocket import late_pair
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,3 +122,15 @@ async def test_a_file_that_cannot_be_opened_again_is_named_in_the_log(
         os.write(writer, b"said")
     os.close(writer)
     assert "cannot open a file again" in capfd.readouterr().err
+
+
+def test_the_last_command_of_a_daemon_counts_after_an_empty_answer(tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("input")
+    ours, theirs = late_pair()
+    reader, writer = os.pipe()
+    with ours, theirs:
+        theirs.send(filecopy.GO)
+        filecopy.read_file(str(tmp_path / "in"), sink=writer, control=ours)
+    os.close(writer)
+    assert os.read(reader, 100) == b"input"
+    os.close(reader)
