@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
@@ -211,6 +212,10 @@ async def test_everything_a_manager_says_reaches_the_runtimes_stdin(rig: Rig) ->
 
 async def test_the_new_limits_are_in_the_metrics(running: Updated) -> None:
     await running.update({"memory": {"limit": 48 * MEBI}, "pids": {"limit": 55}})
+    # The kernel counts a task of the runtime until it is released, some time after its exit.
+    with trio.fail_after(20):
+        while running.read("pids.current") != "1":
+            await trio.sleep(0.01)
     reply = await running.task.Stats(StatsRequest(id="c1"), timeout=5)
     metrics = Metrics.FromString(reply.stats.value)
     assert metrics.memory.usage.limit == 48 * MEBI
