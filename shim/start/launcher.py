@@ -228,6 +228,8 @@ def _receive(
             if stuck >= 2 or now >= (max(deadline, latest) if state == b"R" else deadline):
                 raise
         else:
+            if not packet:  # the end, unless a packet came just before it: shim.linux.fdpassing
+                packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
             fds = [data for level, kind, data in control if kind == _socket.SCM_RIGHTS]
             return packet, int.from_bytes(fds[0][:4], sys.byteorder) if fds else -1
 

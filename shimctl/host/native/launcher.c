@@ -384,6 +384,10 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, i
             continue;
         }
         got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        if (!got) { /* the end, unless a packet came just before it: shim/linux/fdpassing.py */
+            message.msg_controllen = sizeof control;
+            got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        }
         if (got < 0)
             return -1;
         struct cmsghdr *header = CMSG_FIRSTHDR(&message);
