@@ -320,7 +320,7 @@ class Container:
             )
         if number == SIGKILL and process.state is State.STOPPED:
             # The manager is about to delete it.
-            await process.wait_reader()
+            await process.wait_unread()
         try:
             process.life.check(Op.KILL)
             if number > 64:

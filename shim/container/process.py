@@ -243,10 +243,10 @@ class Process:
         if self._stdio is not None:
             self._stdio.check_readers()
 
-    async def wait_reader(self) -> None:
-        """Wait until a reader reads the unread output, two seconds at most."""
+    async def wait_unread(self) -> None:
+        """Wait until readers have read the output, five seconds at most."""
         if self._stdio is not None:
-            await self._stdio.wait_reader()
+            await self._stdio.wait_unread()
 
     async def wait_output_read(self) -> None:
         """Wait until readers have read the output, ten seconds at most."""

@@ -139,18 +139,6 @@ class Relay:
                 return
             await trio.sleep(_READ_INTERVAL)
 
-    async def wait_reader(self) -> None:
-        """Wait until a reader reads, or no byte is unread."""
-        before = None
-        while self._linger and self.sink.number >= 0:
-            left = fifos.unread(self.sink)
-            taken = self.moved - left
-            if (not left and not self.backlog) or before not in (None, taken):
-                return
-            before = taken
-            self.check_reader()
-            await trio.sleep(_READ_INTERVAL)
-
     @property
     def is_over(self) -> bool:
         """Whether the relay has ended: its sink needs it no more."""

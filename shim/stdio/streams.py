@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 _READ_WAIT = 2.0
 _STORED_READ_WAIT = 10.0
 _IDLE_READER = 0.2
-# Seconds to wait for a reader of the output of an exited process, which is killed again.
-_READER_WAIT = 2.0
+# The same for readers of the output of an exited process that is killed again.
+_KILLED_WAIT = 5.0
+_IDLE_KILLED = 2.0
 # Seconds for the relays to stop.
 _STOP = 5.0
 
@@ -154,19 +155,22 @@ class Stdio:
             for relay in self._outputs:
                 await relay.wait_read(_IDLE_READER)
 
-    async def wait_reader(self) -> None:
-        """Wait until a reader reads the unread output, two seconds at most.
+    async def wait_unread(self) -> None:
+        """Wait until the unread output of an exited process is read, before a manager closes it.
+
+        Returns after two seconds in which no byte is read, and after five at the latest.
 
         A containerd that restarts opens the fifos of a stopped task, and sends SIGKILL before
-        it deletes the task.  If its open(2) of a fifo has not returned by then, it closes the
-        fifo unread.
+        it deletes the task.  Of a fifo that it has not opened by the answer it reads nothing,
+        and containerd 1.6 was seen to close one that it was reading.
 
         Source: containerd client/task.go Delete (the Cancel of the io), and task_opts.go
         WithProcessKill; containerd/fifo, fifo.go.
         """
-        with trio.move_on_after(_READER_WAIT):
+        with trio.move_on_after(_KILLED_WAIT):
             for relay in self._outputs:
-                await relay.wait_reader()
+                relay.check_reader()
+                await relay.wait_read(_IDLE_KILLED)
 
     async def drain(self, timeout: float = 10) -> None:
         """Wait until the process's output has left the shim, at most ``timeout`` seconds."""

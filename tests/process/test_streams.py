@@ -272,26 +272,39 @@ async def test_a_delete_without_a_reader_succeeds_before_the_callers_deadline(ri
     out.close()
 
 
-async def test_a_sigkill_after_the_exit_is_answered_when_a_reader_reads(rig: Rig) -> None:
-    """containerd sends it before it closes the fifos that it has not opened yet."""
+async def kill_exited(task: TaskStub) -> None:
+    with pytest.raises(GRPCError) as caught:
+        await task.Kill(KillRequest(id="c1", exec_id="e1", signal=9), timeout=10)
+    assert caught.value.status is Status.NOT_FOUND
+
+
+async def test_a_sigkill_after_the_exit_is_answered_when_the_output_is_read(rig: Rig) -> None:
+    """containerd sends it before it closes the fifos that it has not opened, or not read."""
     task, out = await exec_with_unread_output(rig)
     answered = trio.Event()
 
     async def kill() -> None:
-        with pytest.raises(GRPCError) as caught:
-            await task.Kill(KillRequest(id="c1", exec_id="e1", signal=9), timeout=10)
-        assert caught.value.status is Status.NOT_FOUND
+        await kill_exited(task)
         answered.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(kill)
         with trio.move_on_after(0.5):
             await answered.wait()
-        assert not answered.is_set()
         await read_some(out)
-        with trio.fail_after(1 * PATIENCE):
+        with trio.move_on_after(0.5):
             await answered.wait()
-    await kill()  # without a reader it is answered, too
+        assert not answered.is_set()
+        with trio.fail_after(2 * PATIENCE):
+            while not answered.is_set():  # a child of the exec still writes
+                await read_some(out)
+    out.close()
+
+
+async def test_a_sigkill_after_the_exit_is_answered_although_no_output_is_read(rig: Rig) -> None:
+    task, out = await exec_with_unread_output(rig)
+    with trio.fail_after(2 + PATIENCE):
+        await kill_exited(task)
     out.close()
 
 

@@ -15,7 +15,7 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.stdio.relay import SpliceRelay
-from tests.stdio.conftest import read_all, read_some, reader
+from tests.stdio.conftest import read_all, reader
 from tests.stdio.test_readers import LINES
 
 if TYPE_CHECKING:
@@ -136,33 +136,6 @@ async def test_a_fast_reader_has_the_end_within_milliseconds(
         assert await read_all(reader(lone.path)) == LINES
         assert trio.current_time() - began < 0.003
         await lone.relay.stop()
-
-
-async def test_unread_output_is_waited_for_until_a_reader_reads(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock
-) -> None:
-    """A reader that has only opened the fifo may close it unread."""
-    waited = trio.Event()
-
-    async def wait() -> None:
-        await lone.relay.wait_reader()
-        waited.set()
-
-    async with trio.open_nursery() as nursery:
-        lone = await Lone.of(tmp_path, nursery)
-        nursery.start_soon(wait)
-        await trio.sleep(1)
-        out = reader(lone.path)
-        await trio.sleep(1)
-        assert not waited.is_set()
-        assert await read_some(out, 1) == LINES[:1]
-        with trio.fail_after(0.01):
-            await waited.wait()
-        assert await read_all(out) == LINES[1:]
-        with trio.fail_after(0.01):
-            await lone.relay.wait_reader()  # nothing is left
-        await lone.relay.stop()
-    del autojump_clock
 
 
 async def test_a_reader_that_comes_to_an_empty_fifo_soon_after_the_exit_has_the_end_soon(
