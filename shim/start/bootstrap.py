@@ -24,7 +24,6 @@ from shim.container.bundle import Config, checked_id
 from shim.container.options import Options
 from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
-from shim.linux.fdpassing import receive
 from shim.linux.fds import close_all_but
 from shim.recovery.deposit import Deposit
 from shim.runc.driver import LIMIT
@@ -52,7 +51,7 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
     the daemon's process.
 
     :raises UnavailableError: the daemon exited, or did not answer within 10 s, or until
-        ``deadline`` on the monotonic clock.
+        ``deadline`` on the monotonic clock; if it waits for a processor then, within 60 s.
     """
     manager = os.getppid()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -63,10 +62,10 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
         close_all_but(theirs.fileno())
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
-    left = min(launcher.WORK["start"], deadline - time.monotonic())
-    ours.settimeout(max(0.001, left))
+    end = min(deadline, time.monotonic() + launcher.WORK["start"])
     with suppress(TimeoutError, ConnectionError):
-        if answer := receive(ours, launcher.MAX_ANSWER):
+        answer, _ = launcher.receive(ours, end, pid, launcher.latest_answer("start", deadline))
+        if answer:
             return ours, answer
     ours.close()
     with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it

@@ -44,6 +44,9 @@ from shim.start.identity import socket_path
 LIMIT = {"start": 16.0, "-info": 16.0, "delete": 4.5}
 WORK = {"start": 10.0, "-info": 10.0, "delete": 4.5}
 _OTHER = 16.0
+# Seconds for a ``start`` at the limit of whose work the child is ready to run: it waits for a
+# processor, and no disk.
+BUSY = 60.0
 # Seconds for ``heard``, and seconds for ``taken`` from a server with queued calls or one
 # that is ready to run and waits for a processor.  They are short for ``delete``, since
 # containerd limits it to five seconds.  The caller gives up a server or a child that is
@@ -167,7 +170,7 @@ def _converse(
     needed = min(WORK[argv[-1]], LIMIT[argv[-1]] - taken)  # by the work
     latest = min(began + taken, max(deadline, end - needed))
     while True:
-        packet, child = _receive(sock, deadline, peer, latest)
+        packet, child = receive(sock, deadline, peer, latest)
         word, _, rest = packet.partition(b" ")
         if child >= 0:
             break
@@ -179,10 +182,11 @@ def _converse(
             return None, packet.decode(errors="replace")
     try:
         sock.send(b"go")
+        latest = latest_answer(argv[-1], end)
         end = min(end, time.monotonic() + WORK[argv[-1]])
-        answer, _ = _receive(sock, end, int(rest))
+        answer, _ = receive(sock, end, int(rest), latest)
         if answer.startswith(b"child "):  # the server sent this after the child's ``taken``
-            answer, _ = _receive(sock, end, int(rest))
+            answer, _ = receive(sock, end, int(rest), latest)
         if answer:
             status = print_answer(sock, answer)
             os.close(child)
@@ -201,31 +205,34 @@ def _converse(
     return None, ""
 
 
-def _receive(
+def receive(
     sock: _socket.socket, deadline: float, peer: int, latest: float = 0.0
 ) -> tuple[bytes, int]:
     """Return the next packet and its fd, -1 without one.  No bytes are the end.
 
-    ``deadline`` is on the monotonic clock.  While ``peer``, the pid of the sender, is ready
-    to run and waits for a processor, the deadline is ``latest``, if that is later: on a busy
-    machine, a caller that gives up starts a whole interpreter instead.  A packet that has
-    arrived is returned after the deadline, too, as the caller itself may have waited for a
-    processor.
+    ``deadline`` is on the monotonic clock.  If ``peer``, the pid of the sender, is ready to
+    run then, it waits for a processor, and the deadline is ``latest``, if that is later: on a
+    busy machine, a caller that gives up starts a whole interpreter instead, or fails.  A
+    packet that has arrived is returned after the deadline, too, as the caller itself may have
+    waited for a processor.
 
     :raises TimeoutError: no packet arrived before the deadline, or ``peer`` is stopped or
         has ended.
     """
-    stuck = 0
+    stuck = sleeping = 0  # the number of ticks
     while True:
         left = deadline - time.monotonic()
         sock.settimeout(min(_TICK, left) if left > 0 else _TICK)
         try:
             packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
+            if not packet:  # the kernel may have missed the last one: shim.linux.fdpassing
+                packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
         except TimeoutError:
             state = _state_of(peer)
             stuck = stuck + 1 if state in _STUCK else 0
+            sleeping = 0 if state == b"R" else sleeping + 1
             now = time.monotonic()
-            if stuck >= 2 or now >= (max(deadline, latest) if state == b"R" else deadline):
+            if stuck >= 2 or (now >= deadline and (sleeping > 2 or now >= latest)):
                 raise
         else:
             if not packet:  # the end, unless a packet came just before it: shim.linux.fdpassing
@@ -246,6 +253,11 @@ def _state_of(pid: int) -> bytes:
 def is_stuck(pid: int) -> bool:
     """Return whether a process is stopped or has ended."""
     return _state_of(pid) in _STUCK
+
+
+def latest_answer(action: str, deadline: float) -> float:
+    """Return when a child that waits for a processor is given up; ``deadline`` is its limit."""
+    return deadline + BUSY - LIMIT[action] if action == "start" else 0.0
 
 
 def late_problem(action: str) -> str:

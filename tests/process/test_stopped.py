@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 GIVEN_UP = 5.0 * PATIENCE
 
 # Listens in the place of a fork server.  It replies to a caller after the time in which a
-# caller gives up a server that sleeps, 0.4 s for ``delete``, and prints whether the caller is
+# caller gives up a server that sleeps, 0.9 s for ``-info``, and prints whether the caller is
 # still there.  Until then it sleeps, or runs, as a server that other processes keep from
 # the processor is also ready to run.
 LATE = """
 import os, socket, sys, time
 os.umask(0o177)
-path, seconds, manner = sys.argv[1], 0.7, sys.argv[2]
+path, seconds, manner = sys.argv[1], 1.5, sys.argv[2]
 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
     listener.bind(path)
     listener.listen()
@@ -163,7 +163,7 @@ async def test_a_server_that_is_ready_to_run_is_given_more_time(
     with subprocess.Popen(args, stdout=subprocess.PIPE, text=True) as late:  # noqa: ASYNC220
         assert late.stdout
         assert late.stdout.readline() == "listens\n"
-        done = server.launch(bundle, "delete", command=command)
+        done = server.launch(bundle, "-info", command=command)
         assert (done.returncode, done.stderr) == (0, b"")
         assert late.stdout.read() == f"{outcome}\n"
     path.unlink()
@@ -313,12 +313,17 @@ async def test_callers_that_say_nothing_hold_up_nobody(server: Server) -> None:
 
 
 @contextlib.contextmanager
-def hanging_child(server: Server) -> Iterator[subprocess.Popen[bytes]]:
-    """Be a server of which the child, the yielded process, takes a call and never answers."""
+def slow_child(
+    server: Server, program: str, seconds: float | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Be a server of which the child, the yielded process, takes a call and runs ``program``.
+
+    The answer comes ``seconds`` later, or never.
+    """
     server.directory.mkdir(mode=0o700)
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        subprocess.Popen(["sleep", "1000"]) as child,
+        subprocess.Popen(["sh", "-c", program]) as child,
     ):
         listener.bind(identity.socket_path())
         Path(identity.socket_path()).chmod(0o600)
@@ -331,6 +336,13 @@ def hanging_child(server: Server) -> Iterator[subprocess.Popen[bytes]]:
                 caller.recv(1 << 16)
                 caller.send(b"heard")
                 socket.send_fds(caller, [b"taken %d" % child.pid], [pidfd])
+                if caller.recv(16) and seconds is not None:
+                    caller.settimeout(seconds)
+                    with contextlib.suppress(TimeoutError):
+                        caller.recv(16)
+                    with contextlib.suppress(BrokenPipeError):
+                        caller.send(launcher.encode_answer(0, b"unix:///the/shim"))
+                caller.settimeout(None)
                 while caller.recv(16):
                     pass
             os.close(pidfd)
@@ -342,6 +354,11 @@ def hanging_child(server: Server) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             child.kill()
             thread.join()
+
+
+def hanging_child(server: Server) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """Be a server of which the child sleeps, as if for a disk, and never answers."""
+    return slow_child(server, "exec sleep 1000")
 
 
 async def test_a_delete_without_an_answer_replies_within_its_limit(
@@ -357,6 +374,20 @@ async def test_a_delete_without_an_answer_replies_within_its_limit(
     assert done.returncode == 0
     assert b"cannot finish the clean-up in time: " in done.stderr
     assert DeleteResponse.FromString(done.stdout).exit_status == 137
+
+
+@pytest.mark.parametrize(
+    ("program", "status", "output"),
+    [("exec sleep 1000", 1, ""), ("while :; do :; done", 0, "unix:///the/shim")],
+    ids=["waits for a disk", "waits for a processor"],
+)
+async def test_a_start_has_more_time_if_its_child_is_ready_to_run(
+    server: Server, capfd: pytest.CaptureFixture[str], program: str, status: int, output: str
+) -> None:
+    """On a busy machine a start may take longer than one whose disk hangs is waited for."""
+    with slow_child(server, program, seconds=1.5):
+        done, _ = launcher.run_on_server(["shim", "start"], time.monotonic() + 0.5)
+    assert (done, capfd.readouterr().out) == (status, output)
 
 
 async def test_a_call_without_an_answer_is_not_run_again(

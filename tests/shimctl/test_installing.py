@@ -151,6 +151,7 @@ def test_both_launchers_have_the_same_limits() -> None:
     number = {name: int(a) << int(b or 0) for name, (a, b) in defined.items()}
     assert number.pop("TICK") == launcher._TICK * 1000
     assert number.pop("KILL_TIMEOUT") == launcher._KILL_TIMEOUT * 1000
+    assert number.pop("BUSY") == launcher.BUSY * 1000
     assert number.pop("STDIN_TIMEOUT") == launcher.STDIN_TIMEOUT * 1000
     assert number.pop("STDIN_LIMIT") == launcher.STDIN_LIMIT
     assert number.pop("MAX_REQUEST") == launcher._MAX_REQUEST

@@ -59,8 +59,8 @@ def test_the_last_packet_before_the_end_is_returned(*, is_late: bool) -> None:
     with ours:
         with theirs:
             theirs.send(answer)
-        assert launcher._receive(ours, deadline, os.getpid()) == (answer, -1)
-        assert launcher._receive(ours, deadline, os.getpid()) == (b"", -1)
+        assert launcher.receive(ours, deadline, os.getpid()) == (answer, -1)
+        assert launcher.receive(ours, deadline, os.getpid()) == (b"", -1)
 
 
 def test_the_native_launcher_returns_the_last_packet_before_the_end(tmp_path: Path) -> None:

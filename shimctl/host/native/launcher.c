@@ -35,6 +35,7 @@
 /* Milliseconds, as in shim/start/launcher.py. */
 #define TICK 100
 #define KILL_TIMEOUT 1000
+#define BUSY 60000
 #define STDIN_TIMEOUT 10000
 #define STDIN_LIMIT (10 << 20)
 
@@ -355,9 +356,9 @@ static char state_of(pid_t pid)
     return end && end[1] ? end[2] : 'X';
 }
 
-/* launcher._receive: receive the next packet into text.  Set passed to the fd that came with
+/* launcher.receive: receive the next packet into text.  Set passed to the fd that came with
  * it, or to -1.  Return its size: 0 if the connection is closed, -1 if no packet comes until
- * the deadline or the peer is stuck.  While the peer waits for a processor, the deadline is
+ * the deadline or the peer is stuck.  If the peer waits for a processor then, the deadline is
  * latest, if that is later. */
 static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, int *passed)
 {
@@ -365,7 +366,7 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, i
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof (int))];
     } control;
-    int stuck = 0;
+    int stuck = 0, sleeping = 0;
 
     *passed = -1;
     for (;;) {
@@ -379,7 +380,8 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, i
         if (poll(&ready, 1, left > 0 && left < TICK ? (int)left : TICK) <= 0) {
             char state = state_of(peer);
             stuck = state && strchr("TtZX", state) ? stuck + 1 : 0;
-            if (stuck >= 2 || now() >= (state == 'R' && latest > deadline ? latest : deadline))
+            sleeping = state == 'R' ? 0 : sleeping + 1;
+            if (stuck >= 2 || (now() >= deadline && (sleeping > 2 || now() >= latest)))
                 return -1;
             continue;
         }
@@ -500,11 +502,13 @@ static int run_on_server(const char *path, const struct action *action, int64_t 
             return -1;
         }
     }
+    /* launcher.latest_answer */
+    latest = strcmp(action->name, "start") ? 0 : end + BUSY - action->limit;
     end = least(end, now() + action->work);
     if (send(sock, "go", 2, MSG_NOSIGNAL) == 2) {
-        got = receive(sock, end, pid, 0, &none);
+        got = receive(sock, end, pid, latest, &none);
         if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
-            got = receive(sock, end, pid, 0, &none);
+            got = receive(sock, end, pid, latest, &none);
         if (got > 0)
             status = print_answer(sock, (size_t)got);
     }
