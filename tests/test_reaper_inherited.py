@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 NAME = "pidfd/c1/"
 
-# The child exits with 7 at SIGTERM.  The parent reaps it after a line.
+# The child exits with 7 at SIGTERM, which perl may handle only after the call under way.  The
+# parent reaps it after a line.
 PARENT = """
 $| = 1;
 $SIG{TERM} = sub { exit 7 };
 my $pid = fork;
-if (!$pid) { sleep 1000 while 1 }
+if (!$pid) { select(undef, undef, undef, 0.05) while 1 }
 $SIG{TERM} = 'DEFAULT';
 print "$pid\\n";
 <STDIN>;
