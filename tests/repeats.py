@@ -13,6 +13,7 @@ process.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +34,7 @@ _AGAIN, _BUSY = pytest.StashKey[bool](), pytest.StashKey[bool]()
 _repeated = pytest.StashKey[int]()  # tests of busy rings that this worker has repeated
 RERUN = "rerun"  # the outcome of a failed phase of a test that is run again
 _REASON = 300  # characters
+_ERROR = re.compile(r"[\w.]+(Error|Exception|Interrupt): ")  # the last line of a traceback
 
 
 def drives_a_manager(path: Path, fixtures: Iterable[str]) -> bool:
@@ -41,9 +43,14 @@ def drives_a_manager(path: Path, fixtures: Iterable[str]) -> bool:
 
 
 def reason_of(text: str) -> str:
-    """Return the line of a failure's ``text`` with the reason: pytest's first one with an E."""
+    """Return the line of a failure's ``text`` with the reason: pytest's first one with an E.
+
+    If that is the head of a traceback that a program printed, it is the error of that.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line[1:].strip() for line in lines if line.startswith("E ")]
+    errors = [line[1:].strip(" |+-") for line in lines if line.startswith("E ")]
+    if errors and errors[0].endswith("Traceback (most recent call last):"):
+        errors = [error for error in errors[1:] if _ERROR.match(error)] or errors
     # An exception group ends with a frame of lines; the innermost error is the last word.
     plain = [line.strip("|+- ") for line in lines if line.strip("|+-=_ ")]
     return (errors[:1] or plain[-1:] or ["no reason is given"])[0][:_REASON]

@@ -129,6 +129,12 @@ def test_the_projects_own_run_repeats_nothing_else() -> None:
             "assert 1 == 2",
         ),
         ("  | Group\n  +-+--- 1 ---\n    | KeyError: 'a'\n    +------\n", "KeyError: 'a'"),
+        (
+            "E  AssertionError: Traceback (most recent call last):\n"
+            'E    | File "x.py", line 1\nE    | shim.errors.ExistsError: it is there\nE    +---\n'
+            "E  assert (1, 'Traceback') == (0, '')\n",
+            "shim.errors.ExistsError: it is there",
+        ),
         ("", "no reason is given"),
     ],
 )
