@@ -17,7 +17,7 @@ from tests.cri.client import Cri
 from tests.e2e.containerd import UNUSED, Containerd
 from tests.e2e.ctr import RUNTIME, Ctr
 from tests.e2e.image import NAME, write_image
-from tests.e2e.leftovers import processes
+from tests.e2e.leftovers import is_shim, processes
 from tests.e2e.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Node(Containerd):
         return {
             pid
             for pid, line in processes(str(self.root), self.group, known)
-            if str(self.address) in line and "shim" in line and pod in line
+            if str(self.address) in line and is_shim(line) and pod in line
         }
 
     def gave_up(self, container: str, stream: str) -> bool:

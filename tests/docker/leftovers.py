@@ -8,6 +8,7 @@ from tests.e2e.leftovers import (
     RUNC,
     cgroup_parents,
     fifos,
+    is_shim,
     mounts,
     processes,
     sockets,
@@ -53,4 +54,4 @@ def shims(docker: Docker, container: str) -> list[int]:
     ident = docker.inspect(container)["Id"]
     daemon = docker.dockerd
     found = processes(str(daemon.root), daemon.cgroup_parent, daemon.pids)
-    return [pid for pid, line in found if f"-id {ident}" in line and "shim" in line]
+    return [pid for pid, line in found if f"-id {ident}" in line and is_shim(line)]

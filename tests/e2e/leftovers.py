@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import socket
 import stat
@@ -77,6 +78,14 @@ def kill_and_unmount(root: str, group: str, known: Iterable[int], *keep: str) ->
     for point in reversed(mounts(root)):
         if point not in keep:
             subprocess.run(["umount", "-l", point], timeout=10, check=False)
+
+
+def is_shim(line: str) -> bool:
+    """Return whether a command line, joined by blanks, is one of a shim of any implementation.
+
+    The name of a directory in it, such as that of the checkout, does not count.
+    """
+    return re.search(r"containerd-shim[\w.-]*( |$)", line) is not None
 
 
 def processes(root: str, namespace: str, known: Iterable[int] = ()) -> Iterator[tuple[int, str]]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.attached import attached
 from tests.e2e.ctr import RUNTIME, STOCK, Ctr
-from tests.e2e.leftovers import processes, sockets
+from tests.e2e.leftovers import is_shim, processes, sockets
 from tests.e2e.test_lifecycle import COUNT, alive
 from tests.e2e.waiting import wait_until
 
@@ -184,5 +184,5 @@ def shim_pids(ctr: Ctr) -> set[int]:
     return {
         pid
         for pid, line in processes(str(daemon.root), daemon.namespace, known)
-        if str(daemon.address) in line and "shim" in line
+        if str(daemon.address) in line and is_shim(line)
     }

@@ -255,12 +255,13 @@ def test_top_sees_who_works(place: Place, namespace: tuple[str, str]) -> None:
     try:
         rows = json.loads(place.done("top", *namespace, "-i", "1", "-d", "1", "-o", "json"))
         assert [row["id"] for row in rows] == ["busy", "still"]
-        assert rows[0]["cpu_percent"] > 5 > rows[1]["cpu_percent"]
+        # On a busy machine even a loop gets a small share.
+        assert rows[0]["cpu_percent"] > 2 > rows[1]["cpu_percent"]
         rows = json.loads(
             place.done("top", *namespace, "-i", "1", "-d", "1", "-o", "json", "busy")
         )
         [row] = [row for row in rows if "while" in row["command"]]
-        assert row["cpu_percent"] > 5
+        assert row["cpu_percent"] > 2
         assert row["state"] in ("running", "sleeping")
     finally:
         place.done("delete", "-f", *namespace, "busy")
