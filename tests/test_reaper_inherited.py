@@ -65,6 +65,12 @@ class Foreign:
         self.parent.communicate()
 
 
+async def exit_of(child: Child) -> Exit:
+    """Wait for the exit of a process that ends soon."""
+    with trio.fail_after(20):
+        return await child.wait()
+
+
 @asynccontextmanager
 async def open_foreign() -> AsyncIterator[Foreign]:
     foreign = Foreign()
@@ -105,14 +111,14 @@ async def test_the_exit_of_an_own_child_comes_from_the_kernel() -> None:
     async with open_reaper() as reaper, open_deposit({NAME: (9, 1)}) as deposit:
         pidfd = os.pidfd_open(process.pid)
         child = reaper.watch_inherited(process.pid, pidfd, NAME, deposit)
-        assert (await child.wait()).exit_status == 7
+        assert (await exit_of(child)).exit_status == 7
     process.returncode = 7  # the reaper has reaped it
 
 
 async def test_a_process_whose_pidfd_is_lost_can_have_an_exit() -> None:
     child = Child(1 << 22, -1)
     child.set_exit(Exit(1 << 22, UNKNOWN_STATUS, 1, "its pidfd is lost"))
-    assert (await child.wait()).reason == "its pidfd is lost"
+    assert (await exit_of(child)).reason == "its pidfd is lost"
     with pytest.raises(NotFoundError):
         child.signal(signal.SIGKILL)
 
@@ -124,7 +130,7 @@ async def test_an_exit_that_the_keeper_has_seen_is_its_own_with_its_time() -> No
             await trio.testing.wait_all_tasks_blocked()
             assert child.exit is None
             child.signal(signal.SIGTERM)
-            exit_ = await child.wait()
+            exit_ = await exit_of(child)
         assert (exit_.pid, exit_.exit_status, exit_.exited_at) == (foreign.pid, 7, 12345)
 
 
@@ -133,7 +139,7 @@ async def test_a_process_that_the_keeper_saw_killed_exits_with_128_plus_the_sign
     async with open_foreign() as foreign, open_reaper() as reaper, open_deposit(exits) as deposit:
         child = reaper.watch_inherited(foreign.pid, foreign.pidfd, NAME, deposit)
         child.signal(signal.SIGKILL)
-        assert (await child.wait()).exit_status == 128 + signal.SIGKILL
+        assert (await exit_of(child)).exit_status == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("keeper", [True, False])
@@ -144,7 +150,7 @@ async def test_an_exit_that_the_keeper_does_not_know_comes_from_the_kernel(keepe
         child = reaper.watch_inherited(foreign.pid, foreign.pidfd, NAME, deposit)
         signal.pidfd_send_signal(foreign.pidfd, signal.SIGTERM)
         foreign.reap()
-        exit_ = await child.wait()
+        exit_ = await exit_of(child)
         # Before 6.15 it does not keep it.
         assert exit_.exit_status == (7 if keeps_status() else UNKNOWN_STATUS)
 
@@ -158,7 +164,7 @@ async def test_an_exit_that_nobody_knows_is_unknown_with_a_reason(
         child = reaper.watch_inherited(foreign.pid, foreign.pidfd, NAME, deposit)
         signal.pidfd_send_signal(foreign.pidfd, signal.SIGTERM)
         foreign.reap()
-        exit_ = await child.wait()
+        exit_ = await exit_of(child)
         assert (exit_.exit_status, exit_.reason) == (
             UNKNOWN_STATUS,
             "another process reaped it",
@@ -173,5 +179,5 @@ async def test_a_process_that_has_ended_before_it_is_watched_keeps_its_exit() ->
         async with open_deposit({NAME: (7 << 8, 12345)}) as deposit:
             other = reaper.spawn(["sh", "-c", "exit 3"])
             child = reaper.watch_inherited(other.pid, foreign.pidfd, NAME, deposit)
-            assert (await child.wait()).exit_status == 7
+            assert (await exit_of(child)).exit_status == 7
             assert (await other.wait()).exit_status == 3

@@ -222,6 +222,7 @@ def test_a_log_is_followed_while_it_is_written_and_across_its_limit(host: Host) 
     (bundle / "rootfs/bin/usleep").symlink_to("busybox")
     host.run("-d", "--log-limit", "20KiB", "--id", "long", bundle)
     command = host.command("logs", "-f", "--namespace", NAMESPACE, "long")
+    command = ["timeout", str(4 * PATIENCE), *command]  # a missing line would be waited for
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
         assert follower.stdout
         for number in range(1, steps * lines + 1):
