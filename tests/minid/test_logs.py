@@ -181,14 +181,20 @@ from minid.logs import LogFile
 path, chance = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
 reader, writer = os.pipe()
 data = sys.stdin.buffer.read()
+begun, begin = os.pipe()
 author = os.fork()
 if author == 0:
+    # A part for each process that moves: the number of kills does not depend on their speed.
+    os.close(begin)
     with open(writer, "wb", buffering=0) as file:
-        file.writelines(data[i : i + 10_007] for i in range(0, len(data), 10_007))
+        for i in range(0, len(data), 10_007):
+            os.read(begun, 1)
+            file.write(data[i : i + 10_007])
     os._exit(0)
 os.close(writer)
 kills, done = 0, False
 while not done:
+    os.write(begin, b".")
     pid = os.fork()
     if pid == 0:
         log = LogFile(path, 50_000, 1000)
