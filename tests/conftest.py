@@ -86,3 +86,13 @@ def subreaper() -> Iterator[None]:
     set_child_subreaper()
     yield
     set_child_subreaper(wanted=False)
+
+
+@pytest.fixture
+def no_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the parent of this process: a daemon's is the fork server, which has its orphans.
+
+    A parallel run is the parent of workers with this one's command line, as a process has
+    that was forked to run a command.
+    """
+    monkeypatch.setattr(os, "getppid", lambda: 0)

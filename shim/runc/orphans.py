@@ -42,7 +42,8 @@ class Orphans:
     def __init__(self, root: str, id_: str, adopter: int = 0) -> None:
         self._parents = {os.getppid(), adopter} - {0}
         self._root, self._id = os.fsencode(root), os.fsencode(id_)
-        # A process that was forked to run a command has this until its execve(2).
+        # A process that was forked to run a command has this until its execve(2).  So has an
+        # earlier daemon of the same container, which leads a session.
         self._own = command_line(os.getpid())
         self._seen_at = _clock_ticks()  # the last time at which a command may have run
         # The processes without a command line, with the times at which that was seen first.
@@ -116,13 +117,15 @@ class Orphans:
             if words is None:
                 if _has_own_mounts(pid):
                     unnamed[pid] = self._unnamed.get(pid, now)
-            elif self._is_command(words) and _has_own_mounts(pid):
+            elif self._is_command(pid, words) and _has_own_mounts(pid):
                 commands.append(pid)
         self._unnamed = unnamed
         return commands, bool(commands) or any(now < at + _EXEC for at in unnamed.values())
 
-    def _is_command(self, words: list[bytes]) -> bool:
-        return words == self._own or is_about(words, self._root, self._id)
+    def _is_command(self, pid: int, words: list[bytes]) -> bool:
+        if words == self._own:
+            return not _leads_session(pid)
+        return is_about(words, self._root, self._id)
 
     def _open(self, pid: int) -> int:
         if not pid:
@@ -182,6 +185,13 @@ def _is_own_program(pid: int) -> bool:
     except FileNotFoundError:
         return False  # a zombie
     return own and _has_own_mounts(pid)
+
+
+def _leads_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return True  # it has ended
 
 
 def _has_own_mounts(pid: int) -> bool:

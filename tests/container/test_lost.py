@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+pytestmark = pytest.mark.usefixtures("no_siblings")
+
 CONFIG = json.dumps({"linux": {"namespaces": [{"type": "pid"}]}})
 
 

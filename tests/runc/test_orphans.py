@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import pytest
 
 from shim.runc.orphans import Orphans, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("no_siblings")
 
 # A command that executes itself over and over is in execve(2) at every tenth look.
 LOOKS = 200
@@ -43,3 +48,36 @@ async def test_an_orphan_is_waited_for_while_it_is_in_execve(tmp_path: Path) -> 
     with executing(tmp_path / "state") as process:
         await Orphans(str(tmp_path / "state"), "c1", os.getpid()).wait(SECONDS)
         assert process.wait(5) == -signal.SIGKILL  # past its limit, and not before
+
+
+@contextmanager
+def forked(*, leader: bool) -> Iterator[int]:
+    """Fork a process with the command line of this one; yield its pidfd."""
+    ready, written = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        if leader:
+            os.setsid()
+        os.write(written, b".")
+        signal.pause()
+        os._exit(0)
+    pidfd = os.pidfd_open(pid)
+    try:
+        assert os.read(ready, 1)
+        yield pidfd
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for fd in (pidfd, ready, written):
+            os.close(fd)
+
+
+@pytest.mark.parametrize("leader", [False, True])
+async def test_of_the_processes_with_its_command_line_only_another_daemon_lives(
+    tmp_path: Path, leader: bool
+) -> None:
+    """A daemon leads a session; a process that was forked to run a command does not."""
+    with forked(leader=leader) as pidfd:
+        await Orphans(str(tmp_path / "state"), "c1", os.getpid()).wait(0.05)
+        ended = select.select([pidfd], [], [], 0)[0]
+        assert bool(ended) is not leader
