@@ -79,5 +79,5 @@ async def test_of_the_processes_with_its_command_line_only_another_daemon_lives(
     """A daemon leads a session; a process that was forked to run a command does not."""
     with forked(leader=leader) as pidfd:
         await Orphans(str(tmp_path / "state"), "c1", os.getpid()).wait(0.05)
-        ended = select.select([pidfd], [], [], 0)[0]
+        ended = select.select([pidfd], [], [], 0 if leader else 5)[0]
         assert bool(ended) is not leader
