@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from shim.linux.libc import umount2
+from tests.commandlines import command_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _MNT_DETACH = 2
 # Seconds after which a disk is thawed in any case.
@@ -79,12 +79,8 @@ def freezable_disk(image: Path, path: Path, mib: int = 64) -> Iterator[Freezable
 
 def file_helpers(root: Path) -> list[int]:
     """Return the processes that copy to and from files below ``root``; no zombie is one."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-        except OSError:
-            continue  # it ended while we looked
-        if words.startswith(b"trio-shim-file\0" + os.fsencode(root)):
-            found.append(int(entry.name))
-    return found
+    return [
+        pid
+        for pid, words in command_lines()
+        if b"\0".join(words).startswith(b"trio-shim-file\0" + bytes(root))
+    ]

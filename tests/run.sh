@@ -170,17 +170,26 @@ if [ -n "$setup_only" ]; then
 fi
 PATH=$venv/bin:$PATH
 
+# The options of a run in so many workers.  pytest-xdist splits the command at spaces, so the
+# checkout's path may not contain one.
+in_workers() {
+    options=(--dist loadscope
+        --tx "$1*popen//python=$PWD/tests/worker $venv/bin/python")
+}
+
 # The rings that start no process of ours, beside the checks that read the code.
 run_fast() {
-    local jobs=() job failed=0 log=$cache/fast
+    local jobs=() job failed=0 log=$cache/fast count=$((2 * $(nproc))) options=()
     mkdir -p "$log"
+    in_workers "$count"
+    tests/worker --check || options=(-n "$count" --dist loadscope)
     check() {
         step "$*"
         "$@" >"$log/$1-$2" 2>&1 || { step "failed: $*"; cat "$log/$1-$2" >&2; return 1; }
     }
     (check ruff format --check && check ruff check . && check mypy --strict shim shimctl tests examples/minid) &
     jobs+=($!)
-    (check pytest -q -n "$((2 * $(nproc)))" --dist loadscope -m "not e2e and not slow and not timed and not host${markers:+ and ($markers)}" "${fast_rings[@]}") &
+    (check pytest -q "${options[@]}" -m "not e2e and not slow and not timed and not host${markers:+ and ($markers)}" "${fast_rings[@]}") &
     jobs+=($!)
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1
@@ -209,13 +218,6 @@ if [ "$workers" -gt 1 ] && ! tests/worker --check; then
     workers=1
     unshare --mount --pid --fork --mount-proc true 2>/dev/null || workers=0
 fi
-
-# The options of a run in so many workers.  pytest-xdist splits the command at spaces, so the
-# checkout's path may not contain one.
-in_workers() {
-    options=(--dist loadscope
-        --tx "$1*popen//python=$PWD/tests/worker $venv/bin/python")
-}
 
 failed=0
 # run_tests PHASE OPTIONS...: PHASE is an expression of markers, empty for all tests.

@@ -20,6 +20,7 @@ from shim.linux import libc
 from shim.linux.mountinfo import mounts_below
 from shim.linux.mounts import Mount, is_mounted, unmount_all
 from shim.offthread import wait_unchanged
+from tests.commandlines import command_lines
 from tests.container.layers import layer, overlay, owners
 
 if TYPE_CHECKING:
@@ -199,8 +200,7 @@ async def test_a_late_undo_of_a_mount_leaves_a_newer_mount_alone(
 
 
 def _server_of(rootfs: str) -> int:
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        words = path.read_bytes().split(b"\0")
+    for pid, words in command_lines():
         if words[0].endswith(b"fuse-overlayfs") and rootfs.encode() in words:
-            return int(path.parent.name)
+            return pid
     raise AssertionError("no file system serves the rootfs")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commandlines import command_lines
 from tests.e2e.leftovers import RUNC, subdirectories
 from tests.e2e.waiting import wait_until
 
@@ -65,11 +66,8 @@ def traces() -> set[str]:
     found = {str(path) for name in NAMES for path in Path("/tmp").glob(f"{name}.*")}
     found |= {line for line in mounts for name in NAMES if f"/{name}." in line}
     found |= {str(path) for space in subdirectories(RUNC) for path in subdirectories(space)}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if any(f"/{name}." in line for name in NAMES) or "\0demo\0" in line:
-            found.add(f"{entry.name}: {line}")
+    for pid, words in command_lines():
+        line = b" ".join(words).decode(errors="replace")
+        if any(f"/{name}." in line for name in NAMES) or b"demo" in words:
+            found.add(f"{pid}: {line}")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import trio
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from tests.commandlines import command_lines
 from tests.e2e.waiting import PATIENCE
 from tests.process.driven import Driven, verdict
 from tests.process.rig import alive
@@ -45,11 +45,7 @@ def has_begun(rig: Rig) -> bool:
 def hook_processes(rig: Rig) -> list[int]:
     """Find the hook and its child by their arguments; their own pids are of another namespace."""
     begun = bytes(rig.root / "hook.begun")
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdecimal() and begun in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+    found = [pid for pid, words in command_lines() if any(begun in word for word in words)]
     return [pid for pid in found if alive(pid)]
 
 

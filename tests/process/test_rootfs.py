@@ -19,6 +19,7 @@ from shim.linux.layers import layers_of
 from shim.linux.mountinfo import mounts_below
 from shim.linux.mounts import Mount as Plain
 from shim.linux.mounts import mount_all
+from tests.commandlines import command_lines
 from tests.kernel import maps_owners
 from tests.loopdevices import attached_below
 from tests.process.configs import own_rootfs
@@ -87,10 +88,11 @@ def devices(rig: Rig) -> list[str]:
 
 def servers(rig: Rig) -> list[int]:
     """Find the processes that serve file systems of this rig."""
+    root = bytes(rig.root)
     return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/cmdline")
-        if path.read_bytes().startswith(b"fuse-overlayfs") and str(rig.root) in path.read_text()
+        pid
+        for pid, words in command_lines()
+        if words[0].startswith(b"fuse-overlayfs") and any(root in word for word in words)
     ]
 
 

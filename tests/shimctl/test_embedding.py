@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from shimctl import blocking
+from tests.commandlines import command_lines
 from tests.process.rig import alive
 from tests.shimctl.place import PATIENCE, RUNTIMES, Place, eventually, missing, open_place
 
@@ -160,13 +161,9 @@ def test_another_process_has_a_terminal_of_the_size_it_was_told(
 
 def shim_of(bundle: Path) -> int:
     """Return the pid of the daemon, which has the id among its arguments."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            argv = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"-id" in argv and bundle.name.encode() in argv:
-            return int(path.parent.name)
+    for pid, words in command_lines():
+        if b"-id" in words and bundle.name.encode() in words:
+            return pid
     raise AssertionError("there is no such shim")
 
 
