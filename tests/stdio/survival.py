@@ -176,7 +176,8 @@ class Survival:
         self._control.send(name.encode())
 
     def exit(self) -> None:
-        """Tell the daemon, and those that follow, that the process has exited."""
+        """Wait for the end of the process, and tell it the daemon and those that follow."""
+        self.run_until(lambda: bool(select.select([self._process], [], [], 0)[0]))
         self._exited = True
         self.wait_running()
         self.call("exited")

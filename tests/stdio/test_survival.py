@@ -161,8 +161,8 @@ def test_dropped_output_is_counted_exactly(
 def test_a_late_reader_gets_the_output_and_its_end(fifos: Path, *, terminal: bool) -> None:
     spec = StdioSpec(stdout=str(fifos / "out"), terminal=terminal)
     with surviving(spec, "seq 1000") as daemons:
-        daemons.run_until(lambda: "stdout-pipe" not in daemons.kept)
         daemons.exit()
+        daemons.run_until(lambda: "stdout-pipe" not in daemons.kept)
         for _ in range(3):
             daemons.replace()
         daemons.open_reader(spec.stdout)
