@@ -26,6 +26,8 @@ pytest_plugins = [
     *("tests.leftout", "tests.sharedserver"),  # imports tests.warm
 ]
 STRICT = "CI_STRICT"
+# Whether a phase of a test has failed.
+FAILED = pytest.StashKey[bool]()
 ALLOWED = "this machine"  # the beginning of the reasons that a strict run accepts
 
 # A fork server outlives its daemons.  Tests use one of their own, or the one that the tests
@@ -42,6 +44,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
     if report.skipped and not hasattr(report, "wasxfail"):
         assert isinstance(report.longrepr, tuple)  # as pytest documents for a skip
         path, line, reason = report.longrepr

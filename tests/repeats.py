@@ -1,10 +1,11 @@
-"""A failing test that drives a real manager is run a second time, and it is named.
+"""A failing test that drives a real manager or the stock shim is run again, and it is named.
 
-containerd, dockerd and the kubelet's plugin have races of their own.  Everything else is
-ours: a test of it that fails once has found a fault.  But workers that share processors
-make some fail that are right, so each worker repeats one test of the rings in ``BUSY``; a
-second one fails.  ``--repeat-managers`` gives these tests one repetition; what fails then
-is printed at once and again at the end of the run, with the reason of the first failure.
+containerd, dockerd, the kubelet's plugin and Go's shim have races of their own.  Everything
+else is ours: a test of it that fails once has found a fault.  But workers that share
+processors make some fail that are right, so each worker repeats one test of the rings in
+``BUSY``; a second one fails.  ``--repeat-managers`` gives these tests one repetition; what
+fails then is printed at once and again at the end of the run, with the reason of the first
+failure.
 Each such reason is a fault to look for.
 
 The worker of a parallel run repeats its tests itself, without a connection to another
@@ -42,6 +43,12 @@ def drives_a_manager(path: Path, fixtures: Iterable[str]) -> bool:
     return ring_of(path) in RINGS or not set(MANAGERS).isdisjoint(fixtures)
 
 
+def drives_the_stock_shim(item: pytest.Item) -> bool:
+    """Return whether the test is the case "go" of one with several shims."""
+    call = getattr(item, "callspec", None)
+    return call is not None and "go" in call.id.split("-")
+
+
 def reason_of(text: str) -> str:
     """Return the line of a failure's ``text`` with the reason: pytest's first one with an E.
 
@@ -69,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         fixtures: list[str] = getattr(item, "fixturenames", [])
-        item.stash[_AGAIN] = drives_a_manager(item.path, fixtures)
+        item.stash[_AGAIN] = drives_a_manager(item.path, fixtures) or drives_the_stock_shim(item)
         item.stash[_BUSY] = ring_of(item.path) in BUSY
 
 

@@ -25,6 +25,13 @@ def test_it():
 """
 
 
+# The same for two shims.
+CASES = """\
+import pytest
+@pytest.mark.parametrize("kind", ["go", "ours"])
+def test_it(kind)"""
+
+
 # The same in a fixture that two tests share and that depends on another.
 SHARED = """\
 import pytest
@@ -71,6 +78,13 @@ def test_a_test_of_a_real_manager_is_repeated_and_named(tmp_path: Path, ring: st
     summary = done.stdout.partition(" repeated tests ")[2]
     assert f"{name}\n    ValueError: the first run fails\n" in summary
     assert "1 passed, 1 rerun" in done.stdout
+
+
+def test_a_test_of_the_stock_shim_is_repeated_beside_another_one(tmp_path: Path) -> None:
+    program = FLAKY.replace("def test_it()", CASES).replace('".seen"', 'f".{kind}"')
+    done = run(tmp_path, "shimctl", "--repeat-managers", program=program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed, 2 rerun" in done.stdout  # one of a busy ring is repeated, too
 
 
 def test_a_shared_fixture_that_failed_is_set_up_again(tmp_path: Path) -> None:

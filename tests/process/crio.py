@@ -326,7 +326,3 @@ async def read_all(fd: int, into: bytearray, scope: trio.CancelScope | None = No
                 into += chunk
     finally:
         os.close(fd)
-
-
-def open_fds(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))

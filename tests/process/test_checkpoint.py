@@ -32,6 +32,7 @@ from shim.api.task_pb2 import (
     StateRequest,
     WaitRequest,
 )
+from tests.openfiles import open_files, wait_no_more_files
 from tests.process.recorder import Recorder, record
 from tests.process.rig import Rig, alive
 
@@ -313,13 +314,13 @@ async def test_a_restore_that_fails_leaves_a_created_container_to_delete(rig: Ri
     task = await rig.start(bundle)
     await task.Create(rig.create_request(bundle, checkpoint=str(images)), timeout=10)
     await rig.sink.wait_for("create")  # with that the daemon has its manager's connection
-    fds = len(os.listdir(f"/proc/{rig.daemons[0]}/fd"))
+    before = open_files(rig.daemons[0])
     for _ in range(2):
         with pytest.raises(GRPCError) as caught:
             await task.Start(StartRequest(id="c1"), timeout=60)
         assert "OCI runtime restore failed" in (caught.value.message or "")
         assert await status(task) == process_pb2.CREATED
-    assert len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) == fds
+    await wait_no_more_files(rig.daemons[0], before)
     assert not list(rig.runc_root.glob("*/c1"))
     await task.Delete(DeleteRequest(id="c1"), timeout=10)
     await rig.sink.wait_for("delete")

@@ -16,13 +16,13 @@ from grpclib.exceptions import GRPCError
 from shim.api import process_pb2
 from shim.api.task_pb2 import KillRequest, StatsRequest
 from shim.linux.sockets import can_connect, socket_address, socket_path
+from tests.openfiles import open_files, wait_no_more_files
 from tests.process.crio import (
     NAME,
     SHIM,
     TIMED_OUT,
     CrioContainer,
     crio_bundle,
-    open_fds,
     unique,
 )
 from tests.process.rig import Rig, alive, wait_gone
@@ -155,13 +155,11 @@ async def test_probes_that_time_out_are_killed_and_cost_nothing(rig: Rig) -> Non
     assert (await container.exec_sync("true", timeout=20)).code == 0
     result = await container.exec_sync("sh", "-c", "echo out; exec sleep 1000", timeout=0.5)
     assert result.code == TIMED_OUT
-    before = open_fds(rig.daemons[0])
+    before = open_files(rig.daemons[0])
     for _ in range(5):
         assert (await container.exec_sync("sleep", "1000", timeout=0.1)).code == TIMED_OUT
     assert (await container.exec_sync("true", timeout=20)).code == 0
-    with trio.fail_after(15):
-        while open_fds(rig.daemons[0]) > before:
-            await trio.sleep(0.02)
+    await wait_no_more_files(rig.daemons[0], before)
 
 
 async def test_running_out_of_memory_is_left_in_a_file(rig: Rig) -> None:

@@ -29,6 +29,7 @@ from shim.linux.sockets import socket_path
 from shim.reaper import open_reaper
 from tests.e2e.leftovers import processes
 from tests.e2e.waiting import PATIENCE
+from tests.openfiles import open_files, wait_no_more_files
 from tests.process.driven import groups
 from tests.process.rig import NAMESPACE, Rig, alive, wait_gone
 from tests.process.steps import lose_call
@@ -182,7 +183,7 @@ async def test_in_a_pod_a_create_whose_caller_is_gone_costs_the_others_nothing(
     first = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(first)
     await rig.run(task, first)
-    fds = os.listdir(f"/proc/{rig.daemons[0]}/fd")
+    before = open_files(rig.daemons[0])
     bundle = rig.bundle("c2", "sleep", "1000")
     fifos = {name: str(rig.root / name) for name in ("stdin", "stdout", "stderr")}
     for path in fifos.values():
@@ -202,7 +203,7 @@ async def test_in_a_pod_a_create_whose_caller_is_gone_costs_the_others_nothing(
     await rig.sink.wait_for("delete", "c2")
     assert rig.sink.names("c2") == ["create", "start", "exit c2", "delete"]
     await nothing_is_left(rig, "c2")
-    assert len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) <= len(fds)
+    await wait_no_more_files(rig.daemons[0], before)
     assert (await task.State(StateRequest(id="c1"), timeout=5)).status == process_pb2.RUNNING
 
 

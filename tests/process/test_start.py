@@ -32,6 +32,7 @@ from shim.api.task_pb2 import (
 from shim.linux.sockets import can_connect, connect, socket_path
 from shim.ttrpc.client import UnaryUnaryMethod, open_channel
 from tests.e2e.waiting import PATIENCE
+from tests.openfiles import open_files, wait_no_more_files
 from tests.process.rig import NAMESPACE, SHIM, Rig, alive, wait_gone
 from tests.process.steps import kill_daemon
 
@@ -314,14 +315,12 @@ async def test_a_manager_that_goes_away_ends_its_waits_and_nothing_else(rig: Rig
     bundle = rig.bundle("c1", "sleep", "1000")
     task = await rig.start(bundle)
     await rig.run(task, bundle)
-    before = len(os.listdir(f"/proc/{rig.daemons[0]}/fd"))
+    before = open_files(rig.daemons[0])
     for _ in range(20):
         async with await connect(rig.address) as stream, open_channel(stream) as channel:
             with trio.move_on_after(0.01):
                 await TaskStub(channel).Wait(WaitRequest(id="c1"))
-    with trio.fail_after(5 * PATIENCE):
-        while len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) > before:
-            await trio.sleep(0.01)
+    await wait_no_more_files(rig.daemons[0], before)
     await task.Kill(KillRequest(id="c1", signal=15), timeout=5)
 
 

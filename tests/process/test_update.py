@@ -7,7 +7,6 @@ The figures are read where the kernel keeps them, not from a runtime's state.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from shim.api.task_pb2 import (
 )
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
+from tests.openfiles import open_files, wait_no_more_files
 from tests.process.recorder import record
 from tests.process.rig import RESOURCES_URL, Rig
 
@@ -281,13 +281,13 @@ async def test_what_the_runtime_or_the_kernel_refuses_is_told_in_their_words(
 ) -> None:
     names = ("memory.limit_in_bytes", "pids.max", "cpu.cfs_quota_us", "cpuset.cpus")
     before = [running.read(name) for name in names]
-    fds = len(os.listdir(f"/proc/{rig.daemons[0]}/fd"))
+    files = open_files(rig.daemons[0])
     with pytest.raises(GRPCError) as caught:
         await running.update(resources)
     assert caught.value.status is Status.UNKNOWN
     assert (caught.value.message or "").startswith("OCI runtime update failed: ")
     assert [running.read(name) for name in names] == before
-    assert len(os.listdir(f"/proc/{rig.daemons[0]}/fd")) == fds
+    await wait_no_more_files(rig.daemons[0], files)
     await running.update({"pids": {"limit": 33}})
     assert running.read("pids.max") == "33"
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests import sharedserver
+from tests.conftest import FAILED
+from tests.shimctl.place import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,3 +26,13 @@ def _warm(request: pytest.FixtureRequest) -> Iterator[None]:
 def _cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("cold") is not None:
         monkeypatch.setenv("TRIO_SHIM_FORKSERVER", "off")
+
+
+@pytest.fixture(autouse=True)
+def _remains(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the containers of a failed test, which its repetition makes again."""
+    place = request.getfixturevalue("place") if "place" in request.fixturenames else None
+    made = len(place.ids) if isinstance(place, Place) else 0
+    yield
+    if isinstance(place, Place) and request.node.stash.get(FAILED, False):
+        place.remove(dict.fromkeys(place.ids[made:]))

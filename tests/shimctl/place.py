@@ -134,6 +134,11 @@ class Place:
                 finally:
                     listener.terminate()
 
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove the containers that still exist."""
+        for id_ in ids:
+            self.shimctl("delete", "-f", "-n", self.namespace, id_)
+
     def left(self) -> list[str]:
         """What there still is of any container that was made here."""
         left = []
@@ -200,8 +205,7 @@ def open_place(kind: str) -> Iterator[Place]:
             try:
                 yield place
             finally:
-                for path in place.state.glob("*/*/config.json"):
-                    place.shimctl("delete", "-f", "-n", place.namespace, path.parent.name)
+                place.remove(path.parent.name for path in place.state.glob("*/*/config.json"))
         eventually(lambda: place.left() == [], place.left)
         with suppress(OSError):  # made by the first container, kept by the runtime
             Path("/run/containerd/runc", place.namespace).rmdir()

@@ -125,7 +125,7 @@ def test_a_log_file_of_its_own_is_continued(place: Place, tmp_path: Path) -> Non
         place.done("start", "raw")
     assert place.shimctl("wait", "raw").returncode == 4
     if place.kind == "go":  # which reports an exit before it has copied the output
-        eventually(lambda: log.read_text().count("\n") == 8)
+        eventually(lambda: log.read_text().count("\n") == 8, log.read_text)
     lines = log.read_text().split("\n")
     assert sorted(lines) == sorted(
         ["", *(f"{w} {n}" for w in ("run", "problem") for n in range(1, 5))]
