@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Seconds from the start of a server by a daemon to the next one.
 _PAUSE = 60.0
+# The exit statuses of a server that would be the same at the next attempt: one listens already,
+# or none can (:func:`shim.start.forkserver.serve_again`).
+_SETTLED = (0, 1)
 # Seconds until the server listens.
 _LIMIT = 20.0
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,16 +39,26 @@ async def start_server(reaper: Reaper, name: str, path: str) -> bool:
     """Start a fork server as the one at ``path``, unless another daemon does so.
 
     ``name`` is the executable's name.  After an upgrade of the package the server is one of
-    the new version.  The caller cancels this when the server listens.  Return whether one may
-    listen later.  An error is only logged.
+    the new version.  A failure is logged, and followed by another attempt.  The caller
+    cancels this when the server listens.  Return False if none can be started, or one listens.
     """
+    while True:
+        try:
+            if await _is_settled(reaper, name, path):
+                return False
+        except (ShimError, OSError) as exc:
+            log.warning("cannot start a fork server", error=exc)
+        await trio.sleep(_PAUSE)
+
+
+async def _is_settled(reaper: Reaper, name: str, path: str) -> bool:
+    """Try to start a server; return whether no further attempt is useful."""
+    lock = os.open(beside(path, ".again"), _FLAGS, 0o600)
     try:
-        lock = os.open(beside(path, ".again"), _FLAGS, 0o600)
-    except OSError as exc:
-        log.warning("cannot start a fork server", error=exc)
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False  # another daemon has the lock, and may end before a server listens
         await trio.sleep(_pause(lock))
         os.pwrite(lock, b"%-20d" % os.getpid(), 0)  # the file's time is that of the last start
         code = (
@@ -54,19 +67,14 @@ async def start_server(reaper: Reaper, name: str, path: str) -> bool:
         )
         log.info("starting a fork server, since the last one was killed")
         child = reaper.spawn([sys.executable, "-IS", "-c", code])
-        with trio.move_on_after(_LIMIT):
+        with trio.move_on_after(_LIMIT) as scope:
             ended = await child.wait()
-            if ended.exit_status:
-                log.warning("cannot start a fork server: it has ended", status=ended.exit_status)
-            return False  # with status 0 one listens already
-        log.warning("cannot start a fork server: it does not listen", seconds=_LIMIT)
-    except BlockingIOError:
-        return True  # another daemon has the lock
-    except (ShimError, OSError) as exc:
-        log.warning("cannot start a fork server", error=exc)
-        return False
-    else:
-        return True
+        if scope.cancelled_caught:
+            log.warning("cannot start a fork server: it does not listen", seconds=_LIMIT)
+            ended = await child.wait()  # a second one would be as slow
+        if ended.exit_status:
+            log.warning("cannot start a fork server: it has ended", status=ended.exit_status)
+        return ended.exit_status in _SETTLED
     finally:
         os.close(lock)
 

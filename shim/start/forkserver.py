@@ -51,7 +51,7 @@ def serve_new(name: str, ready: int) -> int:
     make_trusted(directory)
     lock = _lock(f"{directory}/.{base}.new")
     if lock < 0:
-        return 1
+        return os.EX_TEMPFAIL
 
     def listening() -> None:
         with suppress(BrokenPipeError):  # the launcher has given up
@@ -70,13 +70,16 @@ def serve_again(name: str, path: str) -> int:
 
     The process is a child of one of these daemons.  After an upgrade of the package it is of
     the new version, and listens at another path; the arguments are those of the old version.
-    The status is 1 if the daemon has attributes that its server's callers do not have, and 0
-    at once if such a server listens already.
+    The status is 1 if the daemon has attributes that its server's callers do not have, 0 at
+    once if such a server listens already, and EX_TEMPFAIL if a later attempt may succeed.
     """
     if not are_alike(identity.socket_path(), path):
         return 1
     newserver.leave_caller()
-    return serve_new(name, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+    try:
+        return serve_new(name, os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+    except (MemoryError, OSError):
+        return os.EX_TEMPFAIL
 
 
 def _lock(path: str) -> int:
