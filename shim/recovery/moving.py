@@ -1,11 +1,10 @@
 """Moves a daemon to another fork server, which forks a replacement of it: an upgrade.
 
-The daemon connects to the new server's socket, as a launcher does, and sends ``keep``, its own
-pidfd and one end of a channel.  The new server refuses before anything moves, for example
-if it cannot read a version of the states.  Until both servers have answered, the daemon
-serves.  Then it releases the turn
-(:mod:`shim.recovery.turn`), and the old server sends all fds of the daemon to the new one
-(:meth:`Deposit.give`), which forks a replacement.  When that has the turn, the daemon ends.
+The daemon sends ``keep`` to the new server (:mod:`shim.recovery.requests`), which refuses before
+anything moves, for example if it cannot read a version of the states.  Until both servers have
+answered, the daemon serves.  Then it releases the turn (:mod:`shim.recovery.turn`), and the old
+server sends all fds of the daemon to the new one (:meth:`Deposit.give`), which forks a
+replacement.  When that has the turn, the daemon ends.
 
 The old server treats that end as a death, and forks a replacement, too, with the old code.
 This second replacement waits for the turn.  It serves if the first one fails, and ends when
@@ -18,21 +17,20 @@ from __future__ import annotations
 import json
 import os
 import select
-import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from shim import log
 from shim.errors import ShimError, UnavailableError, WrongStateError
-from shim.linux import sockets
-from shim.linux.fdpassing import receive, send_fds
-from shim.linux.peers import peer_of
-from shim.recovery.messages import ALONE, GO, READY, decode
-from shim.recovery.versions import WRITTEN, unreadable
+from shim.linux.fdpassing import receive
+from shim.recovery import requests
+from shim.recovery.messages import ALONE, GO, KEEP, READY, decode
+from shim.recovery.versions import unreadable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator
 
     from shim.recovery.deposit import Deposit
@@ -43,9 +41,7 @@ MOVED = 76
 # Seconds for both fork servers to answer, while the daemon serves; then for the new one to make
 # a replacement, while it serves nothing.
 _ANSWERS, _READY = 5.0, 5.0
-_ROOM = 8 << 20  # bytes of fds on their way
-_LONGEST = 4096
-_SO_SNDBUFFORCE = 32
+_LONGEST = 4096  # bytes of a message
 
 
 @asynccontextmanager
@@ -60,11 +56,9 @@ async def open_move(deposit: Deposit, path: str) -> AsyncIterator[socket.socket]
     """
     if not deposit.is_kept:
         raise WrongStateError("this shim is not kept by a fork server")
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = requests.open_channel()
     with ours:
         with theirs:
-            with suppress(OSError):  # only root may
-                ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
             try:
                 await _prepare(deposit, path, theirs)
             except OSError as exc:
@@ -169,28 +163,18 @@ async def _register(path: str, channel: socket.socket) -> Exception | None:
     Return why it does not.
     """
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-            sock.setblocking(False)
-            # The kernel reports no event when the backlog has room.
-            while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
-                await trio.sleep(sockets.PAUSE)
-            server = peer_of(sock)
-            if (server.uid, server.gid) != (os.geteuid(), os.getegid()):
+        with requests.open_connection() as sock:
+            if not requests.is_own(await requests.connect(sock, path)):
                 raise WrongStateError(
                     f"cannot move to the fork server {path}: it is another user's"
                 )
-            own = os.pidfd_open(os.getpid())
-            try:
-                request = b"\0".join([b"keep", json.dumps(WRITTEN).encode()])
-                send_fds(sock, request, [channel.fileno(), own])
-            finally:
-                os.close(own)
+            requests.send(sock, KEEP, channel)
             await trio.lowlevel.wait_readable(sock)
-            answer = receive(sock, _LONGEST)
+            reason = requests.receive_answer(sock)
     except (ShimError, OSError) as exc:
         return exc
-    if not answer:
+    if reason is None:
         return UnavailableError(f"cannot move to the fork server {path}: it is outdated, or stops")
-    if reason := json.loads(answer).get("error"):
+    if reason:
         return WrongStateError(f"the fork server {path} refuses this shim: {reason}")
     return None

@@ -1,8 +1,7 @@
 """Registers a daemon with a new fork server after the end of its own.
 
-The daemon connects to the server's socket, as a launcher does, and sends ``register``, the
-versions of its states, the pidfd of itself and one end of a channel.  The server may refuse,
-for the same reasons as with ``keep`` (:mod:`shim.recovery.moving`): then it gets nothing.
+The daemon sends ``register`` to the server (:mod:`shim.recovery.requests`), which may refuse, for
+the same reasons as with ``keep`` (:mod:`shim.recovery.moving`): then it gets nothing.
 
 A server of the daemon's own installation is preferred.  Without one the daemon registers with
 a server of another version that can read its states: after an upgrade of the package there is
@@ -18,10 +17,8 @@ Source: fifo(7); poll(2), POLLHUP.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,15 +27,14 @@ import trio
 from shim import log
 from shim.errors import UnavailableError
 from shim.linux import sockets
-from shim.linux.fdpassing import receive, send_fds
 from shim.linux.modes import make_fifo, make_trusted
-from shim.linux.peers import peer_of
 from shim.linux.processes import is_ending
+from shim.recovery import requests
 from shim.recovery.alike import beside, others
 from shim.recovery.messages import REGISTER
-from shim.recovery.versions import WRITTEN
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
 # Seconds for which only a server of the own installation is accepted, while one may start.
@@ -47,9 +43,6 @@ _OWN = 10.0
 _CONNECT = 20.0
 # Seconds for a server that ends to close its socket.
 _ENDING = 5.0
-_LONGEST = 4096  # bytes of an answer
-_ROOM = 8 << 20  # bytes of fds on their way
-_SO_SNDBUFFORCE = 32
 
 
 class Registered(NamedTuple):
@@ -120,19 +113,16 @@ class Search:
         """Register, but not with ``lost``; return also the server's pid, 0 if none listens."""
         server, reason = 0, ""
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
-                sock.setblocking(False)
+            with requests.open_connection() as sock:
                 with trio.move_on_after(_CONNECT) as scope:
-                    # The kernel reports no event when the backlog has room.
-                    while not sockets.try_connect(sock, f"unix://{path}"):  # noqa: ASYNC110
-                        await trio.sleep(sockets.PAUSE)
+                    peer = await requests.connect(sock, path)
                 if scope.cancelled_caught:
                     log.warning("the fork server accepts no connection", socket=path)
                     return None, lost
-                server, uid, gid = peer_of(sock)
+                server = peer.pid
                 if server == lost:
                     return None, lost
-                if (uid, gid) != (os.geteuid(), os.getegid()):
+                if not requests.is_own(peer):
                     reason = "it is another user's"
                 else:
                     channel, reason = await _ask(sock)
@@ -193,24 +183,18 @@ async def _ask(sock: socket.socket) -> tuple[socket.socket | None, str]:
 
     A server that is stopped answers when it is continued, so there is no limit.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = requests.open_channel()
     try:
         with theirs:
-            own = os.pidfd_open(os.getpid())
-            try:
-                request = b"\0".join([REGISTER, json.dumps(WRITTEN).encode()])
-                send_fds(sock, request, [theirs.fileno(), own])
-            finally:
-                os.close(own)
+            requests.send(sock, REGISTER, theirs)
         await trio.lowlevel.wait_readable(sock)
-        answer = receive(sock, _LONGEST)
-        reason = str(json.loads(answer).get("error", "")) if answer else "it is outdated, or stops"
+        reason = requests.receive_answer(sock)
     except BaseException:
         ours.close()
         raise
+    if reason is None:
+        reason = "it is outdated, or stops"
     if reason:
         ours.close()
         return None, reason
-    with suppress(OSError):  # only root may
-        ours.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _ROOM)
     return ours, ""
