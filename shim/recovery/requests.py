@@ -73,4 +73,7 @@ def receive_answer(sock: socket.socket) -> str | None:
     """
     if not (answer := receive(sock, _LONGEST)):
         return None
-    return str(json.loads(answer).get("error", ""))
+    try:
+        return str(json.loads(answer).get("error", ""))
+    except (ValueError, AttributeError, RecursionError):
+        return "its answer is no JSON object"

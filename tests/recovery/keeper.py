@@ -89,8 +89,8 @@ class Server:
         self._listener.setblocking(False)
         self.requests: list[bytes] = []
 
-    async def answer(self, reply: dict[str, str]) -> Keeper | None:
-        """Answer the next request; return the keeper, None if ``reply`` has an error."""
+    async def answer(self, reply: dict[str, str] | bytes) -> Keeper | None:
+        """Answer the next request; return the keeper, None if ``reply`` is a refusal."""
         await trio.lowlevel.wait_readable(self._listener)
         connection, _ = self._listener.accept()
         with connection:
@@ -98,7 +98,7 @@ class Server:
             data, (channel, pidfd), _, _ = socket.recv_fds(connection, MAX_MESSAGE, 2)
             self.requests.append(data)
             os.close(pidfd)
-            connection.send(json.dumps(reply).encode())
+            connection.send(reply if isinstance(reply, bytes) else json.dumps(reply).encode())
         if reply:
             os.close(channel)
             return None

@@ -143,6 +143,20 @@ async def test_a_server_that_refuses_is_not_asked_again(
     assert 'reason="it is the wrong one"' in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("answer", [b"ok", b"\xff", b"[]", b"[" * 4000])
+async def test_an_answer_that_is_no_object_is_a_refusal(
+    tmp_path: Path, answer: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with lost(tmp_path) as (deposit, path):
+        server = Server(path)
+        ring(path)
+        assert await server.answer(answer) is None
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert deposit.problem == "its answer is no JSON object"
+        server.close()
+    assert "its answer is no JSON object" in capfd.readouterr().err
+
+
 async def test_a_server_of_another_version_with_the_same_attributes_is_found(
     tmp_path: Path,
 ) -> None:
