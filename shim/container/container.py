@@ -81,7 +81,6 @@ class Container:
         self._runc = parts.runc
         self._events = parts.events
         self._group = parts.group
-        self._cleanup_records = parts.cleanup_records
         self._log_fifo = LogFifo(self.id, str(bundle.path))
         self._creation = InitCreation(parts)
         self._freezer = Freezer(self.id, self.init, self._runc, self._events, self.saved)
@@ -114,11 +113,8 @@ class Container:
             self._options.write(bundle.path / "options.json")
             write_file(bundle.path / "runtime", self._runc.runtime.binary)
             address = host.reservations.address_of(self._config.group) or host.address
-            undo.callback(
-                bundle.remove_files,
-                bundle.write_shim_files(address, self._cleanup_records.bundle),
-            )
-            undo.callback(self._cleanup_records.remove, self.id)
+            written = bundle.write_shim_files(address, self._parts.cleanup_records.bundle)
+            undo.push_async_callback(self._creation.remove_files, written)
             if request.rootfs:
                 make_directory(bundle.rootfs, 0o711, exist_ok=True)
                 undo.push_async_callback(unmount_rootfs, str(bundle.rootfs))
@@ -195,7 +191,7 @@ class Container:
             if self._parts.mounted:
                 await unmount_rootfs(str(self.bundle.rootfs))
         finally:
-            self._cleanup_records.remove(self.id)
+            await self._creation.remove_files()
             self.close()
 
     def release_streams(self) -> None:

@@ -99,7 +99,7 @@ class Deletion:
             await process.dispose()
             process.remove_exec_files(self._parts.bundle, responds=responds)
         self._parts.execs.clear()
-        self._parts.cleanup_records.remove(self._parts.id)
+        await self._parts.remove_cleanup_record()
         self._parts.init.life.apply(Op.DELETE)
         self._parts.init.doing = ""
         self._parts.events.deleted(exit_)

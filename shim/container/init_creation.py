@@ -21,7 +21,7 @@ from shim.runc.driver import ForeignContainerError
 from shim.runc.unfinished import remove_unfinished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from shim.container.parts import ContainerParts
     from shim.runc.command import Checkpoint
@@ -70,7 +70,7 @@ class InitCreation:
         if state.exists():
             raise ExistsError(f"the runtime already has a container {self._parts.id}, see {state}")
         failed_create = FailedCreate(self._parts.id, self._parts.config.cgroups_path)
-        self._write_cleanup_record()
+        await self._write_cleanup_record()
         self._parts.saved.existed = tuple(failed_create.existing)
         self._parts.saved.save()
         try:
@@ -84,7 +84,7 @@ class InitCreation:
                 adopted=partial(self._parts.saved.adopt, self._parts.init),
             )
             self._parts.group.find(child)
-            self._write_cleanup_record()
+            await self._write_cleanup_record()
             await self._parts.group.watch_oom(self._parts.host.nursery)
             # If the client has closed its connection, it gets no reply: these checkpoints
             # let the server read the close and cancel the create, which is then undone.
@@ -138,8 +138,19 @@ class InitCreation:
         self._parts.init.child, self._parts.init.pid = None, 0
         self._parts.saved.existed = None
         self._parts.saved.forget("")
-        if await is_responsive(self._parts.bundle, self._parts.id):
-            self._parts.bundle.remove_pid_files()
+        with trio.CancelScope(shield=True):  # it has a time limit
+            if await is_responsive(self._parts.bundle, self._parts.id):
+                self._parts.bundle.remove_pid_files()
+
+    async def remove_files(self, written: Sequence[str] = ()) -> None:
+        """Remove the files ``written`` by a failed create, and the cleanup record.
+
+        Files on a disk that hangs stay.
+        """
+        with trio.CancelScope(shield=True):  # each disk has a time limit
+            if written and await is_responsive(self._parts.bundle, self._parts.id):
+                self._parts.bundle.remove_files(written)
+            await self._parts.remove_cleanup_record()
 
     def remove_unfinished(self) -> None:
         """Remove the mounts and the directory that a killed runtime command has left."""
@@ -152,7 +163,7 @@ class InitCreation:
                 error=exc,
             )
 
-    def _write_cleanup_record(self) -> None:
+    async def _write_cleanup_record(self) -> None:
         """Write the record by which ``delete`` ends this container without the daemon."""
         record = CleanupRecord(
             self._parts.id,
@@ -162,4 +173,4 @@ class InitCreation:
             cgroup_names_of(self._parts.group.cgroup),
             self._parts.config.own_pid_namespace,
         )
-        self._parts.cleanup_records.write(record)
+        await self._parts.write_cleanup_record(record)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shim import log
+from shim.container.bundle import Bundle
 from shim.container.cgroup import ContainerCgroup
 from shim.container.cleanup_records import CleanupRecords
+from shim.container.disk import is_responsive
 from shim.container.process import Process
 from shim.container.requests import stdio_of
 from shim.container.saved import SavedState
@@ -26,7 +28,8 @@ from shim.stdio.spool import Overflow
 
 if TYPE_CHECKING:
     from shim.api.task_pb2 import CreateTaskRequest
-    from shim.container.bundle import Bundle, Config
+    from shim.container.bundle import Config
+    from shim.container.cleanup_records import CleanupRecord
     from shim.container.host import Host
     from shim.container.options import Options
     from shim.events.source import Source
@@ -41,7 +44,8 @@ class ContainerParts:
     the container's events.  ``cleanup_records`` are for the ``delete`` that runs after the
     daemon's death, ``saved`` is for the daemon's replacement.  ``image`` is the checkpoint
     from which Start restores the container; its ``image_path`` is empty without one.
-    ``mounted`` is whether the shim mounts the rootfs.
+    ``mounted`` is whether the shim mounts the rootfs.  ``first`` is the bundle of
+    ``cleanup_records``; None for the container of that bundle, which needs no record.
     """
 
     id: str
@@ -60,6 +64,7 @@ class ContainerParts:
     overflow: Overflow | None
     image: Checkpoint
     mounted: bool
+    first: Bundle | None
 
     @classmethod
     def of(
@@ -114,7 +119,20 @@ class ContainerParts:
                 parent_path=request.parent_checkpoint,
             ),
             mounted=bool(request.rootfs),
+            first=Bundle.known(first) if first not in {"", path} else None,
         )
+
+    async def write_cleanup_record(self, record: CleanupRecord) -> None:
+        """Write ``record``, unless the disk of its bundle hangs: then a warning is logged."""
+        what = "write the cleanup record"
+        if self.first is not None and await is_responsive(self.first, self.id, what):
+            self.cleanup_records.write(record)
+
+    async def remove_cleanup_record(self) -> None:
+        """Remove the record, unless the disk of its bundle hangs: then a warning is logged."""
+        what = "remove the cleanup record"
+        if self.first is not None and await is_responsive(self.first, self.id, what):
+            self.cleanup_records.remove(self.id)
 
     async def open_stdio(self, process: Process) -> None:
         """Open the streams of ``process``; the caller saves the state then."""

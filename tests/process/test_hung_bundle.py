@@ -84,6 +84,33 @@ async def test_with_a_hung_bundle_disk_events_go_on_from_memory(rig: Rig) -> Non
         await rig.end()
 
 
+async def test_with_the_first_bundle_on_a_hung_disk_other_containers_can_be_deleted(
+    rig: Rig,
+) -> None:
+    """That bundle has the cleanup records of the others."""
+    with freezable_disk(rig.root / "image", rig.root / "c1") as disk:
+        made = rig.bundle("template", "sleep", "1000")
+        (disk.path / "config.json").write_bytes((made / "config.json").read_bytes())
+        task = await rig.start(disk.path)
+        for bundle in (disk.path, rig.bundle("c2", "true"), rig.bundle("c3", "sleep", "1000")):
+            await rig.run(task, bundle)
+        await task.Wait(WaitRequest(id="c2"), timeout=5)
+        disk.freeze()
+
+        async def fails() -> None:
+            request = rig.create_request(rig.bundle("c4", "/no/such/program"))
+            with pytest.raises(GRPCError, match="no such file"):
+                await task.Create(request, timeout=30)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(task.Delete, DeleteRequest(id="c2"), timeout=30))
+            nursery.start_soon(fails)
+            for number in range(3):
+                await answers(rig, task, "c3", number)
+        disk.thaw()
+        await rig.end()
+
+
 async def test_calls_for_a_bundle_on_a_hung_disk_hold_up_no_other_container(rig: Rig) -> None:
     pod = await Pod.start(rig)
     with freezable_disk(rig.root / "image", rig.root / "disk") as disk:

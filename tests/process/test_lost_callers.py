@@ -98,6 +98,17 @@ async def test_a_create_given_up_at_its_very_end_leaves_nothing(
 
 
 @pytest.mark.usefixtures("subreaper")
+async def test_a_create_given_up_leaves_no_pid_file_on_a_disk(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shim.container.bundle.is_in_memory", lambda _: False)
+    bundle = rig.bundle("c1", "sleep", "1000")
+    await create_cancelled_at_adoption(rig.create_request(bundle))
+    assert not list(bundle.glob("*.pid"))
+    assert not (bundle / "address").exists()
+
+
+@pytest.mark.usefixtures("subreaper")
 async def test_the_init_of_a_create_given_up_ends_though_the_runtime_cannot_delete(
     rig: Rig,
 ) -> None:
