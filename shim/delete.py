@@ -359,7 +359,7 @@ async def _remove_unfinished(record: CleanupRecord) -> None:
     deadline = trio.current_time() + RUNTIME_END
     while True:
         try:
-            remove_unfinished(record.runtime.root, record.id)
+            await remove_unfinished(record.runtime.root, record.id)
         except WrongStateError:
             if trio.current_time() >= deadline:
                 raise

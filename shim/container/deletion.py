@@ -90,7 +90,7 @@ class Deletion:
                 error=exc,
             )
             await self._parts.runc.run("delete", "--force", self._parts.id)
-        self._creation.remove_unfinished()
+        await self._creation.remove_unfinished()
         if self._parts.mounted:
             await unmount_rootfs(str(self._parts.bundle.rootfs))
         execs = list(self._parts.execs.values())

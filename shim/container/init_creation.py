@@ -127,7 +127,7 @@ class InitCreation:
                 await failed_create.remove(kill_orphan)
             else:
                 await failed_create.remove(kill_orphan)
-            self.remove_unfinished()
+            await self.remove_unfinished()
         if scope.cancelled_caught:
             log.error(
                 f"cannot undo a failed create within {UNDO:g} s: delete the "
@@ -152,10 +152,10 @@ class InitCreation:
                 self._parts.bundle.remove_files(written)
             await self._parts.remove_cleanup_record()
 
-    def remove_unfinished(self) -> None:
+    async def remove_unfinished(self) -> None:
         """Remove the mounts and the directory that a killed runtime command has left."""
         try:
-            remove_unfinished(self._parts.runc.runtime.root, self._parts.id)
+            await remove_unfinished(self._parts.runc.runtime.root, self._parts.id)
         except (ShimError, OSError) as exc:
             log.warning(
                 "cannot remove the directory of a killed runtime command",

@@ -149,14 +149,14 @@ class Orphans:
         return parent in self._parents and started_at(pid) <= self._seen_at
 
 
-def is_running(root: str, id_: str) -> bool:
+async def is_running(root: str, id_: str) -> bool:
     """Return whether a runtime command for the container ``id_`` runs, of any parent.
 
     Takes a second at most: it waits for processes in execve(2), which have no command line.
     """
     wanted = os.fsencode(root), os.fsencode(id_)
     pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - names
-    deadline = time.monotonic() + _EXEC
+    deadline = trio.current_time() + _EXEC
     while pids:
         unnamed = []
         for pid in pids:
@@ -165,9 +165,9 @@ def is_running(root: str, id_: str) -> bool:
                 unnamed.append(pid)
             elif is_about(words, *wanted):
                 return True
-        pids = [] if time.monotonic() >= deadline else unnamed
+        pids = [] if trio.current_time() >= deadline else unnamed
         if pids:
-            time.sleep(_EXEC_PAUSE)
+            await trio.sleep(_EXEC_PAUSE)
     return False
 
 

@@ -26,7 +26,7 @@ _MOST = 16  # mounts on one name
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def remove_unfinished(root: str, id_: str) -> None:
+async def remove_unfinished(root: str, id_: str) -> None:
     """Remove ``root/id_`` with the mounts in it, if it holds no state.
 
     Do nothing if there is no such directory.
@@ -46,7 +46,7 @@ def remove_unfinished(root: str, id_: str) -> None:
         names = os.listdir(fd)  # noqa: PTH208 - an fd
         if not _STATES.isdisjoint(names):
             return
-        if is_running(root, id_):
+        if await is_running(root, id_):
             raise WrongStateError(f"a runtime command for {path} runs; end it, then try again")
         if mount_of(fd) != _mount_of_name(fd, ".."):
             raise WrongStateError(f"{path} is a mount point; umount it, then try again")

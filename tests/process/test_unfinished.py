@@ -118,9 +118,9 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["state.json", "status"])
-def test_a_container_that_the_runtime_knows_is_left_alone(state: Path, name: str) -> None:
+async def test_a_container_that_the_runtime_knows_is_left_alone(state: Path, name: str) -> None:
     (state / name).touch()
-    remove_unfinished(str(state.parent), "c1")
+    await remove_unfinished(str(state.parent), "c1")
     assert (state / name).exists()
 
 
@@ -132,15 +132,15 @@ def test_what_a_runtime_makes_now_is_left_alone(state: Path) -> None:
         wait_until("the program is loaded", line.read_bytes)
         try:
             with pytest.raises(WrongStateError, match="a runtime command"):
-                remove_unfinished(str(state.parent), "c1")
+                trio.run(remove_unfinished, str(state.parent), "c1")
         finally:
             runtime.kill()
     assert state.exists()
-    remove_unfinished(str(state.parent), "c1")
+    trio.run(remove_unfinished, str(state.parent), "c1")
     assert not state.exists()
 
 
-def test_files_that_are_mounted_in_it_stay(state: Path) -> None:
+async def test_files_that_are_mounted_in_it_stay(state: Path) -> None:
     kept = state.parent / "kept"
     kept.mkdir()
     (kept / "file").write_text("kept")
@@ -151,7 +151,7 @@ def test_files_that_are_mounted_in_it_stay(state: Path) -> None:
     (state / "runc.AbCdEf").touch()
     (state / "exec.fifo").touch()
     mount(str(kept / "file"), str(state / "runc.AbCdEf"), "", MS_BIND)
-    remove_unfinished(str(state.parent), "c1")
+    await remove_unfinished(str(state.parent), "c1")
     assert not state.exists()
     assert (kept / "file").read_text() == "kept"
     assert not [point for point in mount_points() if point.startswith(str(state))]

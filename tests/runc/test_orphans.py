@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from shim.runc.orphans import Orphans, is_running
 
@@ -37,11 +38,32 @@ def executing(state: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_a_command_is_found_while_it_is_in_execve(tmp_path: Path) -> None:
+async def test_a_command_is_found_while_it_is_in_execve(tmp_path: Path) -> None:
     root = str(tmp_path / "state")
     with executing(tmp_path / "state"):
-        assert all(is_running(root, "c1") for _ in range(LOOKS))
-    assert not is_running(root, "c1")
+        for _ in range(LOOKS):
+            assert await is_running(root, "c1")
+    assert not await is_running(root, "c1")
+
+
+async def test_other_tasks_run_while_a_process_stays_in_execve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays if the program is on a disk that hangs."""
+    looked: list[int] = []
+
+    def in_execve(pid: int) -> list[bytes] | None:
+        looked.append(pid)
+        return None if pid == 1 else []
+
+    monkeypatch.setattr("shim.runc.orphans.command_line", in_execve)
+    with trio.move_on_after(60) as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(is_running, str(tmp_path), "c1")
+            while looked.count(1) < 2:
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+    assert scope.cancelled_caught
 
 
 async def test_an_orphan_is_waited_for_while_it_is_in_execve(tmp_path: Path) -> None:
