@@ -84,6 +84,7 @@ class Deposit:
         self._ends = False  # the keeper ends on purpose
         self._search: Search | None = None  # for the next keeper
         self.keeper = 0  # its pid, also of one that has ended
+        self._dropped: set[int] = set()  # keepers that have ended, or dropped this daemon
         self._borrow(fds or {})
         self._originals.copy(inherited or {})
         if channel is not None:
@@ -266,7 +267,8 @@ class Deposit:
                 nursery.cancel_scope.cancel()
 
     async def _register(self, start: Callable[[], Awaitable[bool]] | None) -> None:
-        self._search = Search(self.server, self.keeper)
+        self._dropped.add(self.keeper)
+        self._search = Search(self.server, self._dropped)
         try:
             found = await self._search.run(start)
         except (ShimError, OSError) as exc:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 _OWN = 10.0
 # Seconds to connect to a server whose backlog is full: many daemons register at once.
 _CONNECT = 20.0
+# Seconds for a server to answer if there is another one to ask.
+_LATE = 5.0
 # Seconds for a server that ends to close its socket.
 _ENDING = 5.0
 
@@ -52,16 +55,32 @@ class Registered(NamedTuple):
     keeper: int
 
 
+class _Answer(NamedTuple):
+    """The answer of the process ``server``, 0 if none listens.
+
+    ``is_late``: it has not answered yet, or accepts no connection.
+    """
+
+    server: int
+    found: Registered | None = None
+    is_late: bool = False
+
+    @property
+    def listens(self) -> bool:
+        return bool(self.server) or self.is_late
+
+
 class Search:
     """The search of one daemon for a fork server, after the end of its own at ``path``.
 
-    ``lost`` is the pid of the keeper that has closed its channel, which may listen still.
+    ``dropped`` has the pids of the keepers that have closed a channel of this daemon, and may
+    listen still.  They are not asked before the next server rings, which empties it.
     ``problem`` is why the last server that was asked does not keep the daemon, "" if none was.
     """
 
-    def __init__(self, path: str, lost: int) -> None:
+    def __init__(self, path: str, dropped: set[int]) -> None:
         self._path = path
-        self._lost = lost
+        self._dropped = dropped
         self.problem = ""
 
     async def run(self, start: Callable[[], Awaitable[bool]] | None = None) -> Registered:
@@ -79,38 +98,60 @@ class Search:
             bell = _open_bell(self._path)
             try:
                 self.problem = ""
-                found, listens = await self._register(self._path)
-                rest = [] if own_only else others(self._path)
-                while found is None and rest:
-                    found, _ = await self._register(rest.pop())
+                found, listens = await self._ask_all(bell, own_only)
                 if found is not None:
                     return found
-                if not (own_only and listens):
-                    starting = None if listens else start
-                    if not await _rung(bell, starting, _OWN if own_only else math.inf):
+                if not _is_rung(bell):
+                    limit = _OWN if own_only and not listens else math.inf
+                    if not await _rung(bell, None if listens else start, limit):
                         start = None
+                if _is_rung(bell):
+                    self._dropped.clear()
             finally:
                 os.close(bell)
             own_only = False
 
-    async def _register(self, path: str) -> tuple[Registered | None, bool]:
-        """Register with a server at ``path``; return also whether one listens there.
+    async def _ask_all(self, bell: int, own_only: bool) -> tuple[Registered | None, bool]:
+        """Register with a server; return also whether the own one listens.
+
+        Only that one is asked if it does not listen, and ``own_only``.  A server that is stopped
+        does not answer: then the others are asked, and after them that one again, because it
+        does not ring when it is continued.  Return when another server rings.
+        """
+        rest = others(self._path)
+        own = await self._register(self._path, bell, _LATE if rest else math.inf)
+        if own.found is not None or (own_only and not own.listens):
+            return own.found, own.listens
+        late = self._path if own.is_late else ""
+        while rest and not _is_rung(bell):
+            path = rest.pop()
+            answer = await self._register(path, bell, _LATE if rest or late else math.inf)
+            if answer.found is not None:
+                return answer.found, own.listens
+            late = late or (path if answer.is_late else "")
+        if late and not _is_rung(bell):
+            return (await self._register(late, bell, math.inf)).found, own.listens
+        return None, own.listens
+
+    async def _register(self, path: str, bell: int, limit: float) -> _Answer:
+        """Register with a server at ``path``, which may answer for ``limit`` seconds.
 
         A server that ends may listen for a moment after the end of its channels.
         """
-        lost = self._lost
+        lost = set(self._dropped)
         deadline = trio.current_time() + _ENDING
         while True:
-            found, server = await self._try(path, lost)
-            if found is not None or not server:
-                return found, bool(server)
-            if server == lost and not (is_ending(server) and trio.current_time() < deadline):
-                return None, True
-            lost = server
+            answer = await self._try(path, lost, bell, limit)
+            server = answer.server
+            if answer.found is not None or answer.is_late or not server:
+                return answer
+            if server in lost and not (is_ending(server) and trio.current_time() < deadline):
+                return answer
+            lost.add(server)
             await trio.sleep(sockets.PAUSE)
 
-    async def _try(self, path: str, lost: int) -> tuple[Registered | None, int]:
-        """Register, but not with ``lost``; return also the server's pid, 0 if none listens."""
+    async def _try(self, path: str, lost: set[int], bell: int, limit: float) -> _Answer:
+        """Register, but not with one of ``lost``."""
         server, reason = 0, ""
         try:
             with requests.open_connection() as sock:
@@ -118,23 +159,30 @@ class Search:
                     peer = await requests.connect(sock, path)
                 if scope.cancelled_caught:
                     log.warning("the fork server accepts no connection", socket=path)
-                    return None, lost
+                    return _Answer(0, is_late=True)
                 server = peer.pid
-                if server == lost:
-                    return None, lost
+                if server in lost:
+                    return _Answer(server)
                 if not requests.is_own(peer):
                     reason = "it is another user's"
                 else:
-                    channel, reason = await _ask(sock)
+                    channel, reason = await _ask(sock, bell, limit)
                     if channel is not None:
-                        return Registered(channel, server), server
+                        return _Answer(server, Registered(channel, server))
         except UnavailableError:
-            return None, 0
+            return _Answer(0)
+        except BlockingIOError:
+            if not _is_rung(bell):
+                self._explain(path, f"it does not answer in {limit:g} s")
+            return _Answer(server, is_late=True)
         except OSError as exc:
             reason = str(exc.strerror)
+        self._explain(path, reason)
+        return _Answer(server)
+
+    def _explain(self, path: str, reason: str) -> None:
         self.problem = reason
         log.warning("the fork server does not keep this shim's files", socket=path, reason=reason)
-        return None, server
 
 
 async def _rung(bell: int, start: Callable[[], Awaitable[bool]] | None, limit: float) -> bool:
@@ -178,16 +226,27 @@ def _open_bell(path: str) -> int:
     return os.open(bell, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-async def _ask(sock: socket.socket) -> tuple[socket.socket | None, str]:
+def _is_rung(bell: int) -> bool:
+    """Return whether a server has rung since the bell was opened."""
+    poll = select.poll()
+    poll.register(bell, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+async def _ask(sock: socket.socket, bell: int, limit: float) -> tuple[socket.socket | None, str]:
     """Ask the server at the other end; return the channel, or why there is none.
 
-    A server that is stopped answers when it is continued, so there is no limit.
+    A server that is stopped answers when it is continued, but not before that: another one may
+    ring meanwhile.  It finds the connection closed then.
+
+    :raises BlockingIOError: it has not answered when another one rings, or after the limit.
     """
     ours, theirs = requests.open_channel()
     try:
         with theirs:
             requests.send(sock, REGISTER, theirs)
-        await trio.lowlevel.wait_readable(sock)
+        with trio.move_on_after(limit):
+            await _wait_readable(sock, bell)
         reason = requests.receive_answer(sock)
     except BaseException:
         ours.close()
@@ -198,3 +257,15 @@ async def _ask(sock: socket.socket) -> tuple[socket.socket | None, str]:
         ours.close()
         return None, reason
     return ours, ""
+
+
+async def _wait_readable(*files: socket.socket | int) -> None:
+    """Wait until one of ``files`` is readable."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(file: socket.socket | int) -> None:
+            await trio.lowlevel.wait_readable(file)
+            nursery.cancel_scope.cancel()
+
+        for file in files:
+            nursery.start_soon(wait, file)

@@ -90,7 +90,10 @@ class Server:
         self.requests: list[bytes] = []
 
     async def answer(self, reply: dict[str, str] | bytes) -> Keeper | None:
-        """Answer the next request; return the keeper, None if ``reply`` is a refusal."""
+        """Answer the next request; return the keeper, None if ``reply`` is a refusal.
+
+        :raises BrokenPipeError: the daemon has closed the connection.
+        """
         await trio.lowlevel.wait_readable(self._listener)
         connection, _ = self._listener.accept()
         with connection:
@@ -98,7 +101,11 @@ class Server:
             data, (channel, pidfd), _, _ = socket.recv_fds(connection, MAX_MESSAGE, 2)
             self.requests.append(data)
             os.close(pidfd)
-            connection.send(reply if isinstance(reply, bytes) else json.dumps(reply).encode())
+            try:
+                connection.send(reply if isinstance(reply, bytes) else json.dumps(reply).encode())
+            except BrokenPipeError:
+                os.close(channel)
+                raise
         if reply:
             os.close(channel)
             return None

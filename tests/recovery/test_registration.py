@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from contextlib import asynccontextmanager
@@ -12,8 +13,9 @@ import trio
 import trio.testing
 
 from shim.linux.fifos import Fd
+from shim.linux.peers import Peer
 from shim.names import NO_KEEPER
-from shim.recovery import registering
+from shim.recovery import registering, requests
 from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import DAEMON
 from shim.recovery.messages import END, REGISTER, encode
@@ -246,23 +248,90 @@ async def test_a_daemon_without_a_keeper_does_not_wake_up(tmp_path: Path) -> Non
     assert steps.tasks == {trio.lowlevel.current_task()}
 
 
+async def test_keepers_that_drop_a_daemon_are_not_asked_again_before_another_one_rings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pids: dict[str, int] = {}
+    own_ids = os.geteuid(), os.getegid()
+    monkeypatch.setattr(requests, "peer_of", lambda s: Peer(pids[s.getpeername()], *own_ids))
+    (tmp_path / "f").mkdir(mode=0o700)
+    servers = []
+    for pid, name in enumerate(("a1-own", "a1-other"), 1):
+        pids[f"{tmp_path}/f/{name}"] = pid
+        servers.append(Server(f"{tmp_path}/f/{name}"))
+    async with lost(tmp_path, "a1-own") as (deposit, path):
+        for _ in range(2):
+            for server in servers:
+                keeper = await server.answer({})
+                assert keeper is not None
+                await wait_kept(deposit)
+                keeper.close()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not any(request for server in servers for request in server.unanswered())
+            ring(path)
+    for server in servers:
+        server.close()
+
+
 async def test_the_keeper_that_closed_the_channel_is_not_asked_again(tmp_path: Path) -> None:
-    async with lost(tmp_path, keeper=os.getpid()) as (deposit, path):
-        server = Server(path)
-        ring(path)
+    (tmp_path / "f").mkdir(mode=0o700)
+    server = Server(f"{tmp_path}/f/server")
+    async with lost(tmp_path, keeper=os.getpid()) as (deposit, _):
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert not deposit.is_kept
         assert server.unanswered() == [b""]
-        server.close()
+    server.close()
+
+
+async def test_a_server_that_rings_is_asked_while_another_one_is_stopped(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir(mode=0o700)
+    stopped = Server(f"{tmp_path}/f/a1-other")
+    async with lost(tmp_path, "a1-own") as (deposit, path):
+        own = Server(path)
+        ring(path)
+        keeper = await own.answer({})
+        await wait_kept(deposit)
+        assert keeper is not None
+        with pytest.raises(BrokenPipeError):  # it is continued
+            await stopped.answer({})
+        assert not stopped.unanswered()
+        assert deposit.is_kept
+        keeper.close()
+        own.close()
+    stopped.close()
+
+
+async def test_a_stopped_server_is_asked_after_the_others_and_may_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registering, "_LATE", 0.05)
+    (tmp_path / "f").mkdir(mode=0o700)
+    own, other = (Server(f"{tmp_path}/f/{name}") for name in ("a1-own", "a1-other"))
+    async with lost(tmp_path, "a1-own") as (deposit, _):
+        assert await other.answer({"error": "it is the wrong one"}) is None
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        with pytest.raises(BrokenPipeError):
+            await own.answer({})
+        keeper = await own.answer({})
+        await wait_kept(deposit)
+        assert keeper is not None
+        keeper.close()
+    own.close()
+    other.close()
 
 
 @asynccontextmanager
 async def kept(
-    directory: Path, start: Callable[[], Awaitable[bool]]
+    directory: Path, start: Callable[[], Awaitable[bool]], *, is_other: bool = False
 ) -> AsyncIterator[socket.socket]:
-    """Run a deposit, which may call ``start``; yield the keeper's end of its channel."""
+    """Run a deposit, which may call ``start``; yield the keeper's end of its channel.
+
+    ``is_other``: the keeper is another process than the test's servers.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     deposit = Deposit(ours, f"{directory}/f/server")
+    if is_other:
+        deposit.keeper = 0
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(deposit.run, start)
@@ -324,6 +393,24 @@ async def test_a_server_that_ends_may_listen_longer_than_its_channels_are_open(
         await started.wait()
 
 
+async def test_a_server_that_refuses_is_asked_once_by_a_daemon_that_may_start_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f").mkdir(mode=0o700)
+    server = Server(f"{tmp_path}/f/server")
+
+    async def start() -> bool:
+        return False
+
+    async with kept(tmp_path, start, is_other=True) as channel:
+        channel.close()
+        assert await server.answer({"error": "version 2"}) is None
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not any(server.unanswered())
+    server.close()
+    assert capfd.readouterr().err.count('reason="version 2"') == 1
+
+
 async def test_a_server_that_ended_after_it_rang_is_followed_by_another(tmp_path: Path) -> None:
     starts = 0
 
@@ -347,7 +434,10 @@ async def test_the_answer_of_a_server_that_closes_the_connection_counts() -> Non
     ours, theirs = late_pair()
     with ours, theirs:
         theirs.send(b"{}")
-        channel, reason = await registering._ask(ours)
+        reader, writer = os.pipe()
+        channel, reason = await registering._ask(ours, reader, math.inf)
+        os.close(reader)
+        os.close(writer)
     assert channel is not None
     channel.close()
     assert reason == ""
