@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,24 +49,33 @@ if TYPE_CHECKING:
     from shim.exit import Exit
     from shim.reaper import Reaper
 
+    # Keeps a result; the last one counts.
+    Report = Callable[[bytes], object]
+
 # Seconds for the runtime to delete the containers, for the whole clean-up, and for a bundle
 # on a disk: containerd kills ``delete`` after five seconds, which include the start of the
 # interpreter.
 RUNTIME = 2.5
 DELETE = 3.5
 ON_DISK = 3.8
+# Seconds to kill the container after the deadline.
+_KILL = 0.3
 # Seconds for a runtime command of the dead daemon to end, and between two checks.
 RUNTIME_END = 0.5
 _PAUSE = 0.02
 # Seconds to deliver the events of a journal on a disk.
 DELIVER = 2.0
 _LATE = "cannot finish the clean-up in time: the runtime, a mount or a disk hangs"
+_NO_TIME = (
+    "no time is left after an earlier attempt: the container is killed, and its remains stay"
+)
 _RESULT = 4096  # bytes of a result at most
+_SIZE = 2  # bytes of its size
 # The directories of bundles that may be in memory, and of state that is.
 _IN_MEMORY = ("/run/", "/var/run/")
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
 # The exit status to report when no exit record exists: the container is killed now, if
-# it was not before.
+# it was not before, unless the disk of its bundle hangs.
 KILLED = 128 + signal.SIGKILL
 
 
@@ -73,9 +83,9 @@ def delete(flags: Flags, deadline: float = float("inf")) -> bytes:
     """End the container and remove its remains; return an encoded DeleteResponse.
 
     Each call returns the same reply, within four seconds and before ``deadline``, on the
-    monotonic clock.  If the bundle's disk does not respond in that time, the reply is that of
-    a container without an exit record.  A failure is logged on stderr, which the manager
-    copies into its log.
+    monotonic clock.  After the deadline, the container is only killed.  If the bundle's disk
+    does not respond in that time, the reply is that of a container without an exit record.  A
+    failure is logged on stderr, which the manager copies into its log.
 
     :raises InvalidError: the id in the flags is not valid.
     """
@@ -83,23 +93,29 @@ def delete(flags: Flags, deadline: float = float("inf")) -> bytes:
     left = deadline - time.monotonic()
     path = flags.bundle or os.getcwd()  # noqa: PTH109 - a plain string
     # A disk that hangs may be mounted anywhere else, and then statfs(2) would wait for it.
-    if path.startswith(_IN_MEMORY) and is_in_memory(path):
-        if left > 0:
-            return _delete(flags)
-        bundle = Bundle(_bundle_of(flags))
-        reply = _reply(bundle, bundle.read_pid())
+    if left <= 0:
+        log.warning(_NO_TIME, id=flags.id)
+        reply = _run_bounded(partial(_kill_only, flags), flags.id, seconds=_KILL)
+    elif path.startswith(_IN_MEMORY) and is_in_memory(path):
+        results = [b""]
+        _delete(flags, min(DELETE, left), results.append)
+        reply = results[-1]
     else:
-        if left > 0:
-            reply = _run_bounded(lambda: _delete(flags), flags.id, seconds=min(ON_DISK, left))
-            return reply or _encode(None, 0)
-        reply = _encode(None, 0)
-    log.warning(_LATE, id=flags.id)  # an earlier attempt took the time
-    return reply
+        limit = min(ON_DISK, left)
+        # The new process has less time for its own ones, so that it can reply in time.
+        work = partial(_delete, flags, limit * DELETE / ON_DISK)
+        reply = _run_bounded(work, flags.id, seconds=limit)
+    return reply or _encode(None, 0)
 
 
-def _delete(flags: Flags) -> bytes:
+def _delete(flags: Flags, seconds: float, report: Report) -> None:
+    """End the container and remove its remains within ``seconds``; report the reply.
+
+    It is also reported before, since a disk may begin to hang.
+    """
     bundle = Bundle(_bundle_of(flags))
     pid = bundle.read_pid()
+    report(_reply(bundle, pid))
     # The clean-up removes the records.
     others = {record.id: record.bundle for record in CleanupRecords(str(bundle.path)).read()}
 
@@ -108,14 +124,23 @@ def _delete(flags: Flags) -> bytes:
             _deliver_undelivered(flags, bundle, others)
         else:  # the journal is on a disk, which may hang
             _run_bounded(
-                lambda: _deliver_undelivered(flags, bundle, others), flags.id, seconds=DELIVER
+                lambda _: _deliver_undelivered(flags, bundle, others),
+                flags.id,
+                seconds=min(DELIVER, seconds),
             )
 
     if _is_clean(flags, bundle, pid):
         deliver()
     else:
-        _run_bounded(lambda: _clean_up(flags, bundle), flags.id, deliver)
-    return _reply(bundle, pid)
+        _run_bounded(lambda _: _clean_up(flags, bundle), flags.id, deliver, seconds=seconds)
+    report(_reply(bundle, pid))
+
+
+def _kill_only(flags: Flags, report: Report) -> None:
+    """Kill the container, and the others of its pod if it is the first; report the reply."""
+    bundle = Bundle(_bundle_of(flags))
+    report(_reply(bundle, bundle.read_pid()))
+    _kill(flags, bundle)
 
 
 def warm_up() -> None:
@@ -193,16 +218,16 @@ def _fork_detached(work: Callable[[], object], fds: Sequence[int]) -> None:
 
 
 def _run_bounded(
-    work: Callable[[], bytes | None],
+    work: Callable[[Report], object],
     id_: str,
     meanwhile: Callable[[], None] = lambda: None,
     *,
-    seconds: float = DELETE,
+    seconds: float,
 ) -> bytes:
-    """Do ``work`` in a new process, and return its result after at most ``seconds``.
+    """Do ``work`` in a new process; return the last result it reports, after ``seconds`` at most.
 
-    The result is empty if the process did not finish.  A process that waits for a dead disk,
-    such as a runtime or an unmount, cannot be killed: it is left running.  This process does
+    The result is empty if it has reported none.  A process that waits for a dead disk, such as
+    a runtime or an unmount, cannot be killed: it is left running.  This process does
     ``meanwhile``, which must be bounded.
     """
     deadline = time.monotonic() + seconds
@@ -215,9 +240,10 @@ def _run_bounded(
         for fd in (reader, writer, memory):
             os.close(fd)
         log.warning("cannot fork; the clean-up runs without a time limit", id=id_, error=exc)
-        result = work()
+        results = [b""]
+        work(results.append)
         meanwhile()
-        return result or b""
+        return results[-1]
     if pid == 0:
         try:
             # If the manager kills ``delete``, the clean-up must not continue.
@@ -229,7 +255,7 @@ def _run_bounded(
             for number, fd in enumerate((null, null, writer)):
                 os.dup2(fd, number)
             close_all_but(memory)
-            os.write(memory, work() or b"")
+            work(lambda result: _write_result(memory, result))
         except BaseException as exc:
             log.crash("cannot clean up the container", exc, id=id_)
         finally:
@@ -238,7 +264,7 @@ def _run_bounded(
     try:
         meanwhile()
         output, ended = read_until(reader, deadline - time.monotonic())
-        result = os.pread(memory, _RESULT, 0) if ended else b""
+        result = _read_result(memory)
     finally:
         os.close(reader)
         os.close(memory)
@@ -250,6 +276,16 @@ def _run_bounded(
     with suppress(ChildProcessError):  # SIGCHLD may be ignored, which is inherited
         os.waitpid(pid, 0 if ended else os.WNOHANG)
     return result
+
+
+def _write_result(memory: int, result: bytes) -> None:
+    # One write, as the parent may read at any time.
+    os.pwrite(memory, len(result).to_bytes(_SIZE, "big") + result, 0)
+
+
+def _read_result(memory: int) -> bytes:
+    data = os.pread(memory, _RESULT, 0)
+    return data[_SIZE : _SIZE + int.from_bytes(data[:_SIZE], "big")]
 
 
 def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:
@@ -293,11 +329,9 @@ def _has_dead_socket(bundle: Bundle) -> bool:
 
 
 def _clean_up(flags: Flags, bundle: Bundle) -> None:
-    own = cleanup_record_of(bundle, flags.id, flags.namespace)
-    records = CleanupRecords(str(bundle.path))
-    orphans = [] if _is_served(bundle) else records.read()
     # Kill all before the first runtime command, which may hang.
-    kill_orphaned([own, *orphans])
+    own, *orphans = _kill(flags, bundle)
+    records = CleanupRecords(str(bundle.path))
     # A new daemon may have started since, and serves new containers with these ids.
     known = [own] if _is_served(bundle) else [own, *orphans]
     failed = trio.run(_delete_in_runtimes, known)
@@ -310,6 +344,14 @@ def _clean_up(flags: Flags, bundle: Bundle) -> None:
             if record is not own and record.id not in failed:
                 records.remove(record.id)
     _remove_dead_socket(bundle)
+
+
+def _kill(flags: Flags, bundle: Bundle) -> list[CleanupRecord]:
+    """Kill the container, and those of its pod that no daemon serves; return their records."""
+    own = cleanup_record_of(bundle, flags.id, flags.namespace)
+    orphans = [] if _is_served(bundle) else CleanupRecords(str(bundle.path)).read()
+    kill_orphaned([own, *orphans])
+    return [own, *orphans]
 
 
 def _address(bundle: Bundle) -> str:

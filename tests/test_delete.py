@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from shim.linux.mounts import unmount_all
 from shim.records import write_exit
 from shim.runc.command import Runtime
 from shim.start.flags import Flags
+from tests.e2e.waiting import PATIENCE
 from tests.events.delivering import Manager, serving
 
 if TYPE_CHECKING:
@@ -59,9 +61,9 @@ def bundle(root: Path) -> Path:
     return bundle
 
 
-def delete(bundle: Path) -> DeleteResponse:
+def delete(bundle: Path, deadline: float = float("inf")) -> DeleteResponse:
     flags = Flags(namespace="ns", id="c1", bundle=str(bundle), action="delete")
-    return DeleteResponse.FromString(command.delete(flags))
+    return DeleteResponse.FromString(command.delete(flags, deadline))
 
 
 def command_of(bundle: Path) -> list[str]:
@@ -139,6 +141,47 @@ def test_whatever_is_left_is_cleaned_up_in_a_process_of_its_own(
         assert delete(bundle).exit_status == 128 + signal.SIGKILL
         process.kill()
     assert forks
+
+
+def hang(*_: object) -> None:
+    """Never return, as on a disk that hangs."""
+    while True:
+        signal.pause()
+
+
+@pytest.mark.parametrize("step", ["_clean_up", "_is_clean"])
+def test_a_reply_at_the_deadline_has_the_exit_record(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A bundle outside of /run may be on a disk."""
+    monkeypatch.setattr(command, step, hang)
+    places = [tmp_path, bundle] if step == "_clean_up" else [tmp_path]
+    (bundle / "rootfs/left").mkdir()
+    (bundle / "address").unlink()
+    (bundle / "address").mkdir()
+    for place in places:
+        write_exit(str(place), Exit(7, 3, 1_000))
+        before = time.monotonic()
+        reply = delete(place, before + 0.4)
+        assert (reply.pid, reply.exit_status) == (7, 3)
+        assert time.monotonic() - before < 0.4 + PATIENCE
+
+
+def test_after_the_deadline_the_container_is_killed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+
+    def kill(records: list[CleanupRecord]) -> None:
+        with killed.open("a") as file:
+            file.writelines(f"{record.id} of {record.bundle}\n" for record in records)
+        hang()
+
+    monkeypatch.setattr(command, "kill_orphaned", kill)
+    for place in (bundle, tmp_path):
+        write_exit(str(place), Exit(7, 3, 1_000))
+        assert delete(place, time.monotonic() - 1).exit_status == 3
+    assert killed.read_text() == f"c1 of {bundle}\nc1 of {tmp_path}\n"
 
 
 async def test_the_events_of_a_shim_that_ended_in_order_are_delivered(bundle: Path) -> None:
