@@ -30,7 +30,7 @@ from shim.recovery.turn import Claim
 from shim.start import orphans
 from shim.start.channels import Channels
 from shim.start.guests import Guests, is_ending_daemon
-from shim.start.keptfds import Kept
+from shim.start.keptfds import Kept, close
 from shim.start.reporters import Reporters
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Keeper:
     def _drop(kept: Kept, names: Iterable[str]) -> None:
         for name in names:
             if (fd := kept.fds.pop(name, -1)) >= 0:
-                os.close(fd)
+                close(fd)
                 kept.exits.pop(name, None)
 
     def reap(self, pid: int, *askers: Holder) -> bool:
@@ -320,7 +320,7 @@ class Keeper:
             self._reporters.leave(kept.reporter)
         else:
             for fd in kept.fds.values():
-                os.close(fd)
+                close(fd)
             kept.fds.clear()
             kept.exits.clear()
         if kept.mover >= 0:

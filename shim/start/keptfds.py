@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -70,3 +72,12 @@ class Kept:
         """The first of the times, 0 without any."""
         times = self.claims_until, self.ended_at, self.fork_at
         return min(filter(None, times), default=0.0)
+
+
+def close(fd: int) -> None:
+    """Close a daemon's fd.  The file system of its file may report an error: it is closed anyway.
+
+    Source: close(2), "Dealing with error returns from close()".
+    """
+    with suppress(OSError):
+        os.close(fd)

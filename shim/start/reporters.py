@@ -21,6 +21,7 @@ from shim.recovery import messages
 from shim.recovery.inherited import REPORTS
 from shim.recovery.messages import MAX_MESSAGE, decode
 from shim.start import orphans
+from shim.start.keptfds import close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,4 +153,4 @@ class Reporters:
 def _drop(reporter: Reporter, name: str) -> None:
     reporter.exits.pop(name, None)
     if (fd := reporter.fds.pop(name, -1)) >= 0:
-        os.close(fd)
+        close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -49,6 +50,29 @@ def test_the_last_fds_of_a_daemon_are_kept_after_an_empty_answer(bench: Bench) -
     daemon.die()
     [kept] = bench.keeper.due()
     assert kept.fds.keys() == {DAEMON, LISTENER}
+
+
+def test_a_file_system_that_reports_an_error_at_close_costs_no_other_fd(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = bench.daemon()
+    daemon.put("spool", "spool2", "other")
+    [kept] = bench.keeper._all
+    failing = {kept.fds["spool"], kept.fds["spool2"]}
+    close = os.close
+
+    def close_with_error(fd: int) -> None:
+        close(fd)
+        if fd in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_with_error)
+        daemon.send(DROP, "spool")
+        assert kept.fds.keys() == {"spool2", "other"}
+        daemon.send(END)
+    assert not kept.fds
+    assert not bench.keeper
 
 
 def test_a_copy_replaces_that_of_the_same_name(bench: Bench) -> None:
