@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -115,12 +114,15 @@ class _Removal:
         os.close(self._here)
         self._here = fd
         self._levels.append(_Level(name, _identity(fd), []))
-        with suppress(OSError), os.scandir(fd) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    self._levels[-1].directories.append(entry.name)
-                else:
-                    self._unlink(entry.name)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        self._levels[-1].directories.append(entry.name)
+                    else:
+                        self._unlink(entry.name)
+        except OSError as exc:
+            self._note(exc)
 
     def _unlink(self, name: str) -> None:
         try:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,22 @@ def test_what_a_container_of_an_image_wrote_stays_while_something_is_mounted(
     with pytest.raises(WrongStateError, match="still mounted"):
         release(work)
     assert [use.work for use in store.uses()] == [str(work)]
+
+
+def test_a_directory_that_cannot_be_read_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "top" / "a").mkdir(parents=True)
+    read = []
+
+    def fail(fd: int) -> NoReturn:
+        read.append(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        remove_tree(tmp_path / "top")
+    assert len(read) == 1
 
 
 # In a process that does not see its mounts in the table.
