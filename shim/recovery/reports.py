@@ -98,8 +98,8 @@ class _Channel:
             try:
                 await trio.lowlevel.wait_readable(self._sock)
                 verb, words = decode(receive(self._sock, MAX_MESSAGE))
-            except BlockingIOError:
-                continue
+            except (BlockingIOError, ConnectionResetError):
+                continue  # a message to the server is unread: reported once, before its answers
             except (OSError, ValueError, trio.ClosedResourceError):
                 verb, words = b"", []
             match verb, words:

@@ -91,6 +91,22 @@ async def test_an_answer_to_an_earlier_daemon_is_ignored() -> None:
         assert await bench.reports.exit_of(NAME) == (7 << 8, 12345)
 
 
+async def test_the_last_answer_of_a_server_that_ends_with_unread_messages_counts() -> None:
+    """The kernel reports the unread message first."""
+    async with open_bench() as bench, trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            name, token = await bench.question()
+            bench.reports.drop([OTHER])
+            bench.answer(name, token, "1792", "12345")
+            bench.server.close()
+
+        nursery.start_soon(serve)
+        assert await bench.reports.exit_of(NAME) == (7 << 8, 12345)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.dropped == [f"{REPORTS}/0"]
+
+
 async def test_a_server_that_ends_knows_no_exit_and_its_channel_is_dropped() -> None:
     async with open_bench() as bench, trio.open_nursery() as nursery:
 
