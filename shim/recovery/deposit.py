@@ -210,13 +210,16 @@ class Deposit:
             self._outbox.bell.ring()
         await self._answers[name].wait()
 
-    async def wait_answer(self) -> None:
-        """Wait until the keeper answers, or has ended."""
+    async def wait_answer(self) -> bool:
+        """Wait until the keeper answers, or has ended; return whether it is still there."""
+        lost = self._lost
         try:
-            if self._outbox.channel is not None:
-                await self._answered("")  # no process has that name
+            if self._outbox.channel is None:
+                return False
+            await self._answered("")  # no process has that name
         finally:
             self._answers.pop("", None)
+        return not lost.is_set()
 
     async def wait_lost(self) -> None:
         """Wait for the end of the keeper."""

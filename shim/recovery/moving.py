@@ -88,6 +88,8 @@ def _failed(path: str, exc: OSError) -> UnavailableError:
 
 
 def _move(deposit: Deposit, turn: Turn | None, path: str, channel: socket.socket) -> None:
+    if not deposit.is_kept:
+        raise _ended()
     if turn is not None:
         # No process but this one may act before its end: the claims of earlier servers
         # are not valid, and the new replacement waits for an answer.
@@ -138,8 +140,9 @@ async def _prepare(deposit: Deposit, path: str, channel: socket.socket) -> None:
             problem = await _register(path, channel)
             if problem is None:
                 waits_for = f"its fork server (process {deposit.keeper})"
-                await deposit.wait_answer()
-            has_answered = True
+                has_answered = await deposit.wait_answer()
+            else:
+                has_answered = True
             nursery.cancel_scope.cancel()
     if scope.cancelled_caught:
         raise UnavailableError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
+import trio.testing
 
 from shim.errors import UnavailableError, WrongStateError
 from shim.recovery import moving
@@ -18,6 +20,8 @@ from tests.recovery.keeper import Keeper, Server
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from shim.recovery.turn import Turn
 
 
 class Answering(Keeper):
@@ -92,6 +96,33 @@ async def test_no_server_at_the_path_is_an_error(tmp_path: Path) -> None:
     async with opened(tmp_path / "s", {}, answers=True) as (deposit, _):
         with pytest.raises(UnavailableError, match="no process listens"):
             await begin(deposit, tmp_path / "other")
+
+
+async def test_the_end_of_the_keeper_is_no_answer(tmp_path: Path) -> None:
+    async with opened(tmp_path / "s", {}, answers=False) as (deposit, keeper):
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await deposit.wait_answer())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            keeper.close()
+        assert answers == [False]
+    async with opened(tmp_path / "t", {}, answers=True) as (deposit, _):
+        assert await deposit.wait_answer()
+
+
+async def test_a_daemon_without_a_keeper_does_not_leave_its_turn(tmp_path: Path) -> None:
+    left: list[bool] = []
+    turn = cast("Turn", SimpleNamespace(leave=lambda: left.append(True)))
+    deposit = Deposit(None, f"{tmp_path}/s")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, pytest.raises(UnavailableError, match="its fork server has ended"):
+        moving.move(deposit, turn, f"{tmp_path}/s", ours)
+    deposit.close()
+    assert not left
 
 
 async def test_the_end_of_the_keeper_ends_a_move_at_once(tmp_path: Path) -> None:
