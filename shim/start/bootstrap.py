@@ -25,6 +25,7 @@ from shim.container.options import Options
 from shim.errors import InvalidError, ShimError, UnavailableError
 from shim.linux import libc, sockets
 from shim.linux.fds import close_all_but
+from shim.linux.peers import peer_of
 from shim.recovery.deposit import Deposit
 from shim.runc.driver import LIMIT
 from shim.start import identity, launcher
@@ -62,18 +63,32 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
         close_all_but(theirs.fileno())
         become_daemon(invocation, title, Caller(theirs, manager))
     theirs.close()
-    end = min(deadline, time.monotonic() + launcher.WORK["start"])
-    with suppress(TimeoutError, ConnectionError):
+    began = time.monotonic()
+    end = min(deadline, began + launcher.WORK["start"])
+    problem = "its process has ended, or was stopped, before its answer;"
+    try:
         answer, _ = launcher.receive(ours, end, pid, launcher.latest_answer("start", deadline))
         if answer:
             return ours, answer
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        if (now := time.monotonic()) >= end:
+            problem = f"no answer within {now - began:.0f} s; check the disk of {_here()}, and"
     ours.close()
     with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it
         child = os.pidfd_open(pid)
         launcher.kill_child(child, _KILLED)  # the child may wait for a dead disk
         os.close(child)
         os.waitpid(pid, os.WNOHANG)
-    raise UnavailableError(launcher.late_problem("start"))
+    raise UnavailableError(f"cannot start the shim: {problem} see the manager's log")
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109 - a plain string
+    except OSError:
+        return "the bundle"  # it was removed
 
 
 def become_daemon(
@@ -189,24 +204,41 @@ def _leave(
 ) -> Deposit:
     """Leave the new daemon's fds and ``profile`` with the keeper; return the deposit.
 
-    Without a keeper they are left later, when a fork server listens at ``path``.  The deposit
-    is inactive if ``path`` is empty.
+    Without a keeper, or if it has ended, they are left later, when a fork server listens at
+    ``path``.  The deposit is inactive if ``path`` is empty.
     """
     reason: object = "it was started without a fork server"
+    lost = 0
+    if path and channel is not None:
+        try:
+            return _deposit(channel, path, profile, listener, caller)
+        except OSError as exc:
+            log.warning("the fork server does not keep the files of this shim", error=exc)
+            lost = peer_of(channel).pid
+            channel.close()
     if path:
         try:
-            fds = profile.leave(channel, listener, caller)
+            deposit = _deposit(None, path, profile, listener, caller)
         except OSError as exc:
             reason = exc
-            if channel is not None:
-                channel.close()
         else:
-            if channel is None:
-                log.info("this shim was started without a fork server, and waits for one")
-            starter = "" if profile.is_apart else profile.title[0]
-            return Deposit(channel, path, fds, starter=starter)
+            deposit.keeper = lost  # it is not asked again
+            log.info("this shim has no fork server, and waits for one")
+            return deposit
     log.warning("a death of this shim ends its containers", reason=reason)
     return Deposit()
+
+
+def _deposit(
+    channel: socket.socket | None,
+    path: str,
+    profile: Profile,
+    listener: socket.socket,
+    caller: Caller,
+) -> Deposit:
+    fds = profile.leave(channel, listener, caller)
+    starter = "" if profile.is_apart else profile.title[0]
+    return Deposit(channel, path, fds, starter=starter)
 
 
 def warm_up(invocation: Invocation) -> None:
