@@ -236,6 +236,7 @@ def delete_container(state: Path, deadline: float) -> None:
 
 
 def _remove_cgroups(parent: Path) -> None:
-    for path in sorted((*parent.rglob("*/"), parent), reverse=True):
+    # Not through rglob: a shim that ends removes some of them during the search.
+    for top, _, _ in os.walk(parent, topdown=False):
         with suppress(OSError):
-            path.rmdir()
+            Path(top).rmdir()

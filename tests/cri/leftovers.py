@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.cri.node import NAMESPACE
@@ -19,7 +21,6 @@ from tests.e2e.leftovers import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from tests.cri.node import Node
     from tests.cri.pods import Pod
@@ -64,7 +65,6 @@ def remove_cgroups_of_pods(group: str) -> None:
 
 def cgroups(group: str) -> list[Path]:
     """Find the cgroups of pods, deepest first."""
-    return sorted(
-        [below for parent in cgroup_parents(group) for below in (parent, *parent.rglob("*/"))],
-        key=lambda path: -len(path.parts),
-    )
+    # Not through rglob: a cgroup may be removed during the search.
+    found = (Path(top) for parent in cgroup_parents(group) for top, _, _ in os.walk(parent))
+    return sorted(found, key=lambda path: -len(path.parts))

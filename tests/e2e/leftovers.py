@@ -65,7 +65,8 @@ def end_fork_servers(root: str) -> None:
     """End the fork server of the shims of ``root``, of which a manager needs one at most."""
     servers = fork_servers(root)
     for pid in servers:
-        os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     wait_until("the fork server is gone", lambda: not fork_servers(root))
     assert len(servers) <= 1, "one manager needs one fork server"
 
@@ -189,8 +190,9 @@ def _is_refusing(path: Path) -> bool:
 
 
 def fifos(root: Path) -> list[Path]:
-    # Through lstat: a found file may disappear during the search.
-    return [path for path in root.rglob("*") if _is_fifo(path)]
+    # Through os.walk and lstat: what is found may disappear during the search.
+    found = (Path(top, name) for top, _, names in os.walk(root) for name in names)
+    return [path for path in found if _is_fifo(path)]
 
 
 def _is_fifo(path: Path) -> bool:

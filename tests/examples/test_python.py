@@ -114,4 +114,4 @@ def test_each_test_has_a_container_of_its_own(place: Place) -> None:
         env={**place.environ, "CONTAINER_SOURCE": source},
     )
     assert done.returncode == 0, done.stdout
-    eventually(lambda: not list(place.state.glob("*/*")))
+    eventually(lambda: not place.homes())

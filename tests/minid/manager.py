@@ -194,8 +194,8 @@ class Manager:
         found = [f"process {pid}: {line}" for pid, line in processes(root, namespace, known)]
         for directory in (RUNC / namespace, *self._cgroups()):
             found += [f"directory {path}" for path in subdirectories(directory)]
-        for home in (self.state / "containers").glob("*/*/"):
-            found.append(f"generation {home}")
+        for home in subdirectories(self.state / "containers"):
+            found += [f"generation {path}" for path in subdirectories(home)]
         return found
 
     def wait_nothing_left(self, timeout: float = 20) -> None:

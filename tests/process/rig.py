@@ -282,7 +282,8 @@ class Rig:
                 )
         for number in (signal.SIGTERM, signal.SIGKILL):
             for pid in filter(alive, self._started):
-                os.kill(pid, number)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
             with trio.move_on_after(10 * PATIENCE):
                 while any(map(alive, self._started)):
                     await trio.sleep(0.01)

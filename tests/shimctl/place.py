@@ -24,6 +24,7 @@ import pytest
 from shim.errors import NotFoundError
 from shimctl.launching import DEFAULT_RUNTIME, find_runtime
 from tests import warm
+from tests.e2e.leftovers import subdirectories
 from tests.process.runtimes import FETCHED, GVISOR
 from tests.shimctl import tool
 
@@ -139,6 +140,14 @@ class Place:
         for id_ in ids:
             self.shimctl("delete", "-f", "-n", self.namespace, id_)
 
+    def homes(self) -> list[Path]:
+        """Return the state directories of the containers, while other processes remove some."""
+        found: list[Path] = []
+        for space in subdirectories(self.state):
+            with suppress(FileNotFoundError):  # it is removed with its last container
+                found += space.iterdir()
+        return found
+
     def left(self) -> list[str]:
         """What there still is of any container that was made here."""
         left = []
@@ -150,7 +159,7 @@ class Place:
                 left.append(line)
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         left += [line for line in mounts if ours.search(line)]
-        left += map(str, self.state.glob("*/*"))
+        left += map(str, self.homes())
         left += map(str, Path("/run/containerd/runc", self.namespace).glob("*"))
         return left
 
