@@ -168,7 +168,8 @@ def test_install_for_docker_asks_on_a_terminal(tmp_path: Path) -> None:
         terminal.expect("Write this? [y/N]:")
         terminal.type("n\n")
         assert (terminal.code(result), path.read_bytes()) == (1, data)
-        result = terminal.begin(f"clear; {command}")
+        terminal = tmux.open()  # the first one still shows the question
+        result = terminal.begin(command)
         terminal.expect("Write this? [y/N]:")
         terminal.type("y\n")
         assert terminal.code(result) == 0
