@@ -46,6 +46,21 @@ def shell(script: str, **more: Any) -> dict[str, Any]:
     return {"command": ["sh", "-c", script], "grace": 0.1} | more
 
 
+UNTIL_GO = "until [ -e /data/go ]; do usleep 20000; done"
+
+
+def shell_with_data(manager: Manager, script: str, **more: Any) -> dict[str, Any]:
+    """Return a container with the directory /data, in which :func:`go_on` makes a file."""
+    data = manager.root / "data"
+    data.mkdir(exist_ok=True)
+    mounts = [{"source": str(data), "target": "/data"}]
+    return shell(script, mounts=mounts, **more)
+
+
+def go_on(manager: Manager) -> None:
+    (manager.root / "data" / "go").touch()
+
+
 async def go(manager: Manager, last: str) -> None:
     """Take the steps of minid for its one container up to ``last``, and no further."""
     settings = load(manager.file)
@@ -129,14 +144,17 @@ def test_exits_and_output_of_the_meantime_are_known_and_policies_act_on_them(
     manager: Manager,
 ) -> None:
     manager.write(
-        back=shell("echo hi; sleep 1; seq 1 50000; exit 3", restart="on-failure:1"),
-        gone=shell("sleep 1; echo over; exit 5"),
+        back=shell_with_data(
+            manager, f"echo hi; {UNTIL_GO}; seq 1 50000; exit 3", restart="on-failure:1"
+        ),
+        gone=shell_with_data(manager, f"{UNTIL_GO}; echo over; exit 5"),
     )
     manager.start()
     manager.wait_status("gone", "running")
     manager.wait_status("back", "running")
     pids = [one["pid"] for one in manager.ask("ps").values()]
     manager.end(signal.SIGKILL)
+    go_on(manager)
     wait_until("they ended", lambda: not any(map(alive, pids)))
     manager.start()
     manager.wait_status("gone", "exited")
@@ -149,19 +167,13 @@ def test_exits_and_output_of_the_meantime_are_known_and_policies_act_on_them(
 
 
 def test_no_container_waits_for_a_manager_that_is_away(manager: Manager) -> None:
-    data = manager.root / "data"
-    data.mkdir()
-    mount = [{"source": str(data), "target": "/data"}]
-    log = {"size": "1GiB"}
-    script = (
-        "until [ -e /data/go ]; do usleep 20000; done; seq 1 1000000; touch /data/done; sleep 99"
-    )
-    manager.write(web=shell(script, mounts=mount, log=log))
+    script = f"{UNTIL_GO}; seq 1 1000000; touch /data/done; exec sleep 1000"
+    manager.write(web=shell_with_data(manager, script, log={"size": "1GiB"}))
     manager.start()
     before = manager.wait_status("web", "running")
     manager.end(signal.SIGKILL)
-    (data / "go").touch()
-    wait_until("it wrote 6.9 MB to nobody", (data / "done").exists, 60)
+    go_on(manager)
+    wait_until("it wrote 6.9 MB to nobody", (manager.root / "data/done").exists, 60)
     manager.start()
     expected = "".join(f"{n}\n" for n in range(1, 1_000_001))
     wait_until("all is there", lambda: len(manager.output("web")) >= len(expected), 60)
@@ -190,11 +202,12 @@ def test_a_shim_that_is_killed_costs_its_container_and_is_followed_by_another(
 
 
 def test_the_code_of_a_container_whose_shim_died_after_it_is_its_own(manager: Manager) -> None:
-    manager.write(web=shell("sleep 0.5; exit 42"))
+    manager.write(web=shell_with_data(manager, f"{UNTIL_GO}; exit 42"))
     manager.start()
     manager.wait_status("web", "running")
     home = manager.state / "containers/web/1"
     manager.end(signal.SIGKILL)
+    go_on(manager)
     wait_until("the exit is recorded", (home / "init.exit").exists)
     kill_shim(home)
     manager.start()
