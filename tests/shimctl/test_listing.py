@@ -290,9 +290,9 @@ def test_a_name_filter_matches_as_the_regular_expression_does(parts: list[str], 
 
 def test_a_name_filter_takes_no_exponential_time() -> None:
     row = replace(ROW, found=replace(UP, id="a" * 76), origin=Origin())
-    started = time.monotonic()
+    started = time.process_time()
     assert not Filters([f"name={'.*a' * 2000}b"]).match(row)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def shown(format_: str, *rows: Row, whole: bool = False) -> str:

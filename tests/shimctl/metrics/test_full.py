@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from trio.testing import MockClock
+
 COUNT = 100
 
 
@@ -61,8 +63,12 @@ class Full(FakeTask):
     ids=["many", "slow"],
 )
 async def test_every_container_of_a_very_full_shim_has_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shim_of: Callable[[], Full]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    shim_of: Callable[[], Full],
 ) -> None:
+    # By this clock the work of the test's own process takes no time.
     full = shim_of()
     async with serving(tmp_path / "full", full) as address:
         found = [
