@@ -15,7 +15,7 @@ import trio.testing
 
 from shim.linux import fifos
 from shim.reaper import Reaper, open_reaper
-from shim.stdio import overflow
+from shim.stdio import overflow, streams
 from shim.stdio.opening import open_stdio
 from shim.stdio.streams import Stdio, StdioSpec
 from tests.e2e.waiting import PATIENCE
@@ -69,7 +69,7 @@ class Rig:
         before = open_fds()
         error: BaseException | None = None
         async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = deadline = trio.current_time() + 30
+            nursery.cancel_scope.deadline = deadline = trio.current_time() + 30 * PATIENCE
             try:
                 async with aclosing(await self._open(nursery, spec, options)) as stdio:
                     yield stdio
@@ -190,6 +190,14 @@ def short_wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Treat a reader as away after 0.1 s, except in tests of a slow reader."""
     if "slow" not in request.node.name:
         monkeypatch.setattr(overflow, "AWAY_AFTER", 0.1)
+
+
+@pytest.fixture
+def patient_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not give up a reader that a busy machine keeps from reading for some seconds."""
+    monkeypatch.setattr(streams, "_IDLE_READER", 5.0 * PATIENCE)
+    monkeypatch.setattr(streams, "_READ_WAIT", 20.0 * PATIENCE)
+    monkeypatch.setattr(streams, "_STORED_READ_WAIT", 20.0 * PATIENCE)
 
 
 @pytest.fixture

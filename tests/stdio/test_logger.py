@@ -65,7 +65,7 @@ async def test_a_loggers_arguments_may_be_any_bytes(rig: Rig) -> None:
 async def test_a_logger_that_is_never_ready_is_bounded_and_ended(rig: Rig) -> None:
     address = logger(rig, "echo $$ >pid; exec sleep 60")
     with pytest.raises(TimedOutError, match=f"{rig.directory}/logger"):
-        async with rig.open(stdout=address, logger_timeout=1.5):
+        async with rig.open(stdout=address, logger_timeout=1.5 * PATIENCE):
             pass
     pid = int((rig.directory / "pid").read_text())
     with pytest.raises(ProcessLookupError):
@@ -109,12 +109,12 @@ async def test_a_logger_that_does_not_end_is_asked_then_killed(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sinks, "LOGGER_EOF", 0.3)
-    monkeypatch.setattr(sinks, "LOGGER_TERM", 1.5)
+    monkeypatch.setattr(sinks, "LOGGER_TERM", 1.5 * PATIENCE)
     script = "trap 'touch asked' TERM; exec 5>&-; while :; do sleep 0.1; done"
     async with rig.open(stdout=logger(rig, script)) as stdio:
         began = time.monotonic()
         await stdio.aclose()
-        assert 1.8 <= time.monotonic() - began < 6
+        assert 0.3 + 1.5 * PATIENCE <= time.monotonic() - began < 6 * PATIENCE
     assert (rig.directory / "asked").exists()
 
 

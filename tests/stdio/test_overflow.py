@@ -43,13 +43,13 @@ async def test_a_process_under_spool_never_stops_and_a_later_reader_has_it_all(r
         stdout=rig.path("out"), overflow=spool_in(rig.directory / "spool")
     ) as stdio:
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
-        with trio.fail_after(20):
+        with trio.fail_after(20 * PATIENCE):
             assert (await wait()).exit_status == 0
-        with trio.fail_after(2):
+        with trio.fail_after(5 * PATIENCE):
             await stdio.wait_read()  # nobody reads: nobody is waited for
         received = await read_all(reader(rig.path("out")))
         assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
-        with trio.fail_after(2):
+        with trio.fail_after(5 * PATIENCE):
             await stdio.drain()
 
 
@@ -62,7 +62,7 @@ async def test_the_pipe_of_a_process_is_closed_while_its_output_is_stored(rig: R
         wait = await rig.run(stdio, f"cat {rig.directory}/data")
         assert (await wait()).exit_status == 0
         [relay] = stdio._outputs
-        with trio.fail_after(20):
+        with trio.fail_after(20 * PATIENCE):
             await relay.source_done.wait()
         assert relay.backlog
         assert relay.source.number < 0
@@ -78,7 +78,7 @@ async def test_output_that_a_reader_has_is_not_pending_while_its_pipe_is_open(ri
         wait = await rig.run(stdio, "echo said; sleep 60 &")
         assert (await wait()).exit_status == 0
         [relay] = stdio._outputs
-        with trio.fail_after(20):
+        with trio.fail_after(20 * PATIENCE):
             assert await read_some(out, 100) == b"said\n"
             await relay.wait_drained()
         assert not relay.source_done.is_set()
@@ -181,7 +181,7 @@ async def test_stderr_flows_while_stdout_is_spooled(rig: Rig) -> None:
     ) as stdio:
         script = f"cat {rig.directory}/data; echo done >&2; exec 2>&-; read x < {rig.path('in')}"
         await rig.run(stdio, script)
-        with trio.fail_after(10):
+        with trio.fail_after(10 * PATIENCE):
             assert await read_all(err) == b"done\n"
         fifos.open_writer(rig.path("in")).close()
         assert await read_all(reader(rig.path("out"))) == data
@@ -212,6 +212,7 @@ def children() -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("patient_exit")
 async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig: Rig) -> None:
     data = put(rig, "data", 32 * MIB)
     overflow = spool_in(rig.directory / "spool")
@@ -230,7 +231,7 @@ async def test_a_reader_that_is_there_has_the_spool_before_the_exit_is_told(rig:
             nursery.start_soon(read)
             await wait()
             await trio.sleep(0.01)
-            with trio.fail_after(12):
+            with trio.fail_after(12 * PATIENCE):
                 await stdio.wait_read()
             nursery.cancel_scope.cancel()
         out.close()
@@ -245,7 +246,7 @@ async def test_the_drain_of_a_spool_nobody_reads_takes_its_time_and_no_more(rig:
         await wait()
         began = trio.current_time()
         await stdio.drain(0.3)
-        assert 0.3 <= trio.current_time() - began < 2
+        assert 0.3 <= trio.current_time() - began < 5 * PATIENCE
 
 
 async def test_a_reader_that_comes_during_the_drain_has_it_all(rig: Rig) -> None:
@@ -262,7 +263,7 @@ async def test_a_reader_that_comes_during_the_drain_has_it_all(rig: Rig) -> None
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(come)
-            with trio.fail_after(8):
+            with trio.fail_after(8 * PATIENCE):
                 await stdio.drain()
     assert received == [data]
 

@@ -47,7 +47,7 @@ async def test_under_spool_everything_is_there_for_a_later_reader(rig: Rig, come
             with trio.fail_after(5 * PATIENCE):
                 received += await read_all(out)
         else:
-            with trio.fail_after(2):
+            with trio.fail_after(5 * PATIENCE):
                 await stdio.wait_read()
             with trio.fail_after(10):
                 received = await read_all(reader(rig.path("out")))
