@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ from shim.linux.mounts import Mount, is_mounted, unmount_all
 from shim.offthread import wait_unchanged
 from tests.commandlines import command_lines
 from tests.container.layers import layer, overlay, owners
+from tests.e2e.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from shim.reaper import Reaper
@@ -89,9 +91,11 @@ async def test_a_helper_that_hangs_ends_with_its_children(
     work: Path, reaper: Reaper, helper: Path
 ) -> None:
     script(helper / "mount.fuse3", f"sleep 1000 & echo $! > {work}/pid; wait")
-    with pytest.raises(TimedOutError, match=r"did not return within 0\.5 s and was killed"):
-        await mount_rootfs([Mount("fuse3.x", "s")], str(work / "rootfs"), reaper, limit=0.5)
-    with trio.fail_after(10):
+    limit = 0.5 * PATIENCE  # by then the shell and its child have started
+    killed = re.escape(f"did not return within {limit:g} s and was killed")
+    with pytest.raises(TimedOutError, match=killed):
+        await mount_rootfs([Mount("fuse3.x", "s")], str(work / "rootfs"), reaper, limit=limit)
+    with trio.fail_after(10 * PATIENCE):
         while Path(f"/proc/{(work / 'pid').read_text().strip()}").exists():
             await trio.sleep(0.01)
 

@@ -134,7 +134,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
                     await trio.sleep(0.01)
             began = time.monotonic()
             daemon = await server.start(server.rig.bundle("c1", "true"))
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 5 * PATIENCE
             assert alive(daemon)
             assert server.ask(b"status") is None
         finally:

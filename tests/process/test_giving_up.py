@@ -134,11 +134,11 @@ async def test_start_says_nothing_but_the_address_whatever_is_on_stdin(rig: Rig)
 
 
 async def test_a_start_given_up_half_way_is_told_as_what_came_of_it(rig: Rig) -> None:
-    go = rig.root / "go"
+    done, go = rig.root / "done", rig.root / "go"
     wrapper = rig.wrapper(
         "slow",
         f"""case " $* " in *" start "*)
-runc "$@"; while [ ! -e {go} ]; do sleep 0.02; done; exit;; esac
+runc "$@"; touch {done}; while [ ! -e {go} ]; do sleep 0.02; done; exit;; esac
 exec runc "$@\"""",
     )
     bundle = rig.bundle("c1", "sleep", "1000")
@@ -147,6 +147,7 @@ exec runc "$@\"""",
     await task.Create(rig.create_request(bundle, options=options), timeout=20)
     with pytest.raises(GRPCError):
         await task.Start(StartRequest(id="c1"), timeout=0.3)
+    await wait_path(done)  # a Kill would not wait for it
     go.touch()
     await task.Kill(KillRequest(id="c1", signal=9), timeout=5)
     await task.Wait(WaitRequest(id="c1"), timeout=5)

@@ -15,6 +15,7 @@ from shim.linux.sockets import socket_address
 from shimctl import discover
 from shimctl.discover import Found, Health, choose, list_shims
 from shimctl.values import Status
+from tests.e2e.waiting import PATIENCE
 from tests.shimctl.peers import FakeTask, answering, serving
 
 if TYPE_CHECKING:
@@ -93,11 +94,11 @@ async def test_a_socket_of_something_else_is_no_shim(
 async def test_silent_sockets_cost_one_timeout_together(
     tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(discover, "PROBE", 0.2)
+    monkeypatch.setattr(discover, "PROBE", 0.2 * PATIENCE)
     async with answering(tmp_path / "s1", None) as address:
         for number in range(30):
             bundle(state, f"c{number}", address=address)
-        with trio.fail_after(3):
+        with trio.fail_after(3 * PATIENCE):
             shims = await found_in(tmp_path)
     assert [found.health for found in shims] == [Health.SILENT] * 30
 

@@ -18,6 +18,7 @@ import trio
 from shim import names
 from shim.api.task_pb2 import KillRequest, WaitRequest
 from shim.start import identity
+from tests.e2e.waiting import PATIENCE
 from tests.process.rig import alive, wait_gone
 from tests.process.servers import ROOT, parent_of
 from tests.process.survival import daemon_of, enable
@@ -258,7 +259,7 @@ async def test_one_that_hangs_costs_a_bound_and_is_named(shims: Shims) -> None:
     pid = ask(shims, "warm")["pid"]
     os.kill(pid, signal.SIGSTOP)
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(5 + 5 * PATIENCE):
             done = await trio.to_thread.run_sync(shims.shimctl, "forkserver", "stop")
         assert done.returncode == 125
         assert f"the fork server {pid} did not answer in 5 s; end its process" in done.stderr
