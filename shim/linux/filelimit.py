@@ -35,7 +35,8 @@ def limit_of_children() -> Iterator[None]:
 
     posix_spawn(3) cannot set the limit in the child.  No open or accept of the daemon fails in
     the block: its main thread runs the block, and another thread opens files only in a small
-    fd table of its own, or while the main thread waits for it.
+    fd table of its own, or while the main thread waits for it.  An operation on a disk that does
+    not respond runs on after that (:mod:`shim.offthread`): its open may fail, with EMFILE.
     """
     soft, hard = resource.getrlimit(_LIMIT)
     if _given == resource.RLIM_INFINITY or 0 <= soft <= _given:

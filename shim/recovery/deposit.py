@@ -58,10 +58,10 @@ class Deposit:
     keeper yet.  Run :meth:`run` as a task.
 
     ``server`` is the path of the fork server's socket, "" to give the deposit up at the end of
-    the keeper.  Without a channel and a server every method does nothing.  ``fds``, which stay
-    open as long as this process, and ``inherited``, which others close, are with the keeper
-    already.  ``starter`` is the name of the executable of a fork server that this daemon may
-    start there, "" if it may not.
+    the keeper.  Without a channel and a server no method sends or remembers anything.
+    ``fds``, which stay open as long as this process, and ``inherited``, which others close, are
+    with the keeper already.  ``starter`` is the name of the executable of a fork server that
+    this daemon may start there, "" if it may not.
     """
 
     def __init__(

@@ -41,10 +41,11 @@ _CROWDED = 0.01
 class Outbox:
     """The messages to the keeper: sent at once, or queued until its channel accepts them.
 
-    It is open from :meth:`open` to :meth:`close`; without a ``channel`` every method does
-    nothing.  Run :meth:`run` as a task while it is open.  ``lost`` is called when the keeper
-    has ended, and ``failed`` with the reason if a message can be neither sent nor queued; both
-    close it.  ``bell`` wakes the keeper, which otherwise reads no message.
+    It is open from :meth:`open` to :meth:`close`.  Without a ``channel`` no method sends or
+    queues anything, and :meth:`accept` only accepts.  Run :meth:`run` as a task while it is
+    open.  ``lost`` is called when the keeper has ended, and ``failed`` with the reason if a
+    message can be neither sent nor queued; both close it.  ``bell`` wakes the keeper, which
+    otherwise reads no message.
     """
 
     def __init__(self, lost: Callable[[], None], failed: Callable[[object], None]) -> None:

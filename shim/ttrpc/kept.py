@@ -10,7 +10,8 @@ for a replacement of the server.  At any moment a record has
 
 A replacement sends the rest of the replies, calls the methods of the running calls again
 (:attr:`~shim.ttrpc.services.Stream.replayed`), and reads on.  No method is called again after
-its reply, except for those that only wait.
+its reply, except for those that only wait, and an immediate one: its request is removed from the
+socket after its reply, so a replacement calls the method in :attr:`.Methods.repeated` for it.
 
 A short reply is sent whole and not counted, so a peer may get it twice, if the server is killed
 just after it.  Clients ignore a reply to a call that has ended.
