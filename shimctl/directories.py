@@ -9,6 +9,7 @@ Source: containerd core/runtime/v2/bundle.go; CRI-O's storage.
 from __future__ import annotations
 
 import os
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,10 +69,15 @@ class Entry(NamedTuple):
         return "running" if Path(f"/proc/{pid}").exists() else "stopped"
 
 
+def own_bundles() -> list[Path]:
+    """Return the directories of shimctl's own containers."""
+    return [path.parent for path in listed(state_directory(), "*/*/config.json")]
+
+
 def containers(states: Sequence[str | Path] = ()) -> Iterator[Entry]:
     """Yield every container that has a directory."""
-    for path in listed(state_directory(), "*/*/config.json"):
-        yield Entry(path.parent.parent.name, path.parent.name, path.parent)
+    for bundle in own_bundles():
+        yield Entry(bundle.parent.name, bundle.name, bundle)
     for root in roots(states):
         for path in listed(Path(root), f"{BUNDLES}/*/*"):
             yield Entry(path.parent.name, path.name, path)
@@ -80,8 +86,10 @@ def containers(states: Sequence[str | Path] = ()) -> Iterator[Entry]:
 
 
 def listed(root: Path, pattern: str) -> list[Path]:
-    """Return the matches of ``pattern`` below ``root``, sorted; none if it cannot be read."""
-    try:
-        return sorted(root.glob(pattern))
-    except OSError:
-        return []  # no permission, or removed meanwhile
+    """Return the matches of ``pattern`` below ``root``, sorted.
+
+    A directory that cannot be read, or that another command removes meanwhile, has none.  With
+    ``Path.glob`` of Python 3.11 and 3.12 the removal of one directory raises an error.
+    """
+    names = glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207 - as said
+    return sorted(root / name for name in names)

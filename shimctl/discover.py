@@ -181,8 +181,7 @@ def _in_directories(states: Sequence[str | Path]) -> list[Found]:
 
 
 def _ours() -> Iterator[Found]:
-    for path in directories.listed(directories.state_directory(), "*/*/config.json"):
-        bundle = path.parent
+    for bundle in directories.own_bundles():
         yield Found(
             bundle.parent.name, bundle.name, find_address(bundle), str(bundle), managed=True
         )

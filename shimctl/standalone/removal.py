@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from shim import records
 from shim.errors import NotFoundError, WrongStateError
 from shim.exit import UNKNOWN_STATUS, Exit
-from shimctl import ending
+from shimctl import directories, ending
 from shimctl.backend import portable
 from shimctl.exits import find_address
 from shimctl.launching import DEFAULT_RUNTIME
@@ -129,7 +129,7 @@ def keep_exit(work: Path, exited: Exited | None) -> Exit:
 
 def is_alone(work: Path, address: str) -> bool:
     """Return whether the shim serves no other container of ``shimctl``, as in a pod."""
-    others = (path.parent for path in workdir.state_directory().glob("*/*/config.json"))
+    others = directories.own_bundles()
     return all(other == work or find_address(other) != address for other in others)
 
 

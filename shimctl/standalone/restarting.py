@@ -113,5 +113,5 @@ def _clear(work: Path, shared: bool) -> None:
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
     make_directory(work / "work", exist_ok=True)

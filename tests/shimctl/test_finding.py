@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 
-from shimctl.directories import BUNDLES
+from shimctl.directories import BUNDLES, containers
 from tests.shimctl.commands import COMMANDS
 from tests.shimctl.tool import called
 
@@ -189,3 +191,21 @@ def test_of_a_dead_shim_the_container_is_named_and_how_it_is_ended(
         assert (done.returncode, done.stdout) == (125, "")
         assert done.stderr.startswith(f"shimctl: the shim of {name} is dead: no process listens")
         assert done.stderr.endswith(f"; {remedy}\n")
+
+
+def test_a_namespace_that_is_removed_meanwhile_hides_no_other_container(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the `rm` of its last container."""
+    kept, gone = make_directory(state, "kept", "web"), make_directory(state, "gone", "db")
+    scandir = os.scandir
+
+    def vanishing(path: Any) -> Any:
+        if str(path) == str(gone.parent):
+            monkeypatch.setattr(os, "scandir", scandir)
+            shutil.rmtree(gone.parent)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert [one.bundle for one in containers()] == [kept]
+    assert not gone.exists()
