@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _PAUSE = 60.0
 # The exit statuses of a server that would be the same at the next attempt: one listens already,
 # or none can (:func:`shim.start.forkserver.serve_again`).
-_SETTLED = (0, 1)
+_FINAL = (0, 1)
 # Seconds until the server listens.
 _LIMIT = 20.0
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,14 +44,14 @@ async def start_server(reaper: Reaper, name: str, path: str) -> bool:
     """
     while True:
         try:
-            if await _is_settled(reaper, name, path):
+            if await _is_final(reaper, name, path):
                 return False
         except (ShimError, OSError) as exc:
             log.warning("cannot start a fork server", error=exc)
         await trio.sleep(_PAUSE)
 
 
-async def _is_settled(reaper: Reaper, name: str, path: str) -> bool:
+async def _is_final(reaper: Reaper, name: str, path: str) -> bool:
     """Try to start a server; return whether no further attempt is useful."""
     lock = os.open(beside(path, ".again"), _FLAGS, 0o600)
     try:
@@ -74,7 +74,7 @@ async def _is_settled(reaper: Reaper, name: str, path: str) -> bool:
             ended = await child.wait()  # a second one would be as slow
         if ended.exit_status:
             log.warning("cannot start a fork server: it has ended", status=ended.exit_status)
-        return ended.exit_status in _SETTLED
+        return ended.exit_status in _FINAL
     finally:
         os.close(lock)
 

@@ -7,13 +7,14 @@ import fcntl
 import os
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import pytest
 import trio
 
 from shim.recovery.alike import beside
 from shim.revival import start_server
+from shim.start import forkserver, identity, newserver
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,21 @@ async def test_an_attempt_that_fails_is_followed_by_another_a_minute_later(
     assert all(after - before >= 60 for before, after in pairwise(spawner.times))
     assert "cannot allocate memory" in capfd.readouterr().err
     del autojump_clock
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "full")])
+def test_a_server_that_lacks_memory_or_room_may_be_started_later(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: str, ready: int) -> NoReturn:
+        os.close(ready)
+        raise error
+
+    monkeypatch.setattr(identity, "socket_path", lambda: "/absent/a1-new")
+    monkeypatch.setattr(newserver, "leave_caller", lambda: None)
+    monkeypatch.setattr(forkserver, "serve_new", fail)
+    assert forkserver.serve_again("shim", "/absent/a1-own") == os.EX_TEMPFAIL
+    assert forkserver.serve_again("shim", "/absent/b2-own") == 1  # it has other attributes
 
 
 async def test_the_end_of_the_daemon_that_starts_a_server_leaves_that_to_another(
