@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from shim.linux.fdpassing import receive_fds
 from shim.recovery.messages import BELL, GIVE, MAX_FDS, MAX_MESSAGE, PUT, decode
+from shim.start.keptfds import close
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,7 +163,7 @@ class Channels:
             is_done = False
         if not is_done:
             for fd in fds:
-                os.close(fd)
+                close(fd)
             self._refuse(kept)
         return True
 

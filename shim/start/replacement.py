@@ -36,6 +36,7 @@ from shim.recovery.messages import ALONE, GO, READY, encode
 from shim.recovery.turn import Turn
 from shim.recovery.versions import WRITTEN
 from shim.start.caller import Caller
+from shim.start.keptfds import close
 from shim.start.profile import Profile
 from shim.ttrpc.callstate import CallState
 
@@ -77,7 +78,7 @@ def become_replacement(
         inherited = Inherited(moved, parent)
         if (fd := inherited.take(LOG)) >= 0:
             os.dup2(fd, 2)
-            os.close(fd)
+            close(fd)
         if (slot := inherited.take_slot(DAEMON)) is None:
             raise InvalidError("cannot replace a shim: its state is missing")  # noqa: TRY301 - logged below
         turn = inherited.turn = Turn(slot.fd, claim)
@@ -168,7 +169,7 @@ def _renumber(
         # A lower number is one that was moved before, or free.
         if number != fd:
             os.dup2(fd, number, inheritable=False)
-            os.close(fd)
+            close(fd)
         moved[owners[fd]] = number
     return moved, socket.socket(fileno=moved.pop(""))
 

@@ -24,6 +24,7 @@ from shim.recovery.messages import (
     encode,
 )
 from shim.start import keeper as keeper_module
+from shim.start import replacement
 from tests.latesocket import late
 from tests.start.keeping import NAME, Bench, Daemon, is_at_end
 
@@ -72,6 +73,46 @@ def test_a_file_system_that_reports_an_error_at_close_costs_no_other_fd(
         assert kept.fds.keys() == {"spool2", "other"}
         daemon.send(END)
     assert not kept.fds
+    assert not bench.keeper
+
+
+def test_an_error_at_close_does_not_stop_a_replacement() -> None:
+    file, other = (os.open(os.devnull, os.O_RDONLY) for _ in range(2))
+    if not (pid := os.fork()):
+        status = 1
+        try:  # it gives fds the lowest numbers, which are those of other files in this process
+            close = os.close
+
+            def close_with_error(fd: int) -> None:
+                close(fd)
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            os.close = close_with_error
+            high = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 500)
+            moved, _ = replacement._renumber({"spool": high}, socket.socket())
+            status = int(not os.path.sameopenfile(moved["spool"], other))
+        finally:
+            os._exit(status)
+    os.close(file)
+    os.close(other)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_an_error_at_close_is_not_one_of_the_fork_server(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = bench.daemon()
+    close = os.close
+
+    def close_with_error(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with open(os.devnull) as null:
+        socket.send_fds(daemon.channel, [encode(DROP, "a")], [null.fileno()])  # is malformed
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", close_with_error)
+            daemon.keeper.receive(daemon.number)
     assert not bench.keeper
 
 
