@@ -32,8 +32,8 @@ BELL, PUT, DROP, EXIT, READ = b"bell", b"put", b"drop", b"exit", b"read"
 CLAIMED, SERVING, END = b"claimed", b"serving", b"end"
 GIVE, REPLACE, READY = b"give", b"replace", b"ready"
 GO, ALONE = b"go", b"alone"
-# Requests to a fork server, see :mod:`shim.recovery.requests`.
-REGISTER, KEEP = b"register", b"keep"
+# A request to a fork server, see :mod:`shim.recovery.requests`.
+REGISTER = b"register"
 # Fds of one message; the kernel's limit is 253.
 MAX_FDS = 64
 # Bytes of one message.

@@ -26,7 +26,7 @@ from shim import log
 from shim.errors import ShimError, UnavailableError, WrongStateError
 from shim.linux.fdpassing import receive
 from shim.recovery import requests
-from shim.recovery.messages import ALONE, GO, KEEP, READY, decode
+from shim.recovery.messages import ALONE, GO, READY, decode
 from shim.recovery.versions import unreadable
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ async def _register(path: str, channel: socket.socket) -> Exception | None:
                 raise WrongStateError(
                     f"cannot move to the fork server {path}: it is another user's"
                 )
-            requests.send(sock, KEEP, channel)
+            requests.send(sock, requests.KEEP, channel)
             await trio.lowlevel.wait_readable(sock)
             reason = requests.receive_answer(sock)
     except (ShimError, OSError) as exc:

@@ -20,6 +20,7 @@ from shim.linux.fdpassing import receive, send_fds
 from shim.linux.peers import Peer, peer_of
 from shim.recovery.versions import WRITTEN
 
+KEEP = b"keep"  # as :data:`shim.recovery.messages.REGISTER`, but for a move
 _LONGEST = 4096  # bytes of an answer
 _ROOM = 8 << 20  # bytes of fds on their way
 _SO_SNDBUFFORCE = 32
