@@ -65,7 +65,10 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
     theirs.close()
     began = time.monotonic()
     end = min(deadline, began + launcher.WORK["start"])
-    problem = "its process has ended, or was stopped, before its answer;"
+    problem = (
+        "cannot start the shim: its process has ended, or was stopped, before its answer; "
+        "see the manager's log"
+    )
     try:
         answer, _ = launcher.receive(ours, end, pid, launcher.latest_answer("start", deadline))
         if answer:
@@ -74,21 +77,14 @@ def start(invocation: Invocation, title: str, deadline: float) -> tuple[socket.s
         pass
     except TimeoutError:
         if (now := time.monotonic()) >= end:
-            problem = f"no answer within {now - began:.0f} s; check the disk of {_here()}, and"
+            problem = launcher.late_problem("start", now - began, pid)
     ours.close()
     with suppress(OSError):  # it has ended, and an ignored SIGCHLD has reaped it
         child = os.pidfd_open(pid)
         launcher.kill_child(child, _KILLED)  # the child may wait for a dead disk
         os.close(child)
         os.waitpid(pid, os.WNOHANG)
-    raise UnavailableError(f"cannot start the shim: {problem} see the manager's log")
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 - a plain string
-    except OSError:
-        return "the bundle"  # it was removed
+    raise UnavailableError(problem)
 
 
 def become_daemon(

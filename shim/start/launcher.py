@@ -180,10 +180,11 @@ def _converse(
             peer = int(rest)
         else:
             return None, packet.decode(errors="replace")
+    asked = time.monotonic()
     try:
         sock.send(b"go")
         latest = latest_answer(argv[-1], end)
-        end = min(end, time.monotonic() + WORK[argv[-1]])
+        end = min(end, asked + WORK[argv[-1]])
         answer, _ = receive(sock, end, int(rest), latest)
         if answer.startswith(b"child "):  # the server sent this after the child's ``taken``
             answer, _ = receive(sock, end, int(rest), latest)
@@ -192,11 +193,12 @@ def _converse(
             os.close(child)
             return status, ""
     except TimeoutError:
-        is_late = time.monotonic() >= end
+        now = time.monotonic()
+        problem = late_problem(argv[-1], now - asked, int(rest)) if now >= end else ""
         # A child that waits for a disk cannot end: it is not waited for.
-        kill_child(child, 0 if is_late else _KILL_TIMEOUT)
-        if is_late and argv[-1] != "delete":
-            return _fail(argv, late_problem(argv[-1])), ""
+        kill_child(child, 0 if problem else _KILL_TIMEOUT)
+        if problem and argv[-1] != "delete":
+            return _fail(argv, problem), ""
         raise
     except BaseException:
         kill_child(child)
@@ -225,7 +227,7 @@ def receive(
         sock.settimeout(min(_TICK, left) if left > 0 else _TICK)
         try:
             packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
-            if not packet:  # the kernel may have missed the last one: shim.linux.fdpassing
+            if not packet:  # the end, unless a packet came just before it: shim.linux.fdpassing
                 packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
         except TimeoutError:
             state = _state_of(peer)
@@ -235,8 +237,6 @@ def receive(
             if stuck >= 2 or (now >= deadline and (sleeping > 2 or now >= latest)):
                 raise
         else:
-            if not packet:  # the end, unless a packet came just before it: shim.linux.fdpassing
-                packet, control, _, _ = sock.recvmsg(MAX_ANSWER, _socket.CMSG_SPACE(4))
             fds = [data for level, kind, data in control if kind == _socket.SCM_RIGHTS]
             return packet, int.from_bytes(fds[0][:4], sys.byteorder) if fds else -1
 
@@ -260,18 +260,19 @@ def latest_answer(action: str, deadline: float) -> float:
     return deadline + BUSY - LIMIT[action] if action == "start" else 0.0
 
 
-def late_problem(action: str) -> str:
-    """Return the error of ``action`` if it has no answer at its time limit."""
+def late_problem(action: str, seconds: float, child: int) -> str:
+    """Return the error of ``action`` if ``child`` has not answered within ``seconds``."""
+    failed = "cannot start the shim" if action == "start" else f"cannot finish {action}"
+    problem = f"{failed}: no answer within {int(seconds)} s"
+    if _state_of(child) == b"R":
+        return f"{problem}; the machine has no free processor"
     if action != "start":
-        return f"cannot finish {action}: no answer within {WORK[action]:g} s"
+        return problem
     try:
         here = os.getcwd()  # noqa: PTH109 - a plain string
     except OSError:
         here = "the bundle"  # it was removed
-    return (
-        f"cannot start the shim: no answer within {WORK[action]:g} s; "
-        f"check the disk of {here}, and see the manager's log"
-    )
+    return f"{problem}; check the disk of {here}, and see the manager's log"
 
 
 def kill_child(pidfd: int, seconds: float = _KILL_TIMEOUT) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -176,7 +177,7 @@ async def test_delete_answers_in_time_though_the_journals_disk_hangs(rig: Rig) -
 async def test_a_start_in_a_bundle_on_a_hung_disk_fails_at_its_limit(rig: Rig) -> None:
     """The process that became the daemon writes the file address, and cannot be killed then."""
     ways = (), ("env", "TRIO_SHIM_FORKSERVER=off")
-    reason = f"cannot start the shim: no answer within 10 s; check the disk of {rig.root}/c1, "
+    reason = rf"cannot start the shim: no answer within \d+ s; check the disk of {rig.root}/c1, "
 
     async def fails(wrap: tuple[str, ...]) -> None:
         before = time.monotonic()
@@ -184,7 +185,7 @@ async def test_a_start_in_a_bundle_on_a_hung_disk_fails_at_its_limit(rig: Rig) -
             lambda: rig.run_shim(disk.path, "-id", "c1", "start", timeout=30, wrap=wrap)
         )
         assert (done.returncode, done.stdout) == (1, b"")
-        assert reason in done.stderr.decode()
+        assert re.search(reason, done.stderr.decode())
         assert time.monotonic() - before < 10 + 5 * PATIENCE
 
     with freezable_disk(rig.root / "image", rig.root / "c1") as disk:

@@ -49,8 +49,9 @@ def test_a_process_that_ends_before_its_answer_is_no_slow_disk(
     )
 
 
+@pytest.mark.parametrize("state", ["R", "S"])
 def test_the_error_of_a_start_has_the_seconds_that_it_took(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str
 ) -> None:
     """A child that waits for a processor has more of them."""
     monkeypatch.chdir(tmp_path)
@@ -62,9 +63,9 @@ def test_the_error_of_a_start_has_the_seconds_that_it_took(
 
     monkeypatch.setattr(bootstrap, "time", SimpleNamespace(monotonic=lambda: 0.0))
     monkeypatch.setattr(launcher, "receive", fail)
-    assert f"no answer within 60 s; check the disk of {tmp_path}, and" in problem_of(
-        monkeypatch, signal.pause
-    )
+    monkeypatch.setattr(launcher, "_state_of", lambda _: state.encode())
+    cause = {"R": "the machine has no free processor", "S": f"check the disk of {tmp_path}, and"}
+    assert f"no answer within 60 s; {cause[state]}" in problem_of(monkeypatch, signal.pause)
 
 
 @pytest.mark.parametrize("path", ["/absent/a1-own", ""])

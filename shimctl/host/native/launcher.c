@@ -2,7 +2,8 @@
  *
  * It sends start, delete and -info to a running fork server, prints the answer and
  * exits with its status; shim/start/launcher.py describes the protocol.  For every other
- * command line, and after every failure, it executes Python.  If this program has not
+ * command line, and after a failure, it executes Python; only for an error of stdin, and a
+ * start or -info without an answer at its limit, it prints the error itself.  If it has not
  * connected to a server, it runs CODE, which looks for a server again and logs why it
  * uses none.  If it has, it runs ALONE, which does the work without a server, and passes
  * the time at which this program began.
@@ -46,6 +47,8 @@
 /* The longest path of the sockets' directory, as in shim/start/identity.py. */
 #define DIRECTORY_MAX 90
 #define MAX_ANSWER 65536
+/* The result of receive if no packet has come. */
+#define LATE -2
 
 /* The commands that a server runs, each with its time limits in milliseconds: until the
  * server acknowledges the request, until a child accepts it, for the work, and for the
@@ -267,9 +270,10 @@ static int64_t most(int64_t one, int64_t other)
     return one > other ? one : other;
 }
 
-/* launcher.buffer_stdin: copy stdin into a file in memory, unless it is a device.  Errors
- * are printed here, since Python could not read again the bytes that were read here. */
-static void buffer_stdin(const char *name)
+/* launcher.buffer_stdin: copy stdin into a file in memory, unless it is a device; return
+ * whether it is a copy now.  Errors are printed here, since Python could not read again the
+ * bytes that were read here. */
+static int buffer_stdin(const char *name)
 {
     int64_t deadline = now() + STDIN_TIMEOUT;
     struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
@@ -279,10 +283,10 @@ static void buffer_stdin(const char *name)
     int memory;
 
     if (fstat(STDIN_FILENO, &info) || S_ISCHR(info.st_mode))
-        return;
+        return 0;
     memory = memfd_create("stdin", MFD_CLOEXEC);
     if (memory < 0)
-        return;
+        return 0;
     while (size <= STDIN_LIMIT) {
         int64_t left = deadline - now();
         if (poll(&input, 1, left > 0 ? (int)left : 0) == 0) {
@@ -297,7 +301,7 @@ static void buffer_stdin(const char *name)
             lseek(memory, 0, SEEK_SET);
             dup2(memory, STDIN_FILENO);
             close(memory);
-            return;
+            return 1;
         }
         if (write(memory, text, (size_t)got) != got)
             break;
@@ -357,8 +361,8 @@ static char state_of(pid_t pid)
 }
 
 /* launcher.receive: receive the next packet into text.  Set passed to the fd that came with
- * it, or to -1.  Return its size: 0 if the connection is closed, -1 if no packet comes until
- * the deadline or the peer is stuck.  If the peer waits for a processor then, the deadline is
+ * it, or to -1.  Return its size: 0 if the connection is closed, LATE if no packet comes until
+ * the deadline or the peer is stuck, -1 on an error.  If the peer waits for a processor then, the deadline is
  * latest, if that is later. */
 static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, int *passed)
 {
@@ -382,7 +386,7 @@ static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, i
             stuck = state && strchr("TtZX", state) ? stuck + 1 : 0;
             sleeping = state == 'R' ? 0 : sleeping + 1;
             if (stuck >= 2 || (now() >= deadline && (sleeping > 2 || now() >= latest)))
-                return -1;
+                return LATE;
             continue;
         }
         got = recvmsg(sock, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
@@ -408,17 +412,21 @@ static void kill_child(int pidfd, int timeout)
         poll(&ended, 1, timeout);
 }
 
-/* launcher.late_problem: print the error of an action without an answer at its limit. */
-static void print_late(const char *name, const struct action *action)
+/* launcher.late_problem: print the error of an action without an answer from child. */
+static void print_late(const char *name, const struct action *action, int seconds, pid_t child)
 {
     char here[4096];
 
     if (strcmp(action->name, "start"))
-        fprintf(stderr, "%s: cannot finish %s: no answer within %d s\n", name, action->name,
-                action->work / 1000);
+        fprintf(stderr, "%s: cannot finish %s: no answer within %d s", name, action->name, seconds);
     else
-        fprintf(stderr, "%s: cannot start the shim: no answer within %d s; "
-                "check the disk of %s, and see the manager's log\n", name, action->work / 1000,
+        fprintf(stderr, "%s: cannot start the shim: no answer within %d s", name, seconds);
+    if (state_of(child) == 'R')
+        fprintf(stderr, "; the machine has no free processor\n");
+    else if (strcmp(action->name, "start"))
+        fprintf(stderr, "\n");
+    else
+        fprintf(stderr, "; check the disk of %s, and see the manager's log\n",
                 getcwd(here, sizeof here) ? here : "the bundle");
 }
 
@@ -456,55 +464,44 @@ static int print_answer(int sock, size_t size)
     return status;
 }
 
-/* Have a server run the command; return the exit status, or -1 if Python has to run it. */
-static int run_on_server(const char *path, const struct action *action, int64_t end, int argc,
-                         char **argv)
+/* Send the command to the server at path, with the new socket sock; return the exit status, or
+ * -1 if Python has to run it: launcher._converse. */
+static int converse(int sock, const char *path, const struct action *action, int64_t end,
+                    int argc, char **argv, const char *name)
 {
-    const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval send_timeout = {.tv_usec = action->heard * 1000};
     struct ucred peer;
     socklen_t length = sizeof peer;
     int64_t began, deadline, latest;
     pid_t pid;
-    ssize_t got;
+    ssize_t got = 0;
     int status = -1, child, none;
-    int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-    /* fds 0 to 2 are the manager's.  One of them is closed if the socket gets its number. */
-    if (sock <= STDERR_FILENO)
-        return -1;
-    if (strcmp(action->name, "delete"))
-        buffer_stdin(name);
     began = now();
     strcpy(address.sun_path, path);
     if (setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &send_timeout, sizeof send_timeout) ||
         connect(sock, (struct sockaddr *)&address, sizeof address) ||
         getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &peer, &length) || peer.uid != geteuid() ||
-        send_request(sock, argc, argv)) {
-        close(sock);
+        send_request(sock, argc, argv))
         return -1;
-    }
     deadline = began + action->heard;
     latest = end - least(action->work, action->limit - action->taken);
     latest = least(began + action->taken, most(deadline, latest));
     for (pid = peer.pid, child = -1; child < 0;) {
-        if (receive(sock, deadline, pid, latest, &child) <= 0) {
-            close(sock);
+        if (receive(sock, deadline, pid, latest, &child) <= 0)
             return -1;
-        }
         if (child >= 0 || !strncmp(text, "child ", 6))
             pid = (pid_t)strtol(text + 6, NULL, 10); /* "taken " is as long */
         else if (!strcmp(text, "heard"))
             deadline = latest;
-        else {
-            close(sock);
+        else
             return -1;
-        }
     }
     /* launcher.latest_answer */
     latest = strcmp(action->name, "start") ? 0 : end + BUSY - action->limit;
-    end = least(end, now() + action->work);
+    began = now();
+    end = least(end, began + action->work);
     if (send(sock, "go", 2, MSG_NOSIGNAL) == 2) {
         got = receive(sock, end, pid, latest, &none);
         if (got > 0 && !strncmp(text, "child ", 6)) /* the server was slower than the child */
@@ -512,15 +509,34 @@ static int run_on_server(const char *path, const struct action *action, int64_t 
         if (got > 0)
             status = print_answer(sock, (size_t)got);
     }
-    if (status < 0 && now() >= end) {
-        kill_child(child, 0); /* it waits for a disk, and cannot end */
+    if (got == LATE && now() >= end) {
         if (strcmp(action->name, "delete")) {
-            print_late(name, action);
+            print_late(name, action, (int)((now() - began) / 1000), pid);
             status = 1;
         }
+        kill_child(child, 0); /* it waits for a disk, and cannot end */
     } else if (status < 0)
         kill_child(child, KILL_TIMEOUT); /* Python runs the command again, and not two at once */
+    return status;
+}
+
+/* Have a server run the command; return the exit status, or -1 if Python has to run it. */
+static int run_on_server(const char *path, const struct action *action, int64_t end, int argc,
+                         char **argv)
+{
+    const char *name = strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0];
+    int status, buffered = 0;
+    int sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+    /* fds 0 to 2 are the manager's.  One of them is closed if the socket gets its number. */
+    if (sock <= STDERR_FILENO)
+        return -1;
+    if (strcmp(action->name, "delete"))
+        buffered = buffer_stdin(name);
+    status = converse(sock, path, action, end, argc, argv, name);
     close(sock);
+    if (buffered)
+        lseek(STDIN_FILENO, 0, SEEK_SET); /* a child that was given up may have read it */
     return status;
 }
 
@@ -553,9 +569,9 @@ int main(int argc, char **argv)
         code = ALONE;
         alone = 1;
         snprintf(began_at, sizeof began_at, "%jd", (intmax_t)began);
-        lseek(STDIN_FILENO, 0, SEEK_SET); /* a child may have read it */
     }
-    /* CODE removes the first argument, argv[0], and uses it as the program's name. */
+    /* CODE and ALONE remove the first argument, and Python uses the next one, argv[0], as the
+     * program's name; for ALONE, the time comes first. */
     char *python[argc + 6];
     python[0] = PYTHON;
     python[1] = "-IS";
