@@ -8,9 +8,11 @@ long as the bundle.
 A record exists whole or not at all: it is written to a temporary file, synced and
 renamed.  The rename is not synced, so a power failure may lose the record.
 
-Until the exit event is in the journal of the bundle, the record has the sticky bit, which
-has no meaning for files: ``shim.events.unpublished`` finds the events that a killed daemon
-did not publish.  A record on a disk has none, since to remove it may wait for the disk.
+Until the exit event is queued, the record has the sticky bit, which has no meaning for files:
+``shim.events.unpublished`` finds the events that a killed daemon did not publish.  The journal
+of the bundle then has the event, unless it cannot be written: the event is delivered from
+memory, so that a bit that stayed would have it published twice.  A record on a disk has none,
+since to remove it may wait for the disk.
 
 Source: none; containerd-shim-runc-v2 keeps no such files.
 """
@@ -71,13 +73,13 @@ def write_exit(bundle: str, exit_: Exit, exec_id: str = "", *, unpublished: bool
 
 
 def note_published(bundle: str, exec_id: str = "") -> None:
-    """Note that the exit event of the record, if there is one, is in the journal."""
+    """Note that the exit event of the record, if there is one, is queued for delivery."""
     with suppress(OSError):
         os.chmod(exit_file(bundle, exec_id), _MODE)  # noqa: PTH101 - a plain string
 
 
 def unpublished_exits(bundle: str) -> list[tuple[str, Exit]]:
-    """Return the recorded exits of which no event may be in the journal, with the execs' ids.
+    """Return the recorded exits of which no event may have been queued, with the execs' ids.
 
     They are in the order of their events: the init process, with an empty id, is the last.
     """

@@ -145,7 +145,7 @@ class Process:
             log.error("cannot write the exit record; the exit is published without", error=exc)
 
     def note_published(self, bundle: Bundle) -> None:
-        """Note in the record that the exit event is in the journal: ``delete`` adds no other."""
+        """Note in the record that the exit event is queued: ``delete`` adds no other."""
         if bundle.in_memory:
             note_published(str(bundle.path), self.id)
 

@@ -105,8 +105,9 @@ async def upgrade(found: Found, *, check: bool = False, force: bool = False) -> 
 async def status_of(client: Shim, timeout: float) -> dict[str, Any]:
     """Return what the daemon replies to Status, see :mod:`shim.ownservice`.
 
-    :raises UnsupportedError: the shim is another one, or an old version.
-    :raises UnavailableError: the daemon does not answer.
+    :raises OtherShimError: the shim is another one, or an old version.
+    :raises TimedOutError: the daemon does not answer.
+    :raises UnavailableError: the daemon closed the connection.
     """
     return await _call(client, names.STATUS, {}, timeout)
 
