@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,9 +196,7 @@ def _wait_for(true: Callable[[], bool]) -> None:
 def _command_lines_below(pid: int) -> str:
     text = ""
     for task in Path("/proc").glob(f"{pid}/task/*/children"):
-        for child in task.read_text().split():
-            try:
+        with suppress(OSError):  # the thread or a child has ended
+            for child in task.read_text().split():
                 text += Path(f"/proc/{child}/cmdline").read_text()
-            except OSError:
-                continue
     return text

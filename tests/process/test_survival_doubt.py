@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +32,9 @@ async def wait_for_disk(pid: int) -> None:
     with trio.fail_after(20 * PATIENCE):
         while True:
             for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-                if stat.read_text().rpartition(")")[2].split()[0] == "D":
-                    return
+                with suppress(OSError):  # the thread has ended
+                    if stat.read_text().rpartition(")")[2].split()[0] == "D":
+                        return
             await trio.sleep(0.01)
 
 
