@@ -39,9 +39,11 @@ def bundle(state: Path, container: str, **files: str) -> Path:
     return path
 
 
-async def found_in(directory: Path, namespace: str = NAMESPACE) -> list[Found]:
+async def found_in(
+    directory: Path, namespace: str = NAMESPACE, timeout: float = discover.PROBE
+) -> list[Found]:
     """The shims that are found, without those of other users of this host."""
-    shims = await list_shims(socket_dir=directory)
+    shims = await list_shims(socket_dir=directory, timeout=timeout)
     return [found for found in shims if found.namespace == namespace]
 
 
@@ -91,15 +93,12 @@ async def test_a_socket_of_something_else_is_no_shim(
     assert found.health in (Health.FOREIGN, Health.SILENT)
 
 
-async def test_silent_sockets_cost_one_timeout_together(
-    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(discover, "PROBE", 0.2 * PATIENCE)
+async def test_silent_sockets_cost_one_timeout_together(tmp_path: Path, state: Path) -> None:
     async with answering(tmp_path / "s1", None) as address:
         for number in range(30):
             bundle(state, f"c{number}", address=address)
         with trio.fail_after(3 * PATIENCE):
-            shims = await found_in(tmp_path)
+            shims = await found_in(tmp_path, timeout=0.2 * PATIENCE)
     assert [found.health for found in shims] == [Health.SILENT] * 30
 
 
