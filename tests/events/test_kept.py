@@ -22,6 +22,7 @@ from shim.recovery.deposit import Deposit
 from shim.recovery.inherited import Inherited
 from shim.recovery.slot import StateSlot
 from shim.ttrpc.server import handlers_of, serve
+from tests.e2e.waiting import PATIENCE
 from tests.events.delivering import Manager, serving
 from tests.events.disks import mounted
 from tests.recovery.keeper import Keeper
@@ -95,7 +96,7 @@ async def test_a_part_of_an_event_that_is_in_no_journal_is_followed_by_no_other(
         run = partial(serve, sock, handlers_of(manager), shutdown=stop, drain=1)
         await nursery.start(run)
         publisher.open_source("").publish(TaskStart(pid=2))
-        with trio.fail_after(5):
+        with trio.fail_after(5 * PATIENCE):
             await publisher.flush()
         stop.set()
     assert manager.pids == [2]
@@ -115,7 +116,7 @@ async def test_an_event_is_sent_on_a_new_connection_if_the_record_of_the_old_is_
             slot.write(state)
         async with publishing(path, deposit, Inherited(fds)) as publisher:
             publisher.open_source("").publish(TaskStart(pid=2))
-            with trio.fail_after(5):
+            with trio.fail_after(5 * PATIENCE):
                 await publisher.flush()
     assert manager.pids == [2]
 

@@ -331,7 +331,7 @@ async def test_a_delete_waits_for_a_reader_that_is_only_slow(rig: Rig) -> None:
         with trio.move_on_after(0.5):
             await deleted.wait()
         assert not deleted.is_set()
-        with trio.fail_after(8):
+        with trio.fail_after(8 * PATIENCE):
             assert await read_all(out) == data
 
 

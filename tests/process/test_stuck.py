@@ -26,7 +26,7 @@ from shim.api.task_pb2 import (
 )
 from shim.cgroup.find import cgroup_of
 from shim.cgroup.v1 import CgroupV1
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PATIENCE, wait_until
 from tests.process.driven import Driven, groups, verdict
 from tests.process.rig import Rig, alive, wait_gone
 
@@ -54,7 +54,7 @@ exec runc "$@\""""
 
 async def wait_stuck(mark: Path) -> int:
     """Wait until the wrapper is stuck, and return its pid."""
-    with trio.fail_after(20):
+    with trio.fail_after(20 * PATIENCE):
         while not mark.exists() or not mark.read_text():
             await trio.sleep(0.01)
     return int(mark.read_text())
@@ -207,12 +207,12 @@ async def test_a_callers_deadline_ends_a_stuck_runtime_and_the_rest_goes_on(
     driven = Driven(rig, await rig.start(bundle))
     if verb == "create":
         request = rig.create_request(bundle, options=options)
-        await in_vain(lambda: driven.task.Create(request, timeout=1), Status.DEADLINE_EXCEEDED)
+        await in_vain(lambda: driven.task.Create(request, timeout=2), Status.DEADLINE_EXCEEDED)
     else:
         await driven.run(bundle, options=options)
         await driven.add("c1", "e1", "true")
         late = Status.DEADLINE_EXCEEDED
-        await in_vain(lambda: driven.start("c1", "e1", timeout=1), late)
+        await in_vain(lambda: driven.start("c1", "e1", timeout=2), late)
     stuck = await wait_stuck(mark)
     await wait_gone([stuck], 15)
     well.touch()
