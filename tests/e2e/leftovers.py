@@ -190,7 +190,7 @@ def _is_refusing(path: Path) -> bool:
 
 
 def fifos(root: Path) -> list[Path]:
-    # Through os.walk and lstat: what is found may disappear during the search.
+    # Through os.walk and lstat: a directory or file may disappear during the search.
     found = (Path(top, name) for top, _, names in os.walk(root) for name in names)
     return [path for path in found if _is_fifo(path)]
 
