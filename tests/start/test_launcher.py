@@ -223,7 +223,7 @@ def test_a_child_that_does_not_answer_in_time_is_killed(
     *,
     is_native: bool,
 ) -> None:
-    """If it ends, this process runs the call again; if it waits, the error says for which."""
+    """If it ends, this process runs the call again; if it waits, the error has the cause."""
     native = request.getfixturevalue("native") if is_native else None
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/server"
