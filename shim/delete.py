@@ -23,18 +23,17 @@ import trio
 
 from shim import log
 from shim.api.task_pb2 import DeleteResponse
+from shim.boundedwork import fork_detached, run_bounded
 from shim.container.bundle import Bundle, checked_id
 from shim.container.cleanup_records import CleanupRecords
 from shim.container.options import Options
 from shim.container.orphaned import cleanup_record_of, kill_orphaned
 from shim.errors import ShimError, WrongStateError
 from shim.events.undelivered import deliver_undelivered
-from shim.linux import libc, sockets
-from shim.linux.fds import close_all_but
+from shim.linux import sockets
 from shim.linux.files import read_whole
 from shim.linux.libc import is_in_memory
 from shim.linux.mounts import is_mounted, unmount_all
-from shim.linux.pipes import read_until
 from shim.reaper import open_reaper
 from shim.records import read_exit
 from shim.runc.driver import ForeignContainerError, Runc
@@ -43,14 +42,12 @@ from shim.runc.unfinished import remove_unfinished
 from shim.start.flags import Flags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
+    from shim.boundedwork import Report
     from shim.container.cleanup_records import CleanupRecord
     from shim.exit import Exit
     from shim.reaper import Reaper
-
-    # Keeps a result; the last one counts.
-    Report = Callable[[bytes], object]
 
 # Seconds for the runtime to delete the containers, for the whole clean-up, and for a bundle
 # on a disk: containerd kills ``delete`` after five seconds, which include the start of the
@@ -65,12 +62,9 @@ RUNTIME_END = 0.5
 _PAUSE = 0.02
 # Seconds to deliver the events of a journal on a disk.
 DELIVER = 2.0
-_LATE = "cannot finish the clean-up in time: the runtime, a mount or a disk hangs"
 _NO_TIME = (
     "no time is left after an earlier attempt: the container is killed, and its remains stay"
 )
-_RESULT = 4096  # bytes of a result at most
-_SIZE = 2  # bytes of its size
 # The directories of bundles that may be in memory, and of state that is.
 _IN_MEMORY = ("/run/", "/var/run/")
 _ADDRESS_LONGEST = 4096  # bytes; a socket's path has 107
@@ -95,7 +89,7 @@ def delete(flags: Flags, deadline: float = float("inf")) -> bytes:
     # A disk that hangs may be mounted anywhere else, and then statfs(2) would wait for it.
     if left <= 0:
         log.warning(_NO_TIME, id=flags.id)
-        reply = _run_bounded(partial(_kill_only, flags), flags.id, seconds=_KILL)
+        reply = run_bounded(partial(_kill_only, flags), flags.id, seconds=_KILL)
     elif path.startswith(_IN_MEMORY) and is_in_memory(path):
         results = [b""]
         _delete(flags, min(DELETE, left), results.append)
@@ -104,7 +98,7 @@ def delete(flags: Flags, deadline: float = float("inf")) -> bytes:
         limit = min(ON_DISK, left)
         # The new process has less time for its own ones, so that it can reply in time.
         work = partial(_delete, flags, limit * DELETE / ON_DISK)
-        reply = _run_bounded(work, flags.id, seconds=limit)
+        reply = run_bounded(work, flags.id, seconds=limit)
     return reply or _encode(None, 0)
 
 
@@ -123,7 +117,7 @@ def _delete(flags: Flags, seconds: float, report: Report) -> None:
         if is_in_memory(str(bundle.path)):
             _deliver_undelivered(flags, bundle, others)
         else:  # the journal is on a disk, which may hang
-            _run_bounded(
+            run_bounded(
                 lambda _: _deliver_undelivered(flags, bundle, others),
                 flags.id,
                 seconds=min(DELIVER, seconds),
@@ -132,7 +126,7 @@ def _delete(flags: Flags, seconds: float, report: Report) -> None:
     if _is_clean(flags, bundle, pid):
         deliver()
     else:
-        _run_bounded(lambda _: _clean_up(flags, bundle), flags.id, deliver, seconds=seconds)
+        run_bounded(lambda _: _clean_up(flags, bundle), flags.id, deliver, seconds=seconds)
     report(_reply(bundle, pid))
 
 
@@ -194,98 +188,10 @@ def _deliver_undelivered(flags: Flags, bundle: Bundle, others: Mapping[str, str]
             address,
             namespace=flags.namespace,
             publishes_exit=publishes_exit,
-            fork=_fork_detached,
+            fork=fork_detached,
         )
     except Exception as exc:
         log.crash("cannot deliver all events; they stay in the journal", exc, id=flags.id)
-
-
-def _fork_detached(work: Callable[[], object], fds: Sequence[int]) -> None:
-    """Do ``work`` in a new process, which is not waited for and keeps only ``fds`` open."""
-    if os.fork():
-        return
-    try:
-        os.setsid()
-        # The manager waits for the end of the output: close it, and all other fds.
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        for number in range(3):
-            os.dup2(null, number)
-        close_all_but(*fds)
-        os.chdir("/")
-        work()
-    finally:
-        os._exit(0)
-
-
-def _run_bounded(
-    work: Callable[[Report], object],
-    id_: str,
-    meanwhile: Callable[[], None] = lambda: None,
-    *,
-    seconds: float,
-) -> bytes:
-    """Do ``work`` in a new process; return the last result it reports, after ``seconds`` at most.
-
-    The result is empty if it has reported none.  A process that waits for a dead disk, such as
-    a runtime or an unmount, cannot be killed: it is left running.  This process does
-    ``meanwhile``, which must be bounded.
-    """
-    deadline = time.monotonic() + seconds
-    reader, writer = os.pipe()
-    memory = os.memfd_create("result")
-    parent = os.getpid()
-    try:
-        pid = os.fork()
-    except OSError as exc:
-        for fd in (reader, writer, memory):
-            os.close(fd)
-        log.warning("cannot fork; the clean-up runs without a time limit", id=id_, error=exc)
-        results = [b""]
-        work(results.append)
-        meanwhile()
-        return results[-1]
-    if pid == 0:
-        try:
-            # If the manager kills ``delete``, the clean-up must not continue.
-            libc.die_with_parent()
-            if os.getppid() != parent:
-                os._exit(1)
-            # The manager waits for the end of the output: do not keep it open here.
-            null = os.open(os.devnull, os.O_RDWR)
-            for number, fd in enumerate((null, null, writer)):
-                os.dup2(fd, number)
-            close_all_but(memory)
-            work(lambda result: _write_result(memory, result))
-        except BaseException as exc:
-            log.crash("cannot clean up the container", exc, id=id_)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
-        meanwhile()
-        output, ended = read_until(reader, deadline - time.monotonic())
-        result = _read_result(memory)
-    finally:
-        os.close(reader)
-        os.close(memory)
-    with suppress(OSError):
-        os.write(2, output)
-    if not ended:
-        log.warning(_LATE, id=id_)
-        os.kill(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):  # SIGCHLD may be ignored, which is inherited
-        os.waitpid(pid, 0 if ended else os.WNOHANG)
-    return result
-
-
-def _write_result(memory: int, result: bytes) -> None:
-    # One write, as the parent may read at any time.
-    os.pwrite(memory, len(result).to_bytes(_SIZE, "big") + result, 0)
-
-
-def _read_result(memory: int) -> bytes:
-    data = os.pread(memory, _RESULT, 0)
-    return data[_SIZE : _SIZE + int.from_bytes(data[:_SIZE], "big")]
 
 
 def _is_clean(flags: Flags, bundle: Bundle, pid: int) -> bool:

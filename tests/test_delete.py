@@ -76,13 +76,13 @@ def command_of(bundle: Path) -> list[str]:
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each process that the clean-up was left to."""
     seen: list[int] = []
-    run_bounded = command._run_bounded
+    run_bounded = command.run_bounded
 
     def counted(*args: object, **options: object) -> None:
         seen.append(1)
         run_bounded(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(command, "_run_bounded", counted)
+    monkeypatch.setattr(command, "run_bounded", counted)
     return seen
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # From the top down.  A module may import from its own layer and from below it.
 LAYERS = [
     {"shim.__main__"},
-    {"shim.start", "shim.delete", "shim.info"},
+    {"shim.start", "shim.delete", "shim.boundedwork", "shim.info"},
     {"shim.daemon"},
     {"shim.service", "shim.ownservice", "shim.revival"},
     {"shim.container"},
@@ -171,7 +171,7 @@ def test_only_the_reaper_spawns_and_waits() -> None:
         for name in ("bootstrap", "forking", "newserver", "orphans", "server")
     }
     daemon = {"shim/reaper.py", "shim/spawning.py"}
-    assert culprits == {"shim/api/generate.py", "shim/delete.py"} | daemon | start
+    assert culprits == {"shim/api/generate.py", "shim/boundedwork.py"} | daemon | start
     spawning = [p for p in modules("shim") if "shim.spawning" in " ".join(imports_of(p))]
     assert spawning == [ROOT / "shim/reaper.py"]
 
