@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from shim import boundedwork
 from shim import delete as command
 from shim.api.events_pb2 import TaskExit, TaskStart
 from shim.api.task_pb2 import DeleteResponse
@@ -76,7 +77,7 @@ def command_of(bundle: Path) -> list[str]:
 def forks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each process that the clean-up was left to."""
     seen: list[int] = []
-    run_bounded = command.run_bounded
+    run_bounded = boundedwork.run_bounded
 
     def counted(*args: object, **options: object) -> None:
         seen.append(1)
