@@ -362,8 +362,8 @@ static char state_of(pid_t pid)
 
 /* launcher.receive: receive the next packet into text.  Set passed to the fd that came with
  * it, or to -1.  Return its size: 0 if the connection is closed, LATE if no packet comes until
- * the deadline or the peer is stuck, -1 on an error.  If the peer waits for a processor then, the deadline is
- * latest, if that is later. */
+ * the deadline or the peer is stuck, -1 on an error.  If the peer waits for a processor then, the
+ * deadline is latest, if that is later. */
 static ssize_t receive(int sock, int64_t deadline, pid_t peer, int64_t latest, int *passed)
 {
     union {
