@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,8 @@ async def wait_thread_stuck(pid: int) -> None:
     with trio.fail_after(10 * PATIENCE):
         while True:
             for task in os.listdir(f"/proc/{pid}/task"):
-                stat = Path(f"/proc/{pid}/task/{task}/stat").read_text()
-                if int(task) != pid and stat.rpartition(")")[2].split()[0] == "D":
-                    return
+                with suppress(FileNotFoundError, ProcessLookupError):  # another thread has ended
+                    stat = Path(f"/proc/{pid}/task/{task}/stat").read_text()
+                    if int(task) != pid and stat.rpartition(")")[2].split()[0] == "D":
+                        return
             await trio.sleep(0.01)

@@ -163,7 +163,7 @@ class Server:
             while True:
                 for pid in children_of(server):
                     # A daemon has its own title.  Asleep, the child has warmed up and waits.
-                    with suppress(FileNotFoundError):
+                    with suppress(FileNotFoundError, ProcessLookupError):
                         if title_of(pid) == title_of(server) and state_of(pid) == "S":
                             return pid
                 await trio.sleep(0.02)

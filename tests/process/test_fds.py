@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,11 @@ def inherited_by_programs(pid: int) -> list[str]:
     """Return the files of the fds above 2 of ``pid`` that are not close-on-exec."""
     found = []
     for number in os.listdir(f"/proc/{pid}/fd"):
-        info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
-        flags = next(line.split()[1] for line in info.split("\n") if line.startswith("flags:"))
-        if int(number) > 2 and not int(flags, 8) & os.O_CLOEXEC:
-            found.append(f"{number} {os.readlink(f'/proc/{pid}/fd/{number}')}")  # noqa: PTH115
+        with suppress(FileNotFoundError):  # closed meanwhile
+            info = Path(f"/proc/{pid}/fdinfo/{number}").read_text()
+            flags = next(line.split()[1] for line in info.split("\n") if line.startswith("flags:"))
+            if int(number) > 2 and not int(flags, 8) & os.O_CLOEXEC:
+                found.append(f"{number} {os.readlink(f'/proc/{pid}/fd/{number}')}")  # noqa: PTH115
     return found
 
 

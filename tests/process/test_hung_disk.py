@@ -42,8 +42,9 @@ async def wait_stuck(rig: Rig) -> int:
     with trio.fail_after(10 * PATIENCE):
         while True:
             for pid in file_helpers(rig.root):
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
-                    return pid
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "D":
+                        return pid
             await trio.sleep(0.01)
 
 

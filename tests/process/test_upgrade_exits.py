@@ -251,6 +251,9 @@ async def test_a_stopped_old_server_ends_when_its_last_orphan_is_over(
     await upgrade(rig, shim, following)
     pidfd = os.pidfd_open(old)
     try:
+        with trio.fail_after(10 * PATIENCE):  # the daemon that has moved ends after its answer
+            while server.ask(b"status", path)["keeps"]:
+                await trio.sleep(0.01)
         answer = server.ask(b"stop", path)
         assert [answer[name] for name in ("stopped", "keeps", "reports")] == [True, 0, 1]
         await exec_until_term(shim, "e2", 4)

@@ -15,7 +15,7 @@ import trio
 from shim.linux import fifos
 from shim.stdio import streams
 from tests.e2e.waiting import PATIENCE
-from tests.stdio.conftest import read_some, reader, writer
+from tests.stdio.conftest import read_some, reader
 from tests.stdio.playing import send_terminal
 
 if TYPE_CHECKING:
@@ -112,18 +112,20 @@ async def test_nobody_who_stopped_reading_delays_the_exit_for_long(
 
 async def test_a_child_that_goes_on_writing_delays_the_exit_for_seconds_at_most(rig: Rig) -> None:
     client = Client(reader(rig.path("out")))
+    release = os.open(rig.path("in"), os.O_RDWR | os.O_CLOEXEC)  # also before the shell opens it
     async with rig.open(stdout=rig.path("out")) as stdio:
         wait = await rig.run(stdio, f"yes & read x < {rig.path('in')}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.read)
             while not client.received:
                 await trio.sleep(0.001)
-            writer(rig.path("in")).close()
+            os.write(release, b"\n")
             await wait()
             with trio.fail_after(5 * PATIENCE):
                 await stdio.wait_read()
             nursery.cancel_scope.cancel()
         client._fd.close()
+    os.close(release)
 
 
 async def test_what_nobody_read_is_there_for_who_comes_later(rig: Rig) -> None:
