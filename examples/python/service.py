@@ -9,6 +9,7 @@ It needs root, runc, and the shim's executable on PATH.
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import shimctl.aio as shimctl
@@ -33,11 +34,15 @@ async def watch(bundle: Path) -> int:
         try:
             state = await task.state()
         except shimctl.NotFoundError:
-            await shim.create(bundle.name, bundle)
+            with suppress(shimctl.ExistsError):  # a run that was killed has created it
+                await shim.create(bundle.name, bundle)
             state = await task.state()
         if state.status is shimctl.Status.CREATED:
-            await task.start()
-            print("started", flush=True)
+            try:
+                await task.start()
+                print("started", flush=True)
+            except shimctl.WrongStateError:  # a run that was killed has started it just now
+                print("found it", shimctl.Status.RUNNING.value, flush=True)
         else:
             print("found it", state.status.value, flush=True)
         return (await task.wait()).exit_status
