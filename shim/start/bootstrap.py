@@ -203,18 +203,23 @@ def _leave(
     Without a keeper, or if it has ended, they are left later, when a fork server listens at
     ``path``.  The deposit is inactive if ``path`` is empty.
     """
+
+    def left_with(keeper: socket.socket | None) -> Deposit:
+        fds = profile.leave(keeper, listener, caller)
+        return Deposit(keeper, path, fds, starter="" if profile.is_apart else profile.title[0])
+
     reason: object = "it was started without a fork server"
     lost = 0
     if path and channel is not None:
         try:
-            return _deposit(channel, path, profile, listener, caller)
+            return left_with(channel)
         except OSError as exc:
             log.warning("the fork server does not keep the files of this shim", error=exc)
             lost = peer_of(channel).pid
             channel.close()
     if path:
         try:
-            deposit = _deposit(None, path, profile, listener, caller)
+            deposit = left_with(None)
         except OSError as exc:
             reason = exc
         else:
@@ -223,18 +228,6 @@ def _leave(
             return deposit
     log.warning("a death of this shim ends its containers", reason=reason)
     return Deposit()
-
-
-def _deposit(
-    channel: socket.socket | None,
-    path: str,
-    profile: Profile,
-    listener: socket.socket,
-    caller: Caller,
-) -> Deposit:
-    fds = profile.leave(channel, listener, caller)
-    starter = "" if profile.is_apart else profile.title[0]
-    return Deposit(channel, path, fds, starter=starter)
 
 
 def warm_up(invocation: Invocation) -> None:
