@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.e2e.waiting import PATIENCE, wait_until
 from tests.loops import turns
 from tests.process.rig import NAMESPACE, alive, wait_gone
 from tests.process.servers import LAUNCH, Server, daemons_of, parent_of, state_of
+from tests.takencall import taken_call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -326,39 +326,20 @@ def slow_child(
     The answer comes ``seconds`` later, or never.
     """
     server.directory.mkdir(mode=0o700)
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        subprocess.Popen(["sh", "-c", program]) as child,
-    ):
-        listener.bind(identity.socket_path())
-        Path(identity.socket_path()).chmod(0o600)
-        listener.listen()
-        listener.settimeout(20 * PATIENCE)
 
-        def serve() -> None:
-            pidfd = os.pidfd_open(child.pid)
-            with listener.accept()[0] as caller:
-                caller.recv(1 << 16)
-                caller.send(b"heard")
-                socket.send_fds(caller, [b"taken %d" % child.pid], [pidfd])
-                if caller.recv(16) and seconds is not None:
-                    caller.settimeout(seconds)
-                    with contextlib.suppress(TimeoutError):
-                        caller.recv(16)
-                    with contextlib.suppress(BrokenPipeError):
-                        caller.send(launcher.encode_answer(0, b"unix:///the/shim"))
-                caller.settimeout(None)
-                while caller.recv(16):
-                    pass
-            os.close(pidfd)
+    def answer(caller: socket.socket) -> None:
+        if caller.recv(16) and seconds is not None:
+            caller.settimeout(seconds)
+            with contextlib.suppress(TimeoutError):
+                caller.recv(16)
+            with contextlib.suppress(BrokenPipeError):
+                caller.send(launcher.encode_answer(0, b"unix:///the/shim"))
+        caller.settimeout(None)
+        while caller.recv(16):
+            pass
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield child
-        finally:
-            child.kill()
-            thread.join()
+    with taken_call(identity.socket_path(), program, answer) as child:
+        yield child
 
 
 def hanging_child(server: Server) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:

@@ -7,20 +7,19 @@ import signal
 import socket
 import subprocess
 import tempfile
-import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from shim.start import launcher
 from shimctl.host import install
-from tests.e2e.waiting import PATIENCE
 from tests.latesocket import late_pair
+from tests.takencall import taken_call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 # Calls functions of the native launcher: ``receive`` on a socket as that of tests.latesocket,
@@ -138,39 +137,19 @@ def test_the_native_launcher_leaves_the_offset_of_its_stdin_without_a_copy(nativ
     assert done.returncode == 0
 
 
-@contextmanager
-def taken_call(path: str, program: str, ends: float | None) -> Iterator[subprocess.Popen[bytes]]:
-    """Be a server of which the child, the yielded process, takes a call and runs ``program``.
+def ending(seconds: float | None) -> Callable[[socket.socket], None]:
+    """Return what a server does that closes the connection after ``seconds``.
 
-    The connection is closed after ``ends`` seconds, or with None by the caller.
+    With None the caller closes it.
     """
-    with (
-        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
-        subprocess.Popen(["sh", "-c", program]) as child,
-    ):
-        listener.bind(path)
-        listener.listen()
-        listener.settimeout(20 * PATIENCE)
 
-        def serve() -> None:
-            pidfd = os.pidfd_open(child.pid)
-            with listener.accept()[0] as caller:
-                caller.recv(1 << 16)
-                caller.send(b"heard")
-                socket.send_fds(caller, [b"taken %d" % child.pid], [pidfd])
-                assert caller.recv(16) == b"go"
-                caller.settimeout(ends)
-                with suppress(TimeoutError):
-                    caller.recv(16)
-            os.close(pidfd)
+    def wait(caller: socket.socket) -> None:
+        assert caller.recv(16) == b"go"
+        caller.settimeout(seconds)
+        with suppress(TimeoutError):
+            caller.recv(16)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield child
-        finally:
-            child.kill()
-            thread.join()
+    return wait
 
 
 def call(native: Path | None, path: str, busy: float) -> tuple[int | None, str]:
@@ -227,7 +206,7 @@ def test_a_child_that_does_not_answer_in_time_is_killed(
     native = request.getfixturevalue("native") if is_native else None
     with tempfile.TemporaryDirectory() as directory:
         path = f"{directory}/server"
-        with taken_call(path, program, ends) as child:
+        with taken_call(path, program, ending(ends)) as child:
             done, error = call(native, path, busy)
             assert child.wait(5) == -signal.SIGKILL
     assert (done, problem in error, bool(error)) == (status, True, bool(problem))
