@@ -265,7 +265,7 @@ def late_problem(action: str, seconds: float, child: int) -> str:
     failed = "cannot start the shim" if action == "start" else f"cannot finish {action}"
     problem = f"{failed}: no answer within {int(seconds)} s"
     if _state_of(child) == b"R":
-        return f"{problem}; the machine has no free processor"
+        return f"{problem}; the machine has no free processor, try again later"
     if action != "start":
         return problem
     try:

@@ -64,7 +64,10 @@ def test_the_error_of_a_start_has_the_seconds_that_it_took(
     monkeypatch.setattr(bootstrap, "time", SimpleNamespace(monotonic=lambda: 0.0))
     monkeypatch.setattr(launcher, "receive", fail)
     monkeypatch.setattr(launcher, "_state_of", lambda _: state.encode())
-    cause = {"R": "the machine has no free processor", "S": f"check the disk of {tmp_path}, and"}
+    cause = {
+        "R": "the machine has no free processor, try again later",
+        "S": f"check the disk of {tmp_path}, and",
+    }
     assert f"no answer within 60 s; {cause[state]}" in problem_of(monkeypatch, signal.pause)
 
 

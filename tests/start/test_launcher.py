@@ -187,7 +187,13 @@ BUSY = "while :; do :; done"
     ("program", "busy", "ends", "status", "problem"),
     [
         (BUSY, 60, 0.6, None, ""),
-        (BUSY, 0.1, None, 1, "no answer within 0 s; the machine has no free processor"),
+        (
+            BUSY,
+            0.1,
+            None,
+            1,
+            "no answer within 0 s; the machine has no free processor, try again later",
+        ),
         ("exec sleep 1000", 0.1, None, 1, "no answer within 0 s; check the disk"),
     ],
     ids=["ends", "waits for a processor", "waits for a disk"],

@@ -422,7 +422,7 @@ static void print_late(const char *name, const struct action *action, int second
     else
         fprintf(stderr, "%s: cannot start the shim: no answer within %d s", name, seconds);
     if (state_of(child) == 'R')
-        fprintf(stderr, "; the machine has no free processor\n");
+        fprintf(stderr, "; the machine has no free processor, try again later\n");
     else if (strcmp(action->name, "start"))
         fprintf(stderr, "\n");
     else
